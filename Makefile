@@ -1,0 +1,46 @@
+# `make` lists the targets.
+.DEFAULT_GOAL := help
+TARGET := x86_64-unknown-linux-gnu
+PREFIX ?= $(HOME)/.local
+
+.PHONY: help setup build demo test check unit e2e deny bench install clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: ## install what building, testing and the demo need (apt as root or with sudo)
+	@tests/setup.sh test
+
+build: ## build the static executable bin/rootlet
+	@tests/setup.sh build
+	cargo build --release --locked -p rootlet
+	@mkdir -p bin
+	@cp --remove-destination target/$(TARGET)/release/rootlet bin/rootlet
+	@file bin/rootlet | grep -q -e 'statically linked' -e 'static-pie linked' || { echo 'bin/rootlet is not static'; exit 1; }
+	@ls -l bin/rootlet | awk '{print "bin/rootlet:", $$5, "bytes"}'
+
+demo: build ## a pod from an image, running, its log shown, then cleaned up
+	@tests/demo.sh
+
+check: ## format, lints, licences
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo deny --locked check bans licenses sources
+
+unit: ## unit tests
+	cargo nextest run --workspace --locked -E 'not binary(e2e)'
+
+e2e: ## end-to-end tests of the real binary with the real kubectl
+	tests/e2e.sh
+
+test: setup ## everything CI runs
+	$(MAKE) check
+	$(MAKE) unit
+	$(MAKE) e2e
+
+bench: build ## speed, side by side with podman and crun
+	@tests/setup.sh test
+	tests/bench.sh
+
+install: build ## copy bin/rootlet to $(PREFIX)/bin
+	install -D -m 755 bin/rootlet $(PREFIX)/bin/rootlet

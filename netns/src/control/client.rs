@@ -1,0 +1,118 @@
+//! The other processes' side.
+
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+
+use super::{Request, Response, frame};
+use crate::{AttachRequest, Attachment, Cidr, Error, Forward, ServiceTable};
+
+/// A handle on the node process. Cheap to clone; survives the node process's restarts.
+#[derive(Clone, Debug)]
+pub struct Control {
+    path: PathBuf,
+}
+
+impl Control {
+    /// Finds the node process at its control socket and checks that it answers.
+    pub async fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let control = Self { path: path.as_ref().to_owned() };
+        control.pod_cidr().await?;
+        Ok(control)
+    }
+
+    async fn call(
+        &self,
+        request: &Request,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(Response, Option<OwnedFd>), Error> {
+        let failed = |e| {
+            let path = self.path.display();
+            Error::system(format!("talk to the node process at {path}"), e)
+        };
+        let mut stream = UnixStream::connect(&self.path).await.map_err(failed)?;
+        frame::send(&mut stream, request, descriptor).await.map_err(failed)?;
+        match frame::receive(&mut stream).await.map_err(failed)? {
+            (Response::Error { message }, _) => Err(Error::Remote { message }),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn done(&self, request: &Request) -> Result<(), Error> {
+        match self.call(request, None).await? {
+            (Response::Done, _) => Ok(()),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    async fn descriptor(&self, request: &Request) -> Result<OwnedFd, Error> {
+        match self.call(request, None).await? {
+            (Response::Done, Some(descriptor)) => Ok(descriptor),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Connects a pod's network namespace: interface, address, routes. Idempotent by id; a new
+    /// namespace under an old id replaces the old attachment.
+    pub async fn attach(
+        &self,
+        request: AttachRequest,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<Attachment, Error> {
+        let request = Request::Attach(request);
+        match self.call(&request, Some(namespace)).await? {
+            (Response::Attachment(attachment), _) => Ok(attachment),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Disconnects a pod and frees its address. Not an error if it is not attached.
+    pub async fn detach(&self, id: &str) -> Result<(), Error> {
+        self.done(&Request::Detach { id: id.to_owned() }).await
+    }
+
+    /// The pods that are connected.
+    pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
+        match self.call(&Request::Attachments, None).await? {
+            (Response::Attachments(attachments), _) => Ok(attachments),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// The range that pods get their addresses from.
+    pub async fn pod_cidr(&self) -> Result<Cidr, Error> {
+        match self.call(&Request::PodCidr, None).await? {
+            (Response::PodCidr(cidr), _) => Ok(cidr),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Connects to `peer` from within the node network: pods, services, and what pods can reach.
+    /// The error of a failed connection is the kernel's own, as [`Error::raw_os_error`].
+    pub async fn connect_tcp(&self, peer: SocketAddr) -> Result<TcpStream, Error> {
+        let socket = self.descriptor(&Request::TcpSocket { peer }).await?;
+        let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
+        socket.connect(peer).await.map_err(|e| Error::system(format!("connect to {peer}"), e))
+    }
+
+    /// The network namespace of the node, for pods that share it.
+    pub async fn node_netns(&self) -> Result<OwnedFd, Error> {
+        self.descriptor(&Request::NodeNamespace).await
+    }
+
+    /// Makes the services exactly these, by difference.
+    pub async fn apply_services(&self, table: ServiceTable) -> Result<(), Error> {
+        self.done(&Request::ApplyServices(table)).await
+    }
+
+    /// Makes the forwards from the node network to the host exactly these.
+    pub async fn set_forwards(&self, forwards: Vec<Forward>) -> Result<(), Error> {
+        self.done(&Request::SetForwards(forwards)).await
+    }
+}
+
+fn unexpected(response: &Response) -> Error {
+    Error::Remote { message: format!("the node process gave an unexpected answer: {response:?}") }
+}

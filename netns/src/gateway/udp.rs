@@ -1,0 +1,209 @@
+//! UDP: one pair of connected sockets for every flow.
+//!
+//! The transparent listener sees only the first datagrams of a flow. From then on the kernel finds
+//! the flow's own socket in the node network, which is bound to the address that the pod speaks to.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::{Flows, Ping};
+use crate::network::Network;
+use crate::relay::Buffer;
+use crate::thread::NetnsThread;
+use crate::{Error, sys};
+
+/// As the kernel's connection tracking counts: until there is an answer, and from then on.
+const UNANSWERED: Duration = Duration::from_secs(30);
+const ANSWERED: Duration = Duration::from_mins(2);
+const DATAGRAM_BYTES: usize = 65_535;
+/// Datagrams that may wait while a flow's sockets are made.
+const QUEUED: usize = 64;
+/// One pod may not use up the descriptors of all.
+const FLOWS_PER_POD: usize = 4096;
+
+type Key = (SocketAddrV4, SocketAddrV4);
+
+#[derive(Default)]
+struct Table {
+    flows: HashMap<Key, mpsc::Sender<Vec<u8>>>,
+    per_pod: HashMap<Ipv4Addr, usize>,
+}
+
+type SharedTable = Arc<Mutex<Table>>;
+
+/// The transparent socket, in the namespace of the calling thread.
+pub(crate) fn bind(port: u16) -> io::Result<Socket> {
+    let socket = transparent()?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+    sys::receive_original_destination(&socket)?;
+    Ok(socket)
+}
+
+fn transparent() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), None)?;
+    socket.set_ip_transparent_v4(true)?;
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+/// Answers to the pod come from the address it spoke to.
+fn answering(pod: SocketAddrV4, destination: SocketAddrV4) -> io::Result<std::net::UdpSocket> {
+    let socket = transparent()?;
+    socket.bind(&SocketAddr::V4(destination).into())?;
+    socket.connect(&SocketAddr::V4(pod).into())?;
+    Ok(socket.into())
+}
+
+/// What a flow needs from its surroundings.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub node: NetnsThread<Network>,
+    pub flows: Arc<Flows>,
+    pub ping: Arc<Ping>,
+    pub tasks: TaskTracker,
+}
+
+/// Receives for ever.
+pub(crate) async fn serve(listener: Socket, context: Context) -> Result<(), Error> {
+    let failed = |e| Error::system("wait for datagrams", e);
+    let own = listener.local_addr().map_err(failed)?.as_socket();
+    let listener = sys::watch(listener).map_err(failed)?;
+    let table = SharedTable::default();
+    let mut buffer = vec![0; DATAGRAM_BYTES];
+    loop {
+        let mut ready = listener.readable().await.map_err(failed)?;
+        let received =
+            ready.try_io(|socket| sys::receive_with_destination(socket.get_ref(), &mut buffer));
+        let Ok(received) = received else { continue };
+        match received {
+            Ok((length, pod, destination)) if Some(SocketAddr::V4(destination)) != own => {
+                let datagram = buffer[..length].to_vec();
+                dispatch(&context, &table, (pod, destination), datagram);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "cannot receive a datagram"),
+        }
+    }
+}
+
+fn dispatch(context: &Context, shared: &SharedTable, key: Key, datagram: Vec<u8>) {
+    let mut table = shared.lock().expect("never held across a panic");
+    if let Some(flow) = table.flows.get(&key) {
+        // A full queue drops, as UDP does.
+        let _ = flow.try_send(datagram);
+        return;
+    }
+    let count = table.per_pod.entry(*key.0.ip()).or_default();
+    if *count >= FLOWS_PER_POD {
+        return;
+    }
+    *count += 1;
+    let (sender, queue) = mpsc::channel(QUEUED);
+    let _ = sender.try_send(datagram);
+    table.flows.insert(key, sender);
+    drop(table);
+    let (context, shared) = (context.clone(), Arc::clone(shared));
+    let token = context.flows.of(*key.0.ip());
+    context.tasks.clone().spawn(async move {
+        let carried = token.run_until_cancelled(carry(&context, key, queue)).await;
+        if let Some(Err(error)) = carried {
+            tracing::debug!(destination = %key.1, error = error.chain(), "egress flow failed");
+        }
+        let mut table = shared.lock().expect("never held across a panic");
+        table.flows.remove(&key);
+        if let Some(count) = table.per_pod.get_mut(key.0.ip()) {
+            *count -= 1;
+            if *count == 0 {
+                table.per_pod.remove(key.0.ip());
+            }
+        }
+    });
+}
+
+async fn carry(
+    context: &Context,
+    (pod, destination): Key,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+) -> Result<(), Error> {
+    let failed = |e| Error::system(format!("carry datagrams to {destination}"), e);
+    let host = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.map_err(failed)?;
+    if let Err(error) = host.connect(destination).await {
+        context.ping.unreachable(pod, destination, error.kind());
+        return Err(failed(error));
+    }
+    let inside = context
+        .node
+        .run(move |_| answering(pod, destination))
+        .await?
+        .and_then(UdpSocket::from_std)
+        .map_err(failed)?;
+    let mut patience = UNANSWERED;
+    let mut deadline = Instant::now() + patience;
+    loop {
+        // Which side is ready is waited for without a buffer in hand.
+        let event = tokio::select! {
+            Some(datagram) = queue.recv() => Event::Queued(datagram),
+            ready = inside.readable() => { ready.map_err(failed)?; Event::FromPod }
+            ready = host.ready(Interest::READABLE | Interest::ERROR) => {
+                ready.map_err(failed)?;
+                Event::FromHost
+            }
+            () = tokio::time::sleep_until(deadline) => return Ok(()),
+        };
+        let refused = |error: &io::Error| context.ping.unreachable(pod, destination, error.kind());
+        let mut spare = Buffer::take();
+        let buffer = spare.bytes();
+        match event {
+            Event::Queued(datagram) => {
+                if let Err(error) = host.send(&datagram).await {
+                    refused(&error);
+                }
+            }
+            Event::FromPod => {
+                while let Ok(length) = inside.try_recv(buffer) {
+                    if let Err(error) = host.send(&buffer[..length]).await {
+                        refused(&error);
+                    }
+                }
+            }
+            Event::FromHost => {
+                if let Ok(error) = host.try_io(Interest::ERROR, || pending_error(&host)) {
+                    refused(&error);
+                }
+                loop {
+                    match host.try_recv(buffer) {
+                        Ok(length) => {
+                            patience = ANSWERED;
+                            let _ = inside.send(&buffer[..length]).await;
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                        Err(error) => refused(&error),
+                    }
+                }
+            }
+        }
+        deadline = Instant::now() + patience;
+    }
+}
+
+/// The error that an ICMP message left on the socket.
+fn pending_error(socket: &UdpSocket) -> io::Result<io::Error> {
+    let error = socket.take_error()?;
+    error.ok_or_else(|| io::ErrorKind::WouldBlock.into())
+}
+
+enum Event {
+    Queued(Vec<u8>),
+    FromPod,
+    FromHost,
+}

@@ -1,0 +1,39 @@
+//! A node's network in one unprivileged process: pods on a bridge, the way out through ordinary
+//! sockets of the host, services as nf_tables maps.
+//!
+//! Start at [`Node`], which is the data plane and needs `CAP_NET_ADMIN` and `CAP_SYS_ADMIN` in its
+//! user namespace only; [`Control`] speaks with it from another process. This crate knows nothing
+//! of Kubernetes, runs no programs, and changes nothing in the host's network.
+//!
+//! | file | what |
+//! |---|---|
+//! | `node`, `network` | the data plane: tasks; kernel state on the node thread |
+//! | `gateway/` | egress: TCP, UDP, ping |
+//! | `control/` | the socket between the node process and its clients |
+//! | `ruleset`, `services` | nf_tables rules and the elements of their maps |
+//! | `nft/`, `link`, `netlink` | encoders |
+
+mod cidr;
+mod control;
+mod error;
+mod forward;
+mod gateway;
+mod ipam;
+mod link;
+mod netlink;
+mod network;
+mod nft;
+mod node;
+mod relay;
+mod ruleset;
+mod services;
+mod sys;
+mod thread;
+
+pub use cidr::{Cidr, CidrError};
+pub use control::Control;
+pub use error::Error;
+pub use forward::Forward;
+pub use network::{AttachRequest, Attachment};
+pub use node::{Node, NodeConfig};
+pub use services::{Backend, Frontend, Protocol, ServiceTable};

@@ -1,0 +1,417 @@
+//! The walk: a serde visitor that follows the schema while it reads.
+
+use std::fmt;
+
+use base64::Engine as _;
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::{Map, Number, Value};
+
+use super::{MAX_STRICT_ERRORS, go};
+use crate::{
+    quantity::Quantity,
+    schema::{Field, Schema, Shape, Text, Type, builtin},
+    time,
+};
+
+/// `SetDefaults_ResourceList` rounds resource amounts up to thousandths.
+const RESOURCE_LIST_SCALE: i32 = -3;
+
+enum Step {
+    Field(Text),
+    Key(String),
+    Index(usize),
+}
+
+/// What has been found so far, and where we are.
+pub(super) struct Walk<'s> {
+    schema: &'s Schema,
+    /// Go drops empty lists and maps of its own types; custom resources keep them.
+    drop_empty: bool,
+    path: Vec<Step>,
+    /// Structs around the current place, innermost last.
+    structs: Vec<&'s Type>,
+    /// Unknown and duplicate fields.
+    pub(super) strict: Vec<String>,
+    /// The first wrong type: Go goes on, but tells only this one.
+    pub(super) type_error: Option<String>,
+}
+
+impl<'s> Walk<'s> {
+    pub(super) fn new(schema: &'s Schema) -> Self {
+        Self {
+            schema,
+            drop_empty: std::ptr::eq(schema, builtin()),
+            path: Vec::new(),
+            structs: Vec::new(),
+            strict: Vec::new(),
+            type_error: None,
+        }
+    }
+
+    pub(super) fn node<'w>(&'w mut self, shape: &'w Shape) -> Node<'w, 's> {
+        Node { walk: self, shape, in_map: false }
+    }
+
+    fn complain(&mut self, what: &str) {
+        if self.strict.len() < MAX_STRICT_ERRORS {
+            let mut text = String::new();
+            for step in &self.path {
+                match step {
+                    Step::Index(i) => text.push_str(&format!("[{i}]")),
+                    Step::Field(name) => push_name(&mut text, name),
+                    Step::Key(name) => push_name(&mut text, name),
+                }
+            }
+            self.strict.push(format!("{what} field {text:?}"));
+        }
+    }
+
+    fn fail(&mut self, message: impl FnOnce(&Self) -> String) {
+        if self.type_error.is_none() {
+            self.type_error = Some(message(self));
+        }
+    }
+
+    /// `cannot unmarshal …` for a value of Go's JSON kind `found` where `shape` was expected.
+    fn mismatch(&mut self, found: &str, shape: &Shape) {
+        self.fail(|walk| {
+            let fields: Vec<&str> = walk
+                .path
+                .iter()
+                .filter_map(|s| if let Step::Field(name) = s { Some(name.as_ref()) } else { None })
+                .collect();
+            if let (Some(of), Some(field)) = (walk.structs.last(), fields.last()) {
+                let of = of.short_name();
+                let expected = go::type_name(walk.schema, of, field, shape);
+                let path = fields.join(".");
+                format!("json: cannot unmarshal {found} into Go struct field {of}.{path} of type {expected}")
+            } else {
+                let expected = go::type_name(walk.schema, "", "", shape);
+                format!("json: cannot unmarshal {found} into Go value of type {expected}")
+            }
+        });
+    }
+}
+
+fn push_name(text: &mut String, name: &str) {
+    if !text.is_empty() {
+        text.push('.');
+    }
+    text.push_str(name);
+}
+
+/// One value that should have `shape`. Yields `None` where nothing should be kept.
+pub(super) struct Node<'w, 's> {
+    walk: &'w mut Walk<'s>,
+    shape: &'w Shape,
+    /// Whether the value is that of a map entry.
+    in_map: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Node<'_, '_> {
+    type Value = Option<Value>;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
+        if *self.shape == Shape::Any {
+            return Value::deserialize(reader).map(|v| if v.is_null() { None } else { Some(v) });
+        }
+        reader.deserialize_any(self)
+    }
+}
+
+impl Node<'_, '_> {
+    fn scalar(self, found: &Value) -> Option<Value> {
+        let Self { walk, shape, in_map } = self;
+        match (shape, found) {
+            (Shape::String, Value::String(_))
+            | (Shape::Bool, Value::Bool(_))
+            | (Shape::Double, Value::Number(_)) => Some(found.clone()),
+            (Shape::Int32 | Shape::Int64, Value::Number(number)) => {
+                let max = if *shape == Shape::Int32 { i64::from(i32::MAX) } else { i64::MAX };
+                match number.as_i64() {
+                    Some(value) if value <= max && value >= -max - 1 => Some(found.clone()),
+                    _ => {
+                        walk.mismatch(&format!("number {number}"), shape);
+                        None
+                    }
+                }
+            }
+            (Shape::Bytes, Value::String(text)) => {
+                // Go's decoder skips line breaks inside the text.
+                let text: String = text.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
+                match base64::engine::general_purpose::STANDARD.decode(&text) {
+                    Ok(_) => Some(Value::String(text)),
+                    Err(error) => {
+                        let at = match error {
+                            base64::DecodeError::InvalidByte(at, _)
+                            | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                            _ => text.len(),
+                        };
+                        walk.fail(|_| format!("illegal base64 data at input byte {at}"));
+                        None
+                    }
+                }
+            }
+            (Shape::Quantity, Value::String(_) | Value::Number(_)) => {
+                let text = match found {
+                    Value::String(text) => text.trim().to_owned(),
+                    number => number.to_string(),
+                };
+                match text.parse::<Quantity>() {
+                    Ok(quantity) if in_map => {
+                        Some(quantity.rounded_up(RESOURCE_LIST_SCALE).to_string().into())
+                    }
+                    Ok(quantity) => Some(quantity.to_string().into()),
+                    Err(error) => {
+                        walk.fail(|_| error.to_string());
+                        None
+                    }
+                }
+            }
+            (Shape::Quantity, _) => {
+                walk.fail(|_| crate::quantity::Error::Format.to_string());
+                None
+            }
+            (Shape::IntOrString, Value::String(_)) => Some(found.clone()),
+            (Shape::IntOrString, Value::Number(number)) => {
+                if number.as_i64().is_some_and(|v| i32::try_from(v).is_ok()) {
+                    return Some(found.clone());
+                }
+                walk.fail(|_| {
+                    format!("json: cannot unmarshal number {number} into Go value of type int32")
+                });
+                None
+            }
+            (Shape::IntOrString, _) => {
+                walk.fail(|_| {
+                    format!("json: cannot unmarshal {} into Go value of type int32", kind(found))
+                });
+                None
+            }
+            (Shape::Time | Shape::MicroTime, Value::String(text)) => match time::parse(text) {
+                Ok(parsed) if *shape == Shape::Time => Some(time::seconds(parsed).into()),
+                Ok(parsed) => Some(time::micros(parsed).into()),
+                Err(error) => {
+                    walk.fail(|_| error);
+                    None
+                }
+            },
+            (Shape::Time | Shape::MicroTime, _) => {
+                walk.fail(|_| {
+                    format!("json: cannot unmarshal {} into Go value of type string", kind(found))
+                });
+                None
+            }
+            _ => {
+                walk.mismatch(kind(found), shape);
+                None
+            }
+        }
+    }
+
+    /// What `null` becomes: nothing for a field, Go's zero value inside a map or list.
+    fn null(self) -> Option<Value> {
+        match self.shape {
+            _ if !self.in_map => None,
+            Shape::String | Shape::Bytes => Some("".into()),
+            Shape::Quantity => Some("0".into()),
+            Shape::Int32 | Shape::Int64 => Some(0.into()),
+            Shape::Bool => Some(false.into()),
+            Shape::Object(_) | Shape::Map(_) => Some(Value::Object(Map::new())),
+            _ => None,
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_, '_> {
+    type Value = Option<Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(self.scalar(&Value::Bool(value)))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+        Ok(self.scalar(&value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+        Ok(self.scalar(&value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
+        Ok(self.scalar(&Number::from_f64(value).map_or(Value::Null, Value::Number)))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
+        Ok(self.scalar(&value.into()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Self::Value, E> {
+        if *self.shape == Shape::String {
+            return Ok(Some(value.into()));
+        }
+        Ok(self.scalar(&value.into()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(self.null())
+    }
+
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
+        Ok(self.null())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let Shape::List(item) = self.shape else {
+            while items.next_element::<IgnoredAny>()?.is_some() {}
+            return Ok(self.scalar(&Value::Array(Vec::new())));
+        };
+        let mut list = Vec::new();
+        for index in 0.. {
+            self.walk.path.push(Step::Index(index));
+            let node = Node { walk: self.walk, shape: item, in_map: **item != Shape::Quantity };
+            let next = items.next_element_seed(node);
+            self.walk.path.pop();
+            match next? {
+                Some(Some(value)) => list.push(value),
+                Some(None) => {}
+                None => break,
+            }
+        }
+        Ok(Some(Value::Array(list)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Self::Value, A::Error> {
+        match self.shape {
+            Shape::Map(item) => map(self.walk, item, entries),
+            Shape::Object(id) => {
+                let of = self.walk.schema.get(*id);
+                self.walk.structs.push(of);
+                let value = object(self.walk, of, entries);
+                self.walk.structs.pop();
+                value
+            }
+            _ => {
+                let mut entries = entries;
+                while entries.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(self.scalar(&Value::Object(Map::new())))
+            }
+        }
+    }
+}
+
+fn map<'de, A: MapAccess<'de>>(
+    walk: &mut Walk<'_>,
+    item: &Shape,
+    mut entries: A,
+) -> Result<Option<Value>, A::Error> {
+    let mut map = Map::new();
+    while let Some(key) = entries.next_key::<String>()? {
+        walk.path.push(Step::Key(key.clone()));
+        if map.contains_key(&key) {
+            walk.complain("duplicate");
+        }
+        let value = entries.next_value_seed(Node { walk, shape: item, in_map: true });
+        walk.path.pop();
+        if let Some(value) = value? {
+            map.insert(key, value);
+        }
+    }
+    Ok(Some(Value::Object(map)))
+}
+
+enum Key<'s> {
+    Known(usize, &'s Field),
+    Unknown(String),
+}
+
+struct KeyOf<'s>(&'s Type);
+
+impl<'de, 's> DeserializeSeed<'de> for KeyOf<'s> {
+    type Value = Key<'s>;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Key<'s>, D::Error> {
+        reader.deserialize_str(self)
+    }
+}
+
+impl<'s> Visitor<'_> for KeyOf<'s> {
+    type Value = Key<'s>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Key<'s>, E> {
+        let found = self.0.fields.binary_search_by(|f| f.name.as_ref().cmp(key));
+        Ok(found
+            .map_or_else(|_| Key::Unknown(key.to_owned()), |i| Key::Known(i, &self.0.fields[i])))
+    }
+}
+
+fn object<'de, 's, A: MapAccess<'de>>(
+    walk: &mut Walk<'s>,
+    of: &'s Type,
+    mut entries: A,
+) -> Result<Option<Value>, A::Error> {
+    let mut map = Map::new();
+    let mut seen = vec![false; of.fields.len()];
+    while let Some(key) = entries.next_key_seed(KeyOf(of))? {
+        match key {
+            Key::Known(index, field) => {
+                walk.path.push(Step::Field(field.name.clone()));
+                if std::mem::replace(&mut seen[index], true) {
+                    walk.complain("duplicate");
+                }
+                let value =
+                    entries.next_value_seed(Node { walk, shape: &field.shape, in_map: false });
+                walk.path.pop();
+                let empty = |v: &Value| match (&field.shape, v) {
+                    (Shape::List(_), Value::Array(list)) => list.is_empty(),
+                    (Shape::Map(_), Value::Object(map)) => map.is_empty(),
+                    _ => false,
+                };
+                match value? {
+                    Some(value) if !(walk.drop_empty && !field.required && empty(&value)) => {
+                        map.insert(field.name.to_string(), value);
+                    }
+                    _ => {
+                        map.remove(field.name.as_ref());
+                    }
+                }
+            }
+            Key::Unknown(key) if of.preserve_unknown => {
+                let value = entries.next_value::<Value>()?;
+                map.insert(key, value);
+            }
+            Key::Unknown(key) => {
+                entries.next_value::<IgnoredAny>()?;
+                walk.path.push(Step::Key(key));
+                walk.complain("unknown");
+                walk.path.pop();
+            }
+        }
+    }
+    Ok(Some(Value::Object(map)))
+}

@@ -1,0 +1,298 @@
+//! Field paths and validation errors, worded as Kubernetes words them.
+//!
+//! Source: `k8s.io/apimachinery/pkg/util/validation/field`.
+
+use std::fmt;
+
+use serde_json::Value;
+
+/// A path into an object, such as `spec.containers[0].name` or `metadata.labels[app]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Path(String);
+
+impl Path {
+    /// The path of a top-level field.
+    pub fn new(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+
+    /// The field `name` below this one.
+    #[must_use]
+    pub fn child(&self, name: &str) -> Self {
+        if self.0.is_empty() {
+            return Self::new(name);
+        }
+        Self(format!("{}.{name}", self.0))
+    }
+
+    /// Element `index` of this list.
+    #[must_use]
+    pub fn index(&self, index: usize) -> Self {
+        Self(format!("{}[{index}]", self.0))
+    }
+
+    /// Entry `key` of this map.
+    #[must_use]
+    pub fn key(&self, key: &str) -> Self {
+        Self(format!("{}[{key}]", self.0))
+    }
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is wrong with a field; the text is the `reason` of a `StatusCause`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorType {
+    /// `FieldValueNotFound`
+    NotFound,
+    /// `FieldValueRequired`
+    Required,
+    /// `FieldValueDuplicate`
+    Duplicate,
+    /// `FieldValueInvalid`
+    Invalid,
+    /// `FieldValueNotSupported`
+    NotSupported,
+    /// `FieldValueForbidden`
+    Forbidden,
+    /// `FieldValueTooLong`
+    TooLong,
+    /// `FieldValueTooMany`
+    TooMany,
+    /// `InternalError`
+    Internal,
+    /// `FieldValueTypeInvalid`
+    TypeInvalid,
+}
+
+impl ErrorType {
+    /// The machine-readable reason, as `StatusCause.reason` carries it.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NotFound => "FieldValueNotFound",
+            Self::Required => "FieldValueRequired",
+            Self::Duplicate => "FieldValueDuplicate",
+            Self::Invalid => "FieldValueInvalid",
+            Self::NotSupported => "FieldValueNotSupported",
+            Self::Forbidden => "FieldValueForbidden",
+            Self::TooLong => "FieldValueTooLong",
+            Self::TooMany => "FieldValueTooMany",
+            Self::Internal => "InternalError",
+            Self::TypeInvalid => "FieldValueTypeInvalid",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::NotFound => "Not found",
+            Self::Required => "Required value",
+            Self::Duplicate => "Duplicate value",
+            Self::Invalid | Self::TypeInvalid => "Invalid value",
+            Self::NotSupported => "Unsupported value",
+            Self::Forbidden => "Forbidden",
+            Self::TooLong => "Too long",
+            Self::TooMany => "Too many",
+            Self::Internal => "Internal error",
+        }
+    }
+}
+
+/// One invalid field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Error {
+    /// What kind of mistake it is.
+    pub kind: ErrorType,
+    /// Where.
+    pub field: Path,
+    /// The offending value, absent where the message does not show one.
+    pub value: Option<Value>,
+    /// The explanation; may be empty.
+    pub detail: String,
+}
+
+impl Error {
+    /// The field must be set.
+    pub fn required(field: &Path, detail: &str) -> Self {
+        Self { kind: ErrorType::Required, field: field.clone(), value: None, detail: detail.into() }
+    }
+
+    /// The value breaks a rule.
+    pub fn invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorType::Invalid,
+            field: field.clone(),
+            value: Some(value.into()),
+            detail: detail.into(),
+        }
+    }
+
+    /// The value occurs twice where it must be unique.
+    pub fn duplicate(field: &Path, value: impl Into<Value>) -> Self {
+        Self {
+            kind: ErrorType::Duplicate,
+            field: field.clone(),
+            value: Some(value.into()),
+            detail: String::new(),
+        }
+    }
+
+    /// The value refers to something that is not there.
+    pub fn not_found(field: &Path, value: impl Into<Value>) -> Self {
+        Self {
+            kind: ErrorType::NotFound,
+            field: field.clone(),
+            value: Some(value.into()),
+            detail: String::new(),
+        }
+    }
+
+    /// The value is none of `supported`.
+    pub fn not_supported(field: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
+        let mut names: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
+        names.sort();
+        let detail = if names.is_empty() {
+            String::new()
+        } else {
+            format!("supported values: {}", names.join(", "))
+        };
+        Self {
+            kind: ErrorType::NotSupported,
+            field: field.clone(),
+            value: Some(value.into()),
+            detail,
+        }
+    }
+
+    /// The field may not be set, or not be changed.
+    pub fn forbidden(field: &Path, detail: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorType::Forbidden,
+            field: field.clone(),
+            value: None,
+            detail: detail.into(),
+        }
+    }
+
+    /// The value has more than `max_bytes` bytes.
+    pub fn too_long(field: &Path, max_bytes: usize) -> Self {
+        Self {
+            kind: ErrorType::TooLong,
+            field: field.clone(),
+            value: None,
+            detail: format!("may not be more than {max_bytes} bytes"),
+        }
+    }
+
+    /// The list has `actual` items, more than `max`.
+    pub fn too_many(field: &Path, actual: usize, max: usize) -> Self {
+        Self {
+            kind: ErrorType::TooMany,
+            field: field.clone(),
+            value: Some(Value::from(actual)),
+            detail: format!("must have at most {max} items"),
+        }
+    }
+
+    /// The value is of the wrong type.
+    pub fn type_invalid(field: &Path, value: impl Into<Value>, detail: impl Into<String>) -> Self {
+        Self {
+            kind: ErrorType::TypeInvalid,
+            field: field.clone(),
+            value: Some(value.into()),
+            detail: detail.into(),
+        }
+    }
+
+    /// The message without the field, as `StatusCause.message` carries it.
+    pub fn body(&self) -> String {
+        let mut text = self.kind.title().to_owned();
+        if let Some(value) = &self.value {
+            text.push_str(": ");
+            match value {
+                Value::String(s) => text.push_str(&format!("{s:?}")),
+                // Lists are printed as Go values.
+                Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_string) => {
+                    let items: Vec<String> = items.iter().map(Value::to_string).collect();
+                    text.push_str(&format!("[]string{{{}}}", items.join(", ")));
+                }
+                other => text.push_str(&other.to_string()),
+            }
+        }
+        if !self.detail.is_empty() {
+            text.push_str(": ");
+            text.push_str(&self.detail);
+        }
+        text
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.body())
+    }
+}
+
+/// All that is wrong with an object, in the order it was found.
+pub type ErrorList = Vec<Error>;
+
+/// The errors in one line: bare when there is one, bracketed when there are several
+/// (`utilerrors.Aggregate`); equal messages are told once.
+pub fn aggregate(errors: &[Error]) -> String {
+    let mut seen: Vec<String> = Vec::new();
+    for error in errors {
+        let text = error.to_string();
+        if !seen.contains(&text) {
+            seen.push(text);
+        }
+    }
+    if seen.len() == 1 { seen.remove(0) } else { format!("[{}]", seen.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_upstreams() {
+        let name = Path::new("spec").child("containers").index(0).child("name");
+        let cases = [
+            (Error::required(&name, ""), "spec.containers[0].name: Required value"),
+            (
+                Error::invalid(&name, "A", "bad"),
+                "spec.containers[0].name: Invalid value: \"A\": bad",
+            ),
+            (Error::duplicate(&name, "a"), "spec.containers[0].name: Duplicate value: \"a\""),
+            (
+                Error::not_supported(&name, "x", &["b", "a"]),
+                "spec.containers[0].name: Unsupported value: \"x\": supported values: \"a\", \"b\"",
+            ),
+            (Error::forbidden(&name, "no"), "spec.containers[0].name: Forbidden: no"),
+            (
+                Error::invalid(&name, vec!["a", "b"], "bad"),
+                "spec.containers[0].name: Invalid value: []string{\"a\", \"b\"}: bad",
+            ),
+            (Error::invalid(&name, 3, "bad"), "spec.containers[0].name: Invalid value: 3: bad"),
+        ];
+        for (error, want) in cases {
+            assert_eq!(error.to_string(), want);
+        }
+    }
+
+    #[test]
+    fn several_errors_are_bracketed_once_each() {
+        let path = Path::new("a");
+        let one = Error::required(&path, "");
+        assert_eq!(aggregate(std::slice::from_ref(&one)), "a: Required value");
+        let two = Error::forbidden(&path, "x");
+        assert_eq!(aggregate(&[one.clone(), two, one]), "[a: Required value, a: Forbidden: x]");
+    }
+}

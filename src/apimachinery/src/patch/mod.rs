@@ -1,0 +1,106 @@
+//! The three kinds of PATCH body: JSON patch, JSON merge patch, strategic merge patch.
+//!
+//! Sources: RFC 6902, RFC 7396, `k8s.io/apimachinery/pkg/util/strategicpatch`.
+
+mod order;
+mod strategic;
+
+use serde_json::Value;
+
+pub use strategic::strategic;
+
+/// Operations a JSON patch may have (`maxJSONPatchOperations` of the API server).
+const MAX_OPERATIONS: usize = 10_000;
+
+/// Why a patch cannot be applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The patch itself is malformed: 400.
+    #[error("{0}")]
+    Malformed(String),
+    /// The patch is well formed but does not fit the object: 422.
+    #[error("{0}")]
+    Inapplicable(String),
+    /// The patch has too many operations: 413.
+    #[error("the allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {0}")]
+    TooManyOperations(usize),
+}
+
+/// Applies a JSON patch (RFC 6902); `original` is left alone when it fails.
+pub fn json(original: &Value, body: &[u8]) -> Result<Value, Error> {
+    let patch: json_patch::Patch = serde_json::from_slice(body)
+        .map_err(|e| Error::Malformed(format!("error decoding patch: {e}")))?;
+    if patch.0.len() > MAX_OPERATIONS {
+        return Err(Error::TooManyOperations(patch.0.len()));
+    }
+    let mut patched = original.clone();
+    json_patch::patch(&mut patched, &patch).map_err(|e| Error::Inapplicable(words(&patch, &e)))?;
+    Ok(patched)
+}
+
+/// The failure as upstream's JSON patch library words it.
+fn words(patch: &json_patch::Patch, error: &json_patch::PatchError) -> String {
+    use json_patch::PatchOperation as Op;
+    let path = error.path.as_str();
+    match patch.0.get(error.operation) {
+        Some(Op::Test(_)) => format!("testing value {path} failed: test failed"),
+        Some(Op::Add(_)) => {
+            format!("add operation does not apply: doc is missing path: {path:?}: missing value")
+        }
+        Some(Op::Replace(_)) => {
+            format!("replace operation does not apply: doc is missing key: {path}: missing value")
+        }
+        Some(Op::Remove(_)) => {
+            format!("remove operation does not apply: doc is missing path: {path:?}: missing value")
+        }
+        Some(Op::Move(_)) => format!(
+            "move operation does not apply: doc is missing from path: {path}: missing value"
+        ),
+        Some(Op::Copy(_)) => format!(
+            "copy operation does not apply: doc is missing from path: {path}: missing value"
+        ),
+        None => error.to_string(),
+    }
+}
+
+/// Applies a JSON merge patch (RFC 7396).
+pub fn merge(original: &mut Value, patch: &Value) {
+    json_patch::merge(original, patch);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn json_patches() {
+        let original = json!({"a": {"b": [1, 2]}});
+        let body = br#"[{"op":"test","path":"/a/b/0","value":1},{"op":"add","path":"/a/b/-","value":3},
+            {"op":"remove","path":"/a/b/0"},{"op":"replace","path":"/a/b/0","value":9},{"op":"add","path":"/c~1d","value":{}}]"#;
+        assert_eq!(json(&original, body), Ok(json!({"a": {"b": [9, 3]}, "c/d": {}})));
+        let cases: [(&[u8], &str); 3] = [
+            (br#"[{"op":"test","path":"/a","value":1}]"#, "testing value /a failed: test failed"),
+            (
+                br#"[{"op":"replace","path":"/x","value":1}]"#,
+                "replace operation does not apply: doc is missing key: /x: missing value",
+            ),
+            (
+                br#"[{"op":"remove","path":"/x"}]"#,
+                "remove operation does not apply: doc is missing path: \"/x\": missing value",
+            ),
+        ];
+        for (body, want) in cases {
+            assert_eq!(json(&original, body), Err(Error::Inapplicable(want.into())));
+        }
+        assert!(matches!(json(&original, b"{}"), Err(Error::Malformed(_))));
+    }
+
+    #[test]
+    fn merge_patches() {
+        let mut value = json!({"a": "b", "c": {"d": "e", "f": "g"}});
+        merge(&mut value, &json!({"a": "z", "c": {"f": null}}));
+        assert_eq!(value, json!({"a": "z", "c": {"d": "e"}}));
+    }
+}

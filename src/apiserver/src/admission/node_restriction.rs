@@ -1,0 +1,265 @@
+//! NodeRestriction: a kubelet changes its own node and the pods bound to it, and nothing else.
+//!
+//! Source: `plugin/pkg/admission/noderestriction`.
+
+use apimachinery::{Status, meta};
+use serde_json::Value;
+
+use crate::attributes::RequestContext;
+use crate::authz::node::node_name;
+use crate::gate::Operation;
+use crate::registry::Registry;
+use crate::zero::Zero;
+
+const MIRROR: &str = "kubernetes.io/config.mirror";
+const RESTRICTED_PREFIX: &str = "node-restriction.kubernetes.io/";
+/// Labels of Kubernetes' own that a kubelet may set on its node.
+const OWN_LABELS: [&str; 11] = [
+    "beta.kubernetes.io/arch",
+    "beta.kubernetes.io/instance-type",
+    "beta.kubernetes.io/os",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+    "kubernetes.io/arch",
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "node.kubernetes.io/instance-type",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+
+/// Refuses what a node may not do; others are not looked at.
+pub fn admit(
+    registry: &Registry,
+    ctx: &RequestContext,
+    operation: Operation,
+    object: Option<&Value>,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let Some(node) = node_name(&ctx.user) else { return Ok(()) };
+    let refuse = |why: String| Err(Status::forbidden(&ctx.group, &ctx.plural, &ctx.name, &why));
+    let why = match (ctx.group.as_str(), ctx.plural.as_str(), ctx.subresource.as_str()) {
+        ("", "pods", "") => pod(registry, ctx, node, operation, object),
+        ("", "pods", "status") => bound_here(
+            node,
+            old,
+            "can only update pod status for pods with spec.nodeName set to itself",
+        ),
+        ("", "pods", "eviction") => {
+            let pod = registry.get("", "pods", &ctx.namespace, &ctx.name).map(|pod| pod.to_value());
+            bound_here(node, pod.as_ref(), "can only evict pods with spec.nodeName set to itself")
+        }
+        ("", "nodes", _) => own_node(ctx, node, operation, object, old),
+        ("coordination.k8s.io", "leases", "") => {
+            let named = object.map_or(ctx.name.as_str(), meta::name);
+            (named != node)
+                .then(|| format!("can only access node lease with the same name as the requesting node, {named:?}"))
+        }
+        ("storage.k8s.io", "csinodes", "") => {
+            let named = object.map_or(ctx.name.as_str(), meta::name);
+            (named != node)
+                .then(|| "can only access CSINode with the same name as the requesting node".into())
+        }
+        ("", "serviceaccounts", "token") => token(registry, ctx, node, object),
+        _ => None,
+    };
+    why.map_or(Ok(()), |why| refuse(format!("node {node:?} {why}")))
+}
+
+fn bound_here(node: &str, pod: Option<&Value>, why: &str) -> Option<String> {
+    let here = pod.is_some_and(|pod| pod["spec"]["nodeName"].text() == node);
+    (!here).then(|| why.to_owned())
+}
+
+fn pod(
+    registry: &Registry,
+    ctx: &RequestContext,
+    node: &str,
+    operation: Operation,
+    object: Option<&Value>,
+) -> Option<String> {
+    match operation {
+        Operation::Create => {
+            let pod = object?;
+            if !pod["metadata"]["annotations"][MIRROR].is_string() {
+                return Some(format!(
+                    "pod does not have {MIRROR:?} annotation, node can only create mirror pods"
+                ));
+            }
+            if pod["spec"]["nodeName"].text() != node {
+                return Some("can only create pods with spec.nodeName set to itself".into());
+            }
+            let forbidden = pod["spec"]["volumes"].items().iter().any(|volume| {
+                ["secret", "configMap", "persistentVolumeClaim"].iter().any(|k| volume[*k].is_set())
+            });
+            forbidden.then(|| "can not create pods that reference API objects".into())
+        }
+        Operation::Delete => {
+            let pod = registry.get("", "pods", &ctx.namespace, &ctx.name)?.to_value();
+            bound_here(node, Some(&pod), "can only delete pods with spec.nodeName set to itself")
+        }
+        Operation::Update => Some("can not update pods".into()),
+        Operation::Connect => None,
+    }
+}
+
+fn own_node(
+    ctx: &RequestContext,
+    node: &str,
+    operation: Operation,
+    object: Option<&Value>,
+    old: Option<&Value>,
+) -> Option<String> {
+    let named = object.map_or(ctx.name.as_str(), meta::name);
+    if named != node {
+        return Some(format!("is not allowed to modify node {named:?}"));
+    }
+    if operation == Operation::Delete {
+        return Some("is not allowed to delete nodes".into());
+    }
+    let object = object?;
+    let before = old.map(|old| &old["metadata"]["labels"]);
+    let changed: Vec<&str> = object["metadata"]["labels"]
+        .entries()
+        .filter(|(key, value)| before.is_none_or(|b| b.get(key) != Some(value)))
+        .map(|(key, _)| key.as_str())
+        .chain(
+            before
+                .into_iter()
+                .flat_map(Zero::entries)
+                .map(|(key, _)| key.as_str())
+                .filter(|key| object["metadata"]["labels"].get(key).is_none()),
+        )
+        .filter(|key| !may_label(key))
+        .collect();
+    if !changed.is_empty() {
+        return Some(format!("is not allowed to modify labels: {}", changed.join(", ")));
+    }
+    let taints = |object: &Value| object["spec"]["taints"].clone();
+    if old.is_some_and(|old| taints(old) != taints(object)) {
+        return Some("is not allowed to modify taints".into());
+    }
+    None
+}
+
+/// Labels outside Kubernetes' own names are free, save those that are kept from nodes.
+fn may_label(key: &str) -> bool {
+    let Some((prefix, _)) = key.split_once('/') else { return true };
+    if key.starts_with(RESTRICTED_PREFIX) || prefix.ends_with(".node-restriction.kubernetes.io") {
+        return false;
+    }
+    let own = |domain: &str| prefix == domain || prefix.ends_with(&format!(".{domain}"));
+    if !own("kubernetes.io") && !own("k8s.io") {
+        return true;
+    }
+    OWN_LABELS.contains(&key)
+        || prefix == "node.kubernetes.io"
+        || prefix.ends_with(".node.kubernetes.io")
+        || prefix == "kubelet.kubernetes.io"
+        || prefix.ends_with(".kubelet.kubernetes.io")
+}
+
+fn token(
+    registry: &Registry,
+    ctx: &RequestContext,
+    node: &str,
+    object: Option<&Value>,
+) -> Option<String> {
+    let reference = &object?["spec"]["boundObjectRef"];
+    if reference["kind"] != "Pod" || reference["name"].text().is_empty() {
+        return Some("requested token not bound to a pod".into());
+    }
+    if reference["uid"].text().is_empty() {
+        return Some("requested token with a pod binding without a uid".into());
+    }
+    let pod = registry.get("", "pods", &ctx.namespace, reference["name"].text())?;
+    if pod.uid != reference["uid"].text() {
+        return Some(format!(
+            "the UID in the bound object reference ({}) does not match the UID in record",
+            reference["uid"].text()
+        ));
+    }
+    let here = pod.value()["spec"]["nodeName"].text() == node;
+    (!here).then(|| "requested token bound to a pod scheduled on a different node".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attributes::UserInfo;
+    use serde_json::json;
+
+    #[test]
+    fn nodes_keep_to_themselves() {
+        let registry = Registry::default();
+        let ctx = |plural: &str, subresource: &str, name: &str| RequestContext {
+            user: std::sync::Arc::new(UserInfo::new("system:node:a", &["system:nodes"])),
+            verb: "update",
+            plural: plural.into(),
+            subresource: subresource.into(),
+            name: name.into(),
+            ..RequestContext::default()
+        };
+        let admitted = |ctx: &RequestContext, operation, object: Value, old: Option<Value>| {
+            admit(&registry, ctx, operation, Some(&object), old.as_ref()).is_ok()
+        };
+        let node =
+            |name: &str, label: &str| json!({"metadata": {"name": name, "labels": {label: "x"}}});
+        let cases = [
+            (
+                ctx("nodes", "", "a"),
+                Operation::Create,
+                node("a", "kubernetes.io/hostname"),
+                None,
+                true,
+            ),
+            (ctx("nodes", "", "a"), Operation::Create, node("a", "x.io/y"), None, true),
+            (ctx("nodes", "", "b"), Operation::Create, node("b", "x"), None, false),
+            (
+                ctx("nodes", "", "a"),
+                Operation::Update,
+                node("a", "node-restriction.kubernetes.io/x"),
+                Some(json!({})),
+                false,
+            ),
+            (
+                ctx("nodes", "", "a"),
+                Operation::Update,
+                node("a", "node-role.kubernetes.io/x"),
+                Some(json!({})),
+                false,
+            ),
+            (
+                ctx("pods", "status", "p"),
+                Operation::Update,
+                json!({}),
+                Some(json!({"spec": {"nodeName": "a"}})),
+                true,
+            ),
+            (
+                ctx("pods", "status", "p"),
+                Operation::Update,
+                json!({}),
+                Some(json!({"spec": {"nodeName": "b"}})),
+                false,
+            ),
+            (
+                ctx("pods", "", "p"),
+                Operation::Create,
+                json!({"spec": {"nodeName": "a"}}),
+                None,
+                false,
+            ),
+            (
+                ctx("pods", "", "p"),
+                Operation::Create,
+                json!({"metadata": {"annotations": {MIRROR: "x"}}, "spec": {"nodeName": "a"}}),
+                None,
+                true,
+            ),
+        ];
+        for (ctx, operation, object, old, want) in cases {
+            assert_eq!(admitted(&ctx, operation, object.clone(), old), want, "{ctx:?} {object}");
+        }
+    }
+}

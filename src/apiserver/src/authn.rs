@@ -1,0 +1,185 @@
+//! Who asks: a client certificate, a service-account token, a static token; else nobody in particular.
+//!
+//! Source: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/>.
+
+pub mod certificate;
+pub mod impersonation;
+pub mod service_account;
+pub mod static_tokens;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use apimachinery::Status;
+use http::request::Parts;
+
+use crate::attributes::UserInfo;
+use crate::pki::{Pki, jwt};
+use crate::registry::Registry;
+
+/// Finds out who sent a request. Cheap to clone.
+#[derive(Clone)]
+pub struct Authenticator {
+    pki: Pki,
+    registry: Registry,
+    static_tokens: Arc<static_tokens::StaticTokens>,
+}
+
+/// An accepted bearer token.
+pub struct Authenticated {
+    /// Whose it is.
+    pub user: UserInfo,
+    /// For whom it is meant.
+    pub audiences: Vec<String>,
+}
+
+/// Seconds since the epoch.
+pub(crate) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+impl Authenticator {
+    /// An authenticator that trusts `pki` and checks what tokens are bound to in `registry`.
+    pub fn new(pki: Pki, registry: Registry, static_tokens: static_tokens::StaticTokens) -> Self {
+        Self { pki, registry, static_tokens: Arc::new(static_tokens) }
+    }
+
+    /// The keys that tokens are signed with.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// The user behind a request, `system:anonymous` when it presents nothing. Something presented
+    /// that nobody accepts is an error 401, as upstream has it.
+    pub fn authenticate(
+        &self,
+        parts: &Parts,
+        peer_cert_der: Option<&[u8]>,
+    ) -> Result<UserInfo, Status> {
+        let mut refused = false;
+        if let Some(der) = peer_cert_der {
+            match self.pki.verifies_client(der).then(|| certificate::user(der)) {
+                Some(Some(user)) => return Ok(user),
+                Some(None) => {}
+                None => refused = true,
+            }
+        }
+        if let Some(token) = bearer_token(parts) {
+            match self.authenticate_token(&token, &[]) {
+                Ok(authenticated) => return Ok(with_group(authenticated.user)),
+                Err(error) => {
+                    tracing::debug!(%error, "bearer token refused");
+                    refused = true;
+                }
+            }
+        }
+        if refused { Err(Status::unauthorized()) } else { Ok(UserInfo::anonymous()) }
+    }
+
+    /// The user of a bearer token that is meant for one of `audiences`; none given means this server.
+    pub fn authenticate_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<Authenticated, service_account::Error> {
+        let own = [jwt::ISSUER.to_owned()];
+        let wanted = if audiences.is_empty() { &own[..] } else { audiences };
+        if let Some(user) = self.static_tokens.user(token) {
+            return Ok(Authenticated { user: with_group(user), audiences: wanted.to_vec() });
+        }
+        let claims = self.pki.tokens().verify(token, now())?;
+        let shared: Vec<String> =
+            wanted.iter().filter(|audience| claims.aud.contains(audience)).cloned().collect();
+        if shared.is_empty() {
+            return Err(service_account::Error::Audience {
+                token: claims.aud,
+                wanted: wanted.to_vec(),
+            });
+        }
+        let user = service_account::user(&self.registry, &claims, now())?;
+        Ok(Authenticated { user: with_group(user), audiences: shared })
+    }
+}
+
+fn with_group(mut user: UserInfo) -> UserInfo {
+    if !user.in_group("system:authenticated") {
+        user.groups.push("system:authenticated".into());
+    }
+    user
+}
+
+/// The token of `Authorization: Bearer …`, or, for browsers' WebSockets that cannot set it, of the
+/// subprotocol `base64url.bearer.authorization.k8s.io.…`.
+fn bearer_token(parts: &Parts) -> Option<String> {
+    if let Some(header) = parts.headers.get(http::header::AUTHORIZATION) {
+        let (scheme, token) = header.to_str().ok()?.trim().split_once(' ')?;
+        let token = token.trim();
+        return (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
+            .then(|| token.to_owned());
+    }
+    const PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
+    let protocols = parts.headers.get(http::header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
+    let encoded = protocols.split(',').find_map(|p| p.trim().strip_prefix(PREFIX))?;
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authenticator(dir: &std::path::Path) -> Authenticator {
+        let tokens = static_tokens::StaticTokens::parse("secret,alice,1,\"dev,ops\"\n").unwrap();
+        Authenticator::new(Pki::load_or_create(dir).unwrap(), Registry::default(), tokens)
+    }
+
+    fn parts(authorization: Option<&str>) -> Parts {
+        let mut request = http::Request::builder();
+        if let Some(value) = authorization {
+            request = request.header("Authorization", value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn nothing_presented_is_anonymous_and_nonsense_is_401() {
+        let dir = tempfile::tempdir().unwrap();
+        let authenticator = authenticator(dir.path());
+        let cases = [
+            (None, Ok("system:anonymous")),
+            (Some("Basic dTpw"), Ok("system:anonymous")),
+            (Some("Bearer secret"), Ok("alice")),
+            (Some("bearer secret"), Ok("alice")),
+            (Some("Bearer wrong"), Err(401)),
+        ];
+        for (header, want) in cases {
+            let got = authenticator.authenticate(&parts(header), None);
+            assert_eq!(
+                got.as_ref().map(|u| u.name.as_str()).map_err(|s| s.code),
+                want,
+                "{header:?}"
+            );
+        }
+        let alice = authenticator.authenticate(&parts(Some("Bearer secret")), None).unwrap();
+        assert_eq!(alice.groups, ["dev", "ops", "system:authenticated"]);
+    }
+
+    #[test]
+    fn a_certificate_names_user_and_groups() {
+        use rustls_pki_types::pem::PemObject;
+        let dir = tempfile::tempdir().unwrap();
+        let authenticator = authenticator(dir.path());
+        let pair = authenticator.pki.issue_client("system:node:a", &["system:nodes", "x"]).unwrap();
+        let der =
+            rustls_pki_types::CertificateDer::from_pem_slice(pair.cert_pem.as_bytes()).unwrap();
+        let user = authenticator.authenticate(&parts(None), Some(&der)).unwrap();
+        assert_eq!(user.name, "system:node:a");
+        assert_eq!(user.groups, ["system:nodes", "x", "system:authenticated"]);
+        let other = Pki::load_or_create(&dir.path().join("other")).unwrap();
+        let pair = other.issue_client("kubernetes-admin", &["system:masters"]).unwrap();
+        let der =
+            rustls_pki_types::CertificateDer::from_pem_slice(pair.cert_pem.as_bytes()).unwrap();
+        assert_eq!(authenticator.authenticate(&parts(None), Some(&der)).unwrap_err().code, 401);
+    }
+}

@@ -1,0 +1,213 @@
+//! All watch caches, and the one store watch that keeps them current.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use store::{Event, EventKind, Range, Store, WatchBatch};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::{Cache, Objects};
+use crate::resource::ResourceRef;
+
+/// Everything the API stores lies below this key.
+pub const ROOT: &[u8] = b"/registry/";
+const LOAD_PAGE: usize = 2000;
+/// Store batches taken in before watchers are woken.
+const INGEST_BATCHES: usize = 512;
+
+type Decoded = (Arc<str>, Option<Arc<crate::Object>>, u64);
+
+/// The caches by resource.
+pub struct Caches {
+    store: Store,
+    by_prefix: RwLock<HashMap<String, Arc<Cache>>>,
+    applied: watch::Sender<u64>,
+}
+
+impl Caches {
+    /// Caches of `resources` without content.
+    pub fn empty(store: Store, resources: &[ResourceRef]) -> Self {
+        let caches = Self { store, by_prefix: RwLock::default(), applied: watch::Sender::new(0) };
+        for resource in resources {
+            let cache = Arc::new(Cache::new(resource.clone(), 0));
+            caches.write().insert(resource.key_prefix.clone(), cache);
+        }
+        caches
+    }
+
+    /// Loads `resources` from the store.
+    pub async fn load(store: Store, resources: &[ResourceRef]) -> Result<Self, store::Error> {
+        let caches = Self::empty(store, resources);
+        caches.reload().await?;
+        Ok(caches)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Arc<Cache>>> {
+        self.by_prefix.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The cache of a resource.
+    pub fn get(&self, key_prefix: &str) -> Option<Arc<Cache>> {
+        self.by_prefix.read().unwrap_or_else(PoisonError::into_inner).get(key_prefix).cloned()
+    }
+
+    /// The revision up to which all caches are complete.
+    pub fn applied(&self) -> u64 {
+        *self.applied.borrow()
+    }
+
+    /// A receiver of [`Caches::applied`].
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Waits until the caches are complete up to `revision`.
+    pub async fn reached(&self, revision: u64) {
+        if self.applied() >= revision {
+            return;
+        }
+        // The sender lives in self, so this cannot fail.
+        let _ = self.applied.subscribe().wait_for(|applied| *applied >= revision).await;
+    }
+
+    /// The cache a key belongs to, and the key below the resource's prefix.
+    fn route<'k>(&self, key: &'k [u8]) -> Option<(Arc<Cache>, &'k str)> {
+        let key = std::str::from_utf8(key).ok()?;
+        let below = key.strip_prefix("/registry/")?;
+        let first = below.find('/')? + "/registry/".len() + 1;
+        let by_prefix = self.by_prefix.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cache) = by_prefix.get(&key[..first]) {
+            return Some((cache.clone(), &key[first..]));
+        }
+        let second = key[first..].find('/')? + first + 1;
+        by_prefix.get(&key[..second]).map(|cache| (cache.clone(), &key[second..]))
+    }
+
+    /// Reads everything anew from the store.
+    async fn reload(&self) -> Result<u64, store::Error> {
+        let mut loaded: HashMap<String, Objects> = HashMap::new();
+        let mut range = Range { limit: LOAD_PAGE, ..Range::prefix(ROOT) };
+        let revision = self.store.revision().await?;
+        range.at = Some(revision);
+        loop {
+            let page = self.store.range(range.clone()).await?;
+            if let Some(last) = page.kvs.last() {
+                let mut start = last.key.to_vec();
+                start.push(0);
+                range.start = start.into();
+            }
+            for kv in page.kvs {
+                let Some((cache, key)) = self.route(&kv.key) else { continue };
+                match cache.decode(kv.value, kv.mod_revision) {
+                    Ok(object) => loaded
+                        .entry(cache.resource.key_prefix.clone())
+                        .or_insert_with(Objects::new_sync)
+                        .insert_mut(Arc::from(key), Arc::new(object)),
+                    Err(error) => {
+                        tracing::error!(key, %error, "a stored object is not JSON; it is not served");
+                    }
+                }
+            }
+            if !page.more {
+                break;
+            }
+        }
+        let caches: Vec<Arc<Cache>> = self
+            .by_prefix
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect();
+        for cache in caches {
+            let objects =
+                loaded.remove(&cache.resource.key_prefix).unwrap_or_else(Objects::new_sync);
+            cache.reset(objects, revision);
+        }
+        self.applied.send_replace(revision);
+        Ok(revision)
+    }
+
+    /// Follows the store until `shutdown` or until the store is closed.
+    pub async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
+        let end = Range::prefix(ROOT).end;
+        while !shutdown.is_cancelled() {
+            let from = self.applied() + 1;
+            let stream = self.store.watch(Bytes::from_static(ROOT), end.clone(), from);
+            let mut batches = stream.ready_chunks(INGEST_BATCHES);
+            let error = loop {
+                let chunk = tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    chunk = batches.next() => chunk,
+                };
+                let Some(chunk) = chunk else { break None };
+                let mut ready = Vec::with_capacity(chunk.len());
+                let mut failed = None;
+                for batch in chunk {
+                    match batch {
+                        Ok(batch) => ready.push(batch),
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                self.ingest(ready);
+                if failed.is_some() {
+                    break failed;
+                }
+            };
+            match error {
+                None | Some(store::Error::Closed) => return,
+                Some(store::Error::WatcherLagged) => {}
+                Some(error) => {
+                    tracing::warn!(%error, "the watch of the store broke off; reading everything anew");
+                    if let Err(error) = self.reload().await {
+                        tracing::error!(%error, "cannot read the store");
+                        tokio::select! {
+                            () = shutdown.cancelled() => return,
+                            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn ingest(&self, batches: Vec<WatchBatch>) {
+        let Some(revision) = batches.last().map(|b| b.revision) else { return };
+        let mut changes: Vec<(Arc<Cache>, Vec<Decoded>)> = Vec::new();
+        for event in batches.into_iter().flat_map(|b| b.events) {
+            let Some((cache, decoded)) = self.decode(event) else { continue };
+            match changes.iter_mut().find(|(c, _)| Arc::ptr_eq(c, &cache)) {
+                Some((_, list)) => list.push(decoded),
+                None => changes.push((cache, vec![decoded])),
+            }
+        }
+        for (cache, list) in changes {
+            cache.apply(list);
+        }
+        self.applied.send_if_modified(|applied| {
+            let newer = revision > *applied;
+            *applied = (*applied).max(revision);
+            newer
+        });
+    }
+
+    fn decode(&self, event: Event) -> Option<(Arc<Cache>, Decoded)> {
+        let (cache, key) = self.route(&event.kv.key)?;
+        let revision = event.kv.mod_revision;
+        let key: Arc<str> = Arc::from(key);
+        if event.kind == EventKind::Delete {
+            return Some((cache, (key, None, revision)));
+        }
+        match cache.decode(event.kv.value, revision) {
+            Ok(object) => Some((cache, (key, Some(Arc::new(object)), revision))),
+            Err(error) => {
+                tracing::error!(%key, %error, "a stored object is not JSON; it is not served");
+                None
+            }
+        }
+    }
+}

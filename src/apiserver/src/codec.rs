@@ -1,0 +1,180 @@
+//! Request bodies to objects.
+
+use apimachinery::schema::{self, Schema, TypeId};
+use apimachinery::{Status, decode, meta, protobuf};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::attributes::Warnings;
+use crate::negotiate::Format;
+use crate::options::FieldValidation;
+
+/// The kind a body must be of.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// API group.
+    pub group: &'a str,
+    /// API version.
+    pub version: &'a str,
+    /// Kind.
+    pub kind: &'a str,
+}
+
+impl Expected<'_> {
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.into()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+}
+
+/// Parses JSON or YAML without looking at types.
+pub fn parse(bytes: &Bytes, format: Format) -> Result<Value, Status> {
+    if bytes.starts_with(protobuf::MAGIC) {
+        return protobuf::decode(schema::builtin(), bytes)
+            .map_err(|error| Status::bad_request(error.to_string()));
+    }
+    let parsed = match format {
+        Format::Json => decode::json_to_value(bytes),
+        Format::Yaml => decode::yaml_to_value(text(bytes)?),
+    };
+    parsed.map_err(|error| Status::bad_request(error.to_string()))
+}
+
+/// A protobuf body as JSON, which takes the way of every other body from there.
+fn from_protobuf(bytes: &Bytes) -> Result<Bytes, Status> {
+    let value = protobuf::decode(schema::builtin(), bytes)
+        .map_err(|error| Status::bad_request(error.to_string()))?;
+    serde_json::to_vec(&value).map(Bytes::from).map_err(Status::internal)
+}
+
+fn text(bytes: &Bytes) -> Result<&str, Status> {
+    std::str::from_utf8(bytes)
+        .map_err(|_| Status::bad_request("error converting YAML to JSON: yaml: invalid UTF-8"))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Head {
+    api_version: Value,
+    kind: Value,
+}
+
+/// Decodes a body that must be of the `expected` kind; its own kind may be left out.
+pub fn decode(
+    bytes: &Bytes,
+    format: Format,
+    expected: Expected<'_>,
+    validation: FieldValidation,
+    warnings: &Warnings,
+) -> Result<Value, Status> {
+    let converted;
+    let bytes = if bytes.starts_with(protobuf::MAGIC) {
+        converted = from_protobuf(bytes)?;
+        &converted
+    } else {
+        bytes
+    };
+    let unrecognized = |error: &dyn std::fmt::Display| {
+        Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): {error} ({})",
+            expected.kind,
+            summary(bytes)
+        ))
+    };
+    let head: Head = match format {
+        Format::Json => serde_json::from_slice(bytes).map_err(|_| match decode::json_to_value(bytes) {
+            Err(error) => unrecognized(&format!("couldn't get version/kind; json parse error: {error}")),
+            Ok(_) => unrecognized(&"couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct { APIVersion string; Kind string }"),
+        })?,
+        Format::Yaml => {
+            let value = decode::yaml_to_value(text(bytes)?).map_err(|error| unrecognized(&error))?;
+            serde_json::from_value(value).map_err(|error| unrecognized(&error))?
+        }
+    };
+    check_head(
+        head.api_version.as_str().unwrap_or_default(),
+        head.kind.as_str().unwrap_or_default(),
+        expected,
+    )?;
+    let Some((schema, of)) = type_of(expected) else { return parse(bytes, format) };
+    let decoded = match format {
+        Format::Json => decode::from_json(schema, of, bytes, validation.into()),
+        Format::Yaml => decode::from_yaml(schema, of, text(bytes)?, validation.into()),
+    };
+    finish(decoded, expected, warnings)
+}
+
+/// Brings an edited object into its kind's shape.
+pub fn reshape(
+    value: &Value,
+    expected: Expected<'_>,
+    validation: FieldValidation,
+    warnings: &Warnings,
+) -> Result<Value, Status> {
+    check_head(meta::api_version(value), meta::kind(value), expected)?;
+    let Some((schema, of)) = type_of(expected) else { return Ok(value.clone()) };
+    finish(decode::from_value(schema, of, value, validation.into()), expected, warnings)
+}
+
+/// The type of a kind, in the schema that has it.
+pub fn type_of(expected: Expected<'_>) -> Option<(&'static Schema, TypeId)> {
+    let schema = schema::builtin();
+    Some((schema, schema.kind(expected.group, expected.version, expected.kind)?))
+}
+
+fn finish(
+    decoded: Result<decode::Decoded, decode::Error>,
+    expected: Expected<'_>,
+    warnings: &Warnings,
+) -> Result<Value, Status> {
+    let decoded = decoded.map_err(|error| {
+        Status::bad_request(format!(
+            "{0} in version {1:?} cannot be handled as a {0}: {error}",
+            expected.kind, expected.version
+        ))
+    })?;
+    for warning in decoded.warnings {
+        warnings.add(warning);
+    }
+    let mut value = decoded.value;
+    meta::set_type(&mut value, &expected.api_version(), expected.kind);
+    Ok(value)
+}
+
+/// The kind must be the expected one; what is absent is taken as such.
+fn check_head(api_version: &str, kind: &str, expected: Expected<'_>) -> Result<(), Status> {
+    let wanted = expected.api_version();
+    if !api_version.is_empty() && api_version != wanted {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
+        )));
+    }
+    if !kind.is_empty() && kind != expected.kind {
+        return Err(Status::bad_request(format!(
+            "{kind} in version {:?} cannot be handled as a {}: no kind {kind:?} is expected here",
+            expected.version, expected.kind
+        )));
+    }
+    Ok(())
+}
+
+/// The beginning of a body that nobody understands.
+fn summary(bytes: &[u8]) -> String {
+    const MAX: usize = 30;
+    match bytes.first() {
+        None => "<empty>".into(),
+        Some(b'{') if bytes.len() > MAX => {
+            format!("{} ...", String::from_utf8_lossy(&bytes[..MAX]))
+        }
+        Some(b'{') => String::from_utf8_lossy(bytes).into_owned(),
+        Some(_) => {
+            let hex: String = bytes.iter().take(MAX).map(|b| format!("{b:02x}")).collect();
+            if bytes.len() > MAX { format!("{hex} ...") } else { hex }
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Defaults of policies: limit ranges, network policies, role bindings.
+
+use serde_json::{Value, json};
+
+use crate::zero::{Zero, default_to};
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+/// Limits of containers follow from one another: the default from the maximum, the default request from
+/// the default or the minimum.
+pub fn limit_range(object: &mut Value) {
+    let limits = object.pointer_mut("/spec/limits").and_then(Value::as_array_mut);
+    for limit in limits.into_iter().flatten().filter(|limit| limit["type"] == "Container") {
+        for (target, sources) in [
+            ("default", &["max"][..]),
+            ("defaultRequest", &["default"]),
+            ("defaultRequest", &["min"]),
+        ] {
+            for source in sources {
+                let values = limit[*source].clone();
+                for (name, value) in values.entries() {
+                    default_to(limit, target, || json!({}));
+                    default_to(&mut limit[target], name, || value.clone());
+                }
+            }
+        }
+        if let Some(map) = limit.as_object_mut() {
+            map.retain(|_, value| !value.is_null());
+        }
+    }
+}
+
+/// A policy is about ingress, and about egress when it has rules for it.
+pub fn network_policy(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) else { return };
+    if spec["policyTypes"].items().is_empty() {
+        let egress = !spec["egress"].items().is_empty();
+        spec["policyTypes"] =
+            if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+    }
+    if let Some(map) = spec.as_object_mut() {
+        map.retain(|_, value| !value.is_null());
+    }
+}
+
+/// Roles, users and groups belong to the RBAC group.
+pub fn binding(object: &mut Value) {
+    if let Some(role) = object.get_mut("roleRef") {
+        default_to(role, "apiGroup", || RBAC.into());
+    }
+    let subjects = object.get_mut("subjects").and_then(Value::as_array_mut);
+    for subject in subjects.into_iter().flatten() {
+        if matches!(subject["kind"].text(), "User" | "Group") {
+            default_to(subject, "apiGroup", || RBAC.into());
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `/livez`, `/readyz`, `/healthz` and each check below them.
+//!
+//! Source: `k8s.io/apiserver/pkg/server/healthz`.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::StatusCode;
+
+use crate::body::Response;
+use crate::options::Query;
+use crate::registry::Registry;
+use crate::respond;
+
+const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the checks look at beside the registry.
+#[derive(Debug, Default)]
+pub struct Health {
+    bootstrapped: AtomicBool,
+    stopping: AtomicBool,
+}
+
+/// One check: its name and whether readiness alone needs it.
+const CHECKS: &[(&str, bool)] = &[
+    ("ping", false),
+    ("log", false),
+    ("etcd", false),
+    ("informer-sync", true),
+    ("poststarthook/rbac/bootstrap-roles", false),
+    ("poststarthook/bootstrap-controller", false),
+    ("shutdown", true),
+];
+
+impl Health {
+    /// The cluster's first objects are there.
+    pub fn set_bootstrapped(&self) {
+        self.bootstrapped.store(true, Ordering::Release);
+    }
+
+    /// The server is stopping and wants no new clients.
+    pub fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    async fn check(&self, name: &str, registry: &Registry) -> bool {
+        match name {
+            "etcd" => {
+                let revision = registry.store().revision();
+                matches!(tokio::time::timeout(STORE_TIMEOUT, revision).await, Ok(Ok(_)))
+            }
+            "informer-sync" => tokio::time::timeout(STORE_TIMEOUT, registry.sync())
+                .await
+                .is_ok_and(|synced| synced.is_ok()),
+            "shutdown" => !self.stopping.load(Ordering::Acquire),
+            name if name.starts_with("poststarthook/") => self.bootstrapped.load(Ordering::Acquire),
+            _ => true,
+        }
+    }
+
+    /// Answers `/livez`, `/readyz`, `/healthz` or one check; `None` for other paths.
+    pub async fn serve(&self, path: &str, query: &Query, registry: &Registry) -> Option<Response> {
+        let path = path.strip_prefix('/')?;
+        let (endpoint, one) = path.split_once('/').unwrap_or((path, ""));
+        if !matches!(endpoint, "livez" | "readyz" | "healthz") {
+            return None;
+        }
+        let mut checks =
+            CHECKS.iter().filter(|(_, ready_only)| !ready_only || endpoint == "readyz");
+        if !one.is_empty() {
+            let (name, _) = checks.find(|(name, _)| *name == one)?;
+            return Some(if self.check(name, registry).await {
+                respond::text(StatusCode::OK, "ok")
+            } else {
+                let text = "internal server error: reason withheld\n";
+                respond::text(StatusCode::INTERNAL_SERVER_ERROR, text)
+            });
+        }
+        let excluded: Vec<&str> = query.all("exclude").collect();
+        let mut report = String::new();
+        let mut failed = false;
+        for (name, _) in checks {
+            // Writing to a String cannot fail.
+            let _ = if excluded.contains(name) {
+                writeln!(report, "[+]{name} excluded: ok")
+            } else if self.check(name, registry).await {
+                writeln!(report, "[+]{name} ok")
+            } else {
+                failed = true;
+                writeln!(report, "[-]{name} failed: reason withheld")
+            };
+        }
+        Some(if failed {
+            report.push_str(&format!("{endpoint} check failed\n"));
+            respond::text(StatusCode::INTERNAL_SERVER_ERROR, report)
+        } else if query.has("verbose") {
+            report.push_str(&format!("{endpoint} check passed\n"));
+            respond::text(StatusCode::OK, report)
+        } else {
+            respond::text(StatusCode::OK, "ok")
+        })
+    }
+}

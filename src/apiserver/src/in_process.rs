@@ -1,0 +1,48 @@
+//! The API server as a tower service, for components of the same process.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Buf;
+use futures::future::{BoxFuture, FutureExt};
+use tower::Service;
+
+use crate::attributes::UserInfo;
+use crate::body::{Body, BoxError, Response};
+use crate::server::{Peer, Server};
+
+/// Requests as one user, without socket and TLS; everything after authentication is the same.
+#[derive(Clone)]
+pub struct InProcess {
+    server: Arc<Server>,
+    user: Arc<UserInfo>,
+}
+
+impl InProcess {
+    pub(crate) fn new(server: Arc<Server>, user: UserInfo) -> Self {
+        Self { server, user: Arc::new(user) }
+    }
+}
+
+impl<B> Service<http::Request<B>> for InProcess
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let server = self.server.clone();
+        let peer = Peer::Internal(self.user.clone());
+        let request = request.map(Body::wrap);
+        async move { Ok(server.handle(request, &peer).await) }.boxed()
+    }
+}

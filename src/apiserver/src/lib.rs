@@ -1,0 +1,61 @@
+//! The API server: the only user of the store and the only HTTP server of the API.
+//!
+//! A request enters by `serve` (TLS, HTTP) or `in_process`, walks `server` (authenticate, authorise,
+//! dispatch), a verb in `rest/`, `registry` (admission, strategy, validation, store), and is answered
+//! from bytes. Reads come from `cache`, which one store watch keeps current. It knows nothing of
+//! scheduling or running pods.
+
+mod admission;
+pub mod attributes;
+pub mod authn;
+pub mod authz;
+pub mod body;
+pub mod bootstrap;
+mod cache;
+mod caches;
+mod codec;
+mod continue_token;
+mod conversion;
+pub mod defaults;
+mod deletion;
+mod discovery;
+mod expiry;
+mod fields;
+mod gate;
+mod health;
+mod in_process;
+mod metadata;
+mod metrics;
+mod negotiate;
+pub mod object;
+mod openapi;
+mod options;
+mod paths;
+pub mod pki;
+mod policy;
+mod printers;
+pub mod registry;
+mod request_info;
+pub mod resource;
+mod respond;
+mod rest;
+mod selection;
+mod serve;
+mod served;
+mod server;
+mod start;
+mod strategy;
+mod subresources;
+#[cfg(test)]
+mod tests;
+mod validation;
+mod version;
+mod zero;
+
+pub use attributes::{RequestContext, UserInfo};
+pub use gate::{Gate, Operation};
+pub use in_process::InProcess;
+pub use object::Object;
+pub use registry::Registry;
+pub use resource::{Resource, ResourceRef};
+pub use start::{ApiServer, Config, Error, NodeAddress};

@@ -1,0 +1,172 @@
+//! Prometheus metrics under the stock server's names.
+//!
+//! Source: `k8s.io/apiserver/pkg/endpoints/metrics`.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Buckets of the request durations, in seconds.
+const SECONDS: [f64; 16] =
+    [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 60.0];
+
+/// What a request was about.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Labels {
+    /// `LIST`, `GET`, `POST`, …
+    pub verb: &'static str,
+    /// API group.
+    pub group: String,
+    /// API version.
+    pub version: String,
+    /// Resource.
+    pub resource: String,
+    /// Subresource.
+    pub subresource: String,
+    /// `cluster`, `namespace` or `resource`.
+    pub scope: &'static str,
+    /// Always `apiserver`.
+    pub component: &'static str,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Answered {
+    verb: &'static str,
+    group: String,
+    version: String,
+    resource: String,
+    subresource: String,
+    scope: &'static str,
+    component: &'static str,
+    code: u16,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    group: String,
+    version: String,
+    kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InFlight {
+    request_kind: &'static str,
+}
+
+#[derive(Clone)]
+struct Buckets;
+
+impl MetricConstructor<Histogram> for Buckets {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(SECONDS)
+    }
+}
+
+/// The server's metrics.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Answered, Counter<u64, AtomicU64>>,
+    durations: Family<Labels, Histogram, Buckets>,
+    watchers: Family<Kind, Gauge<i64, AtomicI64>>,
+    in_flight: Family<InFlight, Gauge<i64, AtomicI64>>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let requests = Family::default();
+        let durations = Family::new_with_constructor(Buckets);
+        let watchers = Family::default();
+        let in_flight = Family::default();
+        registry.register(
+            "apiserver_request",
+            "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code",
+            requests.clone(),
+        );
+        registry.register(
+            "apiserver_request_duration_seconds",
+            "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component",
+            durations.clone(),
+        );
+        registry.register(
+            "apiserver_longrunning_requests",
+            "Gauge of all active watches by group, version and kind",
+            watchers.clone(),
+        );
+        registry.register(
+            "apiserver_current_inflight_requests",
+            "Requests in flight, by kind",
+            in_flight.clone(),
+        );
+        Self { registry, requests, durations, watchers, in_flight }
+    }
+}
+
+/// Counts down when a request or watch is over.
+pub struct Guard(Gauge<i64, AtomicI64>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    /// A request was answered; watches are not timed.
+    pub fn answered(&self, labels: Labels, code: u16, took: Duration) {
+        if labels.verb != "WATCH" {
+            self.durations.get_or_create(&labels).observe(took.as_secs_f64());
+        }
+        let Labels { verb, group, version, resource, subresource, scope, component } = labels;
+        let answered =
+            Answered { verb, group, version, resource, subresource, scope, component, code };
+        self.requests.get_or_create(&answered).inc();
+    }
+
+    /// A watch begins; it ends when the guard is dropped.
+    pub fn watching(&self, group: &str, version: &str, kind: &str) -> Guard {
+        let kind = Kind { group: group.into(), version: version.into(), kind: kind.into() };
+        let gauge = self.watchers.get_or_create(&kind).clone();
+        gauge.inc();
+        Guard(gauge)
+    }
+
+    /// A request begins.
+    pub fn in_flight(&self, mutating: bool) -> Guard {
+        let request_kind = if mutating { "mutating" } else { "readOnly" };
+        let gauge = self.in_flight.get_or_create(&InFlight { request_kind }).clone();
+        gauge.inc();
+        Guard(gauge)
+    }
+
+    /// The metrics as text.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+/// The verb as metrics spell it.
+pub fn verb(verb: &'static str) -> &'static str {
+    match verb {
+        "get" => "GET",
+        "list" => "LIST",
+        "watch" => "WATCH",
+        "create" | "post" => "POST",
+        "update" | "put" => "PUT",
+        "patch" => "PATCH",
+        "delete" => "DELETE",
+        "deletecollection" => "DELETECOLLECTION",
+        "connect" => "CONNECT",
+        _ => "OTHER",
+    }
+}

@@ -1,0 +1,530 @@
+//! The OpenAPI v3 documents, one per group and version, and the v2 document, made from the type table
+//! when they are first asked for.
+//!
+//! Source: `k8s.io/kube-openapi` (`builder3`, `handler3`) and the extensions named `x-kubernetes-…` in
+//! the API conventions. The table has no descriptions, so neither have the documents.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
+
+use apimachinery::schema::{self, Field, ListType, Schema, Shape, Type, TypeId};
+use bytes::Bytes;
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::{HeaderMap, StatusCode};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::body::Response;
+use crate::negotiate::Accepted;
+use crate::resource::Resource;
+use crate::served::Served;
+
+const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
+/// Bodies of patches, by content type.
+const PATCHES: [&str; 4] = [
+    "application/apply-patch+yaml",
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+];
+
+/// A rendered document and the hash that names it.
+#[derive(Debug)]
+struct Document {
+    body: Bytes,
+    hash: String,
+}
+
+impl Document {
+    fn new(value: &Value) -> Self {
+        let body = Bytes::from(value.to_string());
+        let digest = Sha256::digest(&body);
+        let hash = digest.iter().map(|byte| format!("{byte:02X}")).collect();
+        Self { body, hash }
+    }
+}
+
+/// All documents, rendered once.
+#[derive(Debug, Default)]
+pub struct OpenApi {
+    v3: OnceLock<BTreeMap<String, Document>>,
+    v2: OnceLock<Document>,
+}
+
+/// The dialects differ in where definitions lie and how references are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    V2,
+    V3,
+}
+
+impl OpenApi {
+    /// Answers `/openapi/v2`, `/openapi/v3` and what lies below; `None` for other paths.
+    pub fn answer(&self, served: &Served, path: &str, headers: &HeaderMap) -> Option<Response> {
+        let rest = path.strip_prefix("openapi/")?;
+        if !takes_json(headers) {
+            // Both have a protobuf form, which is not made yet; JSON would only be misread.
+            let status = crate::negotiate::not_acceptable();
+            return Some(crate::respond::failure(&status, Accepted::default()));
+        }
+        if rest == "v2" {
+            return Some(send(self.v2.get_or_init(|| Document::new(&v2(served))), headers));
+        }
+        let documents = self.v3.get_or_init(|| v3(served));
+        if rest == "v3" {
+            let paths: Map<String, Value> = documents
+                .iter()
+                .map(|(name, document)| {
+                    let url = format!("/openapi/v3/{name}?hash={}", document.hash);
+                    (name.clone(), json!({"serverRelativeURL": url}))
+                })
+                .collect();
+            return Some(send(&Document::new(&json!({"paths": paths})), headers));
+        }
+        documents.get(rest.strip_prefix("v3/")?).map(|document| send(document, headers))
+    }
+}
+
+fn takes_json(headers: &HeaderMap) -> bool {
+    let mut asked =
+        headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
+    asked.peek().is_none()
+        || asked.any(|value| {
+            value.split(',').any(|clause| {
+                let media = clause.split(';').next().unwrap_or_default().trim();
+                matches!(media, "application/json" | "*/*" | "application/*")
+            })
+        })
+}
+
+fn send(document: &Document, headers: &HeaderMap) -> Response {
+    let tag = format!("\"{}\"", document.hash);
+    let mut response = Response::default();
+    if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else {
+        *response.body_mut() = document.body.clone().into();
+    }
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    response
+}
+
+fn root(resource: &Resource) -> String {
+    if resource.group.is_empty() {
+        format!("api/{}", resource.version)
+    } else {
+        format!("apis/{}/{}", resource.group, resource.version)
+    }
+}
+
+fn info() -> Value {
+    json!({"title": "Kubernetes", "version": crate::version::info()["gitVersion"]})
+}
+
+fn v3(served: &Served) -> BTreeMap<String, Document> {
+    let mut groups: BTreeMap<String, Vec<&Resource>> = BTreeMap::new();
+    for resource in served.all() {
+        groups.entry(root(resource)).or_default().push(resource);
+    }
+    groups
+        .into_iter()
+        .map(|(name, resources)| {
+            let mut builder = Builder::new(Dialect::V3);
+            let paths = builder.paths(&resources);
+            let schemas = builder.definitions();
+            let document = json!({"openapi": "3.0.0", "info": info(), "paths": paths,
+                "components": {"schemas": schemas}});
+            (name, Document::new(&document))
+        })
+        .collect()
+}
+
+fn v2(served: &Served) -> Value {
+    let resources: Vec<&Resource> = served.all().iter().map(AsRef::as_ref).collect();
+    let mut builder = Builder::new(Dialect::V2);
+    let paths = builder.paths(&resources);
+    json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": builder.definitions()})
+}
+
+struct Builder {
+    dialect: Dialect,
+    schema: &'static Schema,
+    /// Types that are referred to, by the name of their definition.
+    wanted: BTreeMap<String, TypeId>,
+}
+
+fn quantity(dialect: Dialect) -> Value {
+    match dialect {
+        Dialect::V2 => json!({"type": "string"}),
+        Dialect::V3 => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
+    }
+}
+
+impl Builder {
+    fn new(dialect: Dialect) -> Self {
+        Self { dialect, schema: schema::builtin(), wanted: BTreeMap::new() }
+    }
+
+    fn reference(&mut self, id: TypeId) -> Value {
+        let name = self.schema.get(id).name.to_string();
+        let place = match self.dialect {
+            Dialect::V2 => "#/definitions/",
+            Dialect::V3 => "#/components/schemas/",
+        };
+        let reference = json!({"$ref": format!("{place}{name}")});
+        self.wanted.insert(name, id);
+        reference
+    }
+
+    fn named(&mut self, name: &str) -> Option<Value> {
+        let id = self.schema.named(name)?;
+        Some(self.reference(id))
+    }
+
+    fn shape(&mut self, shape: &Shape) -> Value {
+        match shape {
+            Shape::String => json!({"type": "string"}),
+            Shape::Bytes => json!({"type": "string", "format": "byte"}),
+            Shape::Int32 => json!({"type": "integer", "format": "int32"}),
+            Shape::Int64 => json!({"type": "integer", "format": "int64"}),
+            Shape::Double => json!({"type": "number", "format": "double"}),
+            Shape::Bool => json!({"type": "boolean"}),
+            Shape::Quantity => quantity(self.dialect),
+            Shape::IntOrString => match self.dialect {
+                Dialect::V2 => json!({"type": "string", "format": "int-or-string"}),
+                Dialect::V3 => json!({"format": "int-or-string",
+                    "oneOf": [{"type": "integer"}, {"type": "string"}]}),
+            },
+            Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
+            Shape::Any => json!({"type": "object"}),
+            Shape::List(of) => json!({"type": "array", "items": self.shape(of)}),
+            Shape::Map(of) => json!({"type": "object", "additionalProperties": self.shape(of)}),
+            Shape::Object(id) => self.reference(*id),
+        }
+    }
+
+    fn field(&mut self, field: &Field) -> Value {
+        let mut value = self.shape(&field.shape);
+        if self.dialect == Dialect::V3 && value.get("$ref").is_some() {
+            // Beside a reference nothing else may stand.
+            value = json!({"allOf": [value]});
+        }
+        let mut add = |key: &str, extension: Value| {
+            if let Value::Object(map) = &mut value {
+                map.insert(key.to_owned(), extension);
+            }
+        };
+        if let Some(kind) = field.list_type {
+            let kind = match kind {
+                ListType::Atomic => "atomic",
+                ListType::Set => "set",
+                ListType::Map => "map",
+            };
+            add("x-kubernetes-list-type", kind.into());
+        }
+        if !field.list_map_keys.is_empty() {
+            let keys: Vec<&str> = field.list_map_keys.iter().map(AsRef::as_ref).collect();
+            add("x-kubernetes-list-map-keys", json!(keys));
+        }
+        if let Some(atomic) = field.atomic_map {
+            let kind = if atomic { "atomic" } else { "granular" };
+            add("x-kubernetes-map-type", kind.into());
+        }
+        let strategies = [
+            (field.patch.merge, "merge"),
+            (field.patch.replace, "replace"),
+            (field.patch.retain_keys, "retainKeys"),
+        ];
+        let strategy: Vec<&str> =
+            strategies.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+        if !strategy.is_empty() {
+            add("x-kubernetes-patch-strategy", strategy.join(",").into());
+        }
+        if let Some(key) = &field.merge_key {
+            add("x-kubernetes-patch-merge-key", key.as_ref().into());
+        }
+        value
+    }
+
+    fn definition(&mut self, of: &Type) -> Value {
+        let mut properties = Map::new();
+        let mut required = Vec::new();
+        for field in &of.fields {
+            properties.insert(field.name.to_string(), self.field(field));
+            if field.required {
+                required.push(field.name.as_ref());
+            }
+        }
+        let mut value = json!({"type": "object"});
+        if !properties.is_empty() {
+            value["properties"] = properties.into();
+        }
+        if !required.is_empty() {
+            value["required"] = json!(required);
+        }
+        if let Some((group, version, kind)) = &of.gvk {
+            value["x-kubernetes-group-version-kind"] =
+                json!([{"group": group, "version": version, "kind": kind}]);
+        }
+        if of.atomic {
+            value["x-kubernetes-map-type"] = "atomic".into();
+        }
+        value
+    }
+
+    /// The definitions of everything referred to, and of what those refer to.
+    fn definitions(&mut self) -> Map<String, Value> {
+        let mut done = Map::new();
+        loop {
+            let next: Vec<(String, TypeId)> = self
+                .wanted
+                .iter()
+                .filter(|(name, _)| !done.contains_key(*name))
+                .map(|(name, id)| (name.clone(), *id))
+                .collect();
+            if next.is_empty() {
+                return done;
+            }
+            for (name, id) in next {
+                let schema = self.schema;
+                let definition = self.definition(schema.get(id));
+                done.insert(name, definition);
+            }
+        }
+    }
+
+    fn paths(&mut self, resources: &[&Resource]) -> Map<String, Value> {
+        let mut paths = Map::new();
+        for resource in resources {
+            self.resource(resource, &mut paths);
+        }
+        paths
+    }
+
+    fn resource(&mut self, resource: &Resource, paths: &mut Map<String, Value>) {
+        let own = (resource.group.as_str(), resource.version.as_str(), resource.kind.as_str());
+        let scope = if resource.namespaced { "namespaces/{namespace}/" } else { "" };
+        let collection = format!("/{}/{scope}{}", root(resource), resource.plural);
+        let verbs =
+            |wanted: &[(&str, &'static str, &'static str)]| -> Vec<(&'static str, &'static str)> {
+                wanted
+                    .iter()
+                    .filter(|(verb, _, _)| resource.verbs.iter().any(|known| known == verb))
+                    .map(|(_, method, action)| (*method, *action))
+                    .collect()
+            };
+        let on_collection = verbs(&[
+            ("list", "get", "list"),
+            ("create", "post", "post"),
+            ("deletecollection", "delete", "deletecollection"),
+        ]);
+        let on_item = verbs(&[
+            ("get", "get", "get"),
+            ("update", "put", "put"),
+            ("patch", "patch", "patch"),
+            ("delete", "delete", "delete"),
+        ]);
+        let item = format!("{collection}/{{name}}");
+        self.path(paths, &collection, &on_collection, own, &resource.list_kind);
+        self.path(paths, &item, &on_item, own, &resource.list_kind);
+        if resource.namespaced && on_collection.iter().any(|(_, action)| *action == "list") {
+            let everywhere = format!("/{}/{}", root(resource), resource.plural);
+            self.path(paths, &everywhere, &[("get", "list")], own, &resource.list_kind);
+        }
+        for sub in &resource.subresources {
+            let methods: Vec<(&str, &str)> = [
+                ("get", "get", "get"),
+                ("update", "put", "put"),
+                ("patch", "patch", "patch"),
+                ("create", "post", "post"),
+            ]
+            .iter()
+            .filter(|(verb, _, _)| sub.verbs.iter().any(|known| known == verb))
+            .map(|(_, method, action)| (*method, *action))
+            .collect();
+            let kind = (sub.group.as_str(), sub.version.as_str(), sub.kind.as_str());
+            self.path(paths, &format!("{item}/{}", sub.name), &methods, kind, "");
+        }
+    }
+
+    fn path(
+        &mut self,
+        paths: &mut Map<String, Value>,
+        path: &str,
+        methods: &[(&str, &str)],
+        (group, version, kind): (&str, &str, &str),
+        list_kind: &str,
+    ) {
+        if methods.is_empty() {
+            return;
+        }
+        let in_path: Vec<Value> = ["namespace", "name"]
+            .into_iter()
+            .filter(|name| path.contains(&format!("{{{name}}}")))
+            .map(|name| self.parameter(name, "path", "string"))
+            .collect();
+        let mut operations = Map::new();
+        for (method, action) in methods {
+            let wanted = if *action == "list" { list_kind } else { kind };
+            let answer = match *action {
+                "delete" | "deletecollection" => self.named(&format!("{META}.Status")),
+                _ => {
+                    let id = self.schema.kind(group, version, wanted);
+                    id.map(|id| self.reference(id))
+                }
+            };
+            let mut operation = self.operation(action, answer);
+            operation["x-kubernetes-action"] = (*action).into();
+            operation["x-kubernetes-group-version-kind"] =
+                json!({"group": group, "version": version, "kind": kind});
+            operation["operationId"] = operation_id(action, path, kind).into();
+            operations.insert((*method).to_owned(), operation);
+        }
+        operations.insert("parameters".into(), Value::Array(in_path));
+        paths.insert(path.to_owned(), Value::Object(operations));
+    }
+
+    fn parameter(&self, name: &str, place: &str, kind: &str) -> Value {
+        let mut value = json!({"name": name, "in": place});
+        match self.dialect {
+            Dialect::V2 => value["type"] = kind.into(),
+            Dialect::V3 => value["schema"] = json!({"type": kind}),
+        }
+        if place == "path" {
+            value["required"] = true.into();
+        }
+        value
+    }
+
+    fn operation(&mut self, action: &str, answer: Option<Value>) -> Value {
+        const LIST: [(&str, &str); 9] = [
+            ("labelSelector", "string"),
+            ("fieldSelector", "string"),
+            ("limit", "integer"),
+            ("continue", "string"),
+            ("resourceVersion", "string"),
+            ("resourceVersionMatch", "string"),
+            ("timeoutSeconds", "integer"),
+            ("watch", "boolean"),
+            ("allowWatchBookmarks", "boolean"),
+        ];
+        const WRITE: [(&str, &str); 3] =
+            [("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
+        const DELETE: [(&str, &str); 3] = [
+            ("dryRun", "string"),
+            ("gracePeriodSeconds", "integer"),
+            ("propagationPolicy", "string"),
+        ];
+        let query: Vec<(&str, &str)> = match action {
+            "list" => LIST.to_vec(),
+            "post" | "put" => WRITE.to_vec(),
+            "patch" => [&WRITE[..], &[("force", "boolean")]].concat(),
+            "delete" => DELETE.to_vec(),
+            "deletecollection" => [&LIST[..], &DELETE[..]].concat(),
+            _ => Vec::new(),
+        };
+        let mut parameters: Vec<Value> =
+            query.iter().map(|(name, kind)| self.parameter(name, "query", kind)).collect();
+        let schema = answer.unwrap_or_else(|| json!({"type": "string"}));
+        let body = match action {
+            "post" | "put" => Some(schema.clone()),
+            "patch" => self.named(&format!("{META}.Patch")).or(Some(json!({"type": "object"}))),
+            "delete" | "deletecollection" => self.named(&format!("{META}.DeleteOptions")),
+            _ => None,
+        };
+        let types: &[&str] = if action == "patch" { &PATCHES } else { &["application/json"] };
+        let mut operation = json!({});
+        match self.dialect {
+            Dialect::V3 => {
+                operation["responses"] = json!({"200": {"description": "OK",
+                    "content": {"application/json": {"schema": schema}}}});
+                if let Some(body) = body {
+                    let content: Map<String, Value> = types
+                        .iter()
+                        .map(|kind| ((*kind).to_owned(), json!({"schema": body})))
+                        .collect();
+                    operation["requestBody"] = json!({"content": content});
+                }
+            }
+            Dialect::V2 => {
+                operation["responses"] = json!({"200": {"description": "OK", "schema": schema}});
+                operation["consumes"] = json!(types);
+                operation["produces"] = json!(["application/json", "application/yaml"]);
+                parameters
+                    .extend(body.map(|body| json!({"name": "body", "in": "body", "schema": body})));
+            }
+        }
+        operation["parameters"] = Value::Array(parameters);
+        operation
+    }
+}
+
+/// A name for the operation that no other has.
+fn operation_id(action: &str, path: &str, kind: &str) -> String {
+    let words: BTreeSet<&str> = ["namespaces", "{namespace}", "{name}"].into();
+    let place: String = path
+        .split('/')
+        .filter(|part| !part.is_empty() && !words.contains(part))
+        .map(|part| part.replace(['.', '-'], "_") + "_")
+        .collect();
+    let scope = if path.contains("{namespace}") { "Namespaced" } else { "" };
+    format!("{action}_{place}{scope}{kind}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(path: &str) -> Value {
+        let answer = OpenApi::default().answer(&Served::builtin(), path, &HeaderMap::new());
+        let crate::body::Body::Full(bytes) = answer.expect("it is served").into_body() else {
+            panic!("a document is one body")
+        };
+        serde_json::from_slice(&bytes).expect("it is JSON")
+    }
+
+    #[test]
+    fn pods_are_described_as_kubectl_looks_for_them() {
+        let document = get("openapi/v3/api/v1");
+        let patch = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"];
+        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Pod");
+        let parameters = patch["parameters"].as_array().expect("it has some");
+        assert!(parameters.iter().any(|parameter| parameter["name"] == "fieldValidation"));
+        let containers = &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]
+            ["containers"];
+        assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
+        assert_eq!(containers["x-kubernetes-patch-strategy"], "merge");
+    }
+
+    #[test]
+    fn every_reference_is_defined() {
+        for (path, place) in
+            [("openapi/v2", "#/definitions/"), ("openapi/v3/apis/apps/v1", "#/components/schemas/")]
+        {
+            let document = get(path);
+            let defined = if place == "#/definitions/" {
+                &document["definitions"]
+            } else {
+                &document["components"]["schemas"]
+            };
+            let text = document.to_string();
+            for reference in text.split("\"$ref\":\"").skip(1) {
+                let name = reference.split('"').next().unwrap_or_default();
+                let name = name.strip_prefix(place).expect("it points into this document");
+                assert!(defined.get(name).is_some(), "{path}: {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_index_names_each_group() {
+        let index = get("openapi/v3");
+        let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().expect("a URL");
+        assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash="), "{url}");
+    }
+}

@@ -1,0 +1,91 @@
+//! Paths that are not about objects: discovery, OpenAPI, health, version, metrics.
+
+use std::sync::Arc;
+
+use apimachinery::Status;
+use http::request::Parts;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::body::Response;
+use crate::negotiate;
+use crate::options::Query;
+use crate::pki::jwt;
+use crate::server::Server;
+use crate::{discovery, respond, rest, version};
+
+/// Answers a path that is not about objects.
+pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result<Response, Status> {
+    let path = parts.uri.path();
+    if let Some(response) = server.health.serve(path, query, &server.registry).await {
+        return Ok(response);
+    }
+    if !matches!(parts.method, Method::GET | Method::HEAD) {
+        return Err(rest::method_not_allowed());
+    }
+    let trimmed = path.trim_matches('/');
+    if trimmed == "metrics" {
+        let text = server.metrics.text();
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        return Ok(respond::answer(StatusCode::OK, kind, text));
+    }
+    if trimmed == "api" || trimmed == "apis" {
+        let documents = server.registry.served().documents();
+        if let Some(response) = documents.serve_aggregated(&parts.headers, trimmed == "api") {
+            return Ok(response);
+        }
+    }
+    let served = server.registry.served();
+    if let Some(response) = served.openapi().answer(served, trimmed, &parts.headers) {
+        return Ok(response);
+    }
+    let value = document(server, trimmed).ok_or_else(rest::not_found_path)?;
+    let mut accepted = negotiate::accept(&parts.headers, false)?;
+    accepted.pretty |= crate::server::wants_pretty(parts, query);
+    Ok(discovery::answer(&value, accepted))
+}
+
+fn document(server: &Server, path: &str) -> Option<Value> {
+    let served = server.registry.served();
+    let segments: Vec<&str> = path.split('/').collect();
+    match segments.as_slice() {
+        [""] => Some(json!({"paths": root_paths(server)})),
+        ["version"] => Some(version::info()),
+        ["api"] => Some(discovery::legacy_versions(&server.advertise)),
+        ["apis"] => Some(discovery::groups(served)),
+        ["api", version] => discovery::resources(served, "", version),
+        ["apis", group] => discovery::group(served, group),
+        ["apis", group, version] => discovery::resources(served, group, version),
+        [".well-known", "openid-configuration"] => {
+            Some(jwt::openid_configuration(&server.advertise))
+        }
+        ["openid", "v1", "jwks"] => Some(server.jwks.clone()),
+        _ => None,
+    }
+}
+
+/// The list at `/`.
+fn root_paths(server: &Server) -> Vec<String> {
+    let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ]
+    .map(String::from)
+    .to_vec();
+    for group in server.registry.served().groups().iter().filter(|g| !g.name.is_empty()) {
+        paths.push(format!("/apis/{}", group.name));
+        paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{v}", group.name)));
+    }
+    paths.sort();
+    paths
+}

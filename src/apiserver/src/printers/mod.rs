@@ -1,0 +1,82 @@
+//! Tables, as kubectl prints them: the columns of each kind.
+//!
+//! Source: `k8s.io/kubernetes/pkg/printers/internalversion/printers.go`.
+
+mod cells;
+mod cluster;
+mod pods;
+mod services;
+mod workloads;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::negotiate::Accepted;
+use crate::object::Object;
+use crate::options::Query;
+use crate::resource::Resource;
+
+/// A column: its name, its type, and 1 for those that only `-o wide` shows.
+type Column = (&'static str, &'static str, u8);
+
+/// How one kind is printed.
+struct Printer {
+    columns: &'static [Column],
+    cells: fn(&Value, Timestamp) -> Vec<Value>,
+}
+
+/// The columns of a kind that has none of its own.
+const PLAIN: Printer = Printer {
+    columns: &[("Name", "string", 0), ("Age", "string", 0)],
+    cells: |object, now| vec![cells::name(object), cells::age(object, now)],
+};
+
+fn printer(resource: &Resource) -> Printer {
+    let kind = (resource.group.as_str(), resource.kind.as_str());
+    pods::printer(kind)
+        .or_else(|| cluster::printer(kind))
+        .or_else(|| services::printer(kind))
+        .or_else(|| workloads::printer(kind))
+        .unwrap_or(PLAIN)
+}
+
+/// The `Table` of some objects of one resource.
+pub fn table(resource: &Resource, objects: &[&Object], query: &Query, accepted: Accepted) -> Value {
+    let now = Timestamp::now();
+    let printer = printer(resource);
+    let rows: Vec<Value> = objects
+        .iter()
+        .map(|object| {
+            let value = object.to_value();
+            let cells = (printer.cells)(&value, now);
+            debug_assert_eq!(cells.len(), printer.columns.len(), "{}", resource.kind);
+            json!({"cells": cells, "object": row_object(object, value, query, accepted)})
+        })
+        .collect();
+    let columns: Vec<Value> = printer
+        .columns
+        .iter()
+        .map(|(name, kind, priority)| {
+            let format = if *name == "Name" { "name" } else { "" };
+            json!({"name": name, "type": kind, "format": format, "description": "",
+                "priority": priority})
+        })
+        .collect();
+    let revision = objects.last().map_or_else(String::new, |o| o.revision.to_string());
+    json!({
+        "kind": "Table",
+        "apiVersion": accepted.meta_version(),
+        "metadata": {"resourceVersion": revision},
+        "columnDefinitions": columns,
+        "rows": rows,
+    })
+}
+
+/// What a row carries of its object: `includeObject=Metadata` by default.
+fn row_object(object: &Object, value: Value, query: &Query, accepted: Accepted) -> Value {
+    match query.get("includeObject") {
+        "None" => Value::Null,
+        "Object" => value,
+        _ => crate::rest::partial_metadata(object, accepted.meta_version()),
+    }
+}

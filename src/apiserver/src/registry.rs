@@ -1,0 +1,615 @@
+//! Objects by resource, over the store and the watch caches. Everything below admission: strategies,
+//! validation, optimistic concurrency, graceful deletion. Reads come from the caches.
+//!
+//! Source: `k8s.io/apiserver/pkg/registry/generic/registry/store.go`.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use apimachinery::{Status, field, meta, trace};
+use bytes::Bytes;
+use serde_json::Value;
+use store::{Compare, KeyValue, Op, Store, Txn, TxnOutcome};
+
+use crate::attributes::RequestContext;
+use crate::cache::{Cache, Snapshot};
+use crate::caches::Caches;
+use crate::deletion::{self, Step};
+use crate::expiry::Leases;
+use crate::gate::{Gate, Open, Operation};
+use crate::object::{self, Object};
+use crate::options::DeleteOptions;
+use crate::resource::{Resource, ResourceRef};
+use crate::served::Served;
+use crate::strategy::service::allocation::{Allocator, Network};
+use crate::{metadata, policy};
+
+/// How often a generated name is tried again when it is taken.
+const NAME_ATTEMPTS: usize = 8;
+/// How often a write is tried again when others change the object meanwhile.
+const WRITE_ATTEMPTS: usize = 100;
+
+/// Handle to all objects; cheap to clone.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    caches: Arc<Caches>,
+    served: Served,
+    leases: Leases,
+    services: Allocator,
+}
+
+/// What deleting did.
+#[derive(Debug)]
+pub enum Deleted {
+    /// The object is gone; this is how it was.
+    Now(Arc<Object>),
+    /// It is marked and goes later.
+    Later(Arc<Object>),
+}
+
+/// What an update may do beyond replacing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UpdateRules {
+    /// Absent objects are made (`AllowCreateOnUpdate`).
+    pub create: bool,
+    /// The object must carry a resource version (`!AllowUnconditionalUpdate`).
+    pub versioned: bool,
+}
+
+/// A change of an object, called again after each conflict. The first argument is the object before,
+/// absent when the update is to create it.
+pub type Change<'a> = dyn FnMut(Option<&Value>) -> Result<Value, Status> + Send + 'a;
+
+/// Maps the store's errors to the API's.
+pub fn store_failure(error: store::Error) -> Status {
+    match error {
+        store::Error::Closed => Status::unavailable("the server is shutting down"),
+        store::Error::Compacted { .. } => {
+            Status::expired("The resourceVersion for the provided list is too old.")
+        }
+        error => {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                text.push_str(": ");
+                text.push_str(&cause.to_string());
+                source = cause.source();
+            }
+            tracing::error!(error = text, "the store failed");
+            Status::internal(text)
+        }
+    }
+}
+
+impl Default for Registry {
+    /// The built-in resources over an empty store in memory that nobody follows.
+    fn default() -> Self {
+        let served = Served::builtin();
+        let store = store::memory();
+        let caches = Caches::empty(store.clone(), &stored(&served));
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                caches: Arc::new(caches),
+                served,
+                leases: Leases::default(),
+                services: Allocator::new(Network::default()),
+            }),
+        }
+    }
+}
+
+/// The resources that have a cache of their own: one version of each.
+fn stored(served: &Served) -> Vec<ResourceRef> {
+    served
+        .all()
+        .iter()
+        .filter(|r| r.is_stored() && !crate::conversion::is_view(r))
+        .filter(|r| served.preferred(&r.group, &r.plural).is_some_and(|p| Arc::ptr_eq(p, r)))
+        .cloned()
+        .collect()
+}
+
+impl Registry {
+    /// A registry of `served` resources, loaded from `store`; Services get addresses in `network`.
+    pub async fn load(
+        store: Store,
+        served: Served,
+        network: Network,
+    ) -> Result<Self, store::Error> {
+        let caches = Arc::new(Caches::load(store.clone(), &stored(&served)).await?);
+        let services = Allocator::new(network);
+        let inner = Inner { store, caches, served, leases: Leases::default(), services };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The served resources.
+    pub fn served(&self) -> &Served {
+        &self.inner.served
+    }
+
+    /// The caches.
+    pub fn caches(&self) -> &Arc<Caches> {
+        &self.inner.caches
+    }
+
+    /// The store; for the few things that are not objects.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// Addresses and ports for Services.
+    pub fn services(&self) -> &Allocator {
+        &self.inner.services
+    }
+
+    /// The served resource `plural` of `group`, at its preferred version.
+    pub fn resource(&self, group: &str, plural: &str) -> Option<ResourceRef> {
+        self.inner.served.preferred(group, plural).cloned()
+    }
+
+    /// The watch cache of a resource.
+    pub fn cache(&self, resource: &Resource) -> Option<Arc<Cache>> {
+        self.inner.caches.get(&resource.key_prefix)
+    }
+
+    fn cache_of(&self, group: &str, plural: &str) -> Option<Arc<Cache>> {
+        self.cache(self.inner.served.preferred(group, plural)?)
+    }
+
+    /// The object in the cache; `namespace` is empty for cluster-scoped resources.
+    pub fn get(
+        &self,
+        group: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<Object>> {
+        let cache = self.cache_of(group, plural)?;
+        cache.get(&cache_key(&cache.resource, namespace, name))
+    }
+
+    /// All objects of a resource in the cache, in key order; of one namespace if given.
+    pub fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Object>> {
+        let Some(cache) = self.cache_of(group, plural) else { return Vec::new() };
+        let snapshot = cache.snapshot();
+        snapshot
+            .select(namespace.unwrap_or_default(), None)
+            .into_iter()
+            .map(|(_, o)| o.clone())
+            .collect()
+    }
+
+    /// A consistent view of a resource, at the revision the caches have reached.
+    pub fn snapshot(&self, cache: &Cache) -> Snapshot {
+        let applied = self.inner.caches.applied();
+        let mut snapshot = cache.snapshot();
+        snapshot.revision = snapshot.revision.max(applied);
+        snapshot
+    }
+
+    /// The revision of the latest change to any object of a resource, deletions included: what was
+    /// computed from [`Self::list`] is still right while this stays the same.
+    pub fn changed(&self, group: &str, plural: &str) -> u64 {
+        self.cache_of(group, plural).map_or(0, |cache| cache.snapshot().revision)
+    }
+
+    /// Waits until the cache has every write acknowledged before this call.
+    pub async fn sync(&self) -> Result<u64, Status> {
+        let revision = self.inner.store.revision().await.map_err(store_failure)?;
+        self.inner.caches.reached(revision).await;
+        Ok(revision)
+    }
+
+    /// Creates `object` in `ctx.namespace`: strategy, validation, store. No defaults, no admission.
+    pub async fn create(&self, ctx: &RequestContext, object: Value) -> Result<Arc<Object>, Status> {
+        self.create_through(ctx, object, &Open).await
+    }
+
+    /// Creates `object` behind admission.
+    pub async fn create_through(
+        &self,
+        ctx: &RequestContext,
+        mut object: Value,
+        gate: &dyn Gate,
+    ) -> Result<Arc<Object>, Status> {
+        let resource = resource_of(ctx)?;
+        let admitted = SystemTime::now();
+        ensure_namespace(resource, ctx, &mut object)?;
+        let generated = meta::name(&object).is_empty() && !meta::generate_name(&object).is_empty();
+        metadata::fill_system_fields(&mut object);
+        if generated {
+            let name = metadata::generate_name(meta::generate_name(&object));
+            meta::set(&mut object, "name", name);
+        }
+        gate.mutate(ctx, Operation::Create, Some(&mut object), None).await?;
+        if !meta::resource_version(&object).is_empty() {
+            return Err(Status::failure(
+                500,
+                "",
+                "resourceVersion should not be set on objects to be created",
+            ));
+        }
+        policy::prepare_for_create(ctx, &mut object);
+        let mut errors = validate_name(&object);
+        errors.extend(policy::validate_create(ctx, &object));
+        refuse(resource, &object, errors)?;
+        policy::allocate(self, ctx, &mut object, None)?;
+        gate.validate(ctx, Operation::Create, Some(&object), None).await?;
+        step(ctx, "admit", &object, admitted);
+        for attempt in 1.. {
+            let stored = SystemTime::now();
+            if let Some(created) = self.put_new(ctx, resource, &object).await? {
+                step(ctx, "store", &object, stored);
+                return Ok(created);
+            }
+            if !generated {
+                let name = meta::name(&object);
+                return Err(Status::already_exists(&resource.group, &resource.plural, name));
+            }
+            if attempt == NAME_ATTEMPTS {
+                break;
+            }
+            let name = metadata::generate_name(meta::generate_name(&object));
+            meta::set(&mut object, "name", name);
+        }
+        let mut status =
+            Status::already_exists(&resource.group, &resource.plural, meta::name(&object));
+        status
+            .message
+            .push_str(", the server was not able to generate a unique name for the object");
+        Err(status)
+    }
+
+    /// Writes a new object; `None` when the name is taken.
+    async fn put_new(
+        &self,
+        ctx: &RequestContext,
+        resource: &Resource,
+        object: &Value,
+    ) -> Result<Option<Arc<Object>>, Status> {
+        let key = resource.key(&ctx_namespace(resource, ctx, object), meta::name(object));
+        let (raw, _) = object::encode(object);
+        if ctx.dry_run {
+            let taken = self.inner.store.get(key.as_bytes(), None).await.map_err(store_failure)?;
+            return if taken.is_some() {
+                Ok(None)
+            } else {
+                self.decoded(resource, raw, 0).map(Some)
+            };
+        }
+        let lease = if is_event(resource) {
+            Some(self.inner.leases.event(&self.inner.store).await.map_err(store_failure)?)
+        } else {
+            None
+        };
+        let key = Bytes::from(key);
+        let txn = Txn {
+            compares: vec![Compare { key: key.clone(), mod_revision: 0 }],
+            ops: vec![Op::Put { key, value: raw.clone(), lease }],
+        };
+        match self.inner.store.txn(txn).await.map_err(store_failure)? {
+            TxnOutcome::Committed { revision } => {
+                self.inner.caches.reached(revision).await;
+                self.decoded(resource, raw, revision).map(Some)
+            }
+            TxnOutcome::Conflict { .. } => Ok(None),
+        }
+    }
+
+    fn decoded(
+        &self,
+        resource: &Resource,
+        raw: Bytes,
+        revision: u64,
+    ) -> Result<Arc<Object>, Status> {
+        let selectable = crate::fields::of(&resource.group, &resource.plural);
+        Object::from_stored(raw, revision, selectable).map(Arc::new).map_err(Status::internal)
+    }
+
+    /// Replaces the object named in `ctx`; `metadata.resourceVersion`, when set, must be current.
+    pub async fn update(&self, ctx: &RequestContext, object: Value) -> Result<Arc<Object>, Status> {
+        let mut change = |_: Option<&Value>| Ok(object.clone());
+        let (object, _) =
+            self.update_through(ctx, UpdateRules::default(), &Open, &mut change).await?;
+        Ok(object)
+    }
+
+    /// Changes the object named in `ctx` with `change`, again on each conflict.
+    pub async fn update_with(
+        &self,
+        ctx: &RequestContext,
+        change: &(dyn Fn(&mut Value) -> Result<(), Status> + Send + Sync),
+    ) -> Result<Arc<Object>, Status> {
+        let mut replace = |old: Option<&Value>| {
+            let mut object = old.cloned().unwrap_or_default();
+            change(&mut object)?;
+            Ok(object)
+        };
+        let (object, _) =
+            self.update_through(ctx, UpdateRules::default(), &Open, &mut replace).await?;
+        Ok(object)
+    }
+
+    /// Changes the object named in `ctx` behind admission; also tells whether it was created.
+    pub async fn update_through(
+        &self,
+        ctx: &RequestContext,
+        rules: UpdateRules,
+        gate: &dyn Gate,
+        change: &mut Change<'_>,
+    ) -> Result<(Arc<Object>, bool), Status> {
+        let resource = resource_of(ctx)?;
+        let key = Bytes::from(resource.key(&ctx.namespace, &ctx.name));
+        self.sync().await?;
+        let mut current = self.current(resource, ctx);
+        for _ in 0..WRITE_ATTEMPTS {
+            let Some(before) = current else {
+                if !rules.create {
+                    return Err(Status::not_found(&resource.group, &resource.plural, &ctx.name));
+                }
+                let object = change(None)?;
+                let created = self.create_through(ctx, object, gate).await?;
+                return Ok((created, true));
+            };
+            let old = before.to_value();
+            let mut object = change(Some(&old))?;
+            ensure_namespace(resource, ctx, &mut object)?;
+            check_version(resource, rules, &mut object, &old)?;
+            gate.mutate(ctx, Operation::Update, Some(&mut object), Some(&old)).await?;
+            metadata::keep_system_fields(&mut object, &old);
+            policy::prepare_for_update(ctx, &mut object, &old);
+            let mut errors = metadata::validate_update(&object, &old);
+            errors.extend(policy::validate_update(ctx, &object, &old));
+            refuse(resource, &object, errors)?;
+            policy::allocate(self, ctx, &mut object, Some(&old))?;
+            gate.validate(ctx, Operation::Update, Some(&object), Some(&old)).await?;
+            match self.write(ctx, resource, &key, &before, &object).await? {
+                Written::Done(object) => return Ok((object, false)),
+                Written::Conflict(now) => current = now,
+            }
+        }
+        Err(Status::timeout(
+            format!("{} {:?} changes too often", resource.qualified(), ctx.name),
+            1,
+        ))
+    }
+
+    fn current(&self, resource: &Resource, ctx: &RequestContext) -> Option<Arc<Object>> {
+        self.cache(resource)?.get(&cache_key(resource, &ctx.namespace, &ctx.name))
+    }
+
+    /// Writes `object` over `before`, or removes it when its deletion is complete.
+    async fn write(
+        &self,
+        ctx: &RequestContext,
+        resource: &Resource,
+        key: &Bytes,
+        before: &Arc<Object>,
+        object: &Value,
+    ) -> Result<Written, Status> {
+        let (raw, _) = object::encode(object);
+        let finished = deletion::is_finished(resource, object);
+        if raw == before.raw && !finished {
+            return Ok(Written::Done(before.clone()));
+        }
+        if ctx.dry_run {
+            return self.decoded(resource, raw, before.revision).map(Written::Done);
+        }
+        let op = if finished {
+            Op::Delete { key: key.clone() }
+        } else {
+            let lease = if is_event(resource) {
+                Some(self.inner.leases.event(&self.inner.store).await.map_err(store_failure)?)
+            } else {
+                None
+            };
+            Op::Put { key: key.clone(), value: raw.clone(), lease }
+        };
+        let compare = Compare { key: key.clone(), mod_revision: before.revision };
+        let txn = Txn { compares: vec![compare], ops: vec![op] };
+        match self.inner.store.txn(txn).await.map_err(store_failure)? {
+            TxnOutcome::Committed { revision } => {
+                self.inner.caches.reached(revision).await;
+                self.decoded(resource, raw, revision).map(Written::Done)
+            }
+            TxnOutcome::Conflict { current, .. } => {
+                Ok(Written::Conflict(self.found(resource, current)?))
+            }
+        }
+    }
+
+    fn found(
+        &self,
+        resource: &Resource,
+        current: Vec<Option<KeyValue>>,
+    ) -> Result<Option<Arc<Object>>, Status> {
+        match current.into_iter().next().flatten() {
+            Some(kv) => self.decoded(resource, kv.value, kv.mod_revision).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Deletes the object named in `ctx` in the background, honouring finalizers and grace.
+    pub async fn delete(&self, ctx: &RequestContext) -> Result<(), Status> {
+        self.delete_through(ctx, &DeleteOptions::default(), &Open).await.map(|_| ())
+    }
+
+    /// Deletes the object named in `ctx` behind admission.
+    pub async fn delete_through(
+        &self,
+        ctx: &RequestContext,
+        options: &DeleteOptions,
+        gate: &dyn Gate,
+    ) -> Result<Deleted, Status> {
+        let resource = resource_of(ctx)?;
+        let key = Bytes::from(resource.key(&ctx.namespace, &ctx.name));
+        self.sync().await?;
+        let mut current = self.current(resource, ctx);
+        for _ in 0..WRITE_ATTEMPTS {
+            let Some(before) = current else {
+                return Err(Status::not_found(&resource.group, &resource.plural, &ctx.name));
+            };
+            let old = before.to_value();
+            deletion::check_preconditions(resource, &old, options)?;
+            gate.mutate(ctx, Operation::Delete, None, Some(&old)).await?;
+            gate.validate(ctx, Operation::Delete, None, Some(&old)).await?;
+            match deletion::step(resource, &old, options) {
+                Step::Pending => return Ok(Deleted::Later(before)),
+                Step::Mark(object) => {
+                    match self.write(ctx, resource, &key, &before, &object).await? {
+                        Written::Done(object) => return Ok(Deleted::Later(object)),
+                        Written::Conflict(now) => current = now,
+                    }
+                }
+                Step::Remove => {
+                    if ctx.dry_run {
+                        return Ok(Deleted::Now(before));
+                    }
+                    let txn = Txn::remove(key.clone(), before.revision);
+                    match self.inner.store.txn(txn).await.map_err(store_failure)? {
+                        TxnOutcome::Committed { revision } => {
+                            self.inner.caches.reached(revision).await;
+                            return Ok(Deleted::Now(Arc::new(before.at(revision))));
+                        }
+                        TxnOutcome::Conflict { current: found, .. } => {
+                            current = self.found(resource, found)?;
+                        }
+                    }
+                }
+            }
+        }
+        Err(Status::timeout(
+            format!("{} {:?} changes too often", resource.qualified(), ctx.name),
+            1,
+        ))
+    }
+}
+
+enum Written {
+    Done(Arc<Object>),
+    Conflict(Option<Arc<Object>>),
+}
+
+/// `namespace/name` or `name`.
+pub fn cache_key(resource: &Resource, namespace: &str, name: &str) -> String {
+    if resource.namespaced { format!("{namespace}/{name}") } else { name.to_owned() }
+}
+
+fn resource_of(ctx: &RequestContext) -> Result<&ResourceRef, Status> {
+    ctx.resource.as_ref().ok_or_else(|| {
+        Status::failure(404, "NotFound", "the server could not find the requested resource")
+    })
+}
+
+fn is_event(resource: &Resource) -> bool {
+    resource.is("", "events")
+}
+
+fn ctx_namespace<'a>(
+    resource: &Resource,
+    ctx: &'a RequestContext,
+    object: &'a Value,
+) -> std::borrow::Cow<'a, str> {
+    if !resource.namespaced {
+        return "".into();
+    }
+    if ctx.namespace.is_empty() {
+        meta::namespace(object).into()
+    } else {
+        ctx.namespace.as_str().into()
+    }
+}
+
+/// The object's namespace must be the request's; an empty one is filled in.
+fn ensure_namespace(
+    resource: &Resource,
+    ctx: &RequestContext,
+    object: &mut Value,
+) -> Result<(), Status> {
+    let wanted = if resource.namespaced { ctx.namespace.as_str() } else { "" };
+    let found = meta::namespace(object);
+    if found == wanted {
+        return Ok(());
+    }
+    if !found.is_empty() {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    meta::set(object, "namespace", wanted);
+    Ok(())
+}
+
+fn check_version(
+    resource: &Resource,
+    rules: UpdateRules,
+    object: &mut Value,
+    old: &Value,
+) -> Result<(), Status> {
+    let (mine, now) = (meta::resource_version(object), meta::resource_version(old));
+    if mine.is_empty() || mine == "0" {
+        if rules.versioned {
+            let path = field::Path::new("metadata").child("resourceVersion");
+            let error = field::Error::invalid(&path, 0, "must be specified for an update");
+            return Err(Status::invalid(
+                &resource.group,
+                &resource.kind,
+                meta::name(object),
+                &[error],
+            ));
+        }
+        meta::set(object, "resourceVersion", now);
+        return Ok(());
+    }
+    if mine != now {
+        return Err(Status::conflict(
+            &resource.group,
+            &resource.plural,
+            meta::name(object),
+            "the object has been modified; please apply your changes to the latest version and try again",
+        ));
+    }
+    let (mine, now) = (meta::uid(object), meta::uid(old));
+    if !mine.is_empty() && mine != now {
+        let why =
+            format!("Precondition failed: UID in precondition: {mine}, UID in object meta: {now}");
+        return Err(Status::conflict(&resource.group, &resource.plural, meta::name(object), &why));
+    }
+    Ok(())
+}
+
+/// A name must be one segment of a path and of a key, whatever the kind's own rules.
+fn validate_name(object: &Value) -> field::ErrorList {
+    let path = field::Path::new("metadata").child("name");
+    let name = meta::name(object);
+    if name.is_empty() {
+        return vec![field::Error::required(&path, "name or generateName is required")];
+    }
+    let mistake = match name {
+        "." => "may not be '.'",
+        ".." => "may not be '..'",
+        name if name.contains('/') => "may not contain '/'",
+        name if name.contains('%') => "may not contain '%'",
+        _ => return Vec::new(),
+    };
+    vec![field::Error::invalid(&path, name, mistake)]
+}
+
+fn refuse(resource: &Resource, object: &Value, errors: field::ErrorList) -> Result<(), Status> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid(&resource.group, &resource.kind, meta::name(object), &errors))
+}
+
+fn step(ctx: &RequestContext, name: &'static str, object: &Value, started: SystemTime) {
+    if ctx.is("", "pods") && ctx.subresource.is_empty() && !ctx.dry_run {
+        trace::step(name, meta::uid(object), started, "");
+    }
+}

@@ -1,0 +1,135 @@
+//! Answers: objects, lists and statuses in the form the client accepts.
+
+use apimachinery::Status;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::{HeaderName, StatusCode};
+use serde_json::Value;
+
+use crate::attributes::Warnings;
+use crate::body::{Body, Response};
+use crate::negotiate::{Accepted, Format};
+
+const WARNING: HeaderName = http::header::WARNING;
+
+/// JSON text as a body in the accepted format.
+pub fn render(json: Bytes, accepted: Accepted) -> Bytes {
+    if accepted.format == Format::Json && !accepted.pretty {
+        return json;
+    }
+    let Ok(value) = serde_json::from_slice::<Value>(&json) else { return json };
+    render_value(&value, accepted)
+}
+
+/// A value as a body in the accepted format.
+pub fn render_value(value: &Value, accepted: Accepted) -> Bytes {
+    match accepted.format {
+        Format::Yaml => serde_saphyr::to_string(value).unwrap_or_default().into(),
+        Format::Json if accepted.pretty => {
+            let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
+            text.push(b'\n');
+            text.into()
+        }
+        Format::Json => serde_json::to_vec(value).unwrap_or_default().into(),
+    }
+}
+
+/// An answer with a body.
+pub fn answer(code: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// JSON text in the accepted format.
+pub fn json(code: StatusCode, text: Bytes, accepted: Accepted) -> Response {
+    answer(code, accepted.content_type(), render(text, accepted))
+}
+
+/// A value in the accepted format.
+pub fn value(code: StatusCode, value: &Value, accepted: Accepted) -> Response {
+    answer(code, accepted.content_type(), render_value(value, accepted))
+}
+
+/// A failure in the accepted format.
+pub fn failure(status: &Status, accepted: Accepted) -> Response {
+    let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let value = serde_json::to_value(status).unwrap_or_default();
+    let accepted = Accepted { shape: crate::negotiate::Shape::Object, ..accepted };
+    let mut response = self::value(code, &value, accepted);
+    let retry = status.details.as_ref().map_or(0, |d| d.retry_after_seconds);
+    if retry > 0 {
+        response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(retry));
+    }
+    response
+}
+
+/// Plain text, as health checks answer.
+pub fn text(code: StatusCode, text: impl Into<Body>) -> Response {
+    let mut response = answer(code, "text/plain; charset=utf-8", text);
+    response
+        .headers_mut()
+        .insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Adds the warnings as `Warning: 299 - "…"` headers.
+pub fn add_warnings(response: &mut Response, warnings: &Warnings) {
+    for text in warnings.list() {
+        let mut quoted = String::with_capacity(text.len() + 10);
+        quoted.push_str("299 - \"");
+        for c in text.chars().filter(|c| !c.is_control()) {
+            if matches!(c, '"' | '\\') {
+                quoted.push('\\');
+            }
+            quoted.push(c);
+        }
+        quoted.push('"');
+        if let Ok(value) = HeaderValue::from_bytes(quoted.as_bytes()) {
+            response.headers_mut().append(WARNING, value);
+        }
+    }
+}
+
+/// Collects pieces into chunks of a size that costs neither copies nor frames.
+pub struct Chunks {
+    done: Vec<Bytes>,
+    open: BytesMut,
+}
+
+/// Chunks are closed when they exceed this.
+const CHUNK_BYTES: usize = 64 << 10;
+
+impl Default for Chunks {
+    fn default() -> Self {
+        Self { done: Vec::new(), open: BytesMut::with_capacity(4096) }
+    }
+}
+
+impl Chunks {
+    /// Where the next piece is written.
+    pub fn piece(&mut self) -> &mut BytesMut {
+        if self.open.len() >= CHUNK_BYTES {
+            let full =
+                std::mem::replace(&mut self.open, BytesMut::with_capacity(CHUNK_BYTES + 8192));
+            self.done.push(full.freeze());
+        }
+        &mut self.open
+    }
+
+    /// Adds text.
+    pub fn text(&mut self, text: &str) {
+        self.piece().put_slice(text.as_bytes());
+    }
+
+    /// All chunks.
+    pub fn finish(mut self) -> Vec<Bytes> {
+        if !self.open.is_empty() {
+            self.done.push(self.open.freeze());
+        }
+        self.done
+    }
+}

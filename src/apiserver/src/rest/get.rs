@@ -1,0 +1,22 @@
+//! `get`.
+
+use apimachinery::Status;
+use http::StatusCode;
+
+use super::Call;
+use crate::body::Response;
+use crate::registry::cache_key;
+
+/// Answers with the object; with `resourceVersion=0` from the cache as it is.
+pub async fn serve(call: &Call) -> Result<Response, Status> {
+    let registry = &call.server.registry;
+    if call.query.get("resourceVersion") != "0" {
+        registry.sync().await?;
+    }
+    let ctx = &call.ctx;
+    let cache = registry.cache(&call.resource).ok_or_else(super::not_found_path)?;
+    let object = cache
+        .get(&cache_key(&call.resource, &ctx.namespace, &ctx.name))
+        .ok_or_else(|| Status::not_found(&call.resource.group, &call.resource.plural, &ctx.name))?;
+    Ok(call.object(StatusCode::OK, &object))
+}

@@ -1,0 +1,197 @@
+//! The verbs on resources.
+
+mod create;
+mod delete;
+mod get;
+mod list;
+mod patch;
+mod scale;
+mod update;
+mod watch;
+
+use std::sync::Arc;
+
+use apimachinery::Status;
+use bytes::Bytes;
+use http::StatusCode;
+use http::request::Parts;
+
+use crate::attributes::RequestContext;
+use crate::body::{Body, Response};
+use crate::negotiate::{Accepted, Shape};
+use crate::object::Object;
+use crate::options::Query;
+use crate::printers;
+use crate::registry::UpdateRules;
+use crate::resource::Resource;
+use crate::server::Server;
+use crate::subresources;
+use crate::{conversion, policy, respond};
+
+/// Bodies may not be longer (`DefaultMaxRequestBodyBytes`).
+pub const MAX_BODY_BYTES: usize = 3 << 20;
+
+/// One request on a served resource.
+pub struct Call {
+    /// The server.
+    pub server: Arc<Server>,
+    /// Who wants what.
+    pub ctx: RequestContext,
+    /// The resource.
+    pub resource: Arc<Resource>,
+    /// Headers and URL.
+    pub parts: Parts,
+    /// Query parameters.
+    pub query: Query,
+    /// How to answer.
+    pub accepted: Accepted,
+    /// When the request came.
+    pub received: std::time::SystemTime,
+}
+
+impl Call {
+    /// Carries out the verb.
+    pub async fn serve(mut self, body: Body) -> Result<Response, Status> {
+        let verb = self.ctx.verb;
+        let allowed = match self.ctx.subresource.as_str() {
+            "" => self.resource.allows(verb),
+            name => match self.resource.subresource(name) {
+                Some(subresource) => subresource.verbs.iter().any(|v| v == verb),
+                None => return Err(not_found_path()),
+            },
+        };
+        if !allowed {
+            return Err(method_not_allowed());
+        }
+        if subresources::handles(&self.ctx) {
+            return subresources::serve(&mut self, body).await;
+        }
+        if self.ctx.subresource == "scale" {
+            return scale::serve(&mut self, body).await;
+        }
+        match verb {
+            "get" => get::serve(&self).await,
+            "list" => list::serve(&self).await,
+            "watch" => watch::serve(&self).await,
+            "create" => create::serve(&mut self, body).await,
+            "update" => update::serve(&mut self, body).await,
+            "patch" => patch::serve(&mut self, body).await,
+            "delete" => delete::serve(&mut self, body).await,
+            "deletecollection" => delete::collection(&mut self, body).await,
+            _ => Err(method_not_allowed()),
+        }
+    }
+
+    /// The body, whole.
+    pub async fn read(&self, body: Body) -> Result<Bytes, Status> {
+        read_body(body).await
+    }
+
+    /// An object in the accepted shape and format.
+    pub fn object(&self, code: StatusCode, object: &Object) -> Response {
+        match self.accepted.shape {
+            Shape::Object if conversion::is_view(&self.resource) => {
+                respond::value(code, &self.served_value(object), self.accepted)
+            }
+            Shape::Object => respond::json(code, object.json(), self.accepted),
+            Shape::Metadata => {
+                let value = partial_metadata(object, self.accepted.meta_version());
+                respond::value(code, &value, self.accepted)
+            }
+            Shape::Table => {
+                let table = printers::table(&self.resource, &[object], &self.query, self.accepted);
+                respond::value(code, &table, self.accepted)
+            }
+        }
+    }
+
+    /// The object in the form of the served resource.
+    pub fn served_value(&self, object: &Object) -> serde_json::Value {
+        let mut value = object.to_value();
+        conversion::to_served(&self.resource, &mut value);
+        value
+    }
+
+    /// Brings a decoded object into the stored form, with the kind's defaults.
+    pub fn accept(&self, mut object: serde_json::Value) -> serde_json::Value {
+        conversion::to_stored(&self.resource, &mut object);
+        let stored = self.ctx.resource.as_deref().unwrap_or(&self.resource);
+        policy::set_defaults(stored, &mut object);
+        object
+    }
+
+    /// What updates of this kind may do.
+    pub fn update_rules(&self) -> UpdateRules {
+        UpdateRules {
+            create: self.ctx.subresource.is_empty() && creates_on_update(&self.resource),
+            versioned: must_be_versioned(&self.resource),
+        }
+    }
+}
+
+/// Reads a body within the limit.
+pub async fn read_body(body: Body) -> Result<Bytes, Status> {
+    match body.read(MAX_BODY_BYTES).await {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => {
+            Err(Status::too_large(format!("Request entity too large: limit is {MAX_BODY_BYTES}")))
+        }
+        Err(error) => Err(Status::bad_request(format!("unable to read the request body: {error}"))),
+    }
+}
+
+/// `PartialObjectMetadata` of an object.
+pub fn partial_metadata(object: &Object, api_version: &str) -> serde_json::Value {
+    let mut value = object.to_value();
+    let metadata = value["metadata"].take();
+    serde_json::json!({"kind": "PartialObjectMetadata", "apiVersion": api_version, "metadata": metadata})
+}
+
+/// 405 as upstream's mux answers.
+pub fn method_not_allowed() -> Status {
+    let mut status = Status::failure(
+        405,
+        "MethodNotAllowed",
+        "the server does not allow this method on the requested resource",
+    );
+    status.details = Some(Box::default());
+    status
+}
+
+/// 404 for a path that is nothing.
+pub fn not_found_path() -> Status {
+    let mut status =
+        Status::failure(404, "NotFound", "the server could not find the requested resource");
+    status.details = Some(Box::default());
+    status
+}
+
+/// Kinds whose strategies say `AllowCreateOnUpdate`.
+fn creates_on_update(resource: &Resource) -> bool {
+    match resource.group.as_str() {
+        "" => {
+            matches!(
+                resource.plural.as_str(),
+                "endpoints" | "events" | "limitranges" | "persistentvolumes" | "services"
+            ) && resource.plural != "persistentvolumes"
+        }
+        "rbac.authorization.k8s.io" => true,
+        "coordination.k8s.io" => resource.plural == "leases",
+        "discovery.k8s.io" => true,
+        _ => false,
+    }
+}
+
+/// Kinds whose strategies say `!AllowUnconditionalUpdate`.
+fn must_be_versioned(resource: &Resource) -> bool {
+    match resource.group.as_str() {
+        "coordination.k8s.io"
+        | "admissionregistration.k8s.io"
+        | "apiextensions.k8s.io"
+        | "apiregistration.k8s.io"
+        | "node.k8s.io"
+        | "policy" => true,
+        "storage.k8s.io" => resource.plural != "storageclasses",
+        _ => false,
+    }
+}

@@ -1,0 +1,109 @@
+//! The `scale` subresource: replicas of a workload as `autoscaling/v1` `Scale`.
+//!
+//! Source: `ScaleREST` of the workloads' storage in `k8s.io/kubernetes/pkg/registry/apps`.
+
+use apimachinery::labels::Selector;
+use apimachinery::{Status, field, meta};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::Call;
+use crate::body::{Body, Response};
+use crate::codec::{self, Expected};
+use crate::negotiate;
+use crate::object::Object;
+use crate::options::WriteOptions;
+use crate::registry::UpdateRules;
+use crate::respond;
+
+const SCALE: Expected<'static> = Expected { group: "autoscaling", version: "v1", kind: "Scale" };
+
+/// `get`, `update` and `patch` of the scale.
+pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
+    let registry = call.server.registry.clone();
+    let resource = call.resource.clone();
+    if call.ctx.verb == "get" {
+        registry.sync().await?;
+        let object = registry
+            .get(&resource.group, &resource.plural, &call.ctx.namespace, &call.ctx.name)
+            .ok_or_else(|| Status::not_found(&resource.group, &resource.plural, &call.ctx.name))?;
+        return Ok(respond::value(StatusCode::OK, &scale_of(&object.to_value()), call.accepted));
+    }
+    let options = WriteOptions::parse(&call.query, "UpdateOptions")?;
+    call.ctx.dry_run = options.dry_run;
+    let bytes = call.read(body).await?;
+    let edit: Box<dyn Fn(Value) -> Result<Value, Status> + Send + Sync> =
+        if call.ctx.verb == "update" {
+            let format = negotiate::body_format(&call.parts.headers)?;
+            let scale =
+                codec::decode(&bytes, format, SCALE, options.field_validation, &call.ctx.warnings)?;
+            super::update::check_name(&scale, &call.ctx.name)?;
+            Box::new(move |_| Ok(scale.clone()))
+        } else {
+            super::patch::editor(call, &bytes, SCALE, options.field_validation)?
+        };
+    let mut change = |old: Option<&Value>| {
+        let old = old.cloned().unwrap_or_default();
+        let scale = edit(scale_of(&old))?;
+        let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+        if replicas < 0 {
+            let path = field::Path::new("spec").child("replicas");
+            let error =
+                field::Error::invalid(&path, replicas, "must be greater than or equal to 0");
+            return Err(Status::invalid("autoscaling", "Scale", meta::name(&scale), &[error]));
+        }
+        let mut object = old;
+        meta::child_mut(&mut object, "spec").insert("replicas".into(), replicas.into());
+        match meta::resource_version(&scale).to_owned() {
+            version if version.is_empty() => {
+                drop(meta::remove(&mut object, "resourceVersion"));
+            }
+            version => meta::set(&mut object, "resourceVersion", version),
+        }
+        Ok(object)
+    };
+    let mut ctx = call.ctx.clone();
+    // The workload's own strategy applies, not that of a status.
+    ctx.subresource = String::new();
+    let (object, _): (std::sync::Arc<Object>, bool) = registry
+        .update_through(&ctx, UpdateRules::default(), call.server.gate(), &mut change)
+        .await?;
+    Ok(respond::value(StatusCode::OK, &scale_of(&object.to_value()), call.accepted))
+}
+
+fn scale_of(object: &Value) -> Value {
+    let selector = object.pointer("/spec/selector");
+    let text = match selector {
+        // Replication controllers select by a plain map.
+        Some(Value::Object(map))
+            if !map.contains_key("matchLabels") && !map.contains_key("matchExpressions") =>
+        {
+            Selector::from_map(map.iter().filter_map(|(k, v)| Some((k.as_str(), v.as_str()?))))
+                .to_string()
+        }
+        selector => {
+            Selector::from_label_selector(selector).map(|s| s.to_string()).unwrap_or_default()
+        }
+    };
+    let number = |path: &str| object.pointer(path).and_then(Value::as_i64).unwrap_or(0);
+    let mut metadata = serde_json::Map::new();
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = meta::metadata(object).get(key) {
+            metadata.insert(key.into(), value.clone());
+        }
+    }
+    let mut scale = json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": metadata,
+        "spec": {},
+        "status": {"replicas": number("/status/replicas")},
+    });
+    if number("/spec/replicas") != 0 {
+        scale["spec"]["replicas"] = number("/spec/replicas").into();
+    }
+    if !text.is_empty() {
+        scale["status"]["selector"] = text.into();
+    }
+    scale
+}

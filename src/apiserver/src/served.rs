@@ -1,0 +1,114 @@
+//! The resources that are served, found by path, by group and by kind.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+use apimachinery::schema::{self, Group};
+
+use crate::discovery::Documents;
+use crate::openapi::OpenApi;
+use crate::resource::{Resource, ResourceRef};
+
+/// The table of served resources; immutable, replaced as a whole.
+#[derive(Debug, Default)]
+pub struct Served {
+    resources: Vec<ResourceRef>,
+    by_path: HashMap<String, ResourceRef>,
+    preferred: HashMap<String, ResourceRef>,
+    groups: Vec<Group>,
+    documents: OnceLock<Documents>,
+    openapi: OpenApi,
+}
+
+fn path_key(group: &str, version: &str, plural: &str) -> String {
+    let mut key = String::with_capacity(group.len() + version.len() + plural.len() + 2);
+    key.push_str(group);
+    key.push('/');
+    key.push_str(version);
+    key.push('/');
+    key.push_str(plural);
+    key
+}
+
+impl Served {
+    /// The built-in resources that a stock API server has on.
+    pub fn builtin() -> Self {
+        let facts = schema::builtin();
+        let resources: Vec<ResourceRef> = facts
+            .resources()
+            .iter()
+            .filter(|r| r.enabled)
+            .map(|r| ResourceRef::new(Resource::from_facts(r)))
+            .collect();
+        let order = facts.groups(|r| r.enabled);
+        let mut served = Self::default();
+        for resource in &resources {
+            let key = path_key(&resource.group, &resource.version, &resource.plural);
+            served.by_path.insert(key, resource.clone());
+        }
+        for group in &order {
+            for version in &group.versions {
+                for resource in
+                    resources.iter().filter(|r| r.group == group.name && r.version == *version)
+                {
+                    served
+                        .preferred
+                        .entry(format!("{}/{}", group.name, resource.plural))
+                        .or_insert_with(|| resource.clone());
+                }
+            }
+        }
+        served.resources = resources;
+        served.groups = order;
+        served
+    }
+
+    /// All of them, by group, version and plural.
+    pub fn all(&self) -> &[ResourceRef] {
+        &self.resources
+    }
+
+    /// The resource at a path.
+    pub fn at(&self, group: &str, version: &str, plural: &str) -> Option<&ResourceRef> {
+        self.by_path.get(path_key(group, version, plural).as_str())
+    }
+
+    /// The resource at its group's preferred version that has it, which is also the version at rest.
+    pub fn preferred(&self, group: &str, plural: &str) -> Option<&ResourceRef> {
+        self.preferred.get(format!("{group}/{plural}").as_str())
+    }
+
+    /// The resource of a kind.
+    pub fn of_kind(&self, group: &str, version: &str, kind: &str) -> Option<&ResourceRef> {
+        self.resources.iter().find(|r| r.group == group && r.version == version && r.kind == kind)
+    }
+
+    /// The groups, in the order discovery lists them, preferred version first.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// The resources of one version.
+    pub fn in_version<'a>(
+        &'a self,
+        group: &'a str,
+        version: &'a str,
+    ) -> impl Iterator<Item = &'a ResourceRef> {
+        self.resources.iter().filter(move |r| r.group == group && r.version == version)
+    }
+
+    /// The discovery documents.
+    pub fn openapi(&self) -> &OpenApi {
+        &self.openapi
+    }
+
+    /// Discovery's aggregated documents.
+    pub fn documents(&self) -> &Documents {
+        self.documents.get_or_init(|| Documents::new(self))
+    }
+
+    /// Whether anything is served in this group and version.
+    pub fn has_version(&self, group: &str, version: &str) -> bool {
+        self.resources.iter().any(|r| r.group == group && r.version == version)
+    }
+}

@@ -1,0 +1,189 @@
+//! Starting and stopping the server.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use store::Store;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+
+use crate::admission::Admission;
+use crate::attributes::UserInfo;
+use crate::authn::Authenticator;
+use crate::authn::static_tokens::StaticTokens;
+use crate::authz::Authorizer;
+use crate::bootstrap;
+use crate::health::Health;
+use crate::in_process::InProcess;
+use crate::metrics::Metrics;
+use crate::pki::{self, Pki};
+use crate::registry::Registry;
+use crate::serve;
+use crate::served::Served;
+use crate::server::Server;
+use crate::strategy::service::allocation::Network;
+use crate::subresources::kubelet::Kubelets;
+
+/// The store's history is cut this often (`--etcd-compaction-interval`).
+const COMPACT_EVERY: Duration = Duration::from_mins(5);
+
+/// Where a node's kubelet answers, from the node's name and object.
+pub type NodeAddress = Arc<dyn Fn(&str, &Value) -> Option<SocketAddr> + Send + Sync>;
+
+/// What an API server needs.
+pub struct Config {
+    /// Where objects are kept.
+    pub store: Store,
+    /// `pki` lies below it.
+    pub data_dir: PathBuf,
+    /// Bound sockets to serve HTTPS on.
+    pub listen: Vec<std::net::TcpListener>,
+    /// Addresses of Services.
+    pub service_cidr: String,
+    /// The endpoint of the `kubernetes` Service.
+    pub advertise: SocketAddr,
+    /// `cluster.local`
+    pub cluster_domain: String,
+    /// Further names and addresses in the serving certificate.
+    pub extra_sans: Vec<String>,
+    /// Where to dial a node's kubelet.
+    pub node_address: NodeAddress,
+    /// Stops the server.
+    pub shutdown: CancellationToken,
+}
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store cannot be read.
+    #[error("cannot load the cluster's objects from the store")]
+    Store(#[from] store::Error),
+    /// Keys and certificates cannot be had.
+    #[error("cannot set up the cluster's certificates")]
+    Pki(#[from] pki::Error),
+    /// A listening socket cannot be used.
+    #[error("cannot listen")]
+    Listen(#[source] std::io::Error),
+    /// The service addresses are no network.
+    #[error("{cidr:?} is not an IPv4 network for Services, such as 10.43.0.0/16")]
+    ServiceCidr {
+        /// What was given.
+        cidr: String,
+    },
+    /// The objects every cluster has cannot be made.
+    #[error("cannot create the cluster's first objects: {0}")]
+    Bootstrap(#[source] apimachinery::Status),
+}
+
+/// A running API server. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct ApiServer {
+    server: Arc<Server>,
+    pki: Pki,
+    tasks: Arc<Mutex<Option<JoinSet<()>>>>,
+}
+
+impl ApiServer {
+    /// Loads everything, creates what every cluster has, and serves.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let network = Network::parse(&config.service_cidr)
+            .ok_or_else(|| Error::ServiceCidr { cidr: config.service_cidr.clone() })?;
+        let service_ip = IpAddr::V4(network.first());
+        let pki = Pki::load_or_create(&config.data_dir.join("pki"))?;
+        let registry = Registry::load(config.store.clone(), Served::builtin(), network).await?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(registry.caches().clone().follow(config.shutdown.clone()));
+        let authorizer = Authorizer::new(registry.clone());
+        let authenticator =
+            Authenticator::new(pki.clone(), registry.clone(), StaticTokens::default());
+        let options = bootstrap::Options {
+            service_cidr: config.service_cidr.clone(),
+            service_ip,
+            advertise: config.advertise,
+            ca_pem: pki.ca_pem().to_owned(),
+        };
+        bootstrap::run(&registry, &options).await.map_err(Error::Bootstrap)?;
+        let kubelets = Kubelets::new(
+            pki.clone(),
+            registry.clone(),
+            config.node_address,
+            config.shutdown.clone(),
+        )?;
+        let server = Arc::new(Server {
+            kubelets,
+            admission: Admission::new(registry.clone(), authorizer.clone()),
+            registry,
+            authenticator,
+            authorizer,
+            metrics: Metrics::default(),
+            health: Health::default(),
+            advertise: config.advertise.to_string(),
+            jwks: pki.tokens().jwks(),
+            stopping: config.shutdown.clone(),
+        });
+        let advertise = config.advertise.ip();
+        let sans =
+            pki::serving_sans(service_ip, advertise, &config.cluster_domain, &config.extra_sans);
+        let tls = TlsAcceptor::from(Arc::new(pki.server_config(&pki.serving(&sans)?)?));
+        for listener in config.listen {
+            listener.set_nonblocking(true).map_err(Error::Listen)?;
+            let listener = TcpListener::from_std(listener).map_err(Error::Listen)?;
+            tasks.spawn(serve::listen(
+                listener,
+                tls.clone(),
+                server.clone(),
+                config.shutdown.clone(),
+            ));
+        }
+        tasks.spawn(compact(config.store, config.shutdown));
+        server.health.set_bootstrapped();
+        Ok(Self { server, pki, tasks: Arc::new(Mutex::new(Some(tasks))) })
+    }
+
+    /// The cluster's certificates and keys.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// The API as `user` sees it, in process.
+    pub fn as_user(&self, user: UserInfo) -> InProcess {
+        InProcess::new(self.server.clone(), user)
+    }
+
+    /// Waits until reads show everything that was stored before the start.
+    pub async fn ready(&self) {
+        let _ = self.server.registry.sync().await;
+    }
+
+    /// Stops: watches end, open requests get a moment to finish.
+    pub async fn shutdown(&self) {
+        self.server.health.set_stopping();
+        self.server.stopping.cancel();
+        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(tasks) = tasks {
+            tasks.join_all().await;
+        }
+    }
+}
+
+/// Forgets the store's history of more than an interval ago.
+async fn compact(store: Store, shutdown: CancellationToken) {
+    let mut before = None;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(COMPACT_EVERY) => {}
+        }
+        if let Some(revision) = before
+            && let Err(error) = store.compact(revision).await
+        {
+            tracing::warn!(%error, "cannot compact the store");
+        }
+        before = store.revision().await.ok();
+    }
+}

@@ -1,0 +1,329 @@
+//! What a create or update may set: status apart from spec, generations, and each kind's own resets.
+//!
+//! Source: the strategies of `k8s.io/kubernetes/pkg/registry/*/*/strategy.go`.
+
+pub mod pod;
+pub mod service;
+
+use apimachinery::meta;
+use serde_json::{Value, json};
+
+use crate::attributes::RequestContext;
+use crate::resource::Resource;
+use crate::zero::Zero;
+
+/// Kinds whose `metadata.generation` counts changes of what is not metadata or status.
+const COUNTED: &[(&str, &[&str])] = &[
+    ("", &["pods", "replicationcontrollers"]),
+    ("apps", &["deployments", "replicasets", "statefulsets", "daemonsets"]),
+    ("batch", &["jobs", "cronjobs"]),
+    ("networking.k8s.io", &["ingresses", "networkpolicies", "ingressclasses"]),
+    ("policy", &["poddisruptionbudgets"]),
+    ("discovery.k8s.io", &["endpointslices"]),
+    ("scheduling.k8s.io", &["priorityclasses"]),
+    ("flowcontrol.apiserver.k8s.io", &["flowschemas", "prioritylevelconfigurations"]),
+    (
+        "admissionregistration.k8s.io",
+        &[
+            "mutatingwebhookconfigurations",
+            "validatingwebhookconfigurations",
+            "validatingadmissionpolicies",
+            "validatingadmissionpolicybindings",
+            "mutatingadmissionpolicies",
+            "mutatingadmissionpolicybindings",
+        ],
+    ),
+    ("apiextensions.k8s.io", &["customresourcedefinitions"]),
+    ("apiregistration.k8s.io", &["apiservices"]),
+    ("resource.k8s.io", &["resourceslices", "deviceclasses"]),
+];
+
+/// The status of a new object, where it is not simply empty.
+#[rustfmt::skip]
+const NEW_STATUS: &[(&str, &str, &str)] = &[
+    ("", "namespaces", r#"{"phase":"Active"}"#),
+    ("", "services", r#"{"loadBalancer":{}}"#),
+    ("", "persistentvolumes", r#"{"phase":"Pending"}"#),
+    ("", "persistentvolumeclaims", r#"{"phase":"Pending"}"#),
+    ("", "replicationcontrollers", r#"{"replicas":0}"#),
+    ("apps", "replicasets", r#"{"replicas":0}"#),
+    ("apps", "statefulsets", r#"{"availableReplicas":0,"replicas":0}"#),
+    ("apps", "daemonsets", r#"{"currentNumberScheduled":0,"desiredNumberScheduled":0,"numberMisscheduled":0,"numberReady":0}"#),
+    ("autoscaling", "horizontalpodautoscalers", r#"{"currentMetrics":null,"desiredReplicas":0}"#),
+    ("policy", "poddisruptionbudgets", r#"{"currentHealthy":0,"desiredHealthy":0,"disruptionsAllowed":0,"expectedPods":0}"#),
+    ("networking.k8s.io", "ingresses", r#"{"loadBalancer":{}}"#),
+];
+
+fn counted(resource: &Resource) -> bool {
+    COUNTED
+        .iter()
+        .any(|(group, plurals)| *group == resource.group && plurals.contains(&&*resource.plural))
+}
+
+fn has_status(resource: &Resource) -> bool {
+    resource.subresource("status").is_some()
+}
+
+/// Resets what a client may not set when creating.
+pub fn prepare_for_create(ctx: &RequestContext, object: &mut Value) {
+    let Some(resource) = &ctx.resource else { return };
+    if counted(resource) {
+        meta::set(object, "generation", 1);
+    } else {
+        meta::remove(object, "generation");
+    }
+    let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
+    // Nodes register themselves with their status.
+    if has_status(resource) && (group, plural) != ("", "nodes") {
+        let status = NEW_STATUS.iter().find(|(g, p, _)| (*g, *p) == (group, plural));
+        object["status"] = status
+            .and_then(|(_, _, text)| serde_json::from_str(text).ok())
+            .unwrap_or_else(|| json!({}));
+    }
+    match (group, plural) {
+        ("", "pods") => pod::prepare_for_create(object),
+        ("", "namespaces") => namespace_finalizer(object),
+        ("batch", "jobs") => job_selector(object),
+        ("certificates.k8s.io", "certificatesigningrequests") => requester(ctx, object),
+        _ => {}
+    }
+}
+
+/// Resets what a client may not set when updating, by subresource.
+pub fn prepare_for_update(ctx: &RequestContext, object: &mut Value, old: &Value) {
+    let Some(resource) = &ctx.resource else { return };
+    let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
+    match ctx.subresource.as_str() {
+        "status" => {
+            keep_all_but(object, old, &["status"]);
+            keep_metadata(object, old, &["ownerReferences", "finalizers", "generation"]);
+            if (group, plural) == ("", "pods") {
+                pod::prepare_status(object, old);
+            }
+            return;
+        }
+        "finalize" => {
+            let finalizers = object["spec"]["finalizers"].clone();
+            keep_all_but(object, old, &[]);
+            keep_metadata(object, old, &["generation"]);
+            object["spec"]["finalizers"] = finalizers;
+            if let Some(spec) = object["spec"].as_object_mut() {
+                spec.retain(|_, value| !value.is_null());
+            }
+            return;
+        }
+        "approval" => {
+            let conditions = object["status"]["conditions"].clone();
+            keep_all_but(object, old, &[]);
+            if conditions.is_array() {
+                object["status"]["conditions"] = conditions;
+            }
+            return;
+        }
+        "ephemeralcontainers" | "resize" => {
+            pod::prepare_part(&ctx.subresource, object, old);
+            bump(resource, object, old);
+            return;
+        }
+        // The server's own writes, such as a binding.
+        "binding" | "eviction" => {
+            keep_metadata(object, old, &["generation"]);
+            return;
+        }
+        _ => {}
+    }
+    if has_status(resource) {
+        replace(object, old, "status");
+    }
+    match (group, plural) {
+        ("", "namespaces") => replace(object, old, "spec"),
+        ("certificates.k8s.io", "certificatesigningrequests") => replace(object, old, "spec"),
+        ("", "services") => service::prepare_for_update(object, old),
+        _ => {}
+    }
+    bump(resource, object, old);
+}
+
+/// Counts a change of anything but metadata and status.
+fn bump(resource: &Resource, object: &mut Value, old: &Value) {
+    if !counted(resource) {
+        match meta::metadata(old).get("generation").cloned() {
+            Some(generation) => meta::set(object, "generation", generation),
+            None => drop(meta::remove(object, "generation")),
+        }
+        return;
+    }
+    let same = |key: &str| object.get(key) == old.get(key);
+    let keys = || object.entries().chain(old.entries()).map(|(key, _)| key);
+    let changed = keys().any(|key| !matches!(key.as_str(), "metadata" | "status") && !same(key));
+    meta::set(object, "generation", meta::generation(old) + i64::from(changed));
+}
+
+fn replace(object: &mut Value, old: &Value, key: &str) {
+    let Some(map) = object.as_object_mut() else { return };
+    match old.get(key) {
+        Some(value) => drop(map.insert(key.to_owned(), value.clone())),
+        None => drop(map.remove(key)),
+    }
+}
+
+/// Everything but metadata and the named fields stays as it is stored.
+fn keep_all_but(object: &mut Value, old: &Value, free: &[&str]) {
+    let Some(map) = object.as_object_mut() else { return };
+    map.retain(|key, _| key == "metadata" || free.contains(&key.as_str()));
+    for (key, value) in old.entries() {
+        if key != "metadata" && !free.contains(&key.as_str()) {
+            map.insert(key.clone(), value.clone());
+        }
+    }
+}
+
+fn keep_metadata(object: &mut Value, old: &Value, keys: &[&str]) {
+    for key in keys {
+        match meta::metadata(old).get(*key).cloned() {
+            Some(value) => meta::set(object, key, value),
+            None => drop(meta::remove(object, key)),
+        }
+    }
+}
+
+fn namespace_finalizer(object: &mut Value) {
+    let spec = meta::child_mut(object, "spec");
+    let finalizers = spec.entry("finalizers").or_insert_with(|| json!([]));
+    if !finalizers.is_array() {
+        *finalizers = json!([]);
+    }
+    if let Some(list) = finalizers.as_array_mut()
+        && !list.iter().any(|finalizer| finalizer == "kubernetes")
+    {
+        list.push("kubernetes".into());
+    }
+}
+
+/// A job finds its pods by its own uid, unless it says that it knows better.
+fn job_selector(object: &mut Value) {
+    if object["spec"]["manualSelector"].flag() || !object["spec"]["template"].is_object() {
+        return;
+    }
+    let (uid, name) = (meta::uid(object).to_owned(), meta::name(object).to_owned());
+    let template = &mut object["spec"]["template"];
+    let labels = meta::child_mut(meta_of(template), "labels");
+    for prefix in ["", "batch.kubernetes.io/"] {
+        labels.insert(format!("{prefix}controller-uid"), uid.clone().into());
+        labels.insert(format!("{prefix}job-name"), name.clone().into());
+    }
+    let spec = &mut object["spec"];
+    if !spec["selector"].is_object() {
+        spec["selector"] = json!({});
+    }
+    if !spec["selector"]["matchLabels"].is_object() {
+        spec["selector"]["matchLabels"] = json!({});
+    }
+    spec["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"] = uid.into();
+}
+
+fn meta_of(template: &mut Value) -> &mut Value {
+    if !template["metadata"].is_object() {
+        template["metadata"] = json!({});
+    }
+    &mut template["metadata"]
+}
+
+/// A certificate request is its sender's.
+fn requester(ctx: &RequestContext, object: &mut Value) {
+    let user = &ctx.user;
+    let spec = meta::child_mut(object, "spec");
+    spec.insert("username".into(), user.name.clone().into());
+    spec.insert("groups".into(), user.groups.clone().into());
+    for (key, empty) in [("uid", user.uid.is_empty()), ("extra", user.extra.is_empty())] {
+        if empty {
+            spec.remove(key);
+        }
+    }
+    if !user.uid.is_empty() {
+        spec.insert("uid".into(), user.uid.clone().into());
+    }
+    if !user.extra.is_empty() {
+        spec.insert("extra".into(), json!(user.extra));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Registry;
+
+    fn ctx(group: &str, plural: &str, subresource: &str) -> RequestContext {
+        let resource = Registry::default().resource(group, plural).unwrap();
+        let mut ctx = RequestContext::internal("update", &resource, "default", "a");
+        ctx.subresource = subresource.into();
+        ctx
+    }
+
+    fn updated(ctx: &RequestContext, mut object: Value, old: &Value) -> Value {
+        prepare_for_update(ctx, &mut object, old);
+        object
+    }
+
+    #[test]
+    fn spec_and_status_are_written_apart() {
+        let old = json!({"metadata": {"generation": 3}, "spec": {"a": 1}, "status": {"b": 1}});
+        let new = json!({"metadata": {"generation": 9}, "spec": {"a": 2}, "status": {"b": 2}});
+        let got = updated(&ctx("apps", "deployments", ""), new.clone(), &old);
+        let want = json!({"metadata": {"generation": 4}, "spec": {"a": 2}, "status": {"b": 1}});
+        assert_eq!(got, want);
+        let got = updated(&ctx("apps", "deployments", "status"), new, &old);
+        let want = json!({"metadata": {"generation": 3}, "spec": {"a": 1}, "status": {"b": 2}});
+        assert_eq!(got, want);
+        let labelled =
+            json!({"metadata": {"labels": {"x": "y"}}, "spec": {"a": 1}, "status": {"b": 1}});
+        let got = updated(&ctx("apps", "deployments", ""), labelled, &old);
+        assert_eq!(got["metadata"]["generation"], 3);
+    }
+
+    #[test]
+    fn new_objects_start_clean() {
+        let cases = [
+            (
+                ("", "namespaces"),
+                json!({"status": {"phase": "Terminating"}}),
+                json!({
+                "metadata": {}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}),
+            ),
+            (
+                ("apps", "replicasets"),
+                json!({"status": {"replicas": 4}}),
+                json!({
+                "metadata": {"generation": 1}, "status": {"replicas": 0}}),
+            ),
+            (("", "configmaps"), json!({"metadata": {"generation": 4}}), json!({"metadata": {}})),
+        ];
+        for ((group, plural), mut object, want) in cases {
+            prepare_for_create(&ctx(group, plural, ""), &mut object);
+            if object.get("metadata").is_none() {
+                object["metadata"] = json!({});
+            }
+            assert_eq!(object, want);
+        }
+    }
+
+    #[test]
+    fn finalize_changes_nothing_else() {
+        let old = json!({"metadata": {}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Terminating"}});
+        let new = json!({"metadata": {}, "spec": {"finalizers": []}, "status": {}});
+        let got = updated(&ctx("", "namespaces", "finalize"), new, &old);
+        assert_eq!(got["spec"], json!({"finalizers": []}));
+        assert_eq!(got["status"], json!({"phase": "Terminating"}));
+    }
+
+    #[test]
+    fn jobs_select_by_uid() {
+        let mut job = json!({"metadata": {"uid": "u", "name": "j"}, "spec": {"template": {}}});
+        prepare_for_create(&ctx("batch", "jobs", ""), &mut job);
+        assert_eq!(
+            job["spec"]["selector"],
+            json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})
+        );
+        assert_eq!(job["spec"]["template"]["metadata"]["labels"]["job-name"], "j");
+    }
+}

@@ -1,0 +1,159 @@
+//! The rules of the built-in kinds, worded as upstream words them.
+//!
+//! Source: `k8s.io/kubernetes/pkg/apis/*/validation`. Types are right already: bodies are decoded by
+//! the schema. What is checked here is what a schema cannot say.
+
+mod affinity;
+mod container;
+mod core;
+mod metadata;
+mod pod;
+mod pod_update;
+mod service;
+mod volume;
+mod workload;
+
+use apimachinery::field::{Error, ErrorList, Path};
+use serde_json::Value;
+
+use crate::attributes::RequestContext;
+use crate::zero::Zero;
+
+/// The rules for a new object. Its name is checked here too.
+pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
+    let Some(resource) = &ctx.resource else { return ErrorList::new() };
+    let mut errors = metadata::validate(resource, object);
+    let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
+    match (group, plural) {
+        ("", "pods") => pod::validate(object, &mut errors),
+        ("", "services") => service::validate(object, &mut errors),
+        ("", "configmaps") => core::config_map(object, &mut errors),
+        ("", "secrets") => core::secret(object, &mut errors),
+        ("", "nodes") => core::node(object, &mut errors),
+        ("", "serviceaccounts") => core::service_account(object, &mut errors),
+        ("scheduling.k8s.io", "priorityclasses") => core::priority_class(object, &mut errors),
+        ("rbac.authorization.k8s.io", _) => core::rbac(plural, object, &mut errors),
+        _ => workload::validate(group, plural, object, &mut errors),
+    }
+    errors
+}
+
+/// The rules for a changed object.
+pub fn validate_update(ctx: &RequestContext, object: &Value, old: &Value) -> ErrorList {
+    let Some(resource) = &ctx.resource else { return ErrorList::new() };
+    let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
+    let mut errors = metadata::validate_changed(object, old);
+    match ctx.subresource.as_str() {
+        "" => {}
+        "ephemeralcontainers" => {
+            pod_update::ephemeral_containers(object, old, &mut errors);
+            return errors;
+        }
+        _ => return errors,
+    }
+    match (group, plural) {
+        ("", "pods") => pod_update::validate(object, old, &mut errors),
+        ("", "services") => {
+            service::validate(object, &mut errors);
+            service::validate_update(object, old, &mut errors);
+        }
+        ("", "configmaps") => {
+            core::config_map(object, &mut errors);
+            core::immutable_data(object, old, &mut errors);
+        }
+        ("", "secrets") => {
+            core::secret(object, &mut errors);
+            core::immutable(&Path::new("type"), &object["type"], &old["type"], &mut errors);
+            core::immutable_data(object, old, &mut errors);
+        }
+        ("", "nodes") => core::node_update(object, old, &mut errors),
+        ("", "serviceaccounts") => core::service_account(object, &mut errors),
+        ("scheduling.k8s.io", "priorityclasses") => {
+            core::priority_class_update(object, old, &mut errors);
+        }
+        ("rbac.authorization.k8s.io", _) => {
+            core::rbac(plural, object, &mut errors);
+            if plural.ends_with("bindings") && object["roleRef"] != old["roleRef"] {
+                let detail = "cannot change roleRef";
+                let path = Path::new("roleRef");
+                errors.push(Error::invalid(&path, object["roleRef"].clone(), detail));
+            }
+        }
+        _ => {
+            workload::validate(group, plural, object, &mut errors);
+            workload::validate_update(group, plural, object, old, &mut errors);
+        }
+    }
+    errors
+}
+
+/// Adds what is wrong with the text `value` at `path`, sentence by sentence.
+fn mistakes(errors: &mut ErrorList, path: &Path, value: &str, sentences: Vec<String>) {
+    errors.extend(sentences.into_iter().map(|sentence| Error::invalid(path, value, sentence)));
+}
+
+/// `value` must not be negative.
+fn non_negative(errors: &mut ErrorList, path: &Path, value: &Value) {
+    if value.int() < 0 {
+        errors.push(Error::invalid(path, value.int(), "must be greater than or equal to 0"));
+    }
+}
+
+/// `value` must be one of `supported`.
+fn one_of(errors: &mut ErrorList, path: &Path, value: &str, supported: &[&str]) {
+    if !supported.contains(&value) {
+        errors.push(Error::not_supported(path, value, supported));
+    }
+}
+
+/// `value` must be set, and one of `supported`.
+fn required_one_of(errors: &mut ErrorList, path: &Path, value: &str, supported: &[&str]) {
+    if value.is_empty() {
+        errors.push(Error::required(path, ""));
+    } else {
+        one_of(errors, path, value, supported);
+    }
+}
+
+/// A label selector (`ValidateLabelSelector`).
+fn label_selector(errors: &mut ErrorList, path: &Path, selector: &Value) {
+    use apimachinery::names;
+    let labels = path.child("matchLabels");
+    for (key, value) in selector["matchLabels"].entries() {
+        mistakes(errors, &labels, key, names::qualified_name(key));
+        mistakes(errors, &labels.key(key), value.text(), names::label_value(value.text()));
+    }
+    for (index, item) in selector["matchExpressions"].items().iter().enumerate() {
+        let path = path.child("matchExpressions").index(index);
+        let values = item["values"].items().len();
+        match item["operator"].text() {
+            "In" | "NotIn" if values == 0 => errors.push(Error::required(
+                &path.child("values"),
+                "must be specified when `operator` is 'In' or 'NotIn'",
+            )),
+            "Exists" | "DoesNotExist" if values > 0 => errors.push(Error::forbidden(
+                &path.child("values"),
+                "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+            )),
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+            other => errors.push(Error::invalid(
+                &path.child("operator"),
+                other,
+                "not a valid selector operator",
+            )),
+        }
+        let key = item["key"].text();
+        mistakes(errors, &path.child("key"), key, names::qualified_name(key));
+        for (index, value) in item["values"].texts().enumerate() {
+            let path = path.child("values").index(index);
+            mistakes(errors, &path, value, names::label_value(value));
+        }
+    }
+}
+
+#[cfg(test)]
+fn told(validate: impl Fn(&mut ErrorList)) -> Vec<String> {
+    let mut errors = ErrorList::new();
+    validate(&mut errors);
+    errors.iter().map(ToString::to_string).collect()
+}

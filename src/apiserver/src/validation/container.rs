@@ -1,0 +1,564 @@
+//! Rules for containers: images, ports, environment, probes, mounts, resources, security.
+
+use std::collections::HashSet;
+
+use apimachinery::field::{Error, ErrorList, Path};
+use apimachinery::names;
+use apimachinery::quantity::Quantity;
+use serde_json::Value;
+
+use super::volume::Volumes;
+use super::{mistakes, non_negative, one_of, required_one_of};
+use crate::zero::Zero;
+
+const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
+const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
+
+/// What containers of one pod share.
+pub struct Pod<'a> {
+    /// Its volumes.
+    pub volumes: &'a Volumes,
+    /// Whether it is in the node's network.
+    pub host_network: bool,
+    /// Its `restartPolicy`.
+    pub restart_policy: &'a str,
+}
+
+/// Which of the three lists a container is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum List {
+    /// `containers`
+    Main,
+    /// `initContainers`
+    Init,
+    /// `ephemeralContainers`
+    Ephemeral,
+}
+
+/// All containers of one list; `names` holds those of the lists before.
+pub fn validate_list(
+    containers: &Value,
+    path: &Path,
+    list: List,
+    pod: &Pod<'_>,
+    seen: &mut HashSet<String>,
+    errors: &mut ErrorList,
+) {
+    if list == List::Main && containers.items().is_empty() {
+        errors.push(Error::required(path, ""));
+        return;
+    }
+    for (index, container) in containers.items().iter().enumerate() {
+        let path = path.index(index);
+        let name = container["name"].text();
+        if name.is_empty() {
+            errors.push(Error::required(&path.child("name"), ""));
+        } else {
+            mistakes(errors, &path.child("name"), name, names::dns_label(name));
+            if !seen.insert(name.to_owned()) {
+                errors.push(Error::duplicate(&path.child("name"), name));
+            }
+        }
+        common(container, &path, pod, errors);
+        match list {
+            List::Main => main_only(container, &path, pod, errors),
+            List::Init => init_only(container, &path, errors),
+            List::Ephemeral => ephemeral_only(container, &path, errors),
+        }
+    }
+    if list != List::Ephemeral {
+        host_ports(containers, path, errors);
+    }
+}
+
+fn common(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList) {
+    let image = container["image"].text();
+    if image.is_empty() {
+        errors.push(Error::required(&path.child("image"), ""));
+    } else if image.trim() != image {
+        let detail = "must not have leading or trailing whitespace";
+        errors.push(Error::invalid(&path.child("image"), image, detail));
+    }
+    let policy = container["terminationMessagePolicy"].text();
+    required_one_of(
+        errors,
+        &path.child("terminationMessagePolicy"),
+        policy,
+        &["File", "FallbackToLogsOnError"],
+    );
+    ports(container["ports"].items(), &path.child("ports"), errors);
+    environment(container["env"].items(), &path.child("env"), errors);
+    environment_from(container["envFrom"].items(), &path.child("envFrom"), errors);
+    pod.volumes.validate_mounts(container, path, errors);
+    required_one_of(
+        errors,
+        &path.child("imagePullPolicy"),
+        container["imagePullPolicy"].text(),
+        &PULL_POLICIES,
+    );
+    resources(&container["resources"], &path.child("resources"), errors);
+    security(&container["securityContext"], &path.child("securityContext"), errors);
+    if pod.host_network {
+        for (index, port) in container["ports"].items().iter().enumerate() {
+            if port["hostPort"].int() != port["containerPort"].int() {
+                errors.push(Error::invalid(
+                    &path.child("ports").index(index).child("hostPort"),
+                    port["hostPort"].int(),
+                    "must match `containerPort` when `hostNetwork` is true",
+                ));
+            }
+        }
+    }
+}
+
+fn main_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList) {
+    lifecycle(&container["lifecycle"], &path.child("lifecycle"), errors);
+    for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        probe(&container[name], &path.child(name), errors);
+        let threshold = &container[name]["successThreshold"];
+        if name != "readinessProbe" && threshold.is_set() && threshold.int() != 1 {
+            let path = path.child(name).child("successThreshold");
+            errors.push(Error::invalid(&path, threshold.int(), "must be 1"));
+        }
+    }
+    let policy = container["restartPolicy"].text();
+    if !policy.is_empty()
+        && pod.restart_policy == policy
+        && container["restartPolicyRules"].is_null()
+    {
+        return;
+    }
+    if !policy.is_empty() {
+        one_of(errors, &path.child("restartPolicy"), policy, &["Always", "OnFailure", "Never"]);
+    }
+}
+
+fn init_only(container: &Value, path: &Path, errors: &mut ErrorList) {
+    let policy = container["restartPolicy"].text();
+    let sidecar = policy == "Always";
+    if !policy.is_empty() {
+        one_of(errors, &path.child("restartPolicy"), policy, &["Always", "OnFailure", "Never"]);
+    }
+    if sidecar {
+        lifecycle(&container["lifecycle"], &path.child("lifecycle"), errors);
+        for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+            probe(&container[name], &path.child(name), errors);
+        }
+        return;
+    }
+    for name in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+        if container[name].is_set() {
+            let detail = "may not be set for init containers without restartPolicy=Always";
+            errors.push(Error::forbidden(&path.child(name), detail));
+        }
+    }
+}
+
+fn ephemeral_only(container: &Value, path: &Path, errors: &mut ErrorList) {
+    let forbidden = ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"];
+    for name in forbidden {
+        if container[name].is_set() {
+            let detail = "cannot be set for an Ephemeral Container";
+            errors.push(Error::forbidden(&path.child(name), detail));
+        }
+    }
+    if container["resources"].entries().next().is_some() {
+        let detail = "cannot be set for an Ephemeral Container";
+        errors.push(Error::forbidden(&path.child("resources"), detail));
+    }
+}
+
+fn ports(ports: &[Value], path: &Path, errors: &mut ErrorList) {
+    let mut seen = HashSet::new();
+    for (index, port) in ports.iter().enumerate() {
+        let path = path.index(index);
+        let name = port["name"].text();
+        if !name.is_empty() {
+            let sentences = names::port_name(name);
+            if sentences.is_empty() && !seen.insert(name) {
+                errors.push(Error::duplicate(&path.child("name"), name));
+            }
+            mistakes(errors, &path.child("name"), name, sentences);
+        }
+        let number = port["containerPort"].int();
+        if number == 0 {
+            errors.push(Error::required(&path.child("containerPort"), ""));
+        } else {
+            port_number(number, &path.child("containerPort"), errors);
+        }
+        if port["hostPort"].int() != 0 {
+            port_number(port["hostPort"].int(), &path.child("hostPort"), errors);
+        }
+        required_one_of(errors, &path.child("protocol"), port["protocol"].text(), &PROTOCOLS);
+    }
+}
+
+fn port_number(number: i64, path: &Path, errors: &mut ErrorList) {
+    let sentences = names::port_number(number);
+    errors.extend(sentences.into_iter().map(|detail| Error::invalid(path, number, detail)));
+}
+
+/// A port by number or by name.
+pub fn port_reference(port: &Value, path: &Path, errors: &mut ErrorList) {
+    match port {
+        Value::String(name) => mistakes(errors, path, name, names::port_name(name)),
+        other => port_number(other.int(), path, errors),
+    }
+}
+
+fn host_ports(containers: &Value, path: &Path, errors: &mut ErrorList) {
+    let mut seen = HashSet::new();
+    for (index, container) in containers.items().iter().enumerate() {
+        for (at, port) in container["ports"].items().iter().enumerate() {
+            let host = port["hostPort"].int();
+            let key = format!("{}/{}/{host}", port["protocol"].text(), port["hostIP"].text());
+            if host != 0 && !seen.insert(key.clone()) {
+                let path = path.index(index).child("ports").index(at).child("hostPort");
+                errors.push(Error::duplicate(&path, key));
+            }
+        }
+    }
+}
+
+fn environment(env: &[Value], path: &Path, errors: &mut ErrorList) {
+    for (index, variable) in env.iter().enumerate() {
+        let path = path.index(index);
+        let name = variable["name"].text();
+        if name.is_empty() {
+            errors.push(Error::required(&path.child("name"), ""));
+        } else {
+            mistakes(errors, &path.child("name"), name, names::env_var_name(name));
+        }
+        let from = &variable["valueFrom"];
+        if from.is_set() {
+            value_from(variable, from, &path.child("valueFrom"), errors);
+        }
+    }
+}
+
+fn value_from(variable: &Value, from: &Value, path: &Path, errors: &mut ErrorList) {
+    let kinds = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"];
+    let given = kinds.iter().filter(|kind| from[**kind].is_set()).count();
+    for kind in kinds.iter().filter(|kind| from[**kind].is_set()) {
+        let (reference, path) = (&from[*kind], path.child(kind));
+        match *kind {
+            "fieldRef" => field_reference(
+                reference,
+                &path,
+                &[
+                    "metadata.name",
+                    "metadata.namespace",
+                    "metadata.uid",
+                    "spec.nodeName",
+                    "spec.serviceAccountName",
+                    "status.hostIP",
+                    "status.hostIPs",
+                    "status.podIP",
+                    "status.podIPs",
+                ],
+                errors,
+            ),
+            "resourceFieldRef" => resource_reference(reference, &path, false, errors),
+            "fileKeyRef" => {}
+            _ => {
+                let key = reference["key"].text();
+                if reference["name"].text().is_empty() {
+                    errors.push(Error::required(&path.child("name"), ""));
+                }
+                if key.is_empty() {
+                    errors.push(Error::required(&path.child("key"), ""));
+                } else {
+                    mistakes(errors, &path.child("key"), key, names::config_map_key(key));
+                }
+            }
+        }
+    }
+    if !variable["value"].text().is_empty() && given > 0 {
+        let detail = "may not be specified when `value` is not empty";
+        errors.push(Error::invalid(path, "", detail));
+    } else if given == 0 {
+        let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
+        errors.push(Error::invalid(path, "", detail));
+    } else if given > 1 {
+        let detail = "may not have more than one field specified at a time";
+        errors.push(Error::invalid(path, "", detail));
+    }
+}
+
+/// A reference to a field of the pod; subscripts go with labels and annotations.
+pub fn field_reference(reference: &Value, path: &Path, known: &[&str], errors: &mut ErrorList) {
+    let (version, field) = (reference["apiVersion"].text(), reference["fieldPath"].text());
+    if version.is_empty() {
+        errors.push(Error::required(&path.child("apiVersion"), ""));
+        return;
+    }
+    let at = path.child("fieldPath");
+    if field.is_empty() {
+        errors.push(Error::required(&at, ""));
+        return;
+    }
+    if let Some((parent, rest)) = field.split_once("['") {
+        let key = rest.strip_suffix("']").unwrap_or(rest);
+        match parent {
+            "metadata.annotations" => {
+                mistakes(errors, path, key, names::qualified_name(&key.to_lowercase()));
+            }
+            "metadata.labels" => mistakes(errors, path, key, names::qualified_name(key)),
+            _ => errors.push(Error::invalid(path, field, "does not support subscript")),
+        }
+        return;
+    }
+    if !known.contains(&field) {
+        errors.push(Error::not_supported(&at, field, known));
+    }
+}
+
+/// A reference to a container's resources.
+pub fn resource_reference(reference: &Value, path: &Path, in_volume: bool, errors: &mut ErrorList) {
+    let resource = reference["resource"].text();
+    if in_volume && reference["containerName"].text().is_empty() {
+        errors.push(Error::required(&path.child("containerName"), ""));
+    } else if resource.is_empty() {
+        errors.push(Error::required(&path.child("resource"), ""));
+    } else {
+        let known = [
+            "limits.cpu",
+            "limits.ephemeral-storage",
+            "limits.memory",
+            "requests.cpu",
+            "requests.ephemeral-storage",
+            "requests.memory",
+        ];
+        let huge = resource.starts_with("limits.hugepages-")
+            || resource.starts_with("requests.hugepages-");
+        if !huge {
+            one_of(errors, &path.child("resource"), resource, &known);
+        }
+    }
+}
+
+fn environment_from(sources: &[Value], path: &Path, errors: &mut ErrorList) {
+    for (index, source) in sources.iter().enumerate() {
+        let path = path.index(index);
+        let prefix = source["prefix"].text();
+        if !prefix.is_empty() {
+            mistakes(errors, &path.child("prefix"), prefix, names::env_var_name(prefix));
+        }
+        let mut given = 0;
+        for kind in ["configMapRef", "secretRef"] {
+            if source[kind].is_set() {
+                given += 1;
+                if source[kind]["name"].text().is_empty() {
+                    errors.push(Error::required(&path.child(kind).child("name"), ""));
+                }
+            }
+        }
+        if given != 1 {
+            let detail = if given == 0 {
+                "must specify one of: `configMapRef` or `secretRef`"
+            } else {
+                "may not have more than one field specified at a time"
+            };
+            errors.push(Error::invalid(&path, "", detail));
+        }
+    }
+}
+
+fn probe(probe: &Value, path: &Path, errors: &mut ErrorList) {
+    if probe.is_null() {
+        return;
+    }
+    handler(probe, path, &["exec", "httpGet", "tcpSocket", "grpc"], errors);
+    let numbers = [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ];
+    for name in numbers {
+        non_negative(errors, &path.child(name), &probe[name]);
+    }
+    let grace = &probe["terminationGracePeriodSeconds"];
+    if grace.is_set() && grace.int() <= 0 {
+        let path = path.child("terminationGracePeriodSeconds");
+        errors.push(Error::invalid(&path, grace.int(), "must be greater than 0"));
+    }
+}
+
+fn lifecycle(lifecycle: &Value, path: &Path, errors: &mut ErrorList) {
+    for name in ["postStart", "preStop"] {
+        if lifecycle[name].is_set() {
+            let kinds = ["exec", "httpGet", "tcpSocket", "sleep"];
+            handler(&lifecycle[name], &path.child(name), &kinds, errors);
+        }
+    }
+}
+
+fn handler(handler: &Value, path: &Path, kinds: &[&str], errors: &mut ErrorList) {
+    let mut given = 0;
+    for kind in kinds.iter().filter(|kind| handler[**kind].is_set()) {
+        let (action, path) = (&handler[*kind], path.child(kind));
+        if given > 0 {
+            errors.push(Error::forbidden(&path, "may not specify more than 1 handler type"));
+            continue;
+        }
+        given += 1;
+        match *kind {
+            "exec" if action["command"].items().is_empty() => {
+                errors.push(Error::required(&path.child("command"), ""));
+            }
+            "httpGet" => {
+                if action["path"].text().is_empty() {
+                    errors.push(Error::required(&path.child("path"), ""));
+                }
+                port_reference(&action["port"], &path.child("port"), errors);
+                one_of(errors, &path.child("scheme"), action["scheme"].text(), &["HTTP", "HTTPS"]);
+            }
+            "tcpSocket" => port_reference(&action["port"], &path.child("port"), errors),
+            "grpc" => port_number(action["port"].int(), &path.child("port"), errors),
+            "sleep" => non_negative(errors, &path.child("seconds"), &action["seconds"]),
+            _ => {}
+        }
+    }
+    if given == 0 {
+        errors.push(Error::required(path, "must specify a handler type"));
+    }
+}
+
+/// A quantity of the schema's mixed type.
+pub fn quantity(value: &Value) -> Option<Quantity> {
+    match value {
+        Value::String(text) => text.parse().ok(),
+        Value::Number(number) => number.to_string().parse().ok(),
+        _ => None,
+    }
+}
+
+const STANDARD: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
+    let sentences = names::qualified_name(name);
+    if !sentences.is_empty() {
+        mistakes(errors, path, name, sentences);
+    } else if !name.contains('/') && !STANDARD.contains(&name) && !name.starts_with("hugepages-") {
+        let detail = "must be a standard resource for containers";
+        errors.push(Error::invalid(path, name, detail));
+    }
+}
+
+/// Requests and limits (`ValidateContainerResourceRequirements`).
+pub fn resources(resources: &Value, path: &Path, errors: &mut ErrorList) {
+    let check = |kind: &str, errors: &mut ErrorList| {
+        for (name, value) in resources[kind].entries() {
+            let path = path.child(kind);
+            resource_name(name, &path, errors);
+            let Some(amount) = quantity(value) else { continue };
+            if amount.signum() < 0 {
+                let detail = "must be greater than or equal to 0";
+                errors.push(Error::invalid(&path.key(name), amount.to_string(), detail));
+            }
+        }
+    };
+    check("limits", errors);
+    check("requests", errors);
+    for (name, request) in resources["requests"].entries() {
+        let limit = quantity(&resources["limits"][name]);
+        let Some(request) = quantity(request) else { continue };
+        let at = path.child("requests");
+        let exact = name.contains('/') || name.starts_with("hugepages-");
+        match limit {
+            Some(limit) if exact && request != limit => {
+                let detail = format!("must be equal to {name} limit of {limit}");
+                errors.push(Error::invalid(&at, request.to_string(), detail));
+            }
+            Some(limit) if request > limit => {
+                let detail = format!("must be less than or equal to {name} limit of {limit}");
+                errors.push(Error::invalid(&at, request.to_string(), detail));
+            }
+            None if exact => {
+                let detail = "Limit must be set for non overcommitable resources";
+                errors.push(Error::required(&path.child("limits"), detail));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn security(context: &Value, path: &Path, errors: &mut ErrorList) {
+    if context.is_null() {
+        return;
+    }
+    for name in ["runAsUser", "runAsGroup"] {
+        id(&context[name], &path.child(name), errors);
+    }
+    let proc_mount = context["procMount"].text();
+    if !proc_mount.is_empty() {
+        one_of(errors, &path.child("procMount"), proc_mount, &["Default", "Unmasked"]);
+    }
+    let escalation = &context["allowPrivilegeEscalation"];
+    if escalation.as_bool() == Some(false) {
+        if context["privileged"].flag() {
+            let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+            errors.push(Error::invalid(path, context.clone(), detail));
+        }
+        let added = &context["capabilities"]["add"];
+        if added.texts().any(|capability| capability == "CAP_SYS_ADMIN") {
+            let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
+            errors.push(Error::invalid(path, context.clone(), detail));
+        }
+    }
+    seccomp(&context["seccompProfile"], &path.child("seccompProfile"), errors);
+}
+
+/// A user or group id.
+pub fn id(value: &Value, path: &Path, errors: &mut ErrorList) {
+    if value.is_set() && !(0..=i64::from(i32::MAX)).contains(&value.int()) {
+        let detail = "must be between 0 and 2147483647, inclusive";
+        errors.push(Error::invalid(path, value.int(), detail));
+    }
+}
+
+/// A seccomp profile.
+pub fn seccomp(profile: &Value, path: &Path, errors: &mut ErrorList) {
+    if profile.is_null() {
+        return;
+    }
+    let local = profile["localhostProfile"].text();
+    match profile["type"].text() {
+        "" => errors.push(Error::required(
+            &path.child("type"),
+            "type is required when seccompProfile is set",
+        )),
+        "Localhost" if local.is_empty() => errors.push(Error::required(
+            &path.child("localhostProfile"),
+            "must be set when seccomp type is Localhost",
+        )),
+        "Localhost" => local_path(local, &path.child("localhostProfile"), errors),
+        kind => {
+            one_of(
+                errors,
+                &path.child("type"),
+                kind,
+                &["Localhost", "RuntimeDefault", "Unconfined"],
+            );
+            if !local.is_empty() {
+                errors.push(Error::invalid(
+                    &path.child("localhostProfile"),
+                    local,
+                    "can only be set when seccomp type is Localhost",
+                ));
+            }
+        }
+    }
+}
+
+/// A path that stays where it is put.
+pub fn local_path(text: &str, path: &Path, errors: &mut ErrorList) {
+    if text.starts_with('/') {
+        errors.push(Error::invalid(path, text, "must be a relative path"));
+    }
+    if text.split('/').any(|part| part == "..") {
+        errors.push(Error::invalid(path, text, "must not contain '..'"));
+    }
+}

@@ -1,0 +1,350 @@
+//! Rules for the small core kinds, for priority classes and for RBAC.
+
+use std::collections::HashMap;
+
+use apimachinery::field::{Error, ErrorList, Path};
+use apimachinery::names;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::{affinity, mistakes, one_of, required_one_of};
+use crate::zero::Zero;
+
+/// ConfigMaps and Secrets hold no more.
+const DATA_MAX_BYTES: usize = 1 << 20;
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+/// A field that keeps its value.
+pub fn immutable(path: &Path, new: &Value, old: &Value, errors: &mut ErrorList) {
+    if new != old {
+        errors.push(Error::invalid(path, new.clone(), "field is immutable"));
+    }
+}
+
+/// Keys, and the size of all values.
+pub fn config_map(map: &Value, errors: &mut ErrorList) {
+    let mut bytes = 0;
+    for field in ["data", "binaryData"] {
+        let path = Path::new(field);
+        for (key, value) in map[field].entries() {
+            let at = path.key(key);
+            mistakes(errors, &at, key, names::config_map_key(key));
+            if field == "data" && map["binaryData"].get(key).is_some() {
+                let mut error =
+                    Error::invalid(&at, key.as_str(), "duplicate of key present in binaryData");
+                error.value = Some(key.as_str().into());
+                errors.push(error);
+            }
+            bytes += size(field, value.text());
+        }
+    }
+    if bytes > DATA_MAX_BYTES {
+        // Upstream names no field here.
+        errors.push(Error::too_long(&Path::new(""), DATA_MAX_BYTES));
+    }
+}
+
+fn size(field: &str, text: &str) -> usize {
+    if field == "data" { text.len() } else { text.len() / 4 * 3 }
+}
+
+/// Keys, size, and what the type asks for.
+pub fn secret(secret: &Value, errors: &mut ErrorList) {
+    let path = Path::new("data");
+    let data = &secret["data"];
+    let mut bytes = 0;
+    for (key, value) in data.entries() {
+        mistakes(errors, &path.key(key), key, names::config_map_key(key));
+        bytes += value.text().len() / 4 * 3;
+    }
+    if bytes > DATA_MAX_BYTES {
+        errors.push(Error::too_long(&path, DATA_MAX_BYTES));
+    }
+    let required = |key: &str, errors: &mut ErrorList| {
+        if data.get(key).is_none() {
+            errors.push(Error::required(&path.key(key), ""));
+        }
+    };
+    match secret["type"].text() {
+        "kubernetes.io/service-account-token" => {
+            let key = "kubernetes.io/service-account.name";
+            if secret["metadata"]["annotations"][key].text().is_empty() {
+                let path = Path::new("metadata").child("annotations").key(key);
+                errors.push(Error::required(&path, ""));
+            }
+        }
+        "kubernetes.io/dockercfg" => json_value(data, ".dockercfg", errors),
+        "kubernetes.io/dockerconfigjson" => json_value(data, ".dockerconfigjson", errors),
+        "kubernetes.io/basic-auth"
+            if data.get("username").is_none() && data.get("password").is_none() =>
+        {
+            required("username", errors);
+            required("password", errors);
+        }
+        "kubernetes.io/ssh-auth" => required("ssh-privatekey", errors),
+        "kubernetes.io/tls" => {
+            required("tls.crt", errors);
+            required("tls.key", errors);
+        }
+        _ => {}
+    }
+}
+
+fn json_value(data: &Value, key: &str, errors: &mut ErrorList) {
+    let path = Path::new("data").key(key);
+    let Some(value) = data.get(key) else {
+        errors.push(Error::required(&path, ""));
+        return;
+    };
+    let bytes = STANDARD.decode(value.text()).unwrap_or_default();
+    if let Err(error) = serde_json::from_slice::<serde_json::Map<String, Value>>(&bytes) {
+        errors.push(Error::invalid(&path, "<secret contents redacted>", error.to_string()));
+    }
+}
+
+/// `immutable: true` holds for ever, and for all data.
+pub fn immutable_data(new: &Value, old: &Value, errors: &mut ErrorList) {
+    if !old["immutable"].flag() {
+        return;
+    }
+    let detail = "field is immutable when `immutable` is set";
+    if !new["immutable"].flag() {
+        errors.push(Error::forbidden(&Path::new("immutable"), detail));
+    }
+    for field in ["data", "binaryData"] {
+        if new[field] != old[field] {
+            errors.push(Error::forbidden(&Path::new(field), detail));
+        }
+    }
+}
+
+/// Secrets' names.
+pub fn service_account(account: &Value, errors: &mut ErrorList) {
+    for (index, secret) in account["imagePullSecrets"].items().iter().enumerate() {
+        let name = secret["name"].text();
+        if name.is_empty() {
+            let path = Path::new("imagePullSecrets").index(index).child("name");
+            errors.push(Error::required(&path, ""));
+        }
+    }
+}
+
+/// Taints, pod CIDRs.
+pub fn node(node: &Value, errors: &mut ErrorList) {
+    let (spec, path) = (&node["spec"], Path::new("spec"));
+    affinity::taints(spec["taints"].items(), &path.child("taints"), errors);
+    let cidrs = spec["podCIDRs"].items();
+    for (index, cidr) in cidrs.iter().enumerate() {
+        let text = cidr.text();
+        let valid = text.split_once('/').is_some_and(|(ip, bits)| {
+            ip.parse::<std::net::IpAddr>().is_ok() && bits.parse::<u8>().is_ok_and(|b| b <= 128)
+        });
+        if !valid {
+            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            errors.push(Error::invalid(&path.child("podCIDRs").index(index), text, detail));
+        }
+    }
+    if let Some(first) = cidrs.first()
+        && !spec["podCIDR"].text().is_empty()
+        && first != &spec["podCIDR"]
+    {
+        let detail = "must match `podCIDR`";
+        errors.push(Error::invalid(&path.child("podCIDRs").index(0), first.clone(), detail));
+    }
+}
+
+/// Pod CIDRs and the provider's id are set once.
+pub fn node_update(new: &Value, old: &Value, errors: &mut ErrorList) {
+    node(new, errors);
+    let path = Path::new("spec");
+    let once = [
+        ("podCIDRs", "node updates may not change podCIDR except from \"\" to valid"),
+        ("providerID", "node updates may not change providerID except from \"\" to valid"),
+    ];
+    for (key, detail) in once {
+        let before = &old["spec"][key];
+        let was_set = !before.text().is_empty() || !before.items().is_empty();
+        if was_set && new["spec"][key] != *before {
+            errors.push(Error::forbidden(&path.child(key), detail));
+        }
+    }
+}
+
+/// Values of people's classes stay below the system's.
+pub fn priority_class(class: &Value, errors: &mut ErrorList) {
+    let name = class["metadata"]["name"].text();
+    let system = HashMap::from([
+        ("system-cluster-critical", 2_000_000_000),
+        ("system-node-critical", 2_000_001_000),
+    ]);
+    let path = Path::new("metadata").child("name");
+    if name.starts_with("system-") {
+        if system.get(name).copied() != Some(class["value"].int()) {
+            let detail = "priority class names with 'system-' prefix are reserved for system use only. error: ";
+            errors.push(Error::forbidden(&path, detail.trim_end_matches(". error: ")));
+        }
+    } else if class["value"].int() > 1_000_000_000 {
+        let detail = "maximum allowed value of a user defined priority is 1000000000";
+        errors.push(Error::forbidden(&Path::new("value"), detail));
+    }
+    let policy = class["preemptionPolicy"].text();
+    if !policy.is_empty() {
+        let known = ["Never", "PreemptLowerPriority"];
+        one_of(errors, &Path::new("preemptionPolicy"), policy, &known);
+    }
+}
+
+/// A class means the same for ever.
+pub fn priority_class_update(new: &Value, old: &Value, errors: &mut ErrorList) {
+    if new["value"] != old["value"] {
+        errors.push(Error::forbidden(&Path::new("value"), "may not be changed in an update."));
+    }
+    immutable(
+        &Path::new("preemptionPolicy"),
+        &new["preemptionPolicy"],
+        &old["preemptionPolicy"],
+        errors,
+    );
+}
+
+/// Roles and bindings.
+pub fn rbac(plural: &str, object: &Value, errors: &mut ErrorList) {
+    if plural.ends_with("bindings") {
+        binding(plural == "rolebindings", object, errors);
+    } else {
+        rules(plural == "roles", object, errors);
+    }
+}
+
+fn rules(namespaced: bool, object: &Value, errors: &mut ErrorList) {
+    for (index, rule) in object["rules"].items().iter().enumerate() {
+        let path = Path::new("rules").index(index);
+        let (urls, resources) = (rule["nonResourceURLs"].items(), rule["resources"].items());
+        if rule["verbs"].items().is_empty() {
+            errors.push(Error::required(
+                &path.child("verbs"),
+                "verbs must contain at least one value",
+            ));
+        }
+        if !urls.is_empty() {
+            if namespaced {
+                let detail = "namespaced rules cannot apply to non-resource URLs";
+                let value = rule["nonResourceURLs"].clone();
+                errors.push(Error::invalid(&path.child("nonResourceURLs"), value, detail));
+            }
+            let others = ["apiGroups", "resources", "resourceNames"];
+            if others.iter().any(|key| !rule[*key].items().is_empty()) {
+                let detail = "rules cannot apply to both regular resources and non-resource URLs";
+                let value = rule["nonResourceURLs"].clone();
+                errors.push(Error::invalid(&path.child("nonResourceURLs"), value, detail));
+            }
+            continue;
+        }
+        if rule["apiGroups"].items().is_empty() {
+            let detail = "resource rules must supply at least one api group";
+            errors.push(Error::required(&path.child("apiGroups"), detail));
+        }
+        if resources.is_empty() {
+            let detail = "resource rules must supply at least one resource";
+            errors.push(Error::required(&path.child("resources"), detail));
+        }
+    }
+}
+
+fn binding(namespaced: bool, object: &Value, errors: &mut ErrorList) {
+    let (role, path) = (&object["roleRef"], Path::new("roleRef"));
+    one_of(errors, &path.child("apiGroup"), role["apiGroup"].text(), &[RBAC]);
+    let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
+    one_of(errors, &path.child("kind"), role["kind"].text(), kinds);
+    match role["name"].text() {
+        "" => errors.push(Error::required(&path.child("name"), "")),
+        name => mistakes(errors, &path.child("name"), name, names::path_segment(name)),
+    }
+    for (index, subject) in object["subjects"].items().iter().enumerate() {
+        let path = Path::new("subjects").index(index);
+        let (name, group) = (subject["name"].text(), subject["apiGroup"].text());
+        if name.is_empty() {
+            errors.push(Error::required(&path.child("name"), ""));
+        }
+        match subject["kind"].text() {
+            "ServiceAccount" => {
+                if !name.is_empty() {
+                    mistakes(errors, &path.child("name"), name, names::dns_subdomain(name));
+                }
+                one_of(errors, &path.child("apiGroup"), group, &[""]);
+                if !namespaced && subject["namespace"].text().is_empty() {
+                    errors.push(Error::required(&path.child("namespace"), ""));
+                }
+            }
+            "User" | "Group" => one_of(errors, &path.child("apiGroup"), group, &[RBAC]),
+            kind => {
+                let known = ["ServiceAccount", "User", "Group"];
+                required_one_of(errors, &path.child("kind"), kind, &known);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validation::told;
+    use serde_json::json;
+
+    #[test]
+    fn data_is_checked_and_kept() {
+        let bad = json!({"data": {"a/b": "x"}});
+        let got = told(|e| config_map(&bad, e));
+        assert!(
+            got[0].starts_with("data[a/b]: Invalid value: \"a/b\": a valid config key must"),
+            "{got:?}"
+        );
+        let huge = json!({"data": {"a": "x".repeat(DATA_MAX_BYTES + 1)}});
+        assert_eq!(told(|e| config_map(&huge, e)).len(), 1);
+        let old = json!({"immutable": true, "data": {"a": "b"}});
+        let new = json!({"data": {"a": "c"}});
+        assert_eq!(
+            told(|e| immutable_data(&new, &old, e)),
+            [
+                "immutable: Forbidden: field is immutable when `immutable` is set",
+                "data: Forbidden: field is immutable when `immutable` is set",
+            ]
+        );
+    }
+
+    #[test]
+    fn secrets_have_what_their_type_says() {
+        let cases = [
+            (json!({"type": "Opaque"}), vec![]),
+            (
+                json!({"type": "kubernetes.io/tls", "data": {"tls.crt": ""}}),
+                vec!["data[tls.key]: Required value"],
+            ),
+            (
+                json!({"type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": "e30="}}),
+                vec![],
+            ),
+            (
+                json!({"type": "kubernetes.io/dockerconfigjson"}),
+                vec!["data[.dockerconfigjson]: Required value"],
+            ),
+        ];
+        for (object, want) in cases {
+            assert_eq!(told(|e| secret(&object, e)), want, "{object}");
+        }
+    }
+
+    #[test]
+    fn bindings_name_a_role_and_subjects() {
+        let object = json!({"roleRef": {"apiGroup": RBAC, "kind": "Thing", "name": "r"},
+            "subjects": [{"kind": "ServiceAccount", "name": "a"}]});
+        assert_eq!(
+            told(|e| rbac("clusterrolebindings", &object, e)),
+            [
+                "roleRef.kind: Unsupported value: \"Thing\": supported values: \"ClusterRole\"",
+                "subjects[0].namespace: Required value",
+            ]
+        );
+    }
+}

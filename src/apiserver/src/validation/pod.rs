@@ -1,0 +1,389 @@
+//! Rules for pods and pod templates (`ValidatePodCreate`, `ValidatePodSpec`).
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use apimachinery::field::{Error, ErrorList, Path};
+use apimachinery::names;
+use serde_json::Value;
+
+use super::container::{self, List, Pod, id, seccomp};
+use super::volume::Volumes;
+use super::{affinity, metadata, mistakes, required_one_of};
+use crate::zero::Zero;
+
+const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+const MAX_NAMESERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+const MAX_SEARCH_BYTES: usize = 2048;
+
+/// A new pod.
+pub fn validate(pod: &Value, errors: &mut ErrorList) {
+    let path = Path::new("spec");
+    if !pod["spec"]["ephemeralContainers"].items().is_empty() {
+        let detail = "cannot be set on create";
+        errors.push(Error::forbidden(&path.child("ephemeralContainers"), detail));
+    }
+    spec(&pod["spec"], &path, errors);
+}
+
+/// A template of pods; `restart_policies` are those that its workload can have.
+pub fn template(template: &Value, path: &Path, restart_policies: &[&str], errors: &mut ErrorList) {
+    let meta = path.child("metadata");
+    metadata::labels(&template["metadata"]["labels"], &meta.child("labels"), errors);
+    metadata::annotations(&template["metadata"]["annotations"], &meta.child("annotations"), errors);
+    let at = path.child("spec");
+    spec(&template["spec"], &at, errors);
+    let policy = template["spec"]["restartPolicy"].text();
+    if !policy.is_empty() && !restart_policies.contains(&policy) {
+        errors.push(Error::not_supported(&at.child("restartPolicy"), policy, restart_policies));
+    }
+    if !template["spec"]["ephemeralContainers"].items().is_empty() {
+        let detail = "ephemeral containers not allowed in pod template";
+        errors.push(Error::forbidden(&at.child("ephemeralContainers"), detail));
+    }
+}
+
+/// A pod's spec.
+pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let volumes = Volumes::validate(&spec["volumes"], &path.child("volumes"), errors);
+    let pod = Pod {
+        volumes: &volumes,
+        host_network: spec["hostNetwork"].flag(),
+        restart_policy: spec["restartPolicy"].text(),
+    };
+    let mut seen = HashSet::new();
+    for (key, list) in [
+        ("containers", List::Main),
+        ("initContainers", List::Init),
+        ("ephemeralContainers", List::Ephemeral),
+    ] {
+        let at = path.child(key);
+        container::validate_list(&spec[key], &at, list, &pod, &mut seen, errors);
+    }
+    required_one_of(
+        errors,
+        &path.child("restartPolicy"),
+        pod.restart_policy,
+        &["Always", "Never", "OnFailure"],
+    );
+    dns(spec, path, errors);
+    metadata::labels(&spec["nodeSelector"], &path.child("nodeSelector"), errors);
+    security(spec, path, errors);
+    affinity::validate(&spec["affinity"], &path.child("affinity"), errors);
+    affinity::tolerations(spec["tolerations"].items(), &path.child("tolerations"), errors);
+    affinity::spread(
+        spec["topologySpreadConstraints"].items(),
+        &path.child("topologySpreadConstraints"),
+        errors,
+    );
+    identifiers(spec, path, errors);
+    host_aliases(spec["hostAliases"].items(), &path.child("hostAliases"), errors);
+    let grace = &spec["terminationGracePeriodSeconds"];
+    if grace.is_null() {
+        errors.push(Error::required(&path.child("terminationGracePeriodSeconds"), ""));
+    }
+    let deadline = &spec["activeDeadlineSeconds"];
+    if deadline.is_set() && !(1..=i64::from(i32::MAX)).contains(&deadline.int()) {
+        let detail = "must be between 1 and 2147483647, inclusive";
+        errors.push(Error::invalid(&path.child("activeDeadlineSeconds"), deadline.int(), detail));
+    }
+    let preemption = spec["preemptionPolicy"].text();
+    if !preemption.is_empty() {
+        super::one_of(
+            errors,
+            &path.child("preemptionPolicy"),
+            preemption,
+            &["Never", "PreemptLowerPriority"],
+        );
+    }
+    gates(spec, path, errors);
+}
+
+fn gates(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    for (index, gate) in spec["readinessGates"].items().iter().enumerate() {
+        let at = path.child("readinessGates").index(index).child("conditionType");
+        let kind = gate["conditionType"].text();
+        mistakes(errors, &at, kind, names::qualified_name(kind));
+    }
+    let mut seen = HashSet::new();
+    for (index, gate) in spec["schedulingGates"].items().iter().enumerate() {
+        let at = path.child("schedulingGates").index(index);
+        let name = gate["name"].text();
+        mistakes(errors, &at, name, names::qualified_name(name));
+        if !seen.insert(name) {
+            errors.push(Error::duplicate(&at, name));
+        }
+    }
+}
+
+fn identifiers(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    type Rule = fn(&str) -> Vec<String>;
+    let rules: [(&str, Rule); 6] = [
+        ("serviceAccountName", names::dns_subdomain),
+        ("nodeName", names::dns_subdomain),
+        ("priorityClassName", names::dns_subdomain),
+        ("runtimeClassName", names::dns_subdomain),
+        ("hostname", names::dns_label),
+        ("subdomain", names::dns_label),
+    ];
+    for (key, rule) in rules {
+        let text = spec[key].text();
+        if !text.is_empty() {
+            mistakes(errors, &path.child(key), text, rule(text));
+        }
+    }
+}
+
+fn security(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let (context, at) = (&spec["securityContext"], path.child("securityContext"));
+    for key in ["runAsUser", "runAsGroup", "fsGroup"] {
+        id(&context[key], &at.child(key), errors);
+    }
+    for (index, group) in context["supplementalGroups"].items().iter().enumerate() {
+        id(group, &at.child("supplementalGroups").index(index), errors);
+    }
+    let change = context["fsGroupChangePolicy"].text();
+    if !change.is_empty() {
+        let known = ["Always", "OnRootMismatch"];
+        super::one_of(errors, &at.child("fsGroupChangePolicy"), change, &known);
+    }
+    seccomp(&context["seccompProfile"], &at.child("seccompProfile"), errors);
+    let mut seen = HashSet::new();
+    for (index, sysctl) in context["sysctls"].items().iter().enumerate() {
+        let at = at.child("sysctls").index(index).child("name");
+        match sysctl["name"].text() {
+            "" => errors.push(Error::required(&at, "")),
+            name if !seen.insert(name) => errors.push(Error::duplicate(&at, name)),
+            _ => {}
+        }
+    }
+    if spec["shareProcessNamespace"].flag() && spec["hostPID"].flag() {
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        errors.push(Error::invalid(&at.child("shareProcessNamespace"), true, detail));
+    }
+    if spec["hostUsers"].as_bool() == Some(false) {
+        for key in ["hostNetwork", "hostPID", "hostIPC"] {
+            if spec[key].flag() {
+                let detail = "when `hostUsers` is false";
+                errors.push(Error::forbidden(&at.child(key), detail));
+            }
+        }
+    }
+}
+
+fn dns(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let policy = spec["dnsPolicy"].text();
+    required_one_of(errors, &path.child("dnsPolicy"), policy, &DNS_POLICIES);
+    let (config, at) = (&spec["dnsConfig"], path.child("dnsConfig"));
+    let servers = config["nameservers"].items();
+    if policy == "None" {
+        if config.is_null() {
+            let detail = "must provide `dnsConfig` when `dnsPolicy` is None";
+            errors.push(Error::required(&at, detail));
+            return;
+        }
+        if servers.is_empty() {
+            let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+            errors.push(Error::required(&at.child("nameservers"), detail));
+            return;
+        }
+    }
+    if servers.len() > MAX_NAMESERVERS {
+        let detail = format!("must not have more than {MAX_NAMESERVERS} nameservers");
+        errors.push(Error::invalid(
+            &at.child("nameservers"),
+            config["nameservers"].clone(),
+            detail,
+        ));
+    }
+    for (index, server) in servers.iter().enumerate() {
+        ip(server.text(), &at.child("nameservers").index(index), errors);
+    }
+    let searches = config["searches"].items();
+    if searches.len() > MAX_SEARCHES {
+        let detail = format!("must not have more than {MAX_SEARCHES} search paths");
+        errors.push(Error::invalid(&at.child("searches"), config["searches"].clone(), detail));
+    }
+    let bytes: usize = searches.iter().map(|search| search.text().len() + 1).sum();
+    if bytes > MAX_SEARCH_BYTES + 1 {
+        let detail = format!(
+            "must not have more than {MAX_SEARCH_BYTES} characters (including spaces) in the search list"
+        );
+        errors.push(Error::invalid(&at.child("searches"), config["searches"].clone(), detail));
+    }
+    for (index, search) in searches.iter().enumerate() {
+        let text = search.text();
+        let name = text.strip_suffix('.').unwrap_or(text);
+        if text != "." {
+            let at = at.child("searches").index(index);
+            mistakes(errors, &at, text, names::dns_subdomain(&name.replace('_', "-")));
+        }
+    }
+    for (index, option) in config["options"].items().iter().enumerate() {
+        if option["name"].text().is_empty() {
+            let at = at.child("options").index(index);
+            errors.push(Error::required(&at, "must not be empty"));
+        }
+    }
+}
+
+/// An address, IPv4 or IPv6.
+pub fn ip(text: &str, path: &Path, errors: &mut ErrorList) {
+    if text.parse::<IpAddr>().is_err() {
+        let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+        errors.push(Error::invalid(path, text, detail));
+    }
+}
+
+fn host_aliases(aliases: &[Value], path: &Path, errors: &mut ErrorList) {
+    for (index, alias) in aliases.iter().enumerate() {
+        ip(alias["ip"].text(), &path.index(index).child("ip"), errors);
+        for (at, name) in alias["hostnames"].texts().enumerate() {
+            let path = path.index(index).child("hostnames").index(at);
+            mistakes(errors, &path, name, names::dns_subdomain(name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validation::told;
+    use serde_json::json;
+
+    /// A pod with defaults, changed by `change`.
+    fn errors_of(change: impl Fn(&mut Value)) -> Vec<String> {
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [
+            {"name": "c", "image": "busybox"}]}});
+        change(&mut pod["spec"]);
+        let resource = crate::registry::Registry::default().resource("", "pods").unwrap();
+        crate::defaults::set_defaults(&resource, &mut pod);
+        told(|errors| validate(&pod, errors))
+    }
+
+    #[test]
+    fn a_plain_pod_is_fine() {
+        assert_eq!(errors_of(|_| {}), Vec::<String>::new());
+    }
+
+    #[test]
+    fn mistakes_are_told_in_upstreams_words() {
+        type Case = (fn(&mut Value), &'static str);
+        let cases: &[Case] = &[
+            (|s| s["containers"] = json!([]), "spec.containers: Required value"),
+            (
+                |s| s["containers"][0]["image"] = "".into(),
+                "spec.containers[0].image: Required value",
+            ),
+            (
+                |s| s["containers"][0]["name"] = "A".into(),
+                "spec.containers[0].name: Invalid value: \"A\": a lowercase RFC 1123 label must",
+            ),
+            (
+                |s| {
+                    s["containers"] =
+                        json!([{"name": "c", "image": "a"}, {"name": "c", "image": "a"}]);
+                },
+                "spec.containers[1].name: Duplicate value: \"c\"",
+            ),
+            (
+                |s| s["restartPolicy"] = "Sometimes".into(),
+                "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+            ),
+            (
+                |s| s["dnsPolicy"] = "None".into(),
+                "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+            ),
+            (
+                |s| s["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]),
+                "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+            ),
+            (
+                |s| {
+                    s["volumes"] =
+                        json!([{"name": "v", "emptyDir": {}, "hostPath": {"path": "/"}}]);
+                },
+                "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
+            ),
+            (
+                |s| s["volumes"] = json!([{"name": "v", "hostPath": {"path": "/../etc"}}]),
+                "spec.volumes[0].hostPath.path: Invalid value: \"/../etc\": must not contain '..'",
+            ),
+            (
+                |s| s["containers"][0]["ports"] = json!([{"containerPort": 0}]),
+                "spec.containers[0].ports[0].containerPort: Required value",
+            ),
+            (
+                |s| s["containers"][0]["ports"] = json!([{"containerPort": 70000}]),
+                "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+            ),
+            (
+                |s| s["containers"][0]["env"] = json!([{"name": "a=b"}]),
+                "spec.containers[0].env[0].name: Invalid value: \"a=b\"",
+            ),
+            (
+                |s| s["containers"][0]["env"] = json!([{"name": "a", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]),
+                "spec.containers[0].env[0].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
+            ),
+            (
+                |s| {
+                    s["containers"][0]["env"] =
+                        json!([{"name": "a", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]);
+                },
+                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"spec.x\"",
+            ),
+            (
+                |s| s["containers"][0]["livenessProbe"] = json!({}),
+                "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+            ),
+            (
+                |s| {
+                    s["containers"][0]["resources"] =
+                        json!({"requests": {"cpu": "2"}, "limits": {"cpu": "1"}});
+                },
+                "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+            ),
+            (
+                |s| s["containers"][0]["resources"] = json!({"requests": {"memory": "-1"}}),
+                "spec.containers[0].resources.requests[memory]: Invalid value: \"-1\": must be greater than or equal to 0",
+            ),
+            (
+                |s| s["containers"][0]["imagePullPolicy"] = "Often".into(),
+                "spec.containers[0].imagePullPolicy: Unsupported value: \"Often\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
+            ),
+            (
+                |s| s["securityContext"] = json!({"runAsUser": -1}),
+                "spec.securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
+            ),
+            (
+                |s| s["tolerations"] = json!([{"operator": "Equal"}]),
+                "spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty",
+            ),
+            (
+                |s| s["affinity"] = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}),
+                "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms: Required value: must have at least one node selector term",
+            ),
+            (
+                |s| s["activeDeadlineSeconds"] = 0.into(),
+                "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+            ),
+            (
+                |s| s["hostname"] = "a.b".into(),
+                "spec.hostname: Invalid value: \"a.b\": must not contain dots",
+            ),
+            (
+                |s| s["initContainers"] = json!([{"name": "i", "image": "a", "readinessProbe": {"exec": {"command": ["a"]}}}]),
+                "spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+            ),
+            (
+                |s| s["ephemeralContainers"] = json!([{"name": "e", "image": "a"}]),
+                "spec.ephemeralContainers: Forbidden: cannot be set on create",
+            ),
+        ];
+        for (change, want) in cases {
+            let got = errors_of(change);
+            assert!(got.first().is_some_and(|text| text.starts_with(want)), "{want}: {got:?}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Commands and flags.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// A whole Kubernetes in one file, run by an ordinary user.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rootlet",
+    version,
+    about,
+    disable_help_subcommand = true,
+    after_help = "Examples:
+  rootlet up                        start a cluster; kubectl then uses the context `rootlet`
+  kubectl run hello --image busybox --restart Never -- echo hello
+  rootlet trace pod/hello           what each step of that pod's start took
+  rootlet down                      stop everything, keep the data
+  rootlet doctor                    what this machine lacks, and how to mend it"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which cluster a command is about.
+#[derive(Args, Clone, Debug)]
+pub struct Cluster {
+    /// Name of the cluster; several run side by side.
+    #[arg(long, value_name = "N", default_value = "default", env = "ROOTLET_NAME", value_parser = cluster_name)]
+    pub name: String,
+}
+
+/// Flags of `up`.
+#[derive(Args, Clone, Debug)]
+pub struct Up {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Keep the cluster's state in memory: faster, and gone with `down`.
+    #[arg(long)]
+    pub ephemeral: bool,
+    /// Port of the API server on 127.0.0.1 [default: the last one used, or 6443, or a free one].
+    #[arg(long, value_name = "P")]
+    pub api_port: Option<u16>,
+    /// Registry mirrors, credentials and CAs, in the format of k3s' registries.yaml.
+    #[arg(long, value_name = "FILE")]
+    pub registries: Option<PathBuf>,
+    /// Write the kubeconfig of this cluster alone to FILE, instead of adding a context to your own.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Stay in the foreground until SIGTERM or SIGINT, then stop the cluster.
+    #[arg(long)]
+    pub foreground: bool,
+}
+
+/// `rootlet …`
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a cluster; return when its API answers and its node is Ready.
+    #[command(after_help = "Examples:
+  rootlet up
+  rootlet up --name ci --ephemeral --kubeconfig ./kubeconfig
+  rootlet up --registries ./registries.yaml")]
+    Up(Up),
+    /// Tell whether the cluster runs, where its API is, and how its node and pods are.
+    Status(Cluster),
+    /// Stop the cluster and its pods; its data stays.
+    Down(Cluster),
+    /// Stop the cluster and remove all its data.
+    Delete(Cluster),
+    /// Print the cluster's kubeconfig.
+    #[command(after_help = "Example:
+  rootlet kubeconfig > ~/rootlet.yaml && kubectl --kubeconfig ~/rootlet.yaml get nodes")]
+    Kubeconfig(Cluster),
+    /// Check this machine: what works, what is limited, and the exact remedy.
+    Doctor,
+    /// Images of the cluster's node.
+    #[command(subcommand)]
+    Image(Image),
+    /// Print the timed steps of a pod's life.
+    #[command(after_help = "Examples:
+  rootlet trace pod/hello
+  rootlet trace pod/web-0 -n shop -o json")]
+    Trace(Trace),
+    /// Print the version.
+    Version,
+    /// Print a shell completion script.
+    #[command(after_help = "Example:
+  rootlet completions bash > ~/.local/share/bash-completion/completions/rootlet")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `rootlet image …`
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Load archives (docker save, OCI archive or layout; plain, gzip or zstd); `-` is standard input.
+    #[command(after_help = "Examples:
+  rootlet image load app.tar
+  docker save app:1 | rootlet image load -")]
+    Load {
+        /// The archives.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Pull an image from its registry.
+    Pull {
+        /// Such as `busybox`, `ghcr.io/owner/app:1.2` or `…@sha256:…`.
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// List the images.
+    Ls(Cluster),
+    /// Remove an image.
+    Rm {
+        /// Its name or id.
+        #[arg(value_name = "REF")]
+        reference: String,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+}
+
+/// Flags of `trace`.
+#[derive(Args, Clone, Debug)]
+pub struct Trace {
+    /// The pod, as `pod/NAME`.
+    #[arg(value_name = "pod/NAME", value_parser = pod_name)]
+    pub pod: String,
+    /// Its namespace.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// `text` or `json`.
+    #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+    pub output: String,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
+/// A cluster's name becomes part of file, node and context names, so it is a DNS label.
+fn cluster_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.is_empty() || text.len() > 40 || !text.chars().all(fits) {
+        return Err("use 1 to 40 lower-case letters, digits and '-'".into());
+    }
+    if text.starts_with('-') || text.ends_with('-') {
+        return Err("it may not begin or end with '-'".into());
+    }
+    Ok(text.to_owned())
+}
+
+fn pod_name(text: &str) -> Result<String, String> {
+    let name = ["pod/", "pods/", "po/"].iter().find_map(|kind| text.strip_prefix(kind));
+    match name.unwrap_or(text) {
+        "" => Err("name the pod, as in pod/hello".into()),
+        name if name.contains('/') => Err("only pods are traced: use pod/NAME".into()),
+        name => Ok(name.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_of_clusters() {
+        let cases = [
+            ("default", true),
+            ("a-1", true),
+            ("", false),
+            ("-a", false),
+            ("a-", false),
+            ("A", false),
+            ("../x", false),
+            ("a.b", false),
+        ];
+        for (name, good) in cases {
+            assert_eq!(cluster_name(name).is_ok(), good, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn pods_are_named_with_or_without_their_kind() {
+        let cases = [
+            ("pod/a", Some("a")),
+            ("po/a", Some("a")),
+            ("a", Some("a")),
+            ("svc/a", None),
+            ("pod/", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(pod_name(text).ok().as_deref(), want, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! How every component reaches the API server: a [`kube::Client`] whose transport is either the API
+//! server's own service in this process, or HTTPS. It holds no Kubernetes logic of its own; start at
+//! [`in_process`] and [`Informers`].
+
+mod connect;
+mod informer;
+mod recorder;
+
+pub use connect::{ConnectError, from_kubeconfig, in_process};
+pub use informer::{Change, Informer, Informers};
+pub use recorder::{Recorder, object_reference};

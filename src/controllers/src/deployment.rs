@@ -1,0 +1,648 @@
+//! Deployments: ReplicaSets that follow a template, rolled over step by step.
+//!
+//! Source: `pkg/controller/deployment` (`sync.go`, `rolling.go`, `recreate.go`, `progress.go`).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::{Informer, Informers, Recorder, object_reference};
+use k8s_openapi::api::apps::v1::{
+    Deployment, DeploymentCondition, DeploymentSpec, DeploymentStatus, ReplicaSet, ReplicaSetSpec,
+};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use kube::{Client, ResourceExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::queue::{self, Failure, Next};
+use crate::{pods, touched, unless_code};
+
+const HASH: &str = "pod-template-hash";
+const REVISION: &str = "deployment.kubernetes.io/revision";
+const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
+const MAX: &str = "deployment.kubernetes.io/max-replicas";
+/// Annotations that say something about the Deployment itself and are not handed to its sets.
+const OWN: &[&str] = &["kubectl.kubernetes.io/last-applied-configuration", REVISION, DESIRED, MAX];
+
+/// The template without the label that tells sets apart.
+fn bare(template: &PodTemplateSpec) -> PodTemplateSpec {
+    let mut template = template.clone();
+    if let Some(labels) = template.metadata.as_mut().and_then(|meta| meta.labels.as_mut()) {
+        labels.remove(HASH);
+    }
+    template
+}
+
+/// A short name for a template: FNV-1a of its JSON, in letters that spell no words.
+fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
+    let text = serde_json::to_string(&bare(template)).unwrap_or_default();
+    let mut sum: u32 = 0x811c_9dc5;
+    for byte in text.bytes().chain(collisions.to_le_bytes()) {
+        sum = (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    }
+    let letters = b"bcdfghjklmnpqrstvwxz2456789";
+    sum.to_string().bytes().map(|b| char::from(letters[usize::from(b) % letters.len()])).collect()
+}
+
+/// A number, or a share of `total`.
+fn scaled(value: Option<&IntOrString>, total: i32, up: bool) -> i32 {
+    match value {
+        None => 0,
+        Some(IntOrString::Int(number)) => *number,
+        Some(IntOrString::String(text)) => {
+            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let product = percent * i64::from(total);
+            ((product + if up { 99 } else { 0 }) / 100) as i32
+        }
+    }
+}
+
+/// How many pods more, and how many fewer, than asked for there may be while rolling.
+fn bounds(spec: &DeploymentSpec) -> (i32, i32) {
+    let replicas = replicas(spec);
+    if is_recreate(spec) || replicas == 0 {
+        return (0, 0);
+    }
+    let rolling = spec.strategy.as_ref().and_then(|s| s.rolling_update.clone()).unwrap_or_default();
+    let share = Some(IntOrString::String("25%".into()));
+    let surge = scaled(rolling.max_surge.as_ref().or(share.as_ref()), replicas, true);
+    let down = scaled(rolling.max_unavailable.as_ref().or(share.as_ref()), replicas, false);
+    // Without room in either direction nothing could ever move.
+    if surge == 0 && down == 0 { (0, 1) } else { (surge, down.min(replicas)) }
+}
+
+fn replicas(spec: &DeploymentSpec) -> i32 {
+    spec.replicas.unwrap_or(1).max(0)
+}
+
+fn is_recreate(spec: &DeploymentSpec) -> bool {
+    spec.strategy.as_ref().is_some_and(|s| s.type_.as_deref() == Some("Recreate"))
+}
+
+fn size(set: &ReplicaSet) -> i32 {
+    set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0)
+}
+
+fn revision(set: &ReplicaSet) -> i64 {
+    set.annotations().get(REVISION).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn available(set: &ReplicaSet) -> i32 {
+    set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
+}
+
+fn sum(sets: &[&ReplicaSet], of: fn(&ReplicaSet) -> i32) -> i32 {
+    sets.iter().map(|set| of(set)).sum()
+}
+
+/// The sizes the sets shall have now, by name; sets that stay as they are, are not named.
+fn sizes(
+    spec: &DeploymentSpec,
+    new: Option<&ReplicaSet>,
+    old: &[&ReplicaSet],
+    old_pods_run: bool,
+) -> BTreeMap<String, i32> {
+    let mut sizes = BTreeMap::new();
+    let wanted = replicas(spec);
+    let (surge, down) = bounds(spec);
+    let all: Vec<&ReplicaSet> = new.into_iter().chain(old.iter().copied()).collect();
+    if spec.paused == Some(true) {
+        // A paused roll-out keeps its shape; only a change of size is passed on, to the newest set.
+        if let Some(set) = new.filter(|_| sum(old, size) == 0) {
+            sizes.insert(set.name_any(), wanted);
+        }
+        return sizes;
+    }
+    if is_recreate(spec) {
+        sizes.extend(old.iter().map(|set| (set.name_any(), 0)));
+        if let Some(set) = new.filter(|_| sum(old, size) == 0 && !old_pods_run) {
+            sizes.insert(set.name_any(), wanted);
+        }
+        return sizes;
+    }
+    let Some(new) = new else { return sizes };
+    let total = sum(&all, size);
+    let room = wanted + surge - total;
+    let target =
+        if size(new) > wanted { wanted } else { size(new) + room.max(0).min(wanted - size(new)) };
+    sizes.insert(new.name_any(), target);
+    if target > size(new) {
+        // Growth first: the next look, with the new pods, shrinks the old sets.
+        return sizes;
+    }
+    let minimum = wanted - down;
+    let unready_new = size(new) - available(new);
+    let mut spare = (total - minimum - unready_new).max(0);
+    let mut by_age = old.to_vec();
+    by_age.sort_by_key(|set| set.metadata.creation_timestamp.as_ref().map(|time| time.0));
+    let mut left: BTreeMap<String, i32> = by_age.iter().map(|s| (s.name_any(), size(s))).collect();
+    // Old pods that never became available cost nobody anything; they go first.
+    for set in &by_age {
+        let broken = (size(set) - available(set)).clamp(0, spare);
+        left.entry(set.name_any()).and_modify(|n| *n -= broken);
+        spare -= broken;
+    }
+    let healthy_spare = (sum(&all, available) - minimum).max(0);
+    let mut spare = spare.min(healthy_spare);
+    for set in &by_age {
+        let entry = left.entry(set.name_any()).or_default();
+        let fewer = (*entry).min(spare);
+        *entry -= fewer;
+        spare -= fewer;
+    }
+    sizes.extend(left);
+    sizes
+}
+
+/// The set a Deployment's present template asks for.
+fn new_set(deployment: &Deployment, spec: &DeploymentSpec, revision: i64) -> ReplicaSet {
+    let collisions = deployment.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0);
+    let hash = hash(&spec.template, collisions);
+    let mut template = spec.template.clone();
+    let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
+    labels.insert(HASH.into(), hash.clone());
+    let labels = labels.clone();
+    let mut selector = spec.selector.clone();
+    selector.match_labels.get_or_insert_default().insert(HASH.into(), hash.clone());
+    let mut annotations: BTreeMap<String, String> = deployment.annotations().clone();
+    annotations.retain(|key, _| !OWN.contains(&key.as_str()));
+    annotations.insert(REVISION.into(), revision.to_string());
+    ReplicaSet {
+        metadata: ObjectMeta {
+            name: Some(format!("{}-{hash}", deployment.name_any())),
+            namespace: deployment.namespace(),
+            labels: Some(labels),
+            annotations: Some(annotations),
+            owner_references: Some(vec![pods::owner_reference(deployment)]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ReplicaSetSpec {
+            min_ready_seconds: spec.min_ready_seconds,
+            replicas: Some(0),
+            selector,
+            template: Some(template),
+        }),
+        status: None,
+    }
+}
+
+fn condition<'a>(status: &'a DeploymentStatus, kind: &str) -> Option<&'a DeploymentCondition> {
+    status.conditions.iter().flatten().find(|c| c.type_ == kind)
+}
+
+fn set_condition(
+    all: &mut Vec<DeploymentCondition>,
+    (kind, status, reason): (&str, &str, &str),
+    message: String,
+    now: Timestamp,
+    moved: bool,
+) {
+    let old = all.iter().find(|c| c.type_ == kind);
+    let same = old.is_some_and(|c| c.status == status);
+    if let Some(old) = old
+        && same
+        && !moved
+        && old.reason.as_deref() == Some(reason)
+    {
+        return;
+    }
+    let since = old.filter(|_| same).and_then(|c| c.last_transition_time.clone());
+    let made = DeploymentCondition {
+        type_: kind.into(),
+        status: status.into(),
+        reason: Some(reason.into()),
+        message: Some(message),
+        last_transition_time: Some(since.unwrap_or(Time(now))),
+        last_update_time: Some(Time(now)),
+    };
+    all.retain(|c| c.type_ != kind);
+    all.push(made);
+}
+
+fn status(
+    deployment: &Deployment,
+    spec: &DeploymentSpec,
+    new: Option<&ReplicaSet>,
+    old: &[&ReplicaSet],
+    now: Timestamp,
+) -> DeploymentStatus {
+    let all: Vec<&ReplicaSet> = new.into_iter().chain(old.iter().copied()).collect();
+    let before = deployment.status.clone().unwrap_or_default();
+    let some = |number: i32| (number > 0).then_some(number);
+    let count = |sets: &[&ReplicaSet]| -> i32 {
+        sets.iter().filter_map(|set| set.status.as_ref()).map(|status| status.replicas).sum()
+    };
+    let (total, updated) = (count(&all), count(&new.into_iter().collect::<Vec<_>>()));
+    let ready = sum(&all, |s| s.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0));
+    let usable = sum(&all, available);
+    let wanted = replicas(spec);
+    let mut conditions = before.conditions.clone().unwrap_or_default();
+    let minimum = wanted - bounds(spec).1;
+    let (state, reason, message) = if usable >= minimum {
+        ("True", "MinimumReplicasAvailable", "Deployment has minimum availability.")
+    } else {
+        ("False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
+    };
+    set_condition(&mut conditions, ("Available", state, reason), message.into(), now, false);
+    let name = new.map_or_else(|| deployment.name_any(), ResourceExt::name_any);
+    let done = new.is_some() && updated == wanted && total == wanted && usable == wanted;
+    let moved = updated > before.updated_replicas.unwrap_or(0)
+        || total - updated < before.replicas.unwrap_or(0) - before.updated_replicas.unwrap_or(0)
+        || ready > before.ready_replicas.unwrap_or(0)
+        || usable > before.available_replicas.unwrap_or(0);
+    let deadline_s = spec.progress_deadline_seconds.unwrap_or(600);
+    let late = condition(&before, "Progressing")
+        .filter(|c| c.reason.as_deref() != Some("NewReplicaSetAvailable"))
+        .and_then(|c| c.last_update_time.as_ref())
+        .is_some_and(|t| now.duration_since(t.0).as_secs() > i64::from(deadline_s));
+    if spec.paused == Some(true) {
+        let told = "Deployment is paused".to_owned();
+        set_condition(
+            &mut conditions,
+            ("Progressing", "Unknown", "DeploymentPaused"),
+            told,
+            now,
+            false,
+        );
+    } else if done {
+        let told = format!("ReplicaSet \"{name}\" has successfully progressed.");
+        set_condition(
+            &mut conditions,
+            ("Progressing", "True", "NewReplicaSetAvailable"),
+            told,
+            now,
+            false,
+        );
+    } else if late && !moved {
+        let told = format!("ReplicaSet \"{name}\" has timed out progressing.");
+        set_condition(
+            &mut conditions,
+            ("Progressing", "False", "ProgressDeadlineExceeded"),
+            told,
+            now,
+            false,
+        );
+    } else if moved
+        || condition(&before, "Progressing")
+            .is_none_or(|c| c.reason.as_deref() == Some("DeploymentPaused"))
+    {
+        let told = format!("ReplicaSet \"{name}\" is progressing.");
+        set_condition(
+            &mut conditions,
+            ("Progressing", "True", "ReplicaSetUpdated"),
+            told,
+            now,
+            true,
+        );
+    }
+    let failing = all.iter().find_map(|set| {
+        set.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == "ReplicaFailure")
+    });
+    match failing {
+        Some(failure) => {
+            let message = failure.message.clone().unwrap_or_default();
+            set_condition(
+                &mut conditions,
+                ("ReplicaFailure", "True", "FailedCreate"),
+                message,
+                now,
+                false,
+            );
+        }
+        None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
+    }
+    DeploymentStatus {
+        observed_generation: deployment.metadata.generation,
+        replicas: some(total),
+        updated_replicas: some(updated),
+        ready_replicas: some(ready),
+        available_replicas: some(usable),
+        unavailable_replicas: some((sum(&all, size).max(wanted) - usable).max(0)),
+        terminating_replicas: some(sum(&all, |s| {
+            s.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0)
+        })),
+        collision_count: before.collision_count,
+        conditions: Some(conditions),
+    }
+}
+
+/// Old sets beyond the history limit: empty ones, oldest revision first.
+fn outdated(spec: &DeploymentSpec, old: &[&ReplicaSet]) -> Vec<String> {
+    let limit = spec.revision_history_limit.unwrap_or(10).max(0) as usize;
+    let mut empty: Vec<&&ReplicaSet> = old
+        .iter()
+        .filter(|set| {
+            size(set) == 0
+                && set.status.as_ref().is_none_or(|s| s.replicas == 0)
+                && set.metadata.deletion_timestamp.is_none()
+        })
+        .collect();
+    empty.sort_by_key(|set| revision(set));
+    let surplus = old.len().saturating_sub(limit).min(empty.len());
+    empty[..surplus].iter().map(|set| set.name_any()).collect()
+}
+
+struct Controller {
+    client: Client,
+    sets: Informer<ReplicaSet>,
+    pods: Informer<Pod>,
+    events: Recorder,
+}
+
+impl Controller {
+    async fn sync(&self, deployment: &Deployment) -> Result<Next, Failure> {
+        let Some(spec) = deployment.spec.as_ref() else { return Ok(Next::Done) };
+        if deployment.metadata.deletion_timestamp.is_some() {
+            return Ok(Next::Done);
+        }
+        let namespace = deployment.namespace().unwrap_or_default();
+        let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &namespace);
+        let own: Vec<Arc<ReplicaSet>> = self
+            .sets
+            .store()
+            .state()
+            .into_iter()
+            .filter(|set| pods::is_controlled_by(set.as_ref(), deployment))
+            .collect();
+        let wanted = bare(&spec.template);
+        let is_new = |set: &ReplicaSet| {
+            set.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| bare(t) == wanted)
+        };
+        let mut new = own
+            .iter()
+            .filter(|set| is_new(set))
+            .min_by_key(|set| set.metadata.creation_timestamp.as_ref().map(|t| t.0))
+            .cloned();
+        let newest = own.iter().map(|set| revision(set)).max().unwrap_or(0);
+        if new.is_none() && spec.paused != Some(true) {
+            let changes = self.sets.subscribe();
+            let made = new_set(deployment, spec, newest + 1);
+            let made = match api.create(&PostParams::default(), &made).await {
+                Ok(made) => made,
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    return self.collision(deployment, &api, &made, &is_new).await;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let uid = made.uid().unwrap_or_default();
+            pods::settle(&self.sets, changes, vec![uid], Vec::new()).await;
+            new = Some(Arc::new(made));
+        }
+        let old: Vec<&ReplicaSet> = own
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|set| new.as_ref().is_none_or(|new| new.uid() != set.uid()))
+            .collect();
+        let old_pods_run = is_recreate(spec)
+            && self.pods.store().state().iter().any(|pod| {
+                !matches!(pods::phase(pod), "Succeeded" | "Failed")
+                    && old.iter().any(|set| pods::is_controlled_by(pod.as_ref(), *set))
+            });
+        let sizes = sizes(spec, new.as_deref(), &old, old_pods_run);
+        for set in new.as_deref().into_iter().chain(old.iter().copied()) {
+            let to = sizes.get(&set.name_any()).copied().unwrap_or_else(|| size(set));
+            let current = new.as_ref().is_some_and(|new| new.uid() == set.uid());
+            let revision = (current && revision(set) < newest).then_some(newest + 1);
+            self.resize(deployment, spec, &api, set, to, revision).await?;
+        }
+        for name in outdated(spec, &old) {
+            unless_code(api.delete(&name, &DeleteParams::background()).await, 404)?;
+        }
+        self.tell(deployment, spec, new.as_deref(), &old, newest).await
+    }
+
+    /// A set of the wanted name exists: it is ours and the cache is behind, or another template has
+    /// the same hash and the next try takes another.
+    async fn collision(
+        &self,
+        deployment: &Deployment,
+        api: &Api<ReplicaSet>,
+        made: &ReplicaSet,
+        is_new: &(impl Fn(&ReplicaSet) -> bool + Sync),
+    ) -> Result<Next, Failure> {
+        let found = api.get_opt(&made.name_any()).await?;
+        let ours = found.is_none_or(|set| pods::is_controlled_by(&set, deployment) && is_new(&set));
+        if ours {
+            return Err("the set is there, but the cache does not show it yet".into());
+        }
+        let mut told = deployment.clone();
+        let status = told.status.get_or_insert_default();
+        status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+        let namespace = deployment.namespace().unwrap_or_default();
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &namespace);
+        api.replace_status(&deployment.name_any(), &PostParams::default(), &told).await?;
+        Ok(Next::Done)
+    }
+
+    async fn resize(
+        &self,
+        deployment: &Deployment,
+        spec: &DeploymentSpec,
+        api: &Api<ReplicaSet>,
+        set: &ReplicaSet,
+        to: i32,
+        revision: Option<i64>,
+    ) -> Result<(), Failure> {
+        let from = size(set);
+        let mut changed = set.clone();
+        changed.spec.get_or_insert_default().replicas = Some(to);
+        let annotations = changed.annotations_mut();
+        annotations.insert(DESIRED.into(), replicas(spec).to_string());
+        annotations.insert(MAX.into(), (replicas(spec) + bounds(spec).0).to_string());
+        if let Some(revision) = revision {
+            annotations.insert(REVISION.into(), revision.to_string());
+        }
+        if &changed == set {
+            return Ok(());
+        }
+        // The resourceVersion makes this fail when the cache was behind.
+        let name = set.name_any();
+        api.replace(&name, &PostParams::default(), &changed).await?;
+        if from != to {
+            let way = if to > from { "up" } else { "down" };
+            let message = format!("Scaled {way} replica set {name} from {from} to {to}");
+            self.events.normal(object_reference(deployment), "ScalingReplicaSet", message);
+        }
+        Ok(())
+    }
+
+    async fn tell(
+        &self,
+        deployment: &Deployment,
+        spec: &DeploymentSpec,
+        new: Option<&ReplicaSet>,
+        old: &[&ReplicaSet],
+        newest: i64,
+    ) -> Result<Next, Failure> {
+        let namespace = deployment.namespace().unwrap_or_default();
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &namespace);
+        let (name, parameters) = (deployment.name_any(), PostParams::default());
+        let number = new.map_or(newest, |set| revision(set).max(newest)).to_string();
+        if deployment.annotations().get(REVISION) != Some(&number) {
+            let mut told = deployment.clone();
+            told.annotations_mut().insert(REVISION.into(), number);
+            api.replace(&name, &parameters, &told).await?;
+            return Ok(Next::Done);
+        }
+        let status = status(deployment, spec, new, old, Timestamp::now());
+        let waiting = condition(&status, "Progressing")
+            .is_some_and(|c| c.reason.as_deref() == Some("ReplicaSetUpdated"));
+        if deployment.status.as_ref() != Some(&status) {
+            let mut told = deployment.clone();
+            told.status = Some(status);
+            unless_code(api.replace_status(&name, &parameters, &told).await, 404)?;
+        }
+        let deadline_s = spec.progress_deadline_seconds.unwrap_or(600).max(0) as u64;
+        if waiting && deadline_s < i32::MAX as u64 {
+            return Ok(Next::After(Duration::from_secs(deadline_s + 1)));
+        }
+        Ok(Next::Done)
+    }
+}
+
+/// Runs until `shutdown`.
+pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
+    let deployments = informers.get::<Deployment>();
+    let events = Recorder::new(client.clone(), "deployment-controller", "");
+    let (sets, pods) = (informers.get::<ReplicaSet>(), informers.get::<Pod>());
+    deployments.ready().await;
+    sets.ready().await;
+    pods.ready().await;
+    let of_pod = {
+        let (sets, deployments) = (sets.clone(), deployments.clone());
+        // Only Recreate waits for pods to be gone.
+        move |pod: &Pod| {
+            let set = pods::controller_key(pod, "ReplicaSet").and_then(|(ns, n)| sets.get(&ns, &n));
+            let key = set.and_then(|set| pods::controller_key(set.as_ref(), "Deployment"));
+            let recreates = |(ns, n): &(String, String)| {
+                deployments.get(ns, n).is_some_and(|d| d.spec.as_ref().is_some_and(is_recreate))
+            };
+            key.filter(recreates).into_iter().collect()
+        }
+    };
+    let changes = futures::stream::select(
+        touched(&deployments, |deployment| vec![pods::key(deployment)]),
+        futures::stream::select(
+            touched(&sets, |set| pods::controller_key(set, "Deployment").into_iter().collect()),
+            touched(&pods, of_pod),
+        ),
+    );
+    let controller = Arc::new(Controller { client, sets, pods, events });
+    queue::run("deployment", changes, shutdown, |(namespace, name): (String, String)| {
+        let (controller, found) = (controller.clone(), deployments.get(&namespace, &name));
+        Box::pin(async move {
+            match found {
+                Some(deployment) => controller.sync(&deployment).await,
+                None => Ok(Next::Done),
+            }
+        })
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(replicas: i32, strategy: serde_json::Value) -> DeploymentSpec {
+        serde_json::from_value(
+            json!({"replicas": replicas, "selector": {}, "template": {}, "strategy": strategy}),
+        )
+        .expect("a spec")
+    }
+
+    fn rolling(surge: &str, down: &str) -> serde_json::Value {
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": down}})
+    }
+
+    fn set(name: &str, size: i32, available: i32) -> ReplicaSet {
+        serde_json::from_value(json!({"metadata": {"name": name, "annotations": {REVISION: size.to_string()}},
+            "spec": {"replicas": size, "selector": {}},
+            "status": {"replicas": size, "availableReplicas": available, "readyReplicas": available}}))
+        .expect("a set")
+    }
+
+    #[test]
+    fn a_roll_out_moves_within_its_bounds() {
+        let cases = [
+            // (new size/available, old size/available) → (new, old)
+            ((0, 0), (4, 4), (1, 4)),
+            ((1, 0), (4, 4), (1, 3)),
+            ((1, 1), (4, 4), (1, 2)),
+            ((1, 1), (3, 3), (2, 3)),
+            ((2, 2), (3, 1), (2, 1)),
+            ((4, 4), (0, 0), (4, 0)),
+            ((4, 4), (1, 1), (4, 0)),
+        ];
+        for ((size, ready), (old_size, old_ready), (want, old_want)) in cases {
+            let (new, old) = (set("new", size, ready), set("old", old_size, old_ready));
+            let sizes = sizes(&spec(4, rolling("25%", "25%")), Some(&new), &[&old], false);
+            let got = (sizes["new"], sizes.get("old").copied().unwrap_or(old_size));
+            assert_eq!(got, (want, old_want), "new {size}/{ready}, old {old_size}/{old_ready}");
+        }
+    }
+
+    #[test]
+    fn recreate_waits_for_the_old_pods_to_be_gone() {
+        let recreate = spec(2, json!({"type": "Recreate"}));
+        let (new, old, empty) = (set("new", 0, 0), set("old", 2, 2), set("old", 0, 0));
+        assert_eq!(sizes(&recreate, Some(&new), &[&old], true).get("new"), None);
+        assert_eq!(sizes(&recreate, Some(&new), &[&empty], true).get("new"), None);
+        assert_eq!(sizes(&recreate, Some(&new), &[&empty], false).get("new"), Some(&2));
+    }
+
+    #[test]
+    fn bounds_are_rounded_as_upstream() {
+        for (replicas, surge, down, want) in [
+            (10, "25%", "25%", (3, 2)),
+            (1, "25%", "25%", (1, 0)),
+            (4, "0%", "0%", (0, 1)),
+            (0, "1%", "1%", (0, 0)),
+        ] {
+            assert_eq!(bounds(&spec(replicas, rolling(surge, down))), want);
+        }
+    }
+
+    #[test]
+    fn history_is_limited_to_empty_sets() {
+        let mut spec = spec(1, json!({}));
+        spec.revision_history_limit = Some(1);
+        let (a, b, c) = (set("a", 0, 0), set("b", 0, 0), set("c", 1, 1));
+        assert_eq!(outdated(&spec, &[&a, &b, &c]), ["a", "b"]);
+        spec.revision_history_limit = Some(10);
+        assert!(outdated(&spec, &[&a, &b]).is_empty());
+    }
+
+    #[test]
+    fn a_finished_roll_out_is_told() {
+        let deployment: Deployment =
+            serde_json::from_value(json!({"metadata": {"name": "d", "generation": 3}}))
+                .expect("one");
+        let (new, spec) = (set("d-1", 2, 2), spec(2, rolling("1", "0%")));
+        let told = status(&deployment, &spec, Some(&new), &[], Timestamp::UNIX_EPOCH);
+        let reason = |kind| condition(&told, kind).and_then(|c| c.reason.clone());
+        assert_eq!(reason("Available").as_deref(), Some("MinimumReplicasAvailable"));
+        assert_eq!(reason("Progressing").as_deref(), Some("NewReplicaSetAvailable"));
+        assert_eq!(
+            (told.replicas, told.unavailable_replicas, told.observed_generation),
+            (Some(2), None, Some(3))
+        );
+    }
+
+    #[test]
+    fn the_hash_ignores_itself() {
+        let template = |labels| -> PodTemplateSpec {
+            serde_json::from_value(json!({"metadata": {"labels": labels}})).expect("a template")
+        };
+        let plain = hash(&template(json!({"a": "b"})), 0);
+        assert_eq!(plain, hash(&template(json!({"a": "b", HASH: plain})), 0));
+        assert_ne!(plain, hash(&template(json!({"a": "c"})), 0));
+        assert_ne!(plain, hash(&template(json!({"a": "b"})), 1));
+    }
+}

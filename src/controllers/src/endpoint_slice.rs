@@ -1,0 +1,337 @@
+//! EndpointSlices of Services with a selector.
+//!
+//! Source: `pkg/controller/endpointslice` and `staging/src/k8s.io/endpointslice/reconciler.go`.
+
+use std::collections::BTreeMap;
+
+use client::{Informers, object_reference};
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use kube::{Client, Resource, ResourceExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::queue::{self, Next};
+use crate::{touched, unless_code};
+
+/// Most endpoints of one slice.
+const PER_SLICE: usize = 100;
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const MANAGER: &str = "endpointslice-controller.k8s.io";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+
+type Labels = BTreeMap<String, String>;
+
+fn selects(selector: &Labels, labels: Option<&Labels>) -> bool {
+    let empty = Labels::new();
+    let labels = labels.unwrap_or(&empty);
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn selector(service: &Service) -> Option<&Labels> {
+    let spec = service.spec.as_ref()?;
+    if spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    spec.selector.as_ref().filter(|selector| !selector.is_empty())
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|conditions| {
+        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    })
+}
+
+/// The pod's port that `port` of a Service means; `None` when the pod has none of that name.
+fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
+    match &port.target_port {
+        None => Some(port.port),
+        Some(IntOrString::Int(0)) => Some(port.port),
+        Some(IntOrString::Int(number)) => Some(*number),
+        Some(IntOrString::String(name)) => {
+            let protocol = port.protocol.as_deref().unwrap_or("TCP");
+            let containers = &pod.spec.as_ref()?.containers;
+            containers
+                .iter()
+                .flat_map(|container| container.ports.iter().flatten())
+                .find(|found| {
+                    found.name.as_deref() == Some(name)
+                        && found.protocol.as_deref().unwrap_or("TCP") == protocol
+                })
+                .map(|found| found.container_port)
+        }
+    }
+}
+
+fn endpoint(service: &Service, pod: &Pod) -> Option<Endpoint> {
+    let status = pod.status.as_ref()?;
+    let address = status.pod_ip.clone().filter(|address| !address.is_empty())?;
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    let spec = service.spec.as_ref()?;
+    let terminating = pod.metadata.deletion_timestamp.is_some();
+    let publish = spec.publish_not_ready_addresses == Some(true);
+    let serving = is_ready(pod) || publish;
+    let pod_spec = pod.spec.as_ref()?;
+    // Only pods that name the Service as their subdomain have a name below it.
+    let hostname = pod_spec
+        .hostname
+        .clone()
+        .filter(|_| pod_spec.subdomain.as_deref() == service.metadata.name.as_deref());
+    Some(Endpoint {
+        addresses: vec![address],
+        conditions: Some(EndpointConditions {
+            ready: Some(publish || (serving && !terminating)),
+            serving: Some(serving),
+            terminating: Some(terminating),
+        }),
+        hostname,
+        node_name: pod_spec.node_name.clone(),
+        target_ref: Some(k8s_openapi::api::core::v1::ObjectReference {
+            api_version: None,
+            resource_version: None,
+            ..object_reference(pod)
+        }),
+        ..Endpoint::default()
+    })
+}
+
+/// What the Service's slices shall say: ports, and the endpoints that have exactly these ports.
+fn wanted(service: &Service, pods: &[&Pod]) -> Vec<(Vec<EndpointPort>, Vec<Endpoint>)> {
+    let empty = Vec::new();
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).unwrap_or(&empty);
+    let mut groups: BTreeMap<Vec<Option<i32>>, Vec<Endpoint>> = BTreeMap::new();
+    for pod in pods {
+        if let Some(endpoint) = endpoint(service, pod) {
+            let numbers = ports.iter().map(|port| target(port, pod)).collect();
+            groups.entry(numbers).or_default().push(endpoint);
+        }
+    }
+    let mut slices = Vec::new();
+    for (numbers, mut endpoints) in groups {
+        endpoints.sort_by(|a, b| a.addresses.cmp(&b.addresses));
+        let slice_ports: Vec<EndpointPort> = ports
+            .iter()
+            .zip(&numbers)
+            .filter_map(|(port, number)| {
+                Some(EndpointPort {
+                    name: Some(port.name.clone().unwrap_or_default()),
+                    port: Some((*number)?),
+                    protocol: Some(port.protocol.clone().unwrap_or_else(|| "TCP".into())),
+                    app_protocol: port.app_protocol.clone(),
+                })
+            })
+            .collect();
+        for chunk in endpoints.chunks(PER_SLICE) {
+            slices.push((slice_ports.clone(), chunk.to_vec()));
+        }
+    }
+    if slices.is_empty() {
+        // A slice without endpoints tells that the Service was looked at.
+        slices.push((Vec::new(), Vec::new()));
+    }
+    slices
+}
+
+fn labels(service: &Service) -> Labels {
+    let mut labels = service.metadata.labels.clone().unwrap_or_default();
+    labels.insert(SERVICE_NAME.into(), service.name_any());
+    labels.insert(MANAGED_BY.into(), MANAGER.into());
+    if service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()) == Some("None") {
+        labels.insert(HEADLESS.into(), String::new());
+    }
+    labels
+}
+
+/// The changes that make `found` say what is wanted.
+#[derive(Debug, Default, PartialEq)]
+struct Changes {
+    create: Vec<EndpointSlice>,
+    update: Vec<EndpointSlice>,
+    delete: Vec<String>,
+}
+
+fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice]) -> Changes {
+    let labels = labels(service);
+    let mut changes = Changes::default();
+    let mut free: Vec<&EndpointSlice> = found.to_vec();
+    let mut missing = Vec::new();
+    for (ports, endpoints) in wanted(service, pods) {
+        let same = |slice: &&EndpointSlice| {
+            slice.endpoints.as_deref().unwrap_or_default() == endpoints
+                && slice.ports.clone().unwrap_or_default() == ports
+                && slice.metadata.labels.as_ref() == Some(&labels)
+        };
+        match free.iter().position(same) {
+            Some(index) => drop(free.swap_remove(index)),
+            None => missing.push((ports, endpoints)),
+        }
+    }
+    for (ports, endpoints) in missing {
+        let mut slice = match free.pop() {
+            Some(known) => known.clone(),
+            None => EndpointSlice {
+                address_type: "IPv4".into(),
+                metadata: ObjectMeta {
+                    generate_name: Some(format!("{}-", service.name_any())),
+                    namespace: service.namespace(),
+                    owner_references: Some(vec![OwnerReference {
+                        block_owner_deletion: Some(true),
+                        ..service.controller_owner_ref(&()).unwrap_or_default()
+                    }]),
+                    ..ObjectMeta::default()
+                },
+                ..EndpointSlice::default()
+            },
+        };
+        slice.metadata.labels = Some(labels.clone());
+        slice.ports = Some(ports);
+        slice.endpoints = Some(endpoints);
+        if slice.metadata.name.is_some() {
+            changes.update.push(slice);
+        } else {
+            changes.create.push(slice);
+        }
+    }
+    changes.delete = free.iter().map(|slice| slice.name_any()).collect();
+    changes
+}
+
+/// Runs until `shutdown`.
+pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
+    let services = informers.get::<Service>();
+    let pods = informers.get::<Pod>();
+    let slices = informers.get::<EndpointSlice>();
+    pods.ready().await;
+    slices.ready().await;
+    let key =
+        |service: &Service| vec![(service.namespace().unwrap_or_default(), service.name_any())];
+    let known = services.store();
+    let of_pod = move |pod: &Pod| {
+        let all = known.state();
+        let mine = all.iter().filter(|service| {
+            service.namespace() == pod.namespace()
+                && selector(service)
+                    .is_some_and(|selector| selects(selector, pod.metadata.labels.as_ref()))
+        });
+        mine.flat_map(|service| key(service)).collect()
+    };
+    let of_slice = |slice: &EndpointSlice| {
+        let service = slice.labels().get(SERVICE_NAME).cloned();
+        service.map(|name| (slice.namespace().unwrap_or_default(), name)).into_iter().collect()
+    };
+    let changes = futures::stream::select(
+        touched(&services, key),
+        futures::stream::select(touched(&pods, of_pod), touched(&slices, of_slice)),
+    );
+    queue::run("endpointslice", changes, shutdown, |(namespace, name): (String, String)| {
+        let service = services.get(&namespace, &name);
+        let found: Vec<_> = slices.store().state_filter(|slice| {
+            slice.namespace().as_deref() == Some(&namespace)
+                && slice.labels().get(SERVICE_NAME) == Some(&name)
+                && slice.labels().get(MANAGED_BY).is_some_and(|manager| manager == MANAGER)
+        });
+        let found: Vec<&EndpointSlice> = found.iter().map(AsRef::as_ref).collect();
+        let ending = |service: &Service| service.metadata.deletion_timestamp.is_some();
+        let changes = match service.as_deref().filter(|service| !ending(service)) {
+            Some(service) if selector(service).is_some() => {
+                let selector = selector(service).cloned().unwrap_or_default();
+                let chosen = pods.store().state_filter(|pod| {
+                    pod.namespace().as_deref() == Some(&namespace)
+                        && selects(&selector, pod.metadata.labels.as_ref())
+                });
+                let chosen: Vec<&Pod> = chosen.iter().map(AsRef::as_ref).collect();
+                decide(service, &chosen, &found)
+            }
+            // The slices of a Service that is gone, or has no selector any more, are not ours to keep.
+            _ => Changes {
+                delete: found.iter().map(|slice| slice.name_any()).collect(),
+                ..Changes::default()
+            },
+        };
+        let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &namespace);
+        Box::pin(async move {
+            for slice in &changes.create {
+                api.create(&PostParams::default(), slice).await?;
+            }
+            for slice in &changes.update {
+                api.replace(&slice.name_any(), &PostParams::default(), slice).await?;
+            }
+            for name in &changes.delete {
+                unless_code(api.delete(name, &DeleteParams::default()).await.map(drop), 404)?;
+            }
+            Ok(Next::Done)
+        })
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn service(ports: &Value) -> Service {
+        serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n", "uid": "u"},
+            "spec": {"clusterIP": "10.43.0.9", "selector": {"a": "b"}, "ports": ports}}))
+        .unwrap()
+    }
+
+    fn pod(ip: &str, ready: &str, port: i32) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": ip, "namespace": "n", "uid": ip},
+            "spec": {"containers": [{"name": "c", "ports": [{"name": "web", "containerPort": port}]}]},
+            "status": {"podIP": ip, "phase": "Running",
+                "conditions": [{"type": "Ready", "status": ready}]}}))
+        .unwrap()
+    }
+
+    fn first_ready(slice: &EndpointSlice) -> Option<bool> {
+        slice.endpoints.as_ref()?.first()?.conditions.as_ref()?.ready
+    }
+
+    #[test]
+    fn named_ports_are_each_pods_own() {
+        let service = service(&json!([{"port": 80, "targetPort": "web"}]));
+        let (one, two) = (pod("10.0.0.1", "True", 8080), pod("10.0.0.2", "True", 9090));
+        let ports: Vec<_> = wanted(&service, &[&one, &two])
+            .into_iter()
+            .map(|(ports, endpoints)| (ports[0].port, endpoints[0].addresses[0].clone()))
+            .collect();
+        assert_eq!(
+            ports,
+            [(Some(8080), "10.0.0.1".to_owned()), (Some(9090), "10.0.0.2".to_owned())]
+        );
+    }
+
+    #[test]
+    fn slices_change_only_when_they_must() {
+        let service = service(&json!([{"port": 80}]));
+        let first = pod("10.0.0.1", "False", 80);
+        let made = decide(&service, &[&first], &[]);
+        assert_eq!(made.create.len(), 1);
+        let mut slice = made.create[0].clone();
+        assert_eq!(first_ready(&slice), Some(false));
+        slice.metadata.name = Some("s-x".into());
+        assert_eq!(decide(&service, &[&first], &[&slice]), Changes::default());
+        let ready = pod("10.0.0.1", "True", 80);
+        let changed = decide(&service, &[&ready], &[&slice]);
+        assert_eq!(changed.update.len(), 1);
+        assert_eq!(first_ready(&changed.update[0]), Some(true));
+    }
+
+    #[test]
+    fn many_endpoints_fill_several_slices() {
+        let service = service(&json!([{"port": 80}]));
+        let pods: Vec<Pod> =
+            (0..250).map(|n| pod(&format!("10.0.{}.{}", n / 250, n % 250), "True", 80)).collect();
+        let pods: Vec<&Pod> = pods.iter().collect();
+        let sizes: Vec<usize> = wanted(&service, &pods).iter().map(|(_, e)| e.len()).collect();
+        assert_eq!(sizes, [100, 100, 50]);
+    }
+}

@@ -1,0 +1,278 @@
+//! The garbage collector: objects go when their owners are gone.
+//!
+//! Source: `pkg/controller/garbagecollector` (`garbagecollector.go`, `graph_builder.go`). It watches the
+//! metadata of every resource that can be listed, watched and deleted.
+
+mod graph;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::{
+    Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
+};
+use kube::core::{ApiResource, PartialObjectMeta};
+use kube::discovery::{Discovery, Scope, verbs};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use self::graph::{Action, Graph, Node};
+use crate::queue::{self, Failure, Next};
+use crate::unless_code;
+
+/// How often new resources (from CustomResourceDefinitions) are looked for.
+const DISCOVER: Duration = Duration::from_secs(30);
+/// Changed objects that may wait for a worker.
+const BACKLOG: usize = 1024;
+
+/// A resource whose objects are in the graph.
+#[derive(Clone, Debug)]
+struct Watched {
+    resource: ApiResource,
+    namespaced: bool,
+}
+
+#[derive(Default)]
+struct World {
+    graph: Graph,
+    /// By `apiVersion` and kind, as owner references name them.
+    kinds: BTreeMap<(String, String), Watched>,
+}
+
+type Shared = Arc<Mutex<World>>;
+
+fn lock(world: &Shared) -> std::sync::MutexGuard<'_, World> {
+    world.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn api(client: &Client, of: &Watched, namespace: &str) -> Api<DynamicObject> {
+    if of.namespaced {
+        Api::namespaced_with(client.clone(), namespace, &of.resource)
+    } else {
+        Api::all_with(client.clone(), &of.resource)
+    }
+}
+
+/// Keeps the objects of one resource in the graph and tells which ones to look at.
+async fn follow(client: Client, of: Watched, world: Shared, changed: mpsc::Sender<Vec<String>>) {
+    let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &of.resource);
+    let events = watcher(api, watcher::Config::default()).default_backoff();
+    let mut events = std::pin::pin!(events);
+    let kind = (of.resource.api_version.clone(), of.resource.kind.clone());
+    let mut listed: HashSet<String> = HashSet::new();
+    while let Some(event) = events.next().await {
+        let touched = match event {
+            Ok(watcher::Event::Apply(object)) => {
+                lock(&world).graph.apply(Node::new(&kind, &object.metadata))
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                listed.extend(object.metadata.uid.clone());
+                lock(&world).graph.apply(Node::new(&kind, &object.metadata))
+            }
+            Ok(watcher::Event::Delete(object)) => {
+                lock(&world).graph.remove(&object.metadata.uid.unwrap_or_default())
+            }
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                continue;
+            }
+            Ok(watcher::Event::InitDone) => lock(&world).graph.retain(&kind, &listed),
+            Err(error) => {
+                tracing::debug!(kind = %of.resource.kind, %error, "watch interrupted, trying again");
+                continue;
+            }
+        };
+        if !touched.is_empty() && changed.send(touched).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Watches what discovery offers, and stops watching what it no longer does.
+async fn discover(client: Client, world: Shared, changed: mpsc::Sender<Vec<String>>) {
+    let mut watches: BTreeMap<(String, String), AbortHandle> = BTreeMap::new();
+    // Dropping the set, when this task is aborted, ends the watches.
+    let mut tasks = JoinSet::new();
+    let mut tick = tokio::time::interval(DISCOVER);
+    loop {
+        tick.tick().await;
+        let discovery = match Discovery::new(client.clone()).run_aggregated().await {
+            Ok(discovery) => discovery,
+            Err(error) => {
+                tracing::debug!(%error, "the API's resources cannot be discovered");
+                continue;
+            }
+        };
+        let mut found = BTreeMap::new();
+        for group in discovery.groups() {
+            for (resource, capabilities) in group.recommended_resources() {
+                let usable = [verbs::DELETE, verbs::LIST, verbs::WATCH]
+                    .iter()
+                    .all(|verb| capabilities.supports_operation(verb));
+                // Events are many, own nothing and expire by themselves.
+                if usable && resource.plural != "events" {
+                    let key = (resource.api_version.clone(), resource.kind.clone());
+                    let namespaced = capabilities.scope == Scope::Namespaced;
+                    found.insert(key, Watched { resource, namespaced });
+                }
+            }
+        }
+        lock(&world).kinds = found.clone();
+        watches.retain(|key, task| {
+            let keep = found.contains_key(key);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for (key, of) in found {
+            watches.entry(key).or_insert_with(|| {
+                tasks.spawn(follow(client.clone(), of, world.clone(), changed.clone()))
+            });
+        }
+    }
+}
+
+/// Whether the owner exists, asked of the API: the graph may not have it yet.
+async fn exists(
+    client: &Client,
+    world: &Shared,
+    namespace: &str,
+    owner: &OwnerReference,
+) -> Result<bool, Failure> {
+    let key = (owner.api_version.clone(), owner.kind.clone());
+    let Some(of) = lock(world).kinds.get(&key).cloned() else {
+        // Nothing is deleted for the sake of an owner whose kind cannot be asked for.
+        return Ok(true);
+    };
+    let found = api(client, &of, namespace).get_metadata_opt(&owner.name).await?;
+    Ok(found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid)))
+}
+
+/// Boxed because it looks at dependents the same way.
+fn process(
+    client: Client,
+    world: Shared,
+    uid: String,
+) -> BoxFuture<'static, Result<Next, Failure>> {
+    async move { handle(client, world, uid).await }.boxed()
+}
+
+async fn handle(client: Client, world: Shared, uid: String) -> Result<Next, Failure> {
+    let Some((node, unknown)) = lock(&world).graph.look(&uid) else { return Ok(Next::Done) };
+    let Some(of) = lock(&world).kinds.get(&node.kind).cloned() else { return Ok(Next::Done) };
+    let mut absent = HashSet::new();
+    for owner in unknown {
+        if !exists(&client, &world, &node.namespace, &owner).await? {
+            absent.insert(owner.uid);
+        }
+    }
+    let action = lock(&world).graph.decide(&uid, &absent);
+    let api = api(&client, &of, &node.namespace);
+    let name = &node.name;
+    match action {
+        Action::Nothing => {}
+        Action::Delete(policy) => {
+            let policy = match policy {
+                graph::Policy::Background => PropagationPolicy::Background,
+                graph::Policy::Foreground => PropagationPolicy::Foreground,
+                graph::Policy::Orphan => PropagationPolicy::Orphan,
+            };
+            let preconditions = Preconditions { uid: Some(uid), ..Preconditions::default() };
+            let parameters = DeleteParams {
+                propagation_policy: Some(policy),
+                ..DeleteParams::default().preconditions(preconditions)
+            };
+            match api.delete(name, &parameters).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Action::DropOwners(owners) => drop_owners(&api, name, &uid, &owners).await?,
+        Action::Orphan(dependents) => {
+            for dependent in dependents {
+                let Some(of) = lock(&world).kinds.get(&dependent.kind).cloned() else { continue };
+                let api = self::api(&client, &of, &dependent.namespace);
+                let owners = HashSet::from([uid.clone()]);
+                drop_owners(&api, &dependent.name, &dependent.uid, &owners).await?;
+            }
+            remove_finalizer(&api, name, &uid, graph::ORPHAN).await?;
+        }
+        Action::Release => remove_finalizer(&api, name, &uid, graph::FOREGROUND).await?,
+        Action::DeleteDependents(dependents) => {
+            for dependent in dependents {
+                process(client.clone(), world.clone(), dependent).await?;
+            }
+        }
+    }
+    Ok(Next::Done)
+}
+
+/// Removes owner references. The patch names the version it saw, so that a concurrent change is met by
+/// a conflict and another try.
+async fn drop_owners(
+    api: &Api<DynamicObject>,
+    name: &str,
+    uid: &str,
+    owners: &HashSet<String>,
+) -> Result<(), Failure> {
+    let Some(found) = api.get_metadata_opt(name).await? else { return Ok(()) };
+    if found.uid().as_deref() != Some(uid) {
+        return Ok(());
+    }
+    let left: Vec<_> =
+        found.owner_references().iter().filter(|owner| !owners.contains(&owner.uid)).collect();
+    let version = found.resource_version();
+    let patch =
+        json!({"metadata": {"uid": uid, "resourceVersion": version, "ownerReferences": left}});
+    unless_code(
+        api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await,
+        404,
+    )?;
+    Ok(())
+}
+
+async fn remove_finalizer(
+    api: &Api<DynamicObject>,
+    name: &str,
+    uid: &str,
+    finalizer: &str,
+) -> Result<(), Failure> {
+    let Some(found) = api.get_metadata_opt(name).await? else { return Ok(()) };
+    if found.uid().as_deref() != Some(uid) {
+        return Ok(());
+    }
+    let left: Vec<_> = found.finalizers().iter().filter(|held| *held != finalizer).collect();
+    let version = found.resource_version();
+    let patch = json!({"metadata": {"uid": uid, "resourceVersion": version, "finalizers": left}});
+    unless_code(
+        api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await,
+        404,
+    )?;
+    Ok(())
+}
+
+/// Runs until `shutdown`.
+pub async fn run(client: Client, shutdown: CancellationToken) {
+    let world = Shared::default();
+    let (sender, receiver) = mpsc::channel(BACKLOG);
+    let mut discovery = JoinSet::new();
+    discovery.spawn(discover(client.clone(), world.clone(), sender));
+    let changes = futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|keys| (keys, receiver))
+    });
+    queue::run("garbage-collector", changes, shutdown, |uid: String| {
+        process(client.clone(), world.clone(), uid)
+    })
+    .await;
+    discovery.shutdown().await;
+}

@@ -1,0 +1,352 @@
+//! What the controllers of pods share: pods made from templates, whose they are, and how they do.
+//!
+//! Source: `pkg/controller/controller_utils.go`, `pkg/controller/controller_ref_manager.go`.
+
+use std::collections::HashSet;
+use std::fmt::Debug;
+use std::time::Duration;
+
+use apimachinery::labels::Selector;
+use client::{Change, Informer, Recorder, object_reference};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, Resource, ResourceExt};
+use serde_json::json;
+
+/// How long the cache may take to show what was just written.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// The reference by which `owner` controls what it makes.
+pub fn owner_reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name: owner.name_any(),
+        uid: owner.uid().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+/// The reference of the object's controller.
+pub fn controller_of<K: Resource>(object: &K) -> Option<&OwnerReference> {
+    object.owner_references().iter().find(|owner| owner.controller == Some(true))
+}
+
+/// Whether `owner` controls the object.
+pub fn is_controlled_by<K: Resource, O: Resource>(object: &K, owner: &O) -> bool {
+    controller_of(object).is_some_and(|found| Some(&found.uid) == owner.meta().uid.as_ref())
+}
+
+/// The key, `namespace/name`, of the object's controller when that is of `kind`.
+pub fn controller_key<K: Resource>(object: &K, kind: &str) -> Option<(String, String)> {
+    let owner = controller_of(object).filter(|owner| owner.kind == kind)?;
+    Some((object.namespace()?, owner.name.clone()))
+}
+
+/// Namespace and name of an object.
+pub fn key<K: Resource>(object: &K) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// The labels a selector picks; one that cannot be read picks nothing.
+pub fn selector(selector: &LabelSelector) -> Selector {
+    let value = serde_json::to_value(selector).unwrap_or_default();
+    Selector::from_label_selector(Some(&value)).unwrap_or_else(|_| Selector::nothing())
+}
+
+/// A pod as the template says, to be named by the API server from `generate_name`.
+pub fn from_template(
+    template: &PodTemplateSpec,
+    owner: OwnerReference,
+    generate_name: Option<String>,
+) -> Pod {
+    let meta = template.metadata.clone().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name,
+            labels: meta.labels,
+            annotations: meta.annotations,
+            finalizers: meta.finalizers,
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec.clone(),
+        status: None,
+    }
+}
+
+/// The pod's phase; `Pending` until it is told.
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+}
+
+/// Whether the pod runs or still may: neither finished nor on its way out.
+pub fn is_active(pod: &Pod) -> bool {
+    !matches!(phase(pod), "Succeeded" | "Failed") && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Since when the pod has been ready.
+pub fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let ready = conditions.iter().find(|c| c.type_ == "Ready" && c.status == "True")?;
+    Some(ready.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0))
+}
+
+/// Whether the pod has been ready for `min_ready_s` seconds.
+pub fn is_available(pod: &Pod, min_ready_s: i32, now: Timestamp) -> bool {
+    ready_since(pod)
+        .is_some_and(|since| now.duration_since(since).as_secs() >= i64::from(min_ready_s))
+}
+
+/// Which of two pods goes first when there are too many: the one that is less use
+/// (`ActivePodsWithRanks`).
+pub fn deletion_order(a: &Pod, b: &Pod) -> std::cmp::Ordering {
+    let node = |pod: &Pod| pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
+    let stage = |pod: &Pod| match phase(pod) {
+        "Pending" => 0,
+        "Unknown" => 1,
+        _ => 2,
+    };
+    let cost = |pod: &Pod| -> i32 {
+        let text = pod.annotations().get("controller.kubernetes.io/pod-deletion-cost");
+        text.and_then(|text| text.parse().ok()).unwrap_or(0)
+    };
+    let restarts = |pod: &Pod| -> i32 {
+        let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
+        statuses.map_or(0, |all| all.iter().map(|s| s.restart_count).max().unwrap_or(0))
+    };
+    let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    (node(a).cmp(&node(b)))
+        .then_with(|| stage(a).cmp(&stage(b)))
+        .then_with(|| ready_since(a).is_some().cmp(&ready_since(b).is_some()))
+        .then_with(|| cost(a).cmp(&cost(b)))
+        .then_with(|| ready_since(b).cmp(&ready_since(a)))
+        .then_with(|| restarts(b).cmp(&restarts(a)))
+        .then_with(|| created(b).cmp(&created(a)))
+        .then_with(|| b.name_any().cmp(&a.name_any()))
+}
+
+/// Waits until the cache shows what was written: `created` objects, and `deleted` ones gone or going.
+/// Without this the next decision would be made on yesterday's world and do the work twice.
+pub async fn settle<K>(
+    informer: &Informer<K>,
+    changes: impl Stream<Item = Change<K>>,
+    created: Vec<String>,
+    deleted: Vec<String>,
+) where
+    K: Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let mut created: HashSet<String> = created.into_iter().collect();
+    let mut deleted: HashSet<String> = deleted.into_iter().collect();
+    let mut changes = std::pin::pin!(changes);
+    let wait = async {
+        while !(created.is_empty() && deleted.is_empty()) {
+            match changes.next().await {
+                Some(Change::Applied(object)) => {
+                    let uid = object.uid().unwrap_or_default();
+                    created.remove(&uid);
+                    if object.meta().deletion_timestamp.is_some() {
+                        deleted.remove(&uid);
+                    }
+                }
+                Some(Change::Deleted(object)) => {
+                    let uid = object.uid().unwrap_or_default();
+                    created.remove(&uid);
+                    deleted.remove(&uid);
+                }
+                Some(Change::Synced) => {
+                    let mut going = HashSet::new();
+                    for object in informer.store().state() {
+                        let uid = object.uid().unwrap_or_default();
+                        created.remove(&uid);
+                        if object.meta().deletion_timestamp.is_none() {
+                            going.insert(uid);
+                        }
+                    }
+                    deleted.retain(|uid| going.contains(uid));
+                }
+                None => return,
+            }
+        }
+    };
+    if tokio::time::timeout(SETTLE, wait).await.is_err() {
+        tracing::debug!(kind = %K::kind(&()), "the cache lags behind what was written");
+    }
+}
+
+/// Makes and deletes pods for one owner, telling its events, and waits for the cache.
+pub struct Hands<'a> {
+    /// The controller's client.
+    pub client: &'a Client,
+    /// The pods as the controllers see them.
+    pub pods: &'a Informer<Pod>,
+    /// Where events go.
+    pub events: &'a Recorder,
+}
+
+impl Hands<'_> {
+    /// Creates `wanted` (1, then 2, then 4, … at a time, so that a refusal is met once) and deletes
+    /// `unwanted`. Returns how many were made; the first refusal ends the work.
+    pub async fn change<O: Resource<DynamicType = ()>>(
+        &self,
+        owner: &O,
+        wanted: Vec<Pod>,
+        unwanted: &[&Pod],
+    ) -> (usize, Result<(), kube::Error>) {
+        let namespace = owner.namespace().unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let about = object_reference(owner);
+        let changes = self.pods.subscribe();
+        let (mut created, mut deleted) = (Vec::new(), Vec::new());
+        let mut outcome = Ok(());
+        let (mut left, mut batch) = (wanted.into_iter(), 1);
+        while outcome.is_ok() && left.len() > 0 {
+            let parameters = PostParams::default();
+            let some: Vec<Pod> = left.by_ref().take(batch).collect();
+            let made = some.iter().map(|pod| api.create(&parameters, pod));
+            for made in futures::future::join_all(made).await {
+                match made {
+                    Ok(pod) => {
+                        let message = format!("Created pod: {}", pod.name_any());
+                        self.events.normal(about.clone(), "SuccessfulCreate", message);
+                        created.push(pod.uid().unwrap_or_default());
+                    }
+                    Err(error) => {
+                        let message = format!("Error creating: {}", text(&error));
+                        self.events.warning(about.clone(), "FailedCreate", message);
+                        outcome = Err(error);
+                    }
+                }
+            }
+            batch *= 2;
+        }
+        for pod in unwanted {
+            let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
+            let preconditions =
+                Preconditions { uid: Some(uid.clone()), ..Preconditions::default() };
+            let parameters = DeleteParams::default().preconditions(preconditions);
+            match api.delete(&name, &parameters).await {
+                Ok(_) => {
+                    let message = format!("Deleted pod: {name}");
+                    self.events.normal(about.clone(), "SuccessfulDelete", message);
+                    deleted.push(uid);
+                }
+                // Gone already, or another pod has taken the name.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => {
+                    let message = format!("Error deleting: {}", text(&error));
+                    self.events.warning(about.clone(), "FailedDelete", message);
+                    outcome = outcome.and(Err(error));
+                }
+            }
+        }
+        let made = created.len();
+        settle(self.pods, changes, created, deleted).await;
+        (made, outcome)
+    }
+
+    /// The pods that `owner` controls. Orphans that its selector picks are adopted; pods whose labels no
+    /// longer match are let go.
+    pub async fn claim<O: Resource<DynamicType = ()>>(
+        &self,
+        owner: &O,
+        picks: &Selector,
+    ) -> Result<Vec<std::sync::Arc<Pod>>, kube::Error> {
+        let namespace = owner.namespace().unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let mut own = Vec::new();
+        for pod in self.pods.store().state() {
+            if pod.namespace().as_deref() != Some(&namespace) {
+                continue;
+            }
+            let matches = picks.matches(pod.labels());
+            let references = match controller_of(pod.as_ref()) {
+                Some(_) if !is_controlled_by(pod.as_ref(), owner) => continue,
+                Some(_) if matches || owner.meta().deletion_timestamp.is_some() => {
+                    own.push(pod);
+                    continue;
+                }
+                Some(mine) => {
+                    let others = pod.owner_references().iter().filter(|o| o.uid != mine.uid);
+                    others.cloned().collect()
+                }
+                None if !matches || !is_active(&pod) => continue,
+                None if owner.meta().deletion_timestamp.is_some() => continue,
+                None => {
+                    let mut references = pod.owner_references().to_vec();
+                    references.push(owner_reference(owner));
+                    references
+                }
+            };
+            let adopted = matches;
+            let patch = json!({"metadata": {"uid": pod.uid(), "ownerReferences": references}});
+            let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+            match api.patch(&pod.name_any(), &parameters, &patch).await {
+                Ok(patched) if adopted => own.push(std::sync::Arc::new(patched)),
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        own.sort_by_key(|pod| pod.name_any());
+        Ok(own)
+    }
+}
+
+/// The API's own words for a failure.
+pub fn text(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(value: serde_json::Value) -> Pod {
+        serde_json::from_value(value).expect("a pod")
+    }
+
+    #[test]
+    fn the_least_useful_pod_goes_first() {
+        let ready = |name: &str, since: &str| {
+            pod(json!({"metadata": {"name": name}, "spec": {"containers": [], "nodeName": "n"},
+                "status": {"phase": "Running", "conditions": [
+                    {"type": "Ready", "status": "True", "lastTransitionTime": since}]}}))
+        };
+        let mut all = [
+            ready("old", "2026-01-01T00:00:00Z"),
+            ready("new", "2026-01-02T00:00:00Z"),
+            pod(
+                json!({"metadata": {"name": "unready"}, "spec": {"containers": [], "nodeName": "n"},
+                "status": {"phase": "Running"}}),
+            ),
+            pod(json!({"metadata": {"name": "unassigned"}})),
+        ];
+        all.sort_by(deletion_order);
+        let names: Vec<String> = all.iter().map(ResourceExt::name_any).collect();
+        assert_eq!(names, ["unassigned", "unready", "new", "old"]);
+    }
+
+    #[test]
+    fn availability_needs_time() {
+        let since = "2026-01-01T00:00:00Z";
+        let ready = pod(json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": since}]}}));
+        let at: Timestamp = "2026-01-01T00:00:05Z".parse().expect("a time");
+        assert!(is_available(&ready, 5, at) && !is_available(&ready, 6, at));
+        assert!(!is_available(&pod(json!({})), 0, at));
+    }
+}

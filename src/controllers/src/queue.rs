@@ -1,0 +1,140 @@
+//! A work queue: each key is handled by one task at a time, again if it changed meanwhile, and later if
+//! it failed.
+//!
+//! Source of behaviour: `k8s.io/client-go/util/workqueue` (deduplication, exponential back-off per key).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
+use tokio_util::time::DelayQueue;
+
+/// First delay after a failure.
+const RETRY_MIN: Duration = Duration::from_millis(5);
+/// Longest delay after failures.
+const RETRY_MAX: Duration = Duration::from_mins(1);
+/// Keys handled at the same time.
+const WORKERS: usize = 8;
+
+/// What a handled key needs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until it changes.
+    Done,
+    /// Another look after this time.
+    After(Duration),
+}
+
+/// What went wrong with a key: usually the API's answer.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// The delay before try number `failures` + 1.
+fn backoff(failures: u32) -> Duration {
+    RETRY_MIN.saturating_mul(1 << failures.min(20)).min(RETRY_MAX)
+}
+
+/// Handles the keys that `changes` tells with `reconcile`, until `shutdown`.
+pub async fn run<K, F>(
+    name: &str,
+    changes: impl Stream<Item = Vec<K>> + Send,
+    shutdown: CancellationToken,
+    reconcile: F,
+) where
+    K: Clone + Eq + Hash + Debug + Send + 'static,
+    F: Fn(K) -> BoxFuture<'static, Result<Next, Failure>> + Send,
+{
+    let mut changes = std::pin::pin!(changes.fuse());
+    let mut ready: VecDeque<K> = VecDeque::new();
+    let mut waiting: HashSet<K> = HashSet::new();
+    let mut busy: HashSet<K> = HashSet::new();
+    let mut delayed: DelayQueue<K> = DelayQueue::new();
+    let mut failures: HashMap<K, u32> = HashMap::new();
+    let mut running = FuturesUnordered::new();
+    loop {
+        // A key that is being handled waits in `waiting` and becomes ready when that is done.
+        while running.len() < WORKERS
+            && let Some(key) = ready.pop_front()
+        {
+            waiting.remove(&key);
+            busy.insert(key.clone());
+            let work = reconcile(key.clone());
+            running.push(async move { (key, work.await) });
+        }
+        let mut wanted = Vec::new();
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            Some(keys) = changes.next() => wanted = keys,
+            Some(expired) = delayed.next(), if !delayed.is_empty() => wanted.push(expired.into_inner()),
+            Some((key, outcome)) = running.next(), if !running.is_empty() => {
+                busy.remove(&key);
+                if waiting.contains(&key) {
+                    ready.push_back(key.clone());
+                }
+                match outcome {
+                    Ok(Next::Done) => { failures.remove(&key); }
+                    Ok(Next::After(delay)) => {
+                        failures.remove(&key);
+                        delayed.insert(key, delay);
+                    }
+                    Err(error) => {
+                        let count = failures.entry(key.clone()).or_default();
+                        tracing::debug!(controller = name, ?key, %error, "trying again");
+                        delayed.insert(key, backoff(*count));
+                        *count += 1;
+                    }
+                }
+            }
+        }
+        for key in wanted {
+            if waiting.insert(key.clone()) && !busy.contains(&key) {
+                ready.push_back(key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_key_is_tried_again_and_others_go_on() {
+        let seen: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let tries = Arc::new(AtomicU32::new(0));
+        let stop = CancellationToken::new();
+        let (log, count, end) = (seen.clone(), tries.clone(), stop.clone());
+        let changes =
+            futures::stream::iter([vec!["bad", "good"]]).chain(futures::stream::pending());
+        run("test", changes, stop, move |key| {
+            let (log, count, end) = (log.clone(), count.clone(), end.clone());
+            Box::pin(async move {
+                log.lock().unwrap().push(key);
+                if key == "bad" && count.fetch_add(1, Ordering::Relaxed) < 3 {
+                    return Err("not yet".into());
+                }
+                if key == "bad" {
+                    end.cancel();
+                }
+                Ok(Next::Done)
+            })
+        })
+        .await;
+        assert_eq!(*seen.lock().unwrap(), ["bad", "good", "bad", "bad", "bad"]);
+    }
+
+    #[test]
+    fn delays_double_up_to_a_minute() {
+        let cases = [(0, 5), (1, 10), (4, 80), (13, 40_960), (14, 60_000), (99, 60_000)];
+        for (failures, ms) in cases {
+            assert_eq!(backoff(failures), Duration::from_millis(ms));
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! ReplicaSets: as many pods as asked for.
+//!
+//! Source: `pkg/controller/replicaset`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::{Informers, Recorder};
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, PostParams};
+use kube::{Client, ResourceExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::pods::{self, Hands};
+use crate::queue::{self, Failure, Next};
+use crate::{touched, unless_code};
+
+/// Most pods made or deleted in one go.
+const BURST: usize = 500;
+
+/// What is to be done about a ReplicaSet's pods.
+#[derive(Debug, Default, PartialEq)]
+struct Plan {
+    create: usize,
+    delete: Vec<String>,
+}
+
+fn plan(set: &ReplicaSet, own: &[Arc<Pod>]) -> Plan {
+    if set.metadata.deletion_timestamp.is_some() {
+        return Plan::default();
+    }
+    let wanted = set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1).max(0) as usize;
+    let mut active: Vec<&Arc<Pod>> = own.iter().filter(|pod| pods::is_active(pod)).collect();
+    if active.len() <= wanted {
+        return Plan { create: (wanted - active.len()).min(BURST), delete: Vec::new() };
+    }
+    active.sort_by(|a, b| pods::deletion_order(a, b));
+    let surplus = (active.len() - wanted).min(BURST);
+    Plan { create: 0, delete: active[..surplus].iter().map(|pod| pod.name_any()).collect() }
+}
+
+fn status(
+    set: &ReplicaSet,
+    own: &[Arc<Pod>],
+    failure: Option<&str>,
+    now: Timestamp,
+) -> ReplicaSetStatus {
+    let spec = set.spec.clone().unwrap_or_default();
+    let min_ready_s = spec.min_ready_seconds.unwrap_or(0);
+    let template =
+        spec.template.and_then(|t| t.metadata).and_then(|m| m.labels).unwrap_or_default();
+    let count = |holds: &dyn Fn(&Pod) -> bool| {
+        own.iter().filter(|pod| pods::is_active(pod) && holds(pod)).count() as i32
+    };
+    let some = |number: i32| (number > 0).then_some(number);
+    let old = set.status.clone().unwrap_or_default();
+    let mut conditions = old.conditions.unwrap_or_default();
+    let known = conditions.iter().any(|c| c.type_ == "ReplicaFailure");
+    match failure {
+        None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
+        Some(message) if !known => conditions.push(ReplicaSetCondition {
+            type_: "ReplicaFailure".into(),
+            status: "True".into(),
+            reason: Some("FailedCreate".into()),
+            message: Some(message.into()),
+            last_transition_time: Some(Time(now)),
+        }),
+        Some(_) => {}
+    }
+    let terminating = own
+        .iter()
+        .filter(|pod| {
+            pod.metadata.deletion_timestamp.is_some()
+                && !matches!(pods::phase(pod), "Succeeded" | "Failed")
+        })
+        .count() as i32;
+    ReplicaSetStatus {
+        replicas: count(&|_| true),
+        fully_labeled_replicas: some(count(&|pod| {
+            template.iter().all(|(key, value)| pod.labels().get(key) == Some(value))
+        })),
+        ready_replicas: some(count(&|pod| pods::ready_since(pod).is_some())),
+        available_replicas: some(count(&|pod| pods::is_available(pod, min_ready_s, now))),
+        terminating_replicas: some(terminating),
+        observed_generation: set.metadata.generation,
+        conditions: (!conditions.is_empty()).then_some(conditions),
+    }
+}
+
+/// When a ready pod will have been ready long enough.
+fn next_look(set: &ReplicaSet, status: &ReplicaSetStatus) -> Next {
+    let min_ready_s = set.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0);
+    if min_ready_s > 0 && status.ready_replicas != status.available_replicas {
+        return Next::After(Duration::from_secs(1));
+    }
+    Next::Done
+}
+
+async fn sync(set: &ReplicaSet, hands: &Hands<'_>) -> Result<Next, Failure> {
+    let Some(spec) = set.spec.as_ref() else { return Ok(Next::Done) };
+    let picks = pods::selector(&spec.selector);
+    let own = hands.claim(set, &picks).await?;
+    let plan = plan(set, &own);
+    let template = spec.template.clone().unwrap_or_default();
+    let pod = pods::from_template(
+        &template,
+        pods::owner_reference(set),
+        Some(format!("{}-", set.name_any())),
+    );
+    let unwanted: Vec<&Pod> =
+        own.iter().filter(|p| plan.delete.contains(&p.name_any())).map(AsRef::as_ref).collect();
+    let (_, outcome) = hands.change(set, vec![pod; plan.create], &unwanted).await;
+    let failure = outcome.as_ref().err().map(pods::text);
+    let seen = hands.pods.store().state();
+    let own: Vec<Arc<Pod>> =
+        seen.into_iter().filter(|pod| pods::is_controlled_by(pod.as_ref(), set)).collect();
+    let status = status(set, &own, failure.as_deref(), Timestamp::now());
+    let next = next_look(set, &status);
+    if set.status.as_ref() != Some(&status) {
+        let mut told = set.clone();
+        told.status = Some(status);
+        let namespace = set.namespace().unwrap_or_default();
+        let api: Api<ReplicaSet> = Api::namespaced(hands.client.clone(), &namespace);
+        let parameters = PostParams::default();
+        unless_code(api.replace_status(&set.name_any(), &parameters, &told).await, 404)?;
+    }
+    outcome?;
+    Ok(next)
+}
+
+/// Runs until `shutdown`.
+pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
+    let sets = informers.get::<ReplicaSet>();
+    let pods = informers.get::<Pod>();
+    let events = Recorder::new(client.clone(), "replicaset-controller", "");
+    sets.ready().await;
+    pods.ready().await;
+    let of_pod = {
+        let sets = sets.clone();
+        move |pod: &Pod| match pods::controller_of(pod) {
+            Some(_) => pods::controller_key(pod, "ReplicaSet").into_iter().collect(),
+            // An orphan concerns every set whose selector picks it.
+            None => sets
+                .store()
+                .state()
+                .iter()
+                .filter(|set| {
+                    set.namespace() == pod.namespace()
+                        && set.spec.as_ref().is_some_and(|spec| {
+                            pods::selector(&spec.selector).matches(pod.labels())
+                        })
+                })
+                .map(|set| pods::key(set.as_ref()))
+                .collect(),
+        }
+    };
+    let changes =
+        futures::stream::select(touched(&sets, |set| vec![pods::key(set)]), touched(&pods, of_pod));
+    queue::run("replicaset", changes, shutdown, |(namespace, name): (String, String)| {
+        let set = sets.get(&namespace, &name);
+        let (client, pods, events) = (client.clone(), pods.clone(), events.clone());
+        Box::pin(async move {
+            let Some(set) = set else { return Ok(Next::Done) };
+            let hands = Hands { client: &client, pods: &pods, events: &events };
+            sync(&set, &hands).await
+        })
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn set(replicas: i32) -> ReplicaSet {
+        serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n", "generation": 2},
+            "spec": {"replicas": replicas, "selector": {"matchLabels": {"a": "b"}},
+                "template": {"metadata": {"labels": {"a": "b"}}}}}))
+        .expect("a set")
+    }
+
+    fn pod(name: &str, phase: &str, ready: bool) -> Arc<Pod> {
+        let ready = if ready { "True" } else { "False" };
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": {"a": "b"}},
+                "status": {"phase": phase, "conditions": [{"type": "Ready", "status": ready}]}}))
+            .expect("a pod"),
+        )
+    }
+
+    #[test]
+    fn the_number_of_pods_is_kept() {
+        let pods =
+            [pod("a", "Running", true), pod("b", "Pending", false), pod("c", "Failed", false)];
+        for (replicas, create, delete) in
+            [(2, 0, &[][..]), (5, 3, &[]), (1, 0, &["b"]), (0, 0, &["b", "a"])]
+        {
+            let plan = plan(&set(replicas), &pods);
+            assert_eq!(
+                (plan.create, plan.delete),
+                (create, delete.iter().map(|s| (*s).into()).collect())
+            );
+        }
+    }
+
+    #[test]
+    fn the_status_counts_active_pods() {
+        let pods =
+            [pod("a", "Running", true), pod("b", "Pending", false), pod("c", "Failed", false)];
+        let status = status(&set(2), &pods, Some("no"), Timestamp::UNIX_EPOCH);
+        assert_eq!((status.replicas, status.ready_replicas), (2, Some(1)));
+        assert_eq!((status.available_replicas, status.observed_generation), (Some(1), Some(2)));
+        assert_eq!(status.conditions.expect("a failure")[0].message.as_deref(), Some("no"));
+    }
+}

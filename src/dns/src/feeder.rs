@@ -1,0 +1,192 @@
+//! The daemon's part: it tells the server what names there are, and keeps the DNS Service itself.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use client::Informers;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use kube::api::{Api, ObjectMeta, PostParams};
+use kube::{Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::zone::Zone;
+
+const NAMESPACE: &str = "kube-system";
+const NAME: &str = "kube-dns";
+/// Changes that come within this time are sent together.
+const GATHER: Duration = Duration::from_millis(10);
+/// How long to wait after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Feeds the DNS server.
+pub struct Feeder {
+    /// Acts as the DNS' service account.
+    pub client: Client,
+    /// The process' caches.
+    pub informers: Informers,
+    /// The server's control socket.
+    pub socket: PathBuf,
+    /// The cluster's domain.
+    pub domain: String,
+    /// Address of the DNS Service.
+    pub address: IpAddr,
+    /// Where the server listens.
+    pub endpoint: SocketAddr,
+}
+
+impl Feeder {
+    /// Runs until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = async { tokio::join!(self.keep_service(), self.keep_zone()); } => {}
+        }
+    }
+
+    async fn keep_service(&self) {
+        loop {
+            match self.make_service().await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "the DNS Service is not there yet"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn make_service(&self) -> Result<(), kube::Error> {
+        make(&self.client, &service(self.address)).await?;
+        make(&self.client, &slice(self.endpoint)).await
+    }
+
+    async fn keep_zone(&self) {
+        let services = self.informers.get::<Service>();
+        let slices = self.informers.get::<EndpointSlice>();
+        services.ready().await;
+        slices.ready().await;
+        let changes =
+            futures::stream::select(services.subscribe().map(drop), slices.subscribe().map(drop));
+        let mut changes = std::pin::pin!(changes);
+        let mut link: Option<UnixStream> = None;
+        let mut sent: Option<Zone> = None;
+        while changes.next().await.is_some() {
+            let mut gathered = std::pin::pin!(tokio::time::sleep(GATHER));
+            loop {
+                tokio::select! {
+                    () = &mut gathered => break,
+                    change = changes.next() => if change.is_none() { return },
+                }
+            }
+            loop {
+                let zone =
+                    Zone::build(&self.domain, &services.store().state(), &slices.store().state());
+                if link.is_some() && sent.as_ref() == Some(&zone) {
+                    break;
+                }
+                match self.send(&mut link, &zone).await {
+                    Ok(()) => {
+                        sent = Some(zone);
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "the DNS server cannot be reached");
+                        link = None;
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send(&self, link: &mut Option<UnixStream>, zone: &Zone) -> std::io::Result<()> {
+        let stream = match link {
+            Some(stream) => stream,
+            None => link.insert(UnixStream::connect(&self.socket).await?),
+        };
+        let mut line = serde_json::to_vec(zone)?;
+        line.push(b'\n');
+        stream.write_all(&line).await
+    }
+}
+
+/// Creates an object unless it is there.
+async fn make<K>(client: &Client, object: &K) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), NAMESPACE);
+    match api.create(&PostParams::default(), object).await {
+        Err(kube::Error::Api(status)) if status.code != 409 => Err(kube::Error::Api(status)),
+        Err(kube::Error::Api(_)) | Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Name and protocol of the Service's ports, as in stock clusters.
+const PORTS: [(&str, &str); 2] = [("dns", "UDP"), ("dns-tcp", "TCP")];
+
+fn labels(more: &[(&str, &str)]) -> Option<BTreeMap<String, String>> {
+    let own = [("k8s-app", NAME), ("kubernetes.io/name", "CoreDNS")];
+    let all = own.iter().chain(more);
+    Some(all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+}
+
+fn service(address: IpAddr) -> Service {
+    let ports = PORTS.map(|(name, protocol)| ServicePort {
+        name: Some(name.into()),
+        protocol: Some(protocol.into()),
+        port: 53,
+        ..ServicePort::default()
+    });
+    Service {
+        metadata: ObjectMeta {
+            name: Some(NAME.into()),
+            labels: labels(&[("kubernetes.io/cluster-service", "true")]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(ServiceSpec {
+            cluster_ip: Some(address.to_string()),
+            cluster_ips: Some(vec![address.to_string()]),
+            ports: Some(ports.to_vec()),
+            ..ServiceSpec::default()
+        }),
+        ..Service::default()
+    }
+}
+
+fn slice(endpoint: SocketAddr) -> EndpointSlice {
+    let ports = PORTS.map(|(name, protocol)| EndpointPort {
+        name: Some(name.into()),
+        protocol: Some(protocol.into()),
+        port: Some(i32::from(endpoint.port())),
+        app_protocol: None,
+    });
+    EndpointSlice {
+        metadata: ObjectMeta {
+            name: Some(NAME.into()),
+            labels: labels(&[("kubernetes.io/service-name", NAME)]),
+            ..ObjectMeta::default()
+        },
+        address_type: if endpoint.is_ipv4() { "IPv4" } else { "IPv6" }.into(),
+        ports: Some(ports.to_vec()),
+        endpoints: Some(vec![Endpoint {
+            addresses: vec![endpoint.ip().to_string()],
+            conditions: Some(EndpointConditions {
+                ready: Some(true),
+                ..EndpointConditions::default()
+            }),
+            ..Endpoint::default()
+        }]),
+    }
+}

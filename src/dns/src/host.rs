@@ -1,0 +1,193 @@
+//! Names outside the cluster, resolved as the host resolves them: its hosts file, then its name servers,
+//! which get the question as it came.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+
+/// How long what the files say is taken for true.
+const FRESH: Duration = Duration::from_secs(2);
+/// How long a name server may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Rounds over the name servers.
+const ROUNDS: usize = 2;
+/// Largest datagram taken.
+const DATAGRAM_BYTES: usize = 4096;
+
+/// What the host's files say.
+#[derive(Debug, Default)]
+pub struct Files {
+    servers: Vec<SocketAddr>,
+    hosts: HashMap<String, Vec<IpAddr>>,
+}
+
+impl Files {
+    fn parse(resolv_conf: &str, hosts: &str) -> Self {
+        let mut files = Self::default();
+        for line in resolv_conf.lines() {
+            let mut words = line.split_whitespace();
+            if words.next() == Some("nameserver")
+                && let Some(address) = words.next().and_then(parse_address)
+            {
+                files.servers.push(SocketAddr::new(address, 53));
+            }
+        }
+        if files.servers.is_empty() {
+            // resolv.conf(5): without a name server, the one on the local machine is asked.
+            files.servers.push(SocketAddr::from((Ipv4Addr::LOCALHOST, 53)));
+        }
+        for line in hosts.lines() {
+            let line = line.split('#').next().unwrap_or_default();
+            let mut words = line.split_whitespace();
+            let Some(address) = words.next().and_then(parse_address) else { continue };
+            for name in words {
+                let name = name.trim_end_matches('.').to_lowercase();
+                let known = files.hosts.entry(name).or_default();
+                if !known.contains(&address) {
+                    known.push(address);
+                }
+            }
+        }
+        files
+    }
+
+    /// Addresses of `name`, if the hosts file has it. The host's own loopback addresses would lead a pod
+    /// to itself, so they are left out; `localhost` is meant that way.
+    pub fn addresses(&self, name: &str) -> Option<Vec<IpAddr>> {
+        let known = self.hosts.get(name)?;
+        if name == "localhost" {
+            return Some(known.clone());
+        }
+        let outside: Vec<IpAddr> =
+            known.iter().copied().filter(|address| !address.is_loopback()).collect();
+        (!outside.is_empty()).then_some(outside)
+    }
+}
+
+/// An address, whose zone, if it has one, means nothing here.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let plain = text.split('%').next().unwrap_or(text);
+    plain
+        .parse::<Ipv4Addr>()
+        .map(IpAddr::V4)
+        .or_else(|_| plain.parse::<Ipv6Addr>().map(IpAddr::V6))
+        .ok()
+}
+
+/// The host's resolver.
+#[derive(Default)]
+pub struct Host {
+    files: Mutex<Option<(Instant, Arc<Files>)>>,
+}
+
+impl Host {
+    /// The files as they are, or were a moment ago.
+    pub fn files(&self) -> Arc<Files> {
+        let mut cached = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((read, files)) = &*cached
+            && read.elapsed() < FRESH
+        {
+            return files.clone();
+        }
+        // A missing file says as much as an empty one.
+        let text = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let files = Arc::new(Files::parse(&text("/etc/resolv.conf"), &text("/etc/hosts")));
+        *cached = Some((Instant::now(), files.clone()));
+        files
+    }
+
+    /// Asks the host's name servers; `None` when none of them answers.
+    pub async fn ask(&self, question: &[u8], tcp: bool) -> Option<Vec<u8>> {
+        let servers = self.files().servers.clone();
+        for _ in 0..ROUNDS {
+            for server in &servers {
+                let asked = async {
+                    if tcp {
+                        ask_tcp(*server, question).await
+                    } else {
+                        ask_udp(*server, question).await
+                    }
+                };
+                match tokio::time::timeout(TIMEOUT, asked).await {
+                    Ok(Ok(answer)) => return Some(answer),
+                    Ok(Err(error)) => tracing::debug!(%server, %error, "name server"),
+                    Err(_) => tracing::debug!(%server, "name server does not answer in time"),
+                }
+            }
+        }
+        None
+    }
+}
+
+async fn ask_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let any: SocketAddr = if server.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    // A port of its own for each question, chosen by the kernel, makes answers hard to forge.
+    let socket = UdpSocket::bind(any).await?;
+    socket.connect(server).await?;
+    socket.send(question).await?;
+    let mut answer = vec![0; DATAGRAM_BYTES];
+    loop {
+        let length = socket.recv(&mut answer).await?;
+        if length >= 12 && answer[..2] == question[..2] {
+            answer.truncate(length);
+            return Ok(answer);
+        }
+    }
+}
+
+async fn ask_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(server).await?;
+    write_message(&mut stream, question).await?;
+    read_message(&mut stream).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Writes a message with its length before it (RFC 1035, 4.2.2).
+pub async fn write_message(stream: &mut TcpStream, message: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(message.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let mut framed = Vec::with_capacity(message.len() + 2);
+    framed.extend_from_slice(&length.to_be_bytes());
+    framed.extend_from_slice(message);
+    stream.write_all(&framed).await
+}
+
+/// Reads a message with its length before it; `None` at the end.
+pub async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0; 2];
+    match stream.read_exact(&mut length).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut message).await?;
+    Ok(Some(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_as_the_host_reads_them() {
+        let files = Files::parse(
+            "# comment\nsearch x\nnameserver 10.0.0.2\nnameserver fe80::1%eth0\nnameserver bad\n",
+            "127.0.0.1 localhost\n127.0.1.1 laptop\n192.0.2.7 Server.example server # it\n",
+        );
+        let servers: Vec<String> = files.servers.iter().map(ToString::to_string).collect();
+        assert_eq!(servers, ["10.0.0.2:53", "[fe80::1]:53"]);
+        let one = |text: &str| Some(vec![text.parse::<IpAddr>().unwrap()]);
+        assert_eq!(files.addresses("server.example"), one("192.0.2.7"));
+        assert_eq!(files.addresses("localhost"), one("127.0.0.1"));
+        assert_eq!(files.addresses("laptop"), None);
+        assert_eq!(Files::parse("", "").servers, ["127.0.0.1:53".parse().unwrap()]);
+    }
+}

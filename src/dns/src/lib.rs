@@ -1,0 +1,14 @@
+//! The cluster's DNS. The server runs in the node process and answers from a zone that it keeps while
+//! the daemon is away; the [`Feeder`] runs in the daemon and tells it what Services there are. Names
+//! outside the cluster are resolved as the host resolves them.
+//!
+//! Start at `zone`, which is pure: Services and EndpointSlices to records, questions to answers.
+
+mod feeder;
+mod host;
+mod server;
+mod zone;
+
+pub use feeder::Feeder;
+pub use server::{Handle, serve};
+pub use zone::{Data, Zone};

@@ -1,0 +1,394 @@
+//! The cluster's names.
+//!
+//! Source: Kubernetes DNS-based service discovery, specification 1.1.0.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde::{Deserialize, Serialize};
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Names that may follow each other before a chain is given up.
+const CHAIN_MAX: usize = 8;
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Data {
+    /// An IPv4 address.
+    A(Ipv4Addr),
+    /// An IPv6 address.
+    Aaaa(Ipv6Addr),
+    /// Another name for the name.
+    Cname(String),
+    /// A port, and the name of the host that has it.
+    Srv {
+        /// Port.
+        port: u16,
+        /// Host.
+        target: String,
+    },
+    /// The name of an address.
+    Ptr(String),
+}
+
+impl Data {
+    fn address(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Self::A(address),
+            IpAddr::V6(address) => Self::Aaaa(address),
+        }
+    }
+}
+
+/// The kinds of questions that the zone answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// IPv4 addresses.
+    A,
+    /// IPv6 addresses.
+    Aaaa,
+    /// An alias.
+    Cname,
+    /// Ports.
+    Srv,
+    /// Names of an address.
+    Ptr,
+    /// Everything.
+    Any,
+    /// Something else, of which there is none.
+    Other,
+}
+
+impl Kind {
+    fn takes(self, data: &Data) -> bool {
+        match data {
+            Data::A(_) => matches!(self, Self::A | Self::Any),
+            Data::Aaaa(_) => matches!(self, Self::Aaaa | Self::Any),
+            Data::Cname(_) => matches!(self, Self::Cname | Self::Any),
+            Data::Srv { .. } => matches!(self, Self::Srv | Self::Any),
+            Data::Ptr(_) => matches!(self, Self::Ptr | Self::Any),
+        }
+    }
+}
+
+/// The answer to a question.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Records, each with its owner. Does the chain end in a name outside the cluster, that is the
+    /// target of the last one.
+    Records(Vec<(String, Data)>),
+    /// The name is there, without such a record.
+    NoData,
+    /// There is no such name.
+    NxDomain,
+    /// The name is not the cluster's.
+    NotOurs,
+}
+
+/// All records of the cluster. Names are in lower case and without the last dot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Zone {
+    /// Such as `cluster.local`.
+    pub domain: String,
+    /// Records by name.
+    pub records: BTreeMap<String, BTreeSet<Data>>,
+    /// Names that have others below them.
+    #[serde(default)]
+    parents: BTreeSet<String>,
+}
+
+impl Zone {
+    /// The zone of these Services and EndpointSlices.
+    pub fn build(domain: &str, services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Self {
+        let mut zone = Self { domain: domain.to_owned(), ..Self::default() };
+        zone.add(&format!("dns-version.{domain}"), None);
+        for service in services {
+            zone.service(service, slices);
+        }
+        zone
+    }
+
+    fn add(&mut self, name: &str, data: Option<Data>) {
+        let name = name.to_lowercase();
+        let mut rest = name.as_str();
+        while let Some((_, parent)) = rest.split_once('.') {
+            if !parent.ends_with(&self.domain) || !self.parents.insert(parent.to_owned()) {
+                break;
+            }
+            rest = parent;
+        }
+        if let Some(data) = data {
+            self.records.entry(name).or_default().insert(data);
+        }
+    }
+
+    fn service(&mut self, service: &Service, slices: &[Arc<EndpointSlice>]) {
+        let (Some(name), Some(namespace), Some(spec)) =
+            (&service.metadata.name, &service.metadata.namespace, &service.spec)
+        else {
+            return;
+        };
+        let own = format!("{name}.{namespace}.svc.{}", self.domain);
+        if spec.type_.as_deref() == Some("ExternalName") {
+            if let Some(target) = &spec.external_name {
+                let target = target.trim_end_matches('.').to_lowercase();
+                self.add(&own, Some(Data::Cname(target)));
+            }
+            return;
+        }
+        if spec.cluster_ip.as_deref() == Some("None") {
+            for slice in slices {
+                let labels = slice.metadata.labels.as_ref();
+                if slice.metadata.namespace.as_ref() == Some(namespace)
+                    && labels.and_then(|labels| labels.get(SERVICE_NAME)) == Some(name)
+                {
+                    self.headless(&own, slice);
+                }
+            }
+            return;
+        }
+        let addresses = spec.cluster_ips.iter().flatten().chain(spec.cluster_ip.iter());
+        let addresses: BTreeSet<IpAddr> =
+            addresses.filter_map(|address| address.parse().ok()).collect();
+        for address in addresses {
+            self.add(&own, Some(Data::address(address)));
+            self.add(&reverse(address), Some(Data::Ptr(own.clone())));
+        }
+        for port in spec.ports.iter().flatten() {
+            let number = u16::try_from(port.port).unwrap_or_default();
+            let protocol = port.protocol.as_deref().unwrap_or("TCP");
+            self.srv(&own, port.name.as_deref(), protocol, number, own.clone());
+        }
+    }
+
+    fn headless(&mut self, own: &str, slice: &EndpointSlice) {
+        for endpoint in slice.endpoints.iter().flatten() {
+            let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
+            if ready == Some(false) {
+                continue;
+            }
+            for address in endpoint.addresses.iter().filter_map(|text| text.parse().ok()) {
+                let label = match &endpoint.hostname {
+                    Some(hostname) if !hostname.is_empty() => hostname.clone(),
+                    _ => dashed(address),
+                };
+                let host = format!("{label}.{own}");
+                self.add(own, Some(Data::address(address)));
+                self.add(&host, Some(Data::address(address)));
+                self.add(&reverse(address), Some(Data::Ptr(host.clone())));
+                for port in slice.ports.iter().flatten() {
+                    let Some(number) = port.port.and_then(|port| u16::try_from(port).ok()) else {
+                        continue;
+                    };
+                    let protocol = port.protocol.as_deref().unwrap_or("TCP");
+                    self.srv(own, port.name.as_deref(), protocol, number, host.clone());
+                }
+            }
+        }
+    }
+
+    fn srv(&mut self, own: &str, name: Option<&str>, protocol: &str, port: u16, target: String) {
+        if let Some(name) = name.filter(|name| !name.is_empty()) {
+            let owner = format!("_{name}._{}.{own}", protocol.to_lowercase());
+            self.add(&owner, Some(Data::Srv { port, target }));
+        }
+    }
+
+    /// The answer to a question about `name`, which is in lower case and without the last dot.
+    pub fn answer(&self, name: &str, kind: Kind) -> Answer {
+        let ours = !self.domain.is_empty()
+            && (name == self.domain
+                || name.strip_suffix(&self.domain).is_some_and(|rest| rest.ends_with('.')));
+        if !ours {
+            // Addresses of the cluster have names here; all other addresses are the host's to name.
+            let reverse = name.rsplit('.').next() == Some("arpa");
+            let Some(records) = self.records.get(name).filter(|_| reverse) else {
+                return Answer::NotOurs;
+            };
+            return found(records.iter().filter(|data| kind.takes(data)).map(|d| (name, d)));
+        }
+        if let Some(address) = self.pod(name) {
+            let data = Data::address(address);
+            return found([(name, &data)].into_iter().filter(|(_, data)| kind.takes(data)));
+        }
+        let Some(records) = self.records.get(name) else {
+            let there = name == self.domain || self.parents.contains(name);
+            return if there { Answer::NoData } else { Answer::NxDomain };
+        };
+        let mut out: Vec<(&str, &Data)> = Vec::new();
+        let mut owner = name;
+        let mut records = Some(records);
+        for _ in 0..CHAIN_MAX {
+            let Some(here) = records else { break };
+            let fitting = here.iter().filter(|data| kind.takes(data));
+            out.extend(fitting.map(|data| (owner, data)));
+            let alias = here.iter().find_map(|data| match data {
+                Data::Cname(target) if !kind.takes(data) => Some((data, target)),
+                _ => None,
+            });
+            let Some((data, target)) = alias else { break };
+            out.push((owner, data));
+            owner = target;
+            records = self.records.get(target.as_str());
+        }
+        found(out.into_iter())
+    }
+
+    /// The address in a pod's name, such as `10-42-0-5.default.pod.cluster.local`.
+    fn pod(&self, name: &str) -> Option<IpAddr> {
+        let rest = name.strip_suffix(&self.domain)?.strip_suffix(".pod.")?;
+        let (label, namespace) = rest.split_once('.')?;
+        if namespace.is_empty() || namespace.contains('.') {
+            return None;
+        }
+        label.replace('-', ".").parse().ok().or_else(|| label.replace('-', ":").parse().ok())
+    }
+}
+
+fn found<'a>(records: impl Iterator<Item = (&'a str, &'a Data)>) -> Answer {
+    let records: Vec<(String, Data)> =
+        records.map(|(name, data)| (name.to_owned(), data.clone())).collect();
+    if records.is_empty() { Answer::NoData } else { Answer::Records(records) }
+}
+
+fn dashed(address: IpAddr) -> String {
+    address.to_string().replace(['.', ':'], "-")
+}
+
+/// The name under which an address is looked up.
+fn reverse(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(address) => {
+            let digits = address.octets().into_iter().rev();
+            let digits = digits.map(|byte| format!("{:x}.{:x}.", byte & 15, byte >> 4));
+            format!("{}ip6.arpa", digits.collect::<String>())
+        }
+    }
+}
+
+#[cfg(test)]
+impl Zone {
+    /// A zone of records made by hand.
+    pub fn of(domain: &str, records: impl IntoIterator<Item = (String, Data)>) -> Self {
+        let mut zone = Self { domain: domain.to_owned(), ..Self::default() };
+        for (name, data) in records {
+            zone.add(&name, Some(data));
+        }
+        zone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn zone() -> Zone {
+        let service = |value| Arc::new(serde_json::from_value::<Service>(value).unwrap());
+        let services = [
+            service(json!({"metadata": {"name": "kubernetes", "namespace": "default"},
+                "spec": {"clusterIP": "10.43.0.1", "ports": [{"name": "https", "port": 443}]}})),
+            service(json!({"metadata": {"name": "db", "namespace": "shop"},
+                "spec": {"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}})),
+            service(json!({"metadata": {"name": "out", "namespace": "shop"},
+                "spec": {"type": "ExternalName", "externalName": "example.org."}})),
+            service(json!({"metadata": {"name": "alias", "namespace": "shop"},
+                "spec": {"type": "ExternalName", "externalName": "kubernetes.default.svc.cluster.local"}})),
+        ];
+        let slice: EndpointSlice = serde_json::from_value(json!({
+            "metadata": {"name": "db-1", "namespace": "shop", "labels": {SERVICE_NAME: "db"}},
+            "addressType": "IPv4", "ports": [{"name": "sql", "port": 5432}],
+            "endpoints": [{"addresses": ["10.42.0.7"], "hostname": "db-0"},
+                {"addresses": ["10.42.0.8"], "conditions": {"ready": false}}]}))
+        .unwrap();
+        Zone::build("cluster.local", &services, &[Arc::new(slice)])
+    }
+
+    fn told(name: &str, kind: Kind) -> String {
+        match zone().answer(name, kind) {
+            Answer::Records(records) => {
+                let lines: Vec<String> =
+                    records.iter().map(|(name, data)| format!("{name} {data:?}")).collect();
+                lines.join("; ")
+            }
+            other => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn names_follow_the_specification() {
+        let cases = [
+            (
+                "kubernetes.default.svc.cluster.local",
+                Kind::A,
+                "kubernetes.default.svc.cluster.local A(10.43.0.1)",
+            ),
+            ("kubernetes.default.svc.cluster.local", Kind::Aaaa, "NoData"),
+            (
+                "_https._tcp.kubernetes.default.svc.cluster.local",
+                Kind::Srv,
+                "_https._tcp.kubernetes.default.svc.cluster.local Srv { port: 443, target: \"kubernetes.default.svc.cluster.local\" }",
+            ),
+            (
+                "1.0.43.10.in-addr.arpa",
+                Kind::Ptr,
+                "1.0.43.10.in-addr.arpa Ptr(\"kubernetes.default.svc.cluster.local\")",
+            ),
+            ("9.9.9.9.in-addr.arpa", Kind::Ptr, "NotOurs"),
+            ("db.shop.svc.cluster.local", Kind::A, "db.shop.svc.cluster.local A(10.42.0.7)"),
+            (
+                "db-0.db.shop.svc.cluster.local",
+                Kind::A,
+                "db-0.db.shop.svc.cluster.local A(10.42.0.7)",
+            ),
+            (
+                "out.shop.svc.cluster.local",
+                Kind::A,
+                "out.shop.svc.cluster.local Cname(\"example.org\")",
+            ),
+            (
+                "alias.shop.svc.cluster.local",
+                Kind::A,
+                "alias.shop.svc.cluster.local Cname(\"kubernetes.default.svc.cluster.local\"); kubernetes.default.svc.cluster.local A(10.43.0.1)",
+            ),
+            (
+                "10-42-0-5.default.pod.cluster.local",
+                Kind::A,
+                "10-42-0-5.default.pod.cluster.local A(10.42.0.5)",
+            ),
+            ("default.svc.cluster.local", Kind::A, "NoData"),
+            ("nothing.default.svc.cluster.local", Kind::A, "NxDomain"),
+            ("cluster.local", Kind::A, "NoData"),
+            ("example.org", Kind::A, "NotOurs"),
+            ("notcluster.local", Kind::A, "NotOurs"),
+        ];
+        for (name, kind, want) in cases {
+            assert_eq!(told(name, kind), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_zone_survives_its_way_to_the_node_process() {
+        let zone = zone();
+        let text = serde_json::to_string(&zone).unwrap();
+        assert_eq!(serde_json::from_str::<Zone>(&text).unwrap(), zone);
+    }
+
+    proptest! {
+        #[test]
+        fn no_name_confuses_the_zone(name in "[-_.a-z0-9]{0,80}") {
+            let _ = zone().answer(&name, Kind::Any);
+            let below = format!("{name}.cluster.local");
+            prop_assert!(zone().answer(&below, Kind::A) != Answer::NotOurs);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Whether the node takes a pod that was bound to it. Pure.
+//!
+//! Source of behaviour: `pkg/kubelet/lifecycle/predicate.go`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::status::Waiting;
+use crate::{pod, quantity, resources};
+
+/// The node as admission sees it.
+pub struct Node<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+    /// What pods may use.
+    pub allocatable: &'a BTreeMap<String, Quantity>,
+}
+
+/// Refuses `of` with the reason of its failure, given the pods the node runs already.
+pub fn admit(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Waiting> {
+    let refuse = |reason: &str, message: String| Err(Waiting { reason: reason.into(), message });
+    let limit = node.allocatable.get("pods").and_then(quantity::value).unwrap_or(110);
+    if others.len() as i64 >= limit {
+        let used = others.len();
+        return refuse(
+            "OutOfpods",
+            format!(
+                "Node didn't have enough resource: pods, requested: 1, used: {used}, capacity: {limit}"
+            ),
+        );
+    }
+    for resource in ["cpu", "memory", "ephemeral-storage"] {
+        let wanted = resources::pod_request_milli(of, resource);
+        let Some(capacity) = node.allocatable.get(resource).and_then(quantity::milli) else {
+            continue;
+        };
+        let used: i128 = others.iter().map(|p| resources::pod_request_milli(p, resource)).sum();
+        if wanted > 0 && used + wanted > capacity {
+            let unit = if resource == "cpu" { 1 } else { 1_000 };
+            return refuse(
+                &format!("OutOf{resource}"),
+                format!(
+                    "Node didn't have enough resource: {resource}, requested: {}, used: {}, capacity: {}",
+                    wanted / unit,
+                    used / unit,
+                    capacity / unit
+                ),
+            );
+        }
+    }
+    if !selected(of, node) {
+        return refuse(
+            "NodeAffinity",
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+                .into(),
+        );
+    }
+    let wanted = host_ports(of);
+    let taken = others
+        .iter()
+        .flat_map(|p| host_ports(p))
+        .any(|other| wanted.iter().any(|w| clash(w, &other)));
+    if taken {
+        return refuse(
+            "NodePorts",
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".into(),
+        );
+    }
+    Ok(())
+}
+
+fn host_ports(of: &Pod) -> Vec<(i32, String, String)> {
+    let ports = pod::containers(of)
+        .iter()
+        .chain(pod::init_containers(of))
+        .flat_map(|c| c.ports.iter().flatten());
+    ports
+        .filter_map(|p| {
+            let port = p.host_port.filter(|p| *p > 0)?;
+            let protocol = p.protocol.clone().unwrap_or_else(|| "TCP".into());
+            let ip =
+                p.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into());
+            Some((port, protocol, ip))
+        })
+        .collect()
+}
+
+fn clash(a: &(i32, String, String), b: &(i32, String, String)) -> bool {
+    a.0 == b.0 && a.1 == b.1 && (a.2 == b.2 || a.2 == "0.0.0.0" || b.2 == "0.0.0.0")
+}
+
+fn selected(of: &Pod, node: &Node<'_>) -> bool {
+    let Some(spec) = &of.spec else { return true };
+    let simple = spec.node_selector.iter().flatten().all(|(k, v)| node.labels.get(k) == Some(v));
+    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
+    let required =
+        affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    simple && required.is_none_or(|r| r.node_selector_terms.iter().any(|t| term(t, node)))
+}
+
+fn term(term: &NodeSelectorTerm, node: &Node<'_>) -> bool {
+    let expressions = term.match_expressions.as_deref().unwrap_or_default();
+    let fields = term.match_fields.as_deref().unwrap_or_default();
+    if expressions.is_empty() && fields.is_empty() {
+        return false;
+    }
+    expressions.iter().all(|r| requirement(r, node.labels.get(&r.key).map(String::as_str)))
+        && fields.iter().all(|r| requirement(r, (r.key == "metadata.name").then_some(node.name)))
+}
+
+fn requirement(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let listed = value.is_some_and(|v| values.iter().any(|x| x == v));
+    let compare = |f: fn(i64, i64) -> bool| {
+        let left = value.and_then(|v| v.parse().ok());
+        let right = values.first().and_then(|v| v.parse().ok());
+        matches!((left, right), (Some(l), Some(r)) if f(l, r))
+    };
+    match requirement.operator.as_str() {
+        "In" => listed,
+        "NotIn" => !listed,
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compare(|l, r| l > r),
+        "Lt" => compare(|l, r| l < r),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(spec: serde_json::Value) -> Pod {
+        serde_json::from_value(serde_json::json!({"spec": spec})).unwrap()
+    }
+
+    fn cpu(amount: &str) -> Pod {
+        pod(
+            serde_json::json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": amount}}}]}),
+        )
+    }
+
+    #[test]
+    fn refusals_are_upstreams() {
+        let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
+        let allocatable = BTreeMap::from([("cpu".to_owned(), Quantity("2".into()))]);
+        let node = Node { name: "n", labels: &labels, allocatable: &allocatable };
+        let port = |port: i32| {
+            pod(
+                serde_json::json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port}]}]}),
+            )
+        };
+        let on = |value: &str| {
+            pod(serde_json::json!({"containers": [], "nodeSelector": {"disk": value}}))
+        };
+        for (of, others, reason) in [
+            (cpu("1"), vec![cpu("1")], None),
+            (cpu("1500m"), vec![cpu("1")], Some("OutOfcpu")),
+            (on("ssd"), vec![], None),
+            (on("hdd"), vec![], Some("NodeAffinity")),
+            (port(80), vec![port(81)], None),
+            (port(80), vec![port(80)], Some("NodePorts")),
+        ] {
+            let others: Vec<Arc<Pod>> = others.into_iter().map(Arc::new).collect();
+            let got = admit(&of, &node, &others);
+            assert_eq!(got.as_ref().err().map(|w| w.reason.as_str()), reason);
+            if reason == Some("OutOfcpu") {
+                assert_eq!(
+                    got.unwrap_err().message,
+                    "Node didn't have enough resource: cpu, requested: 1500, used: 1000, capacity: 2000"
+                );
+            }
+        }
+    }
+}

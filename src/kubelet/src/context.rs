@@ -1,0 +1,168 @@
+//! What all of the kubelet's tasks share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use async_trait::async_trait;
+use client::{Informer, Recorder, object_reference};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::{Api, Client};
+use tokio::net::TcpStream;
+
+use crate::admission;
+use crate::clock::Clock;
+use crate::cri::Cri;
+use crate::fields::Facts;
+use crate::objects::Objects;
+use crate::pod::{self, Kind};
+use crate::status::Waiting;
+use crate::token::Tokens;
+
+/// Opens connections in the node's network, where the pods' addresses are reachable.
+#[async_trait]
+pub trait Dialer: Send + Sync + 'static {
+    /// Connects to `address`.
+    async fn connect(&self, address: SocketAddr) -> std::io::Result<TcpStream>;
+}
+
+/// What the node has.
+#[derive(Clone, Debug, Default)]
+pub struct Machine {
+    /// Processors this process may use.
+    pub cpus: usize,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+}
+
+/// Shared by the pod workers, the node's reporter and the server.
+pub struct Context {
+    /// The node's name.
+    pub node_name: String,
+    /// The node's address.
+    pub node_ip: IpAddr,
+    /// The kubelet's directory.
+    pub root_dir: PathBuf,
+    /// Where pod logs are.
+    pub pod_log_dir: PathBuf,
+    /// The cluster's DNS servers.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's domain.
+    pub cluster_domain: String,
+    /// The API.
+    pub client: Client,
+    /// Services, for environment variables.
+    pub services: Informer<Service>,
+    /// The runtime.
+    pub cri: Cri,
+    /// The runtime's name, the prefix of container ids.
+    pub runtime_name: String,
+    /// Writes events.
+    pub recorder: Recorder,
+    /// Config maps and secrets in use.
+    pub objects: Objects,
+    /// Service account tokens.
+    pub tokens: Tokens,
+    /// Connections to pods.
+    pub dialer: Arc<dyn Dialer>,
+    /// What the node has.
+    pub machine: Machine,
+    /// What of it pods may use.
+    pub allocatable: RwLock<BTreeMap<String, Quantity>>,
+    /// The node's labels.
+    pub node_labels: BTreeMap<String, String>,
+    /// The pods the node has taken, by uid.
+    pub admitted: Mutex<HashMap<String, Arc<Pod>>>,
+    /// Time.
+    pub clock: Clock,
+}
+
+impl Context {
+    /// Records a `Normal` event about the pod, or one of its containers.
+    pub fn normal(
+        &self,
+        of: &Pod,
+        container: Option<(Kind, &str)>,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        self.recorder.normal(reference(of, container), reason, message);
+    }
+
+    /// Records a `Warning` event about the pod, or one of its containers.
+    pub fn warning(
+        &self,
+        of: &Pod,
+        container: Option<(Kind, &str)>,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
+        self.recorder.warning(reference(of, container), reason, message);
+    }
+
+    /// Takes the pod in, or says why not; one that `runs` already is not asked again.
+    pub fn admit(&self, of: &Arc<Pod>, runs: bool) -> Result<(), Waiting> {
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !runs {
+            let allocatable = self.allocatable.read().unwrap_or_else(PoisonError::into_inner);
+            let node = admission::Node {
+                name: &self.node_name,
+                labels: &self.node_labels,
+                allocatable: &allocatable,
+            };
+            let others: Vec<Arc<Pod>> = admitted.values().cloned().collect();
+            admission::admit(of, &node, &others)?;
+        }
+        admitted.insert(pod::uid(of).to_owned(), of.clone());
+        Ok(())
+    }
+
+    /// The pod has stopped: its resources are free, and it uses no object any more.
+    pub fn release(&self, uid: &str) {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.objects.release(uid);
+        self.tokens.release(uid);
+    }
+
+    /// Nothing is left of the pod.
+    pub fn forget(&self, uid: &str) {
+        self.release(uid);
+    }
+
+    /// The runtime handler of the pod's runtime class.
+    pub async fn runtime_handler(&self, of: &Pod) -> Result<String, String> {
+        let name =
+            of.spec.as_ref().and_then(|s| s.runtime_class_name.as_deref()).unwrap_or_default();
+        if name.is_empty() {
+            return Ok(String::new());
+        }
+        let classes: Api<RuntimeClass> = Api::all(self.client.clone());
+        match classes.get(name).await {
+            Ok(class) => Ok(class.handler),
+            Err(error) => Err(format!(
+                "Failed to create pod sandbox: failed to get sandbox runtime: RuntimeClass {name:?}: {}",
+                crate::api::text(&error)
+            )),
+        }
+    }
+
+    /// What the downward API tells beside the pod's own fields.
+    pub fn facts(&self, pod_ips: &[String], host_network: bool) -> Facts {
+        let host_ips = vec![self.node_ip.to_string()];
+        Facts {
+            pod_ips: if host_network { host_ips.clone() } else { pod_ips.to_vec() },
+            host_ips,
+            allocatable: self.allocatable.read().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+}
+
+fn reference(of: &Pod, container: Option<(Kind, &str)>) -> ObjectReference {
+    ObjectReference {
+        field_path: container.map(|(kind, name)| pod::field_path(kind, name)),
+        ..object_reference(of)
+    }
+}

@@ -1,0 +1,148 @@
+//! A kubelet between the fakes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+
+use client::{Informers, Recorder};
+use k8s_openapi::api::core::v1::Service;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::api::FakeApi;
+use super::runtime::FakeRuntime;
+use crate::context::{Context, Dialer, Machine};
+use crate::objects::Objects;
+use crate::pods::{self, Workers};
+use crate::token::Tokens;
+
+/// Where the pod is that the tests submit.
+pub const POD: &str = "/api/v1/namespaces/ns/pods/p";
+
+struct Nowhere;
+
+#[async_trait::async_trait]
+impl Dialer for Nowhere {
+    async fn connect(&self, _: SocketAddr) -> std::io::Result<TcpStream> {
+        Err(std::io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+pub struct Node {
+    pub api: FakeApi,
+    pub runtime: FakeRuntime,
+    pub dir: tempfile::TempDir,
+    workers: Workers,
+}
+
+pub struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+impl Node {
+    pub fn new() -> Self {
+        Self {
+            api: FakeApi::new(),
+            runtime: FakeRuntime::new(),
+            dir: tempfile::tempdir().unwrap(),
+            workers: Workers::default(),
+        }
+    }
+
+    pub fn start(&self) -> Running {
+        self.start_with_workers().1
+    }
+
+    /// Starts a kubelet; its workers are told too.
+    pub fn start_with_workers(&self) -> (Workers, Running) {
+        let context = self.context(Machine { cpus: 2, memory_bytes: 1 << 33 });
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(pods::run(context, self.workers.clone(), stop.clone()));
+        (self.workers.clone(), Running { stop, task })
+    }
+
+    /// What a kubelet's tasks share.
+    pub fn context(&self, machine: Machine) -> Arc<Context> {
+        let client = self.api.client();
+        let woken = self.workers.clone();
+        Arc::new(Context {
+            node_name: "n".into(),
+            node_ip: "10.42.0.1".parse().unwrap(),
+            root_dir: self.dir.path().join("root"),
+            pod_log_dir: self.dir.path().join("logs"),
+            cluster_dns: vec![],
+            cluster_domain: "cluster.local".into(),
+            services: Informers::new(client.clone()).get::<Service>(),
+            cri: self.runtime.cri(),
+            runtime_name: "rootlet".into(),
+            recorder: Recorder::new(client.clone(), "kubelet", "n"),
+            objects: Objects::new(&client, Arc::new(move |uid: &str| woken.wake(uid))),
+            tokens: Tokens::new(client.clone()),
+            client,
+            dialer: Arc::new(Nowhere),
+            machine,
+            allocatable: RwLock::default(),
+            node_labels: BTreeMap::new(),
+            admitted: Mutex::new(HashMap::new()),
+            clock: self.runtime.clock,
+        })
+    }
+
+    /// Where the runtime was told to write the container's log.
+    pub fn log_of(&self, name: &str) -> PathBuf {
+        let world = self.runtime.world.lock().unwrap();
+        let mut statuses = world.containers.values().map(|(_, c)| c);
+        let found = statuses.find(|c| c.metadata.as_ref().unwrap().name == name).unwrap();
+        PathBuf::from(&found.log_path)
+    }
+
+    pub fn submit(&self, spec: Value) {
+        let mut spec = spec;
+        spec["nodeName"] = "n".into();
+        let metadata = json!({"name": "p", "namespace": "ns", "uid": "u1"});
+        self.api.put(
+            POD,
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}),
+        );
+    }
+
+    /// Asks for the pod's deletion as the API server records it.
+    pub fn delete(&self, grace: i64) {
+        let mut pod = self.api.get(POD).unwrap();
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        pod["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+        self.api.put(POD, pod);
+    }
+
+    pub async fn until(&self, what: &str, pointer: &str, value: impl Into<Value>) -> Value {
+        let value = value.into();
+        let fits = |pod: Option<&Value>| pod.and_then(|p| p.pointer(pointer)) == Some(&value);
+        self.api.until(POD, what, fits).await.unwrap()
+    }
+
+    pub async fn gone(&self) {
+        self.api.until(POD, "the pod is gone", |pod| pod.is_none()).await;
+    }
+
+    /// Waits until the runtime was called so.
+    pub async fn called(&self, wanted: &[&str]) {
+        let wait = async {
+            while self.runtime.calls() != wanted {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        let seen = tokio::time::timeout(std::time::Duration::from_mins(15), wait).await;
+        assert!(seen.is_ok(), "calls are {:?}, not {wanted:?}", self.runtime.calls());
+    }
+}

@@ -1,0 +1,189 @@
+//! The kubelet: registers the node, runs the pods bound to it, tells the API what became of them,
+//! and serves logs, exec and the like to the API server.
+//!
+//! It speaks to the API through a [`kube::Client`] and to containers through CRI, and to nothing
+//! else; it makes no namespace and pulls no layer itself. Nothing it knows is needed to start
+//! again: spec comes from the API, the rest from the runtime.
+//!
+//! Where to start: `worker` (one task per pod: look, decide, act), `decide` and `status` (the pure
+//! core), `volumes`, `node`, `server`.
+
+mod admission;
+mod api;
+mod background;
+mod backoff;
+mod clock;
+mod conditions;
+mod container;
+mod context;
+mod credentials;
+mod cri;
+mod decide;
+mod dns;
+mod end;
+mod env;
+mod fields;
+mod hooks;
+mod image;
+mod labels;
+mod logs;
+mod node;
+mod objects;
+mod observe;
+mod pod;
+mod pods;
+mod prepare;
+mod probe;
+mod quantity;
+mod report;
+mod resources;
+mod sandbox;
+mod server;
+mod start;
+mod status;
+mod termination;
+mod token;
+mod volumes;
+mod worker;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod loop_tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+
+use client::{Informers, Recorder};
+use k8s_openapi::api::core::v1::{Service, Taint};
+use kube::Client;
+use tokio_util::sync::CancellationToken;
+
+pub use context::Dialer;
+pub use cri::{Cri, Error as CriError};
+
+use clock::Clock;
+use context::Context;
+use objects::Objects;
+use token::Tokens;
+
+/// The level of the API this kubelet speaks; the node tells it as its version.
+pub const VERSION: &str = "v1.36.0";
+
+/// Keys and certificates of the kubelet's server, PEM.
+#[derive(Clone)]
+pub struct Tls {
+    /// The server's certificate chain.
+    pub cert_pem: String,
+    /// Its key.
+    pub key_pem: String,
+    /// The authority of client certificates.
+    pub client_ca_pem: String,
+}
+
+/// Everything a kubelet needs.
+pub struct Config {
+    /// The node's name.
+    pub node_name: String,
+    /// The API, as this node.
+    pub client: Client,
+    /// The process's shared watches; of these the kubelet reads services.
+    pub informers: Informers,
+    /// The runtime.
+    pub cri: Cri,
+    /// Where volumes and the like are kept.
+    pub root_dir: PathBuf,
+    /// Where pod logs are kept.
+    pub pod_log_dir: PathBuf,
+    /// Where the kubelet's server listens.
+    pub listen: std::net::TcpListener,
+    /// The server's identity.
+    pub tls: Tls,
+    /// The cluster's DNS servers.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's domain.
+    pub cluster_domain: String,
+    /// The node's address.
+    pub node_ip: IpAddr,
+    /// Connections to pods.
+    pub dialer: Arc<dyn Dialer>,
+    /// Labels of the node beside the well-known ones.
+    pub labels: BTreeMap<String, String>,
+    /// Taints the node registers with.
+    pub taints: Vec<Taint>,
+    /// Most pods; upstream's default is 110.
+    pub max_pods: u32,
+}
+
+/// Why a kubelet does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A directory cannot be made.
+    #[error("create the kubelet's directory {path}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The runtime does not answer.
+    #[error("ask the container runtime for its version")]
+    Runtime(#[source] CriError),
+    /// The server cannot be started.
+    #[error(transparent)]
+    Server(#[from] server::Error),
+}
+
+/// Runs the kubelet until `shutdown`. Containers are left running; the next kubelet finds them.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    for path in [&config.root_dir, &config.pod_log_dir] {
+        std::fs::create_dir_all(path)
+            .map_err(|source| Error::Directory { path: path.clone(), source })?;
+    }
+    let version = k8s_cri::v1::VersionRequest { version: "v1".into() };
+    let runtime_name = config.cri.version(version).await.map_err(Error::Runtime)?.runtime_name;
+    let listen = server::Listen::new(config.listen, &config.tls)?;
+    let settings = node::Settings {
+        taints: config.taints,
+        port: listen.port(),
+        max_pods: config.max_pods,
+        kubelet_version: VERSION.into(),
+    };
+    let mut node_labels = node::well_known_labels(&config.node_name);
+    node_labels.extend(config.labels);
+    let workers = pods::Workers::default();
+    let woken = workers.clone();
+    let machine = node::machine::read();
+    let capacity = node::machine::capacity(&machine, &config.root_dir, config.max_pods);
+    let context = Arc::new(Context {
+        recorder: Recorder::new(config.client.clone(), "kubelet", &config.node_name),
+        objects: Objects::new(&config.client, Arc::new(move |uid: &str| woken.wake(uid))),
+        tokens: Tokens::new(config.client.clone()),
+        services: config.informers.get::<Service>(),
+        node_name: config.node_name,
+        node_ip: config.node_ip,
+        root_dir: config.root_dir,
+        pod_log_dir: config.pod_log_dir,
+        cluster_dns: config.cluster_dns,
+        cluster_domain: config.cluster_domain,
+        client: config.client,
+        cri: config.cri,
+        runtime_name,
+        dialer: config.dialer,
+        machine,
+        allocatable: RwLock::new(capacity),
+        node_labels,
+        admitted: Mutex::new(HashMap::new()),
+        clock: Clock::System,
+    });
+    tokio::join!(
+        node::run(context.clone(), settings, shutdown.clone()),
+        pods::run(context.clone(), workers.clone(), shutdown.clone()),
+        logs::rotate::run(context.clone(), shutdown.clone()),
+        server::run(context.clone(), workers, listen, shutdown.clone()),
+    );
+    Ok(())
+}

@@ -1,0 +1,313 @@
+//! The loop as a whole, against a runtime and an API server in memory and a paused clock.
+
+use serde_json::{Value, json};
+
+use crate::fake::node::{Node, POD};
+
+const REASON: &str = "/status/containerStatuses/0/state/waiting/reason";
+
+fn busybox() -> Value {
+    json!({"containers": [{"name": "a", "image": "busybox", "imagePullPolicy": "IfNotPresent"}]})
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_runs_and_is_deleted() {
+    let node = Node::new();
+    let kubelet = node.start();
+    node.submit(busybox());
+    let pod = node.until("running", "/status/phase", "Running").await;
+    assert_eq!(pod["status"]["podIP"], "10.42.0.9");
+    assert_eq!(pod["status"]["qosClass"], "BestEffort");
+    node.delete(7);
+    node.gone().await;
+    assert_eq!(
+        node.runtime.calls(),
+        ["run-sandbox", "create a", "start a", "stop a 7", "stop-sandbox"]
+    );
+    {
+        let world = node.runtime.world.lock().unwrap();
+        assert!(world.containers.is_empty() && world.sandboxes.is_empty());
+    }
+    assert!(!node.dir.path().join("root/pods/u1").exists());
+    kubelet.stop().await;
+    let events = node.api.events();
+    for expected in [
+        "Pulled Container image \"busybox\" already present on machine and can be accessed by the pod",
+        "Created Container created",
+        "Started Container started",
+        "Killing Stopping container a",
+    ] {
+        assert!(events.iter().any(|e| e == expected), "{expected} is not in {events:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_kubelet_finds_its_pods() {
+    let node = Node::new();
+    let kubelet = node.start();
+    node.submit(busybox());
+    node.until("running", "/status/phase", "Running").await;
+    kubelet.stop().await;
+    let before = node.runtime.calls();
+    let kubelet = node.start();
+    // Something that is only seen by a kubelet that knows the pod.
+    node.runtime.exit("a", 1);
+    node.until("restarted", "/status/containerStatuses/0/restartCount", 1).await;
+    let after: Vec<String> = node.runtime.calls().split_off(before.len());
+    assert_eq!(after, ["create a", "start a"]);
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_deleted_while_the_kubelet_was_away_is_ended() {
+    let node = Node::new();
+    let kubelet = node.start();
+    node.submit(busybox());
+    node.until("running", "/status/phase", "Running").await;
+    kubelet.stop().await;
+    node.api.remove(POD);
+    let kubelet = node.start();
+    node.called(&["run-sandbox", "create a", "start a", "stop a 30", "stop-sandbox"]).await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crashing_container_is_held_back_longer_and_longer() {
+    let node = Node::new();
+    let kubelet = node.start();
+    node.submit(busybox());
+    node.until("running", "/status/phase", "Running").await;
+    for (restarts, message) in [
+        (1, None),
+        (2, Some("back-off 10s restarting failed container=a pod=p_ns(u1)")),
+        (3, Some("back-off 20s restarting failed container=a pod=p_ns(u1)")),
+        (4, Some("back-off 40s restarting failed container=a pod=p_ns(u1)")),
+    ] {
+        let began = tokio::time::Instant::now();
+        node.runtime.exit("a", 1);
+        if let Some(message) = message {
+            let pod = node.until("held back", REASON, "CrashLoopBackOff").await;
+            let state = &pod["status"]["containerStatuses"][0];
+            assert_eq!(state["state"]["waiting"]["message"], message);
+            assert_eq!(state["lastState"]["terminated"]["exitCode"], 1);
+        }
+        node.until("restarted", "/status/containerStatuses/0/restartCount", restarts).await;
+        let seconds = began.elapsed().as_secs();
+        let expected = [0, 0, 10, 20, 40][restarts];
+        assert!(
+            (expected..expected + 2).contains(&seconds),
+            "restart {restarts} after {seconds} s"
+        );
+    }
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_ends_stays_ended() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["restartPolicy"] = "Never".into();
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    node.runtime.exit("a", 3);
+    let pod = node.until("failed", "/status/phase", "Failed").await;
+    assert_eq!(pod["status"]["containerStatuses"][0]["state"]["terminated"]["reason"], "Error");
+    node.called(&["run-sandbox", "create a", "start a", "stop-sandbox"]).await;
+    // Its container stays, for its log, until the pod is deleted.
+    assert_eq!(node.runtime.world.lock().unwrap().containers.len(), 1);
+    node.delete(30);
+    node.gone().await;
+    assert!(node.runtime.world.lock().unwrap().containers.is_empty());
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_cannot_be_pulled_is_tried_again() {
+    let node = Node::new();
+    node.runtime.world.lock().unwrap().pull_error = Some("manifest unknown".into());
+    let kubelet = node.start();
+    node.submit(json!({"containers": [{"name": "a", "image": "reg.example/x", "imagePullPolicy": "Always"}]}));
+    let pod = node.until("first failure", REASON, "ErrImagePull").await;
+    assert_eq!(
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"],
+        "manifest unknown"
+    );
+    let pod = node.until("held back", REASON, "ImagePullBackOff").await;
+    assert_eq!(
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"],
+        "Back-off pulling image \"reg.example/x\": ErrImagePull: manifest unknown"
+    );
+    node.runtime.world.lock().unwrap().pull_error = None;
+    node.until("running", "/status/phase", "Running").await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn credentials_come_from_the_pods_secrets() {
+    let node = Node::new();
+    let auth = json!({"auths": {"reg.example": {"username": "me", "password": "x"}}}).to_string();
+    let data = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, auth);
+    node.api.put(
+        "/api/v1/namespaces/ns/secrets/s",
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "ns"},
+            "type": "kubernetes.io/dockerconfigjson", "data": {".dockerconfigjson": data}}),
+    );
+    let kubelet = node.start();
+    node.submit(json!({"imagePullSecrets": [{"name": "s"}], "containers": [{"name": "a", "image": "reg.example/x"}]}));
+    node.until("running", "/status/phase", "Running").await;
+    assert!(node.runtime.calls().contains(&"pull reg.example/x:latest me".to_owned()));
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_container_waits_for_its_config_map() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["containers"][0]["env"] =
+        json!([{"name": "K", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}]);
+    node.submit(spec);
+    let pod = node.until("refused", REASON, "CreateContainerConfigError").await;
+    let message = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"];
+    assert_eq!(message, "configmap \"m\" not found");
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "ns"},
+        "data": {"k": "v"}});
+    node.api.put("/api/v1/namespaces/ns/configmaps/m", map);
+    node.until("running", "/status/phase", "Running").await;
+    {
+        let world = node.runtime.world.lock().unwrap();
+        assert!(world.configs["a"].envs.iter().any(|e| e.key == "K" && e.value == "v"));
+    }
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mounted_config_map_is_kept_current() {
+    let node = Node::new();
+    let path = "/api/v1/namespaces/ns/configmaps/m";
+    let map = |value: &str| {
+        json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "m", "namespace": "ns"}, "data": {"k": value}})
+    };
+    node.api.put(path, map("one"));
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["volumes"] = json!([{"name": "v", "configMap": {"name": "m"}}]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    let file = node.dir.path().join("root/pods/u1/volumes/kubernetes.io~configmap/v/k");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
+    node.api.put(path, map("two"));
+    let wait = async {
+        while std::fs::read_to_string(&file).unwrap() != "two" {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_mins(15), wait)
+        .await
+        .expect("the file is updated");
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn init_containers_then_regular_ones() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["initContainers"] = json!([{"name": "i", "image": "busybox"}]);
+    node.submit(spec);
+    node.until("initializing", REASON, "PodInitializing").await;
+    node.called(&["run-sandbox", "create i", "start i"]).await;
+    node.runtime.exit("i", 0);
+    node.until("running", "/status/phase", "Running").await;
+    assert_eq!(node.runtime.running(), ["a"]);
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn sidecars_end_last_and_hooks_are_run() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["initContainers"] = json!([{"name": "s", "image": "busybox", "restartPolicy": "Always"}]);
+    spec["containers"][0]["lifecycle"] = json!({
+        "postStart": {"exec": {"command": ["hello"]}}, "preStop": {"exec": {"command": ["bye"]}}});
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    node.delete(30);
+    node.gone().await;
+    assert_eq!(
+        node.runtime.calls(),
+        [
+            "run-sandbox",
+            "create s",
+            "start s",
+            "create a",
+            "start a",
+            "exec hello",
+            "exec bye",
+            "stop a 30",
+            "stop s 30",
+            "stop-sandbox"
+        ]
+    );
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_liveness_probe_restarts() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["containers"][0]["livenessProbe"] =
+        json!({"exec": {"command": ["check"]}, "periodSeconds": 5, "failureThreshold": 2});
+    spec["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": 80}});
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    node.runtime.world.lock().unwrap().exec_exit_code = 1;
+    node.until("restarted", "/status/containerStatuses/0/restartCount", 1).await;
+    let pod = node.api.get(POD).unwrap();
+    assert_eq!(pod["status"]["containerStatuses"][0]["ready"], false);
+    kubelet.stop().await;
+    let events = node.api.events();
+    for expected in [
+        "Killing Container a failed liveness probe, will be restarted",
+        "Unhealthy Readiness probe failed: dial tcp 10.42.0.9:80: connect: connection refused",
+    ] {
+        assert!(events.iter().any(|e| e == expected), "{expected} is not in {events:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_ends_the_pod() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["activeDeadlineSeconds"] = 20.into();
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    let pod = node.until("ended", "/status/reason", "DeadlineExceeded").await;
+    assert_eq!(pod["status"]["phase"], "Failed");
+    node.called(&["run-sandbox", "create a", "start a", "stop a 30", "stop-sandbox"]).await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_may_not_run_twice_is_not_run_twice() {
+    let node = Node::new();
+    let mut spec = busybox();
+    spec["restartPolicy"] = "Never".into();
+    node.submit(spec);
+    let mut pod = node.api.get(POD).unwrap();
+    pod["status"] = json!({"phase": "Running", "containerStatuses": [{
+        "name": "a", "image": "busybox", "imageID": "", "ready": true, "restartCount": 0,
+        "containerID": "rootlet://gone", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]});
+    node.api.put(POD, pod);
+    let kubelet = node.start();
+    let pod = node.until("failed", "/status/phase", "Failed").await;
+    assert_eq!(pod["status"]["reason"], "Terminated");
+    assert!(node.runtime.calls().is_empty());
+    kubelet.stop().await;
+}

@@ -1,0 +1,93 @@
+//! What the machine is: processors, memory, disk, names of kernel and system.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::context::Machine;
+
+/// Reads processors and memory.
+pub fn read() -> Machine {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    Machine { cpus, memory_bytes: meminfo("MemTotal") }
+}
+
+/// A field of `/proc/meminfo`, in bytes.
+pub fn meminfo(field: &str) -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find(|l| l.split(':').next() == Some(field));
+    let kibibytes =
+        line.and_then(|l| l.split_whitespace().nth(1)).and_then(|n| n.parse::<u64>().ok());
+    kibibytes.unwrap_or(0) * 1024
+}
+
+/// What the node can give, by resource.
+pub fn capacity(machine: &Machine, root: &Path, max_pods: u32) -> BTreeMap<String, Quantity> {
+    let mut out = BTreeMap::new();
+    let mut set = |name: &str, value: String| out.insert(name.to_owned(), Quantity(value));
+    set("cpu", machine.cpus.to_string());
+    set("memory", format!("{}Ki", machine.memory_bytes / 1024));
+    set("pods", max_pods.to_string());
+    if let Ok(disk) = rustix::fs::statvfs(root) {
+        set("ephemeral-storage", format!("{}Ki", disk.f_blocks * disk.f_frsize / 1024));
+    }
+    for entry in fs::read_dir("/sys/kernel/mm/hugepages").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(kibibytes) = name
+            .strip_prefix("hugepages-")
+            .and_then(|n| n.strip_suffix("kB"))
+            .and_then(|n| n.parse::<u64>().ok())
+        else {
+            continue;
+        };
+        let pages = fs::read_to_string(entry.path().join("nr_hugepages")).unwrap_or_default();
+        let pages: u64 = pages.trim().parse().unwrap_or(0);
+        let size = if kibibytes >= 1 << 20 {
+            format!("{}Gi", kibibytes >> 20)
+        } else {
+            format!("{}Mi", kibibytes >> 10)
+        };
+        set(&format!("hugepages-{size}"), human(pages * kibibytes * 1024));
+    }
+    out
+}
+
+fn human(bytes: u64) -> String {
+    if bytes != 0 && bytes.is_multiple_of(1 << 20) {
+        format!("{}Mi", bytes >> 20)
+    } else {
+        bytes.to_string()
+    }
+}
+
+/// The node's architecture as Go names it.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// A one-line file's content.
+pub fn line(path: &str) -> String {
+    fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default()
+}
+
+/// The system's name for people.
+pub fn os_image() -> String {
+    let text = fs::read_to_string("/etc/os-release")
+        .or_else(|_| fs::read_to_string("/usr/lib/os-release"))
+        .unwrap_or_default();
+    let value = text.lines().find_map(|l| l.strip_prefix("PRETTY_NAME="));
+    value.map_or_else(|| "Linux".into(), |v| v.trim_matches('"').to_owned())
+}
+
+/// How much of the file system is free, and of its inodes, in thousandths.
+pub fn free_permille(path: &Path) -> Option<(u64, u64)> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    let part = |free: u64, all: u64| free.saturating_mul(1000).checked_div(all).unwrap_or(1000);
+    Some((part(disk.f_bavail, disk.f_blocks), part(disk.f_favail, disk.f_files)))
+}

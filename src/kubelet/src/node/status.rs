@@ -1,0 +1,267 @@
+//! The node's status: capacity, addresses, conditions, images.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::{
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints,
+    NodeRuntimeHandler, NodeStatus, NodeSystemInfo,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::{Settings, machine};
+use crate::context::Context;
+use crate::status::whole_seconds;
+
+/// Images told at most, the largest first, with at most five names each (upstream's defaults).
+const MAX_IMAGES: usize = 50;
+const MAX_IMAGE_NAMES: usize = 5;
+/// Below these the node is under pressure (upstream's default eviction thresholds).
+const MEMORY_AVAILABLE_BYTES: u64 = 100 << 20;
+const DISK_AVAILABLE_PERMILLE: u64 = 100;
+const INODES_FREE_PERMILLE: u64 = 50;
+
+/// What is looked up for each status.
+#[derive(Default)]
+pub struct Seen {
+    /// Why the runtime is not ready, or nothing.
+    pub not_ready: Vec<String>,
+    /// The runtime's version, `name://version`.
+    pub runtime: String,
+    /// The runtime's handlers.
+    pub handlers: Vec<cri::RuntimeHandler>,
+    /// Images on the node.
+    pub images: Vec<cri::Image>,
+    /// What else the runtime tells of itself, such as whether limits can be enforced.
+    pub others: Vec<cri::RuntimeCondition>,
+    /// The runtime was asked at all.
+    pub asked: bool,
+}
+
+/// Asks the runtime.
+pub async fn look(context: &Context) -> Seen {
+    let mut seen = Seen { asked: true, ..Seen::default() };
+    match context.cri.version(cri::VersionRequest { version: "v1".into() }).await {
+        Ok(version) => {
+            seen.runtime = format!("{}://{}", version.runtime_name, version.runtime_version);
+        }
+        Err(error) => seen.not_ready.push(format!("container runtime is down: {error}")),
+    }
+    match context.cri.status(cri::StatusRequest { verbose: false }).await {
+        Ok(answer) => {
+            seen.handlers = answer.runtime_handlers;
+            let conditions = answer.status.unwrap_or_default().conditions;
+            let own = ["RuntimeReady", "NetworkReady"];
+            seen.others =
+                conditions.iter().filter(|c| !own.contains(&c.r#type.as_str())).cloned().collect();
+            for (name, title) in [
+                ("RuntimeReady", "container runtime is not ready"),
+                ("NetworkReady", "container runtime network not ready"),
+            ] {
+                match conditions.iter().find(|c| c.r#type == name) {
+                    Some(c) if c.status => {}
+                    Some(c) => seen.not_ready.push(format!(
+                        "{title}: {name}=false reason:{} message:{}",
+                        c.reason, c.message
+                    )),
+                    None => {
+                        seen.not_ready.push(format!("{title}: the runtime does not tell {name}"));
+                    }
+                }
+            }
+        }
+        Err(error) => seen
+            .not_ready
+            .push(format!("container runtime status check may not have completed yet: {error}")),
+    }
+    if let Ok(listed) = context.cri.list_images(cri::ListImagesRequest { filter: None }).await {
+        seen.images = listed.images;
+    }
+    seen
+}
+
+/// Makes the status.
+pub fn make(
+    context: &Context,
+    settings: &Settings,
+    old: Option<&NodeStatus>,
+    seen: &Seen,
+) -> NodeStatus {
+    let capacity = machine::capacity(&context.machine, &context.root_dir, settings.max_pods);
+    let allocatable = allocatable(&capacity);
+    let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
+    NodeStatus {
+        addresses: Some(vec![
+            address("InternalIP", context.node_ip.to_string()),
+            address("Hostname", context.node_name.clone()),
+        ]),
+        allocatable: Some(allocatable),
+        capacity: Some(capacity),
+        conditions: Some(conditions(context, old, seen)),
+        daemon_endpoints: Some(NodeDaemonEndpoints {
+            kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(settings.port) }),
+        }),
+        images: Some(images(&seen.images)),
+        node_info: Some(NodeSystemInfo {
+            architecture: machine::architecture().into(),
+            boot_id: machine::line("/proc/sys/kernel/random/boot_id"),
+            container_runtime_version: seen.runtime.clone(),
+            kernel_version: machine::line("/proc/sys/kernel/osrelease"),
+            kube_proxy_version: String::new(),
+            kubelet_version: settings.kubelet_version.clone(),
+            machine_id: machine::line("/etc/machine-id"),
+            operating_system: "linux".into(),
+            os_image: machine::os_image(),
+            swap: None,
+            system_uuid: machine::line("/etc/machine-id"),
+        }),
+        runtime_handlers: (!seen.handlers.is_empty()).then(|| {
+            seen.handlers
+                .iter()
+                .map(|h| NodeRuntimeHandler { name: Some(h.name.clone()), features: None })
+                .collect()
+        }),
+        ..NodeStatus::default()
+    }
+}
+
+/// What pods may use: without reservations, all but the eviction threshold of memory and disk.
+fn allocatable(capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
+    let mut out = capacity.clone();
+    if let Some(memory) = out.get_mut("memory")
+        && let Some(bytes) = crate::quantity::value(memory)
+    {
+        let left = (bytes as u64).saturating_sub(MEMORY_AVAILABLE_BYTES);
+        memory.0 = format!("{}Ki", left / 1024);
+    }
+    if let Some(disk) = out.get_mut("ephemeral-storage")
+        && let Some(bytes) = crate::quantity::value(disk)
+    {
+        disk.0 = (bytes as u64 / 1000 * (1000 - DISK_AVAILABLE_PERMILLE)).to_string();
+    }
+    out
+}
+
+fn images(images: &[cri::Image]) -> Vec<ContainerImage> {
+    let mut sorted: Vec<&cri::Image> = images.iter().collect();
+    sorted.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
+    let told = sorted.into_iter().take(MAX_IMAGES).map(|image| {
+        let names: Vec<String> = image
+            .repo_digests
+            .iter()
+            .chain(&image.repo_tags)
+            .take(MAX_IMAGE_NAMES)
+            .cloned()
+            .collect();
+        ContainerImage { names: Some(names), size_bytes: Some(image.size as i64) }
+    });
+    told.collect()
+}
+
+fn conditions(context: &Context, old: Option<&NodeStatus>, seen: &Seen) -> Vec<NodeCondition> {
+    let now = context.clock.now();
+    let low_memory = machine::meminfo("MemAvailable") < MEMORY_AVAILABLE_BYTES;
+    let low_disk = machine::free_permille(&context.root_dir).is_some_and(|(bytes, inodes)| {
+        bytes < DISK_AVAILABLE_PERMILLE || inodes < INODES_FREE_PERMILLE
+    });
+    let pressure = |name: &str, under: bool, yes: (&str, &str), no: (&str, &str)| {
+        let (reason, message) = if under { yes } else { no };
+        (name.to_owned(), under, reason.to_owned(), message.to_owned())
+    };
+    let ready = if !seen.asked {
+        (
+            "Ready".into(),
+            false,
+            "KubeletNotReady".into(),
+            "container runtime status check may not have completed yet".into(),
+        )
+    } else if seen.not_ready.is_empty() {
+        ("Ready".into(), true, "KubeletReady".into(), "kubelet is posting ready status".into())
+    } else {
+        ("Ready".into(), false, "KubeletNotReady".into(), seen.not_ready.join(", "))
+    };
+    let all = [
+        pressure(
+            "MemoryPressure",
+            low_memory,
+            ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+            ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ),
+        pressure(
+            "DiskPressure",
+            low_disk,
+            ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+            ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ),
+        pressure(
+            "PIDPressure",
+            false,
+            ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+            ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        ),
+    ];
+    let others = seen
+        .others
+        .iter()
+        .map(|c| (c.r#type.clone(), c.status, c.reason.clone(), c.message.clone()));
+    all.into_iter()
+        .chain(others)
+        .chain([ready])
+        .map(|(name, status, reason, message)| condition(old, now, name, status, reason, message))
+        .collect()
+}
+
+fn condition(
+    old: Option<&NodeStatus>,
+    now: Timestamp,
+    name: String,
+    status: bool,
+    reason: String,
+    message: String,
+) -> NodeCondition {
+    let status = if status { "True" } else { "False" }.to_owned();
+    let before = old.and_then(|o| o.conditions.as_ref()).into_iter().flatten();
+    let same = before.into_iter().find(|c| c.type_ == name && c.status == status);
+    NodeCondition {
+        last_heartbeat_time: Some(whole_seconds(now)),
+        last_transition_time: same
+            .and_then(|c| c.last_transition_time.clone())
+            .or_else(|| Some(whole_seconds(now))),
+        message: Some(message),
+        reason: Some(reason),
+        status,
+        type_: name,
+    }
+}
+
+/// Whether the status says Ready.
+pub fn is_ready(status: &NodeStatus) -> bool {
+    status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Whether the two differ in more than the time they were made.
+pub fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
+    let bare = |status: &NodeStatus| {
+        let mut status = status.clone();
+        for condition in status.conditions.iter_mut().flatten() {
+            condition.last_heartbeat_time = None;
+            condition.last_transition_time = None;
+        }
+        // Conditions of others stay in the API's object.
+        let own = new.conditions.as_deref().unwrap_or_default();
+        if let Some(conditions) = &mut status.conditions {
+            conditions.retain(|c| own.iter().any(|o| o.type_ == c.type_));
+            conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+        }
+        (
+            status.conditions,
+            status.capacity,
+            status.allocatable,
+            status.addresses,
+            status.images,
+            status.node_info,
+        )
+    };
+    bare(old) != bare(new)
+}

@@ -1,0 +1,245 @@
+//! HTTP to a pod, for probes and hooks. Certificates are not verified, as the probes'
+//! documentation says.
+//!
+//! Source of behaviour: `pkg/probe/http`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::HTTPGetAction;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::context::Context;
+
+/// The most of an answer that is read.
+const MAX_BODY_BYTES: usize = 10 << 10;
+
+/// Why there was no answer; worded as Go's client words it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host is no address.
+    #[error("Get {url:?}: dial tcp: lookup {host}: no such host")]
+    Host {
+        /// The URL.
+        url: String,
+        /// The host.
+        host: String,
+    },
+    /// No connection.
+    #[error("Get {url:?}: dial tcp {address}: connect: {reason}")]
+    Connect {
+        /// The URL.
+        url: String,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// No answer in time.
+    #[error(
+        "Get {url:?}: context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
+    )]
+    Timeout {
+        /// The URL.
+        url: String,
+    },
+    /// The answer was not HTTP, or TLS failed.
+    #[error("Get {url:?}: {reason}")]
+    Protocol {
+        /// The URL.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The words of an operating system error as Go prints them; it may be the cause of another error.
+pub fn go_error(error: &std::io::Error) -> String {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut number = None;
+    while let Some(at) = cause {
+        let io = at.downcast_ref::<std::io::Error>();
+        number = number.or_else(|| io.and_then(std::io::Error::raw_os_error));
+        // An error made of another shows that one's causes, but not itself.
+        let inner =
+            io.and_then(std::io::Error::get_ref).map(|e| e as &(dyn std::error::Error + 'static));
+        cause = inner.or_else(|| at.source());
+    }
+    match number.map(rustix::io::Errno::from_raw_os_error) {
+        Some(rustix::io::Errno::CONNREFUSED) => "connection refused".into(),
+        Some(rustix::io::Errno::HOSTUNREACH) => "no route to host".into(),
+        Some(rustix::io::Errno::NETUNREACH) => "network is unreachable".into(),
+        Some(rustix::io::Errno::CONNRESET) => "connection reset by peer".into(),
+        Some(rustix::io::Errno::TIMEDOUT) => "connection timed out".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// GETs what `action` says; returns status and the beginning of the body. No redirect is followed:
+/// any status below 400 is health.
+pub async fn get(
+    context: &Context,
+    action: &HTTPGetAction,
+    pod_ip: &str,
+    port: u16,
+    user_agent: &str,
+    timeout: Duration,
+) -> Result<(u16, String), Error> {
+    let secure = action.scheme.as_deref() == Some("HTTPS");
+    let host = action.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| pod_ip.to_owned());
+    let path = action.path.clone().unwrap_or_default();
+    let path = if path.starts_with('/') { path } else { format!("/{path}") };
+    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let url = format!("{}://{bracketed}:{port}{path}", if secure { "https" } else { "http" });
+    let Ok(ip) = host.parse() else { return Err(Error::Host { url, host }) };
+    let address = SocketAddr::new(ip, port);
+    let request = request(action, &path, &format!("{bracketed}:{port}"), user_agent)
+        .map_err(|e| Error::Protocol { url: url.clone(), reason: e.to_string() })?;
+    let exchange = async {
+        let stream = context.dialer.connect(address).await.map_err(|e| Error::Connect {
+            url: url.clone(),
+            address,
+            reason: go_error(&e),
+        })?;
+        let fail = |reason: String| Error::Protocol { url: url.clone(), reason };
+        if secure {
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(unverified()));
+            let name = ServerName::IpAddress(ip.into());
+            let stream = connector.connect(name, stream).await.map_err(|e| fail(e.to_string()))?;
+            send(stream, request).await.map_err(|e| fail(e.to_string()))
+        } else {
+            send(stream, request).await.map_err(|e| fail(e.to_string()))
+        }
+    };
+    match tokio::time::timeout(timeout, exchange).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Timeout { url }),
+    }
+}
+
+fn request(
+    action: &HTTPGetAction,
+    path: &str,
+    authority: &str,
+    user_agent: &str,
+) -> Result<http::Request<Empty<Bytes>>, http::Error> {
+    let mut request = http::Request::builder().uri(path);
+    let given = action.http_headers.as_deref().unwrap_or_default();
+    for header in given {
+        request = request.header(&header.name, &header.value);
+    }
+    for (name, value) in [("Host", authority), ("User-Agent", user_agent), ("Accept", "*/*")] {
+        if !given.iter().any(|h| h.name.eq_ignore_ascii_case(name)) {
+            request = request.header(name, value);
+        }
+    }
+    request.header("Connection", "close").body(Empty::new())
+}
+
+async fn send<S>(
+    stream: S,
+    request: http::Request<Empty<Bytes>>,
+) -> Result<(u16, String), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let _driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
+    let response = sender.send_request(request).await?;
+    let status = response.status().as_u16();
+    let mut body = response.into_body();
+    let mut text = Vec::new();
+    while text.len() < MAX_BODY_BYTES
+        && let Some(frame) = body.frame().await
+    {
+        if let Ok(data) = frame?.into_data() {
+            text.extend_from_slice(&data);
+        }
+    }
+    text.truncate(MAX_BODY_BYTES);
+    Ok((status, String::from_utf8_lossy(&text).into_owned()))
+}
+
+fn unverified() -> rustls::ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("ring supports the default protocol versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Trusting(provider)))
+        .with_no_client_auth()
+}
+
+/// Believes every certificate: a probe asks whether the server answers, not who it is.
+#[derive(Debug)]
+struct Trusting(Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for Trusting {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot connect")]
+    struct Wrapped(#[source] std::io::Error);
+
+    #[test]
+    fn errors_are_gos_words_however_wrapped() {
+        let refused =
+            || std::io::Error::from_raw_os_error(rustix::io::Errno::CONNREFUSED.raw_os_error());
+        assert_eq!(go_error(&refused()), "connection refused");
+        assert_eq!(go_error(&std::io::Error::other(Wrapped(refused()))), "connection refused");
+        assert_eq!(go_error(&std::io::Error::other("odd")), "odd");
+    }
+}

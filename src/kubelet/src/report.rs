@@ -1,0 +1,201 @@
+//! Tells the API server what a pod is, off the worker's path: the newest status wins.
+//!
+//! Source of behaviour: `pkg/kubelet/status/status_manager.go`.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::context::Context;
+use crate::pod;
+
+/// What is to be told.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    status: Option<PodStatus>,
+    /// The pod is over on this node: remove it from the API.
+    delete: bool,
+}
+
+/// Reports one pod.
+pub struct Reporter {
+    wanted: watch::Sender<Wanted>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Reporter {
+    /// Starts reporting `of`, whose status in the API is `known`.
+    pub fn new(context: Arc<Context>, of: &Pod, known: PodStatus) -> Self {
+        let (wanted, receiver) = watch::channel(Wanted::default());
+        let task = AbortOnDropHandle::new(tokio::spawn(run(context, of.clone(), known, receiver)));
+        Self { wanted, _task: task }
+    }
+
+    /// Reports `status` unless it is what was reported last.
+    pub fn report(&self, status: PodStatus) {
+        self.wanted.send_if_modified(|wanted| {
+            if wanted.status.as_ref() == Some(&status) {
+                return false;
+            }
+            wanted.status = Some(status);
+            true
+        });
+    }
+
+    /// Removes the pod from the API once its last status is told.
+    pub fn delete(&self) {
+        self.wanted.send_if_modified(|wanted| !std::mem::replace(&mut wanted.delete, true));
+    }
+}
+
+async fn run(
+    context: Arc<Context>,
+    of: Pod,
+    mut known: PodStatus,
+    mut wanted: watch::Receiver<Wanted>,
+) {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), pod::namespace(&of));
+    let mut delay = Duration::from_millis(200);
+    while wanted.changed().await.is_ok() {
+        loop {
+            let now = wanted.borrow_and_update().clone();
+            match tell(&context, &api, &of, &mut known, now).await {
+                Ok(Told::Done) => {
+                    delay = Duration::from_millis(200);
+                    break;
+                }
+                Ok(Told::Gone) => return,
+                Err(error) => {
+                    tracing::debug!(pod = pod::name(&of), %error, "pod status not reported, trying again");
+                    tokio::time::sleep(delay).await;
+                    delay = (delay * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+}
+
+enum Told {
+    Done,
+    Gone,
+}
+
+async fn tell(
+    context: &Context,
+    api: &Api<Pod>,
+    of: &Pod,
+    known: &mut PodStatus,
+    wanted: Wanted,
+) -> Result<Told, kube::Error> {
+    if let Some(status) = wanted.status
+        && let Some(changes) = patch(known, &status)
+    {
+        let started = SystemTime::now();
+        let body = json!({"metadata": {"uid": pod::uid(of)}, "status": changes});
+        match api
+            .patch_status(pod::name(of), &PatchParams::default(), &Patch::Strategic(body))
+            .await
+        {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Told::Gone),
+            Err(error) => return Err(error),
+        }
+        let phase = status.phase.clone().unwrap_or_default();
+        apimachinery::trace::step("report", pod::uid(of), started, &phase);
+        *known = status;
+    }
+    if wanted.delete {
+        let parameters = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions {
+                uid: Some(pod::uid(of).to_owned()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        return match api.delete(pod::name(of), &parameters).await {
+            Ok(_) => {
+                tracing::debug!(pod = pod::name(of), node = context.node_name, "pod removed");
+                Ok(Told::Gone)
+            }
+            // Another pod of the name: this one is gone.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(Told::Gone),
+            Err(error) => Err(error),
+        };
+    }
+    Ok(Told::Done)
+}
+
+/// The strategic merge patch that turns `old` into `new`, or `None` when there is nothing to tell.
+fn patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
+    let to_map = |status: &PodStatus| match serde_json::to_value(status) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let (old, new) = (to_map(old), to_map(new));
+    let mut out = Map::new();
+    for (key, value) in &new {
+        if old.get(key) == Some(value) {
+            continue;
+        }
+        // Lists that merge by key would keep what is gone.
+        let value = match (key.as_str(), value) {
+            ("podIPs" | "hostIPs", Value::Array(items)) => {
+                let mut items = items.clone();
+                items.push(json!({"$patch": "replace"}));
+                Value::Array(items)
+            }
+            ("conditions", Value::Array(items)) => {
+                let was = old.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
+                let changed = items.iter().filter(|item| !was.contains(item)).cloned();
+                Value::Array(changed.map(with_removals).collect())
+            }
+            _ => value.clone(),
+        };
+        out.insert(key.clone(), value);
+    }
+    for key in old.keys().filter(|k| !new.contains_key(*k)) {
+        out.insert(key.clone(), Value::Null);
+    }
+    (!out.is_empty()).then_some(Value::Object(out))
+}
+
+/// The condition with nulls for what it does not say, so that merging it leaves no old reason.
+fn with_removals(mut condition: Value) -> Value {
+    if let Value::Object(fields) = &mut condition {
+        for key in ["message", "reason"] {
+            fields.entry(key).or_insert(Value::Null);
+        }
+    }
+    condition
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(json: Value) -> PodStatus {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let old = status(json!({"phase": "Pending", "reason": "X", "podIPs": [{"ip": "1"}],
+            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "False"}]}));
+        assert_eq!(patch(&old, &old), None);
+        let new = status(json!({"phase": "Running", "podIPs": [{"ip": "2"}],
+            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]}));
+        assert_eq!(
+            patch(&old, &new).unwrap(),
+            json!({"phase": "Running", "reason": null,
+                "podIPs": [{"ip": "2"}, {"$patch": "replace"}],
+                "conditions": [{"type": "B", "status": "True", "reason": null, "message": null}]})
+        );
+    }
+}

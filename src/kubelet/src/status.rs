@@ -1,0 +1,417 @@
+//! The pod's status: pure, from spec, the runtime's view and the worker's knowledge.
+//!
+//! Source of behaviour: `kubelet_pods.go` (`convertToAPIContainerStatuses`, `getPhase`).
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP,
+    PodStatus, VolumeMountStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::conditions;
+use crate::decide::{self, Local};
+use crate::observe::{Observed, PodView, State};
+use crate::pod::{self, Kind};
+use crate::resources;
+
+/// Why a container is not running, as `state.waiting` tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// One word.
+    pub reason: String,
+    /// One sentence; may be empty.
+    pub message: String,
+}
+
+/// What goes into a status beside the pod itself.
+pub struct Input<'a> {
+    /// The runtime's view.
+    pub view: &'a PodView,
+    /// Probe results and the like.
+    pub local: &'a Local,
+    /// The status reported last.
+    pub old: &'a PodStatus,
+    /// By container name, why it waits.
+    pub waiting: &'a HashMap<String, Waiting>,
+    /// By container id, its last words.
+    pub messages: &'a HashMap<String, String>,
+    /// The kubelet ended the pod: reason and message of the failure.
+    pub failure: Option<&'a Waiting>,
+    /// The pod is over: what has stopped stays stopped.
+    pub ending: bool,
+    /// The node's addresses.
+    pub host_ip: &'a str,
+    /// Prefix of container ids: the runtime's name.
+    pub runtime_name: &'a str,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// Makes the status of `pod`.
+pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
+    let mut status = PodStatus {
+        qos_class: Some(resources::qos_class(pod).into()),
+        host_ip: Some(input.host_ip.into()),
+        host_ips: Some(vec![HostIP { ip: input.host_ip.into() }]),
+        start_time: Some(input.old.start_time.clone().unwrap_or_else(|| whole_seconds(input.now))),
+        observed_generation: pod.metadata.generation,
+        nominated_node_name: input.old.nominated_node_name.clone(),
+        resource_claim_statuses: input.old.resource_claim_statuses.clone(),
+        ..PodStatus::default()
+    };
+    let ips = if pod::host_network(pod) {
+        vec![input.host_ip.to_owned()]
+    } else {
+        input.view.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default()
+    };
+    status.pod_ip = ips.first().cloned();
+    status.pod_ips = (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect());
+
+    let mut init = container_statuses(pod, Kind::Init, input);
+    let mut regular = container_statuses(pod, Kind::Regular, input);
+    let ephemeral = container_statuses(pod, Kind::Ephemeral, input);
+    let started = decide::has_started(pod, input.view);
+    let all: Vec<ContainerStatus> = init.iter().chain(&regular).cloned().collect();
+    let mut phase = phase(pod, &all, input.ending, started);
+    // A finished pod stays finished.
+    if let Some(old @ ("Succeeded" | "Failed")) = input.old.phase.as_deref() {
+        phase = if old == "Failed" { "Failed" } else { "Succeeded" };
+        status.reason.clone_from(&input.old.reason);
+        status.message.clone_from(&input.old.message);
+    }
+    if let Some(failure) = input.failure {
+        phase = "Failed";
+        status.reason = Some(failure.reason.clone());
+        status.message = (!failure.message.is_empty()).then(|| failure.message.clone());
+    }
+    if matches!(phase, "Succeeded" | "Failed") {
+        for container in init.iter_mut().chain(&mut regular) {
+            if container.state.as_ref().is_none_or(|s| s.terminated.is_none()) {
+                container.ready = false;
+                container.started = Some(false);
+            }
+        }
+    }
+    regular.sort_by(|a, b| a.name.cmp(&b.name));
+    status.phase = Some(phase.into());
+    status.init_container_statuses = (!init.is_empty()).then_some(init);
+    status.container_statuses = (!regular.is_empty()).then_some(regular);
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
+    status.conditions = Some(conditions::generate(pod, &status, input));
+    status
+}
+
+fn container_statuses(pod: &Pod, kind: Kind, input: &Input<'_>) -> Vec<ContainerStatus> {
+    let old = match kind {
+        Kind::Init => &input.old.init_container_statuses,
+        Kind::Regular => &input.old.container_statuses,
+        Kind::Ephemeral => &input.old.ephemeral_container_statuses,
+    };
+    pod::all_containers(pod)
+        .into_iter()
+        .filter(|(k, _)| *k == kind)
+        .map(|(_, container)| {
+            let old = old.iter().flatten().find(|s| s.name == container.name);
+            container_status(pod, kind, &container, old, input)
+        })
+        .collect()
+}
+
+fn container_status(
+    pod: &Pod,
+    kind: Kind,
+    container: &Container,
+    old: Option<&ContainerStatus>,
+    input: &Input<'_>,
+) -> ContainerStatus {
+    let mut history = input.view.containers.iter().filter(|c| c.name == container.name);
+    let mut status = match history.next() {
+        Some(latest) => {
+            let mut status = from_runtime(container, latest, input);
+            let earlier = history.find(|c| c.state == State::Exited).map(|c| terminated(c, input));
+            status.last_state = earlier.or_else(|| {
+                // The dead container may have been collected; what was reported stays true.
+                old.filter(|o| o.restart_count == status.restart_count)
+                    .and_then(|o| o.last_state.clone())
+            });
+            status
+        }
+        None => never_seen(pod, container, old, input),
+    };
+    let restarts = match (kind, input.view.latest(&container.name)) {
+        (Kind::Init, Some(o)) if !pod::is_sidecar(container) => {
+            !(o.state == State::Exited && o.exit_code == 0)
+                && decide::should_start(pod, container, input.view)
+        }
+        (Kind::Ephemeral, Some(_)) => false,
+        _ => decide::should_start(pod, container, input.view),
+    };
+    if restarts
+        && !input.ending
+        && let Some(waiting) = input.waiting.get(&container.name)
+    {
+        let state = status.state.take();
+        if state.as_ref().is_some_and(|s| s.terminated.is_some()) {
+            status.last_state = state;
+        }
+        status.state = Some(waiting_state(&waiting.reason, &waiting.message));
+    }
+    set_readiness(kind, container, &mut status, input);
+    status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
+    status.resources.clone_from(&container.resources);
+    status.volume_mounts = volume_mounts(container);
+    status
+}
+
+fn never_seen(
+    pod: &Pod,
+    container: &Container,
+    old: Option<&ContainerStatus>,
+    input: &Input<'_>,
+) -> ContainerStatus {
+    if let Some(old) = old.filter(|o| o.state.as_ref().is_some_and(|s| s.terminated.is_some())) {
+        return old.clone();
+    }
+    let reason =
+        if pod::init_containers(pod).is_empty() { "ContainerCreating" } else { "PodInitializing" };
+    let mut status = ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        restart_count: old.map_or(0, |o| o.restart_count),
+        last_state: old.and_then(|o| o.last_state.clone()),
+        state: Some(waiting_state(reason, "")),
+        ..ContainerStatus::default()
+    };
+    let was_running = old.is_some_and(|o| o.state.as_ref().is_some_and(|s| s.running.is_some()));
+    if was_running {
+        let lost = ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                reason: Some("ContainerStatusUnknown".into()),
+                message: Some(
+                    "The container could not be located when the pod was deleted.  The container used to be Running".into(),
+                ),
+                exit_code: 137,
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        };
+        if input.ending {
+            status.state = Some(lost);
+        } else {
+            status.last_state = Some(lost);
+            status.restart_count += 1;
+        }
+    }
+    status
+}
+
+fn from_runtime(container: &Container, observed: &Observed, input: &Input<'_>) -> ContainerStatus {
+    let state = match observed.state {
+        State::Running if input.local.hooks.contains(&observed.id) => {
+            waiting_state("ContainerCreating", "")
+        }
+        State::Running => ContainerState {
+            running: Some(ContainerStateRunning {
+                started_at: observed.started_at.map(whole_seconds),
+            }),
+            ..ContainerState::default()
+        },
+        State::Created => waiting_state("ContainerCreating", ""),
+        State::Exited => terminated(observed, input),
+        State::Unknown => ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                reason: Some("ContainerStatusUnknown".into()),
+                message: Some(
+                    "The container could not be located when the pod was terminated".into(),
+                ),
+                exit_code: 137,
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        },
+    };
+    ContainerStatus {
+        name: container.name.clone(),
+        image: if observed.image.is_empty() {
+            container.image.clone().unwrap_or_default()
+        } else {
+            observed.image.clone()
+        },
+        image_id: observed.image_ref.clone(),
+        container_id: Some(format!("{}://{}", input.runtime_name, observed.id)),
+        restart_count: observed.restart_count as i32,
+        state: Some(state),
+        user: observed.user.clone().map(|(uid, gid, groups)| ContainerUser {
+            linux: Some(LinuxContainerUser { uid, gid, supplemental_groups: Some(groups) }),
+        }),
+        ..ContainerStatus::default()
+    }
+}
+
+fn terminated(observed: &Observed, input: &Input<'_>) -> ContainerState {
+    let reason = match observed.reason.as_str() {
+        "" if observed.exit_code == 0 => "Completed",
+        "" => "Error",
+        reason => reason,
+    };
+    let message = input.messages.get(&observed.id).unwrap_or(&observed.message);
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            container_id: Some(format!("{}://{}", input.runtime_name, observed.id)),
+            exit_code: observed.exit_code,
+            reason: Some(reason.into()),
+            message: (!message.is_empty()).then(|| message.clone()),
+            started_at: Some(whole_seconds(observed.started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
+            finished_at: Some(whole_seconds(observed.finished_at.unwrap_or(Timestamp::UNIX_EPOCH))),
+            signal: None,
+        }),
+        ..ContainerState::default()
+    }
+}
+
+fn set_readiness(
+    kind: Kind,
+    container: &Container,
+    status: &mut ContainerStatus,
+    input: &Input<'_>,
+) {
+    let state = status.state.as_ref();
+    let running = state.is_some_and(|s| s.running.is_some());
+    let id = status.container_id.as_deref().and_then(|id| id.split_once("://")).map(|(_, id)| id);
+    let results = id.and_then(|id| input.local.probes.get(id)).copied().unwrap_or_default();
+    let started = running && (container.startup_probe.is_none() || results.startup == Some(true));
+    status.started = Some(started);
+    status.ready = match kind {
+        Kind::Init if !pod::is_sidecar(container) => {
+            state.and_then(|s| s.terminated.as_ref()).is_some_and(|t| t.exit_code == 0)
+        }
+        Kind::Ephemeral => false,
+        _ => started && (container.readiness_probe.is_none() || results.readiness == Some(true)),
+    };
+    if kind == Kind::Ephemeral {
+        status.started = None;
+    }
+}
+
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.as_ref()?;
+    let statuses = mounts.iter().map(|m| {
+        let read_only = m.read_only.filter(|r| *r);
+        let recursive = matches!(m.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+        VolumeMountStatus {
+            mount_path: m.mount_path.clone(),
+            name: m.name.clone(),
+            read_only,
+            recursive_read_only: read_only
+                .map(|_| if recursive { "Enabled" } else { "Disabled" }.to_owned()),
+            volume_status: None,
+        }
+    });
+    Some(statuses.collect())
+}
+
+/// The API's times have whole seconds; comparing what is sent with what comes back needs the same.
+pub fn whole_seconds(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+fn waiting_state(reason: &str, message: &str) -> ContainerState {
+    ContainerState {
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.into()),
+            message: (!message.is_empty()).then(|| message.into()),
+        }),
+        ..ContainerState::default()
+    }
+}
+
+/// Whether the container once ended (now, or before it began to wait again), and with which code.
+fn ended(status: &ContainerStatus) -> Option<i32> {
+    let state = status.state.as_ref()?;
+    if let Some(terminated) = &state.terminated {
+        return Some(terminated.exit_code);
+    }
+    state.waiting.as_ref()?;
+    Some(status.last_state.as_ref()?.terminated.as_ref()?.exit_code)
+}
+
+fn is_running(status: &ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|s| s.running.is_some())
+}
+
+/// The pod's phase from its containers' statuses (`getPhase`).
+pub fn phase(pod: &Pod, statuses: &[ContainerStatus], ending: bool, started: bool) -> &'static str {
+    let find = |name: &str| statuses.iter().find(|s| s.name == name);
+    let policy = pod::restart_policy(pod);
+    let (mut pending_init, mut failed_init, mut pending_sidecars) = (0, 0, 0);
+    let (mut unknown, mut running, mut waiting, mut stopped, mut succeeded) = (0, 0, 0, 0, 0);
+    for container in pod::init_containers(pod) {
+        let status = find(&container.name);
+        if pod::is_sidecar(container) {
+            match status {
+                None => unknown += 1,
+                Some(s) if is_running(s) => {
+                    pending_sidecars += usize::from(s.started != Some(true));
+                    running += 1;
+                }
+                Some(s) if ended(s).is_some() => {}
+                Some(_) => {
+                    pending_sidecars += 1;
+                    waiting += 1;
+                }
+            }
+            continue;
+        }
+        match status.map(ended) {
+            Some(Some(0)) => {}
+            Some(Some(_)) => failed_init += 1,
+            _ => pending_init += 1,
+        }
+    }
+    for container in pod::containers(pod) {
+        match find(&container.name) {
+            None => unknown += 1,
+            Some(s) if is_running(s) => running += 1,
+            Some(s) => match ended(s) {
+                Some(code) => {
+                    stopped += 1;
+                    succeeded += usize::from(code == 0);
+                }
+                None => waiting += 1,
+            },
+        }
+    }
+    if failed_init > 0 && policy == pod::RestartPolicy::Never {
+        return "Failed";
+    }
+    if pending_init > 0
+        || failed_init > 0 && !started
+        || (!started && pending_sidecars > 0)
+        || waiting > 0
+    {
+        return "Pending";
+    }
+    if running > 0 && unknown == 0 && !(ending && stopped > 0 && running == 0) {
+        return "Running";
+    }
+    if stopped > 0 && unknown == 0 {
+        if ending {
+            return if stopped == succeeded { "Succeeded" } else { "Failed" };
+        }
+        return match policy {
+            pod::RestartPolicy::Always => "Running",
+            _ if stopped == succeeded => "Succeeded",
+            pod::RestartPolicy::Never => "Failed",
+            pod::RestartPolicy::OnFailure => "Running",
+        };
+    }
+    "Pending"
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,395 @@
+//! A pod's volumes: made before its containers, kept current, taken away after them.
+//!
+//! Source of behaviour: the volumes page of the Kubernetes documentation, `pkg/volume`.
+
+pub mod atomic;
+mod empty_dir;
+mod host_path;
+pub mod mounts;
+pub mod project;
+mod subpath;
+pub mod usage;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
+    Volume,
+};
+use kube::Api;
+
+use crate::context::Context;
+use crate::fields::Facts;
+use crate::pod;
+use atomic::{Owner, Payload, Projected};
+
+/// Why a volume is not there; the text is that of the `FailedMount` event.
+#[derive(Debug, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume {volume:?} : {cause}")]
+pub struct Error {
+    /// The volume's name in the pod.
+    pub volume: String,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// What can be wrong with a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// A config map that is not optional is absent.
+    #[error("configmap {0:?} not found")]
+    ConfigMapNotFound(String),
+    /// A secret that is not optional is absent.
+    #[error("secret {0:?} not found")]
+    SecretNotFound(String),
+    /// The API server did not answer as needed.
+    #[error("failed to fetch {what}: {}", crate::api::text(source))]
+    Fetch {
+        /// The object.
+        what: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// The object's content does not fit the volume.
+    #[error(transparent)]
+    Content(#[from] project::Error),
+    /// The host path is not what it should be.
+    #[error(transparent)]
+    HostPath(#[from] host_path::Error),
+    /// The files could not be written.
+    #[error("{what}: {source}")]
+    Io {
+        /// The path.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The claim has no volume yet.
+    #[error("PersistentVolumeClaim is not bound: {0:?}")]
+    Unbound(String),
+    /// A kind of volume this kubelet cannot give.
+    #[error("volume type {0:?} is not supported by this node")]
+    Unsupported(&'static str),
+}
+
+/// The volumes of a pod, ready.
+#[derive(Clone, Debug, Default)]
+pub struct Mounted {
+    /// Where each is on the node.
+    pub paths: BTreeMap<String, PathBuf>,
+    /// When a token in one of them is to be renewed.
+    pub renew_at: Option<Timestamp>,
+    /// What was written, so that nothing is written twice.
+    written: BTreeMap<String, Plan>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Plan {
+    EmptyDir(EmptyDirVolumeSource),
+    Files(Payload, Owner),
+    HostPath(String),
+    Nothing,
+}
+
+/// Makes the volumes of `pod`, or brings them up to date.
+pub async fn set_up(
+    context: &Context,
+    of: &Pod,
+    facts: &Facts,
+    before: Option<&Mounted>,
+) -> Result<Mounted, Error> {
+    let mut mounted = Mounted::default();
+    let volumes = of.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+    let mut work = Vec::with_capacity(volumes.len());
+    for volume in volumes {
+        let fail = |cause| Error { volume: volume.name.clone(), cause };
+        let (path, plan) = plan(context, of, volume, facts, &mut mounted).await.map_err(fail)?;
+        mounted.paths.insert(volume.name.clone(), path.clone());
+        mounted.written.insert(volume.name.clone(), plan.clone());
+        if before.and_then(|b| b.written.get(&volume.name)) != Some(&plan) {
+            work.push((volume.name.clone(), path, plan));
+        }
+    }
+    if work.is_empty() {
+        return Ok(mounted);
+    }
+    let pod = of.clone();
+    let stamp = context.clock.now().strftime("%Y_%m_%d_%H_%M_%S.").to_string();
+    let done = tokio::task::spawn_blocking(move || {
+        for (volume, path, plan) in work {
+            let stamp = format!("{stamp}{}", uuid::Uuid::new_v4().simple());
+            apply(&pod, &path, plan, &stamp).map_err(|cause| Error { volume, cause })?;
+        }
+        Ok(())
+    });
+    match done.await {
+        Ok(result) => result.map(|()| mounted),
+        Err(error) => Err(Error {
+            volume: String::new(),
+            cause: Cause::Io {
+                what: "volume set-up was cancelled".into(),
+                source: io::Error::other(error),
+            },
+        }),
+    }
+}
+
+fn apply(pod: &Pod, path: &Path, plan: Plan, stamp: &str) -> Result<(), Cause> {
+    let fail = |source| Cause::Io { what: path.display().to_string(), source };
+    match plan {
+        Plan::EmptyDir(source) => {
+            empty_dir::set_up(path, &source, pod).map_err(fail)?;
+            match fs_group(pod) {
+                Some(gid) => own(path, gid).map_err(fail),
+                None => Ok(()),
+            }
+        }
+        Plan::Files(payload, owner) => {
+            atomic::write(path, &payload, owner, stamp).map(drop).map_err(fail)
+        }
+        Plan::HostPath(kind) => Ok(host_path::check(path, &kind)?),
+        Plan::Nothing => Ok(()),
+    }
+}
+
+/// The pod's fsGroup.
+pub fn fs_group(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    context.and_then(|c| c.fs_group).and_then(|g| u32::try_from(g).ok())
+}
+
+/// Gives the directory to the group: new files in it belong to the group too.
+fn own(path: &Path, gid: u32) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+    let metadata = std::fs::metadata(path)?;
+    if metadata.gid() == gid && metadata.mode() & 0o2770 == 0o2770 {
+        return Ok(());
+    }
+    chown(path, None, Some(gid))?;
+    std::fs::set_permissions(
+        path,
+        std::fs::Permissions::from_mode(metadata.mode() & 0o7777 | 0o2770),
+    )
+}
+
+async fn plan(
+    context: &Context,
+    of: &Pod,
+    volume: &Volume,
+    facts: &Facts,
+    mounted: &mut Mounted,
+) -> Result<(PathBuf, Plan), Cause> {
+    let base = directory(&context.root_dir, pod::uid(of)).join("volumes");
+    let owner = Owner { uid: None, gid: fs_group(of) };
+    let below = |plugin: &str| base.join(format!("kubernetes.io~{plugin}")).join(&volume.name);
+    if let Some(source) = &volume.empty_dir {
+        if source.medium.as_deref().is_some_and(|m| m.starts_with("HugePages")) {
+            return Err(Cause::Unsupported("emptyDir with medium HugePages"));
+        }
+        return Ok((below("empty-dir"), Plan::EmptyDir(source.clone())));
+    }
+    if let Some(source) = &volume.config_map {
+        let optional = source.optional == Some(true);
+        let object = config_map(context, of, &source.name, optional).await?;
+        let mode = source.default_mode.unwrap_or(0o644);
+        let files =
+            project::config_map(object.as_deref(), source.items.as_deref(), mode, optional)?;
+        return Ok((below("configmap"), Plan::Files(files, owner)));
+    }
+    if let Some(source) = &volume.secret {
+        let optional = source.optional == Some(true);
+        let name = source.secret_name.as_deref().unwrap_or_default();
+        let object = secret(context, of, name, optional).await?;
+        let mode = source.default_mode.unwrap_or(0o644);
+        let files = project::secret(object.as_deref(), source.items.as_deref(), mode, optional)?;
+        return Ok((below("secret"), Plan::Files(files, owner)));
+    }
+    if let Some(source) = &volume.downward_api {
+        let mode = source.default_mode.unwrap_or(0o644);
+        let files =
+            project::downward(of, source.items.as_deref().unwrap_or_default(), mode, facts)?;
+        return Ok((below("downward-api"), Plan::Files(files, owner)));
+    }
+    if let Some(source) = &volume.projected {
+        let files = projected(context, of, source, facts, mounted).await?;
+        let uid = if owner.gid.is_some() { None } else { common_user(of) };
+        return Ok((below("projected"), Plan::Files(files, Owner { uid, ..owner })));
+    }
+    if let Some(source) = &volume.host_path {
+        let kind = source.type_.clone().unwrap_or_default();
+        return Ok((PathBuf::from(&source.path), Plan::HostPath(kind)));
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        return claimed(context, of, &source.claim_name).await;
+    }
+    if volume.ephemeral.is_some() {
+        return claimed(context, of, &format!("{}-{}", pod::name(of), volume.name)).await;
+    }
+    if volume.image.is_some() {
+        // The runtime mounts it from the image itself.
+        return Ok((PathBuf::new(), Plan::Nothing));
+    }
+    let kind = if volume.csi.is_some() {
+        "csi"
+    } else if volume.nfs.is_some() {
+        "nfs"
+    } else if volume.iscsi.is_some() {
+        "iscsi"
+    } else {
+        "unknown"
+    };
+    Err(Cause::Unsupported(kind))
+}
+
+async fn config_map(
+    context: &Context,
+    of: &Pod,
+    name: &str,
+    optional: bool,
+) -> Result<Option<std::sync::Arc<k8s_openapi::api::core::v1::ConfigMap>>, Cause> {
+    let found = context.objects.config_maps.get(pod::namespace(of), name, pod::uid(of)).await;
+    match found {
+        Ok(None) if !optional => Err(Cause::ConfigMapNotFound(name.into())),
+        Ok(found) => Ok(found),
+        Err(source) => Err(Cause::Fetch { what: format!("configmap {name:?}"), source }),
+    }
+}
+
+async fn secret(
+    context: &Context,
+    of: &Pod,
+    name: &str,
+    optional: bool,
+) -> Result<Option<std::sync::Arc<k8s_openapi::api::core::v1::Secret>>, Cause> {
+    match context.objects.secrets.get(pod::namespace(of), name, pod::uid(of)).await {
+        Ok(None) if !optional => Err(Cause::SecretNotFound(name.into())),
+        Ok(found) => Ok(found),
+        Err(source) => Err(Cause::Fetch { what: format!("secret {name:?}"), source }),
+    }
+}
+
+async fn projected(
+    context: &Context,
+    of: &Pod,
+    source: &ProjectedVolumeSource,
+    facts: &Facts,
+    mounted: &mut Mounted,
+) -> Result<Payload, Cause> {
+    let mode = source.default_mode.unwrap_or(0o644);
+    let mut files = Payload::new();
+    for part in source.sources.iter().flatten() {
+        if let Some(part) = &part.config_map {
+            let optional = part.optional == Some(true);
+            let object = config_map(context, of, &part.name, optional).await?;
+            files.extend(project::config_map(
+                object.as_deref(),
+                part.items.as_deref(),
+                mode,
+                optional,
+            )?);
+        }
+        if let Some(part) = &part.secret {
+            let optional = part.optional == Some(true);
+            let object = secret(context, of, &part.name, optional).await?;
+            files.extend(project::secret(
+                object.as_deref(),
+                part.items.as_deref(),
+                mode,
+                optional,
+            )?);
+        }
+        if let Some(part) = &part.downward_api {
+            files.extend(project::downward(
+                of,
+                part.items.as_deref().unwrap_or_default(),
+                mode,
+                facts,
+            )?);
+        }
+        if let Some(part) = &part.service_account_token {
+            let seconds = part.expiration_seconds.unwrap_or(3600);
+            let now = context.clock.now();
+            let token = context
+                .tokens
+                .get(of, part.audience.as_deref(), seconds, now)
+                .await
+                .map_err(|source| Cause::Fetch { what: "token".into(), source })?;
+            let private = fs_group(of).is_some() || common_user(of).is_some();
+            let mode = if private { 0o600 } else { mode as u32 };
+            files.insert(part.path.clone(), Projected { data: token.token.into_bytes(), mode });
+            mounted.renew_at =
+                Some(mounted.renew_at.map_or(token.renew_at, |at| at.min(token.renew_at)));
+        }
+        if part.cluster_trust_bundle.is_some() {
+            return Err(Cause::Unsupported("clusterTrustBundle"));
+        }
+        if part.pod_certificate.is_some() {
+            return Err(Cause::Unsupported("podCertificate"));
+        }
+    }
+    Ok(files)
+}
+
+/// The user all containers run as, if the pod says so: then a token need be readable to it alone.
+fn common_user(of: &Pod) -> Option<u32> {
+    let of_pod =
+        of.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|c| c.run_as_user);
+    let mut users = pod::all_containers(of)
+        .into_iter()
+        .map(|(_, c)| c.security_context.and_then(|s| s.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|u| u == Some(first)).then(|| u32::try_from(first).ok()).flatten()
+}
+
+async fn claimed(context: &Context, of: &Pod, claim: &str) -> Result<(PathBuf, Plan), Cause> {
+    let fetch = |what: String| move |source| Cause::Fetch { what, source };
+    let claims: Api<PersistentVolumeClaim> =
+        Api::namespaced(context.client.clone(), pod::namespace(of));
+    let found =
+        claims.get(claim).await.map_err(fetch(format!("persistentvolumeclaim {claim:?}")))?;
+    let bound = found.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
+    let name = found.spec.and_then(|s| s.volume_name).filter(|_| bound);
+    let name = name.ok_or_else(|| Cause::Unbound(claim.into()))?;
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    let volume = volumes.get(&name).await.map_err(fetch(format!("persistentvolume {name:?}")))?;
+    let spec = volume.spec.unwrap_or_default();
+    if let Some(source) = spec.host_path {
+        return Ok((PathBuf::from(source.path), Plan::HostPath(source.type_.unwrap_or_default())));
+    }
+    if let Some(source) = spec.local {
+        return Ok((PathBuf::from(source.path), Plan::HostPath("Directory".into())));
+    }
+    Err(Cause::Unsupported(if spec.csi.is_some() { "csi" } else { "persistentVolume" }))
+}
+
+/// The pod's own directory below the kubelet's.
+pub fn directory(root: &Path, uid: &str) -> PathBuf {
+    root.join("pods").join(uid)
+}
+
+/// Takes away everything of the pod below the kubelet's directory: mounts first, then files.
+pub fn tear_down(root: &Path, uid: &str) -> io::Result<()> {
+    let directory = directory(root, uid);
+    if !directory.exists() {
+        return Ok(());
+    }
+    subpath::release(&directory);
+    // A mount that could not be released must not lose its content.
+    let plain = directory.join("volume-subpaths");
+    if plain.exists() {
+        remove_unmounted(&plain)?;
+    }
+    std::fs::remove_dir_all(&directory)
+}
+
+fn remove_unmounted(path: &Path) -> io::Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let text = path.display().to_string();
+    if mounts.lines().filter_map(|l| l.split(' ').nth(4)).any(|p| p.starts_with(&text)) {
+        return Err(io::Error::other(format!("{text} still holds a mount")));
+    }
+    std::fs::remove_dir_all(path)
+}

@@ -1,0 +1,407 @@
+//! One worker per pod: looks, decides, acts, looks again. Level-triggered: whatever wakes it, it
+//! starts from what spec and runtime say now, so a restarted kubelet goes on where it was.
+//!
+//! Starting containers is in `start`, ending pods in `end`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::background::Background;
+use crate::backoff::Backoffs;
+use crate::context::Context;
+use crate::decide::{self, Actions, Local};
+use crate::image::Pulls;
+use crate::observe::{self, Observed, PodView, State};
+use crate::pod;
+use crate::probe::Probes;
+use crate::report::Reporter;
+use crate::start::Started;
+use crate::status::{self, Waiting};
+use crate::volumes::{self, Mounted};
+
+/// How long a worker waits, at most, before it looks again without a cause.
+const RESYNC: SignedDuration = SignedDuration::from_secs(60);
+/// After a start that failed for a reason that may pass.
+pub(crate) const RETRY: SignedDuration = SignedDuration::from_secs(10);
+
+/// What a worker is told of its pod.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// The pod as the API has it, or had it.
+    pub pod: Arc<Pod>,
+    /// It is no longer in the API.
+    pub removed: bool,
+}
+
+/// A running worker.
+pub struct Handle {
+    update: watch::Sender<Update>,
+    wake: Arc<Notify>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Handle {
+    /// Starts the worker; `done` hears the pod's uid when nothing of it is left.
+    pub fn spawn(
+        context: Arc<Context>,
+        first: Update,
+        done: mpsc::UnboundedSender<String>,
+    ) -> Self {
+        let (update, receiver) = watch::channel(first);
+        let wake = Arc::new(Notify::new());
+        let worker = Worker::new(context, receiver, wake.clone());
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let uid = pod::uid(&worker.pod).to_owned();
+            worker.run().await;
+            let _ = done.send(uid);
+        }));
+        Self { update, wake, _task: task }
+    }
+
+    /// Tells the worker what the API now says.
+    pub fn update(&self, update: Update) {
+        self.update.send_replace(update);
+    }
+
+    /// The pod as the worker was last told of it.
+    pub fn pod(&self) -> Arc<Pod> {
+        self.update.borrow().pod.clone()
+    }
+
+    /// Makes the worker look again.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+}
+
+pub(crate) struct Stop {
+    pub(crate) grace_seconds: i64,
+    pub(crate) task: Background<()>,
+}
+
+/// The state of one pod's worker; none of it is needed to start again.
+pub(crate) struct Worker {
+    pub(crate) context: Arc<Context>,
+    update: watch::Receiver<Update>,
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) removed: bool,
+    seen: SystemTime,
+    admitted: bool,
+    known: HashMap<String, Observed>,
+    pub(crate) view: PodView,
+    pub(crate) local: Local,
+    pub(crate) waiting: HashMap<String, Waiting>,
+    pub(crate) messages: HashMap<String, String>,
+    pub(crate) backoff: Backoffs,
+    /// By container name, the dead container that may be succeeded now.
+    pub(crate) approved: HashMap<String, String>,
+    pub(crate) retry_at: HashMap<String, Timestamp>,
+    pub(crate) pulls: Pulls,
+    probes: Probes,
+    pub(crate) stops: HashMap<String, Stop>,
+    pub(crate) hooks: HashMap<String, Background<bool>>,
+    pub(crate) failure: Option<Waiting>,
+    pub(crate) ending_since: Option<Timestamp>,
+    pub(crate) cleaned: bool,
+    pub(crate) reported: PodStatus,
+    pub(crate) reporter: Reporter,
+    pub(crate) mounted: Option<Mounted>,
+    pub(crate) volume_failures: u32,
+    pub(crate) sandbox_failures: u32,
+    ready_told: bool,
+}
+
+impl Worker {
+    fn new(context: Arc<Context>, mut update: watch::Receiver<Update>, wake: Arc<Notify>) -> Self {
+        let Update { pod, removed } = update.borrow_and_update().clone();
+        let reported = pod.status.clone().unwrap_or_default();
+        let reporter = Reporter::new(context.clone(), &pod, reported.clone());
+        Self {
+            context,
+            update,
+            wake,
+            pod,
+            removed,
+            seen: SystemTime::now(),
+            admitted: false,
+            known: HashMap::new(),
+            view: PodView::default(),
+            local: Local::default(),
+            waiting: HashMap::new(),
+            messages: HashMap::new(),
+            backoff: Backoffs::default(),
+            approved: HashMap::new(),
+            retry_at: HashMap::new(),
+            pulls: Pulls::default(),
+            probes: Probes::default(),
+            stops: HashMap::new(),
+            hooks: HashMap::new(),
+            failure: None,
+            ending_since: None,
+            cleaned: false,
+            reported,
+            reporter,
+            mounted: None,
+            volume_failures: 0,
+            sandbox_failures: 0,
+            ready_told: false,
+        }
+    }
+
+    async fn run(mut self) {
+        apimachinery::trace::step("kubelet", pod::uid(&self.pod), self.seen, "worker started");
+        loop {
+            let next = self.sync().await;
+            let Some(next) = next else { return };
+            let at = self.context.clock.instant(next);
+            let wake = self.wake.clone();
+            tokio::select! {
+                changed = self.update.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let Update { pod, removed } = self.update.borrow_and_update().clone();
+                    self.pod = pod;
+                    self.removed |= removed;
+                }
+                () = wake.notified() => {}
+                () = tokio::time::sleep_until(at) => {}
+            }
+        }
+    }
+
+    /// One look and one step. Returns when to look again; `None` when the pod is gone altogether.
+    async fn sync(&mut self) -> Option<Timestamp> {
+        let now = self.context.clock.now();
+        let uid = pod::uid(&self.pod).to_owned();
+        if !self.cleaned {
+            match observe::observe(&self.context.cri, &uid, &mut self.known).await {
+                Ok(view) => self.view = view,
+                Err(error) => {
+                    tracing::warn!(pod = pod::full_name(&self.pod), %error, "cannot ask the runtime");
+                    return Some(now + SignedDuration::from_secs(1));
+                }
+            }
+            self.reap();
+            self.read_messages();
+        }
+        self.admit();
+        let mut next = now + RESYNC;
+        self.check_limits(now, &mut next).await;
+        let ending = self.is_ending();
+        self.probes.update(&self.context, &self.pod, &self.view, &self.wake, ending);
+        self.local.probes = self.probes.results();
+        if !ending {
+            // After a step the view is stale; the worker is awake for the next look already.
+            if !self.advance(now, &mut next).await {
+                self.report(now, false);
+            }
+        }
+        if self.is_ending() && self.end(now, &mut next).await {
+            return None;
+        }
+        self.collect().await;
+        Some(next)
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.removed
+            || self.failure.is_some()
+            || self.pod.metadata.deletion_timestamp.is_some()
+            || pod::is_terminal(&self.pod)
+            || matches!(self.reported.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// Takes note of background work that has ended.
+    fn reap(&mut self) {
+        self.stops.retain(|_, stop| stop.task.result().is_none());
+        let mut ended: Vec<(String, bool)> = Vec::new();
+        for (id, task) in &mut self.hooks {
+            ended.extend(task.result().map(|result| (id.clone(), result.unwrap_or(false))));
+        }
+        for (id, good) in ended {
+            self.hooks.remove(&id);
+            if !good {
+                self.post_start_failed(&id);
+            }
+        }
+        self.local.stopping = self.stops.keys().cloned().collect();
+        self.local.hooks = self.hooks.keys().cloned().collect();
+    }
+
+    fn read_messages(&mut self) {
+        for observed in self.view.containers.iter().filter(|o| o.state == State::Exited) {
+            if !self.messages.contains_key(&observed.id) {
+                self.messages.insert(observed.id.clone(), crate::termination::message(observed));
+            }
+        }
+        let view = &self.view;
+        self.messages.retain(|id, _| view.by_id(id).is_some());
+    }
+
+    /// The first time a pod is seen, unless it runs already, the node may refuse it.
+    fn admit(&mut self) {
+        if std::mem::replace(&mut self.admitted, true) || self.is_ending() {
+            return;
+        }
+        let running = !self.view.sandboxes.is_empty();
+        if !running && self.was_lost() {
+            self.failure = Some(Waiting {
+                reason: "Terminated".into(),
+                message: "Pod was terminated in response to imminent node shutdown.".into(),
+            });
+            return;
+        }
+        if let Err(refusal) = self.context.admit(&self.pod, running) {
+            self.context.warning(&self.pod, None, &refusal.reason, refusal.message.clone());
+            self.failure = Some(Waiting {
+                message: format!("Pod was rejected: {}", refusal.message),
+                ..refusal
+            });
+        }
+    }
+
+    /// Whether the pod ran once, nothing is left of it, and its containers may not run twice.
+    fn was_lost(&self) -> bool {
+        let ran = |s: &k8s_openapi::api::core::v1::ContainerStatus| s.container_id.is_some();
+        self.view.containers.is_empty()
+            && pod::restart_policy(&self.pod) == pod::RestartPolicy::Never
+            && self.reported.container_statuses.iter().flatten().any(ran)
+    }
+
+    /// Ends pods that have run too long or hold too much.
+    async fn check_limits(&mut self, now: Timestamp, next: &mut Timestamp) {
+        if self.is_ending() {
+            return;
+        }
+        let seconds = self.pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
+        if let (Some(seconds), Some(start)) = (seconds, &self.reported.start_time) {
+            let deadline = start.0 + SignedDuration::from_secs(seconds);
+            if now >= deadline {
+                let message = "Pod was active on the node longer than the specified deadline";
+                self.context.normal(&self.pod, None, "DeadlineExceeded", message);
+                self.failure =
+                    Some(Waiting { reason: "DeadlineExceeded".into(), message: message.into() });
+                return;
+            }
+            *next = (*next).min(deadline);
+        }
+        if volumes::usage::is_limited(&self.pod) {
+            *next = (*next).min(now + RETRY);
+            let (root, pod) = (self.context.root_dir.clone(), self.pod.clone());
+            let measured =
+                tokio::task::spawn_blocking(move || volumes::usage::over_limit(&root, &pod)).await;
+            if let Ok(Some(message)) = measured {
+                self.context.warning(&self.pod, None, "Evicted", message.clone());
+                self.failure = Some(Waiting { reason: "Evicted".into(), message });
+            }
+        }
+    }
+
+    /// Brings a pod that should run one step on. Returns whether a container was started.
+    async fn advance(&mut self, now: Timestamp, next: &mut Timestamp) -> bool {
+        let actions = decide::decide(&self.pod, &self.view, &self.local);
+        if actions == Actions::default() && self.mounted.is_some() && !self.volumes_due(now) {
+            self.note_ready();
+            return false;
+        }
+        if actions.kill_pod && (self.stop_everything(now, "") || actions.create_sandbox.is_none()) {
+            return false;
+        }
+        for kill in &actions.kill {
+            self.kill(kill);
+        }
+        self.report(now, false);
+        if !self.prepare_volumes(now, next).await {
+            return false;
+        }
+        let Some((sandbox_id, config)) = self.prepare_sandbox(&actions, now, next).await else {
+            return false;
+        };
+        let mut started = false;
+        for start in &actions.start {
+            match self.start(&sandbox_id, &config, *start, now, next).await {
+                Started::Running => started = true,
+                Started::NotYet => {}
+                Started::Bars => break,
+            }
+        }
+        started
+    }
+
+    /// Reports what the pod is.
+    pub(crate) fn report(&mut self, now: Timestamp, ending: bool) {
+        if self.removed {
+            return;
+        }
+        let host_ip = self.context.node_ip.to_string();
+        let input = status::Input {
+            view: &self.view,
+            local: &self.local,
+            old: &self.reported,
+            waiting: &self.waiting,
+            messages: &self.messages,
+            failure: self.failure.as_ref(),
+            ending,
+            host_ip: &host_ip,
+            runtime_name: &self.context.runtime_name,
+            now,
+        };
+        let status = status::generate(&self.pod, &input);
+        self.reported = status.clone();
+        self.reporter.report(status);
+    }
+
+    fn note_ready(&mut self) {
+        let ready = self
+            .reported
+            .conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == "Ready" && c.status == "True");
+        if ready && !std::mem::replace(&mut self.ready_told, true) {
+            apimachinery::trace::step("observe", pod::uid(&self.pod), self.seen, "ready");
+        }
+    }
+
+    /// Removes dead containers that nobody will ask for: of each name the newest two are kept, the
+    /// present one and that of `--previous`.
+    async fn collect(&mut self) {
+        if self.cleaned {
+            return;
+        }
+        let superfluous = self.view.containers.iter().enumerate().filter(|(index, observed)| {
+            let newer = self.view.containers[..*index].iter().filter(|c| c.name == observed.name);
+            observed.state != State::Running && newer.count() >= 2
+        });
+        let superfluous: Vec<&Observed> = superfluous.map(|(_, observed)| observed).collect();
+        for observed in superfluous {
+            let request = cri::RemoveContainerRequest { container_id: observed.id.clone() };
+            if let Err(error) = self.context.cri.remove_container(request).await {
+                tracing::debug!(container = observed.id, %error, "cannot remove a dead container");
+                continue;
+            }
+            crate::logs::rotate::remove(std::path::Path::new(&observed.log_path));
+            if let Some(path) = &observed.termination_log {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        for old in self.view.sandboxes.iter().skip(1).filter(|s| !s.ready) {
+            if self.view.containers.iter().any(|c| c.sandbox_id == old.id) {
+                continue;
+            }
+            let request = cri::RemovePodSandboxRequest { pod_sandbox_id: old.id.clone() };
+            if let Err(error) = self.context.cri.remove_pod_sandbox(request).await {
+                tracing::debug!(sandbox = old.id, %error, "cannot remove a dead sandbox");
+            }
+        }
+    }
+}

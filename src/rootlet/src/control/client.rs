@@ -1,0 +1,168 @@
+//! The command line's side.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow, bail};
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt, AsyncRead};
+
+use super::{ImageLine, Progress, Status};
+use crate::paths::Paths;
+
+type Body = BoxBody<Bytes, std::io::Error>;
+
+/// Speaks with the daemon of one cluster.
+pub struct Client {
+    socket: PathBuf,
+    name: String,
+}
+
+impl Client {
+    /// A client for the cluster; nothing is opened yet.
+    pub fn new(paths: &Paths) -> Self {
+        Self { socket: paths.daemon_socket(), name: paths.name.clone() }
+    }
+
+    /// How the cluster is.
+    pub fn status(&self) -> anyhow::Result<Status> {
+        run(self.get("/status"))
+    }
+
+    /// Stops the pods and then the daemon; returns when the pods are stopped.
+    pub fn down(&self) -> anyhow::Result<()> {
+        run(async {
+            let response = self.send(Method::POST, "/down", empty()).await?;
+            response.into_body().collect().await.context("the daemon ended too early")?;
+            Ok(())
+        })
+    }
+
+    /// What was recorded about a pod.
+    pub fn trace(&self, namespace: &str, name: &str) -> anyhow::Result<cli::trace::Trace> {
+        run(self.get(&format!("/trace/{namespace}/{name}")))
+    }
+
+    /// The images of the node.
+    pub fn images(&self) -> anyhow::Result<Vec<ImageLine>> {
+        run(self.get("/images"))
+    }
+
+    /// Removes an image by name or id.
+    pub fn remove_image(&self, reference: &str) -> anyhow::Result<()> {
+        run(async {
+            let path = format!("/images?{}", query("reference", reference));
+            self.send(Method::DELETE, &path, empty()).await.map(drop)
+        })
+    }
+
+    /// Pulls an image, telling `progress` how it goes.
+    pub fn pull(
+        &self,
+        reference: &str,
+        progress: impl FnMut(&Progress),
+    ) -> anyhow::Result<Vec<ImageLine>> {
+        run(async {
+            let path = format!("/images/pull?{}", query("reference", reference));
+            follow(self.send(Method::POST, &path, empty()).await?, progress).await
+        })
+    }
+
+    /// Loads an archive from a file, or from standard input when `file` is `None`.
+    pub fn load(
+        &self,
+        file: Option<&std::path::Path>,
+        progress: impl FnMut(&Progress),
+    ) -> anyhow::Result<Vec<ImageLine>> {
+        run(async {
+            let reader: Box<dyn AsyncRead + Send + Sync + Unpin> = match file {
+                None => Box::new(tokio::io::stdin()),
+                Some(file) => Box::new(
+                    tokio::fs::File::open(file)
+                        .await
+                        .with_context(|| format!("cannot read {}", file.display()))?,
+                ),
+            };
+            let frames = tokio_util::io::ReaderStream::with_capacity(reader, 256 * 1024)
+                .map(|chunk| chunk.map(Frame::data));
+            let body = BodyExt::boxed(StreamBody::new(frames));
+            follow(self.send(Method::POST, "/images/load", body).await?, progress).await
+        })
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let response = self.send(Method::GET, path, empty()).await?;
+        let body = response.into_body().collect().await.context("the daemon ended")?.to_bytes();
+        serde_json::from_slice(&body).context("the daemon is of another version; restart it")
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> anyhow::Result<Response<Incoming>> {
+        let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|error| {
+            anyhow!(error).context(format!(
+                "cluster {:?} is not running; start it with `rootlet up{}`",
+                self.name,
+                if self.name == "default" {
+                    String::new()
+                } else {
+                    format!(" --name {}", self.name)
+                }
+            ))
+        })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request =
+            Request::builder().method(method).uri(path).header("host", "rootlet").body(body)?;
+        let response = sender.send_request(request).await.context("the daemon does not answer")?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        let text = response.into_body().collect().await?.to_bytes();
+        bail!("{}", String::from_utf8_lossy(&text))
+    }
+}
+
+fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(work);
+    // A read from a terminal that nobody ends must not hold the process.
+    runtime.shutdown_background();
+    answer
+}
+
+fn empty() -> Body {
+    Full::new(Bytes::new()).map_err(|never| match never {}).boxed()
+}
+
+fn query(key: &str, value: &str) -> String {
+    url::form_urlencoded::Serializer::new(String::new()).append_pair(key, value).finish()
+}
+
+async fn follow(
+    response: Response<Incoming>,
+    mut progress: impl FnMut(&Progress),
+) -> anyhow::Result<Vec<ImageLine>> {
+    let stream =
+        response.into_body().into_data_stream().map(|chunk| chunk.map_err(std::io::Error::other));
+    let mut lines = tokio_util::io::StreamReader::new(stream).lines();
+    while let Some(line) = lines.next_line().await.context("the daemon ended")? {
+        let line: Progress =
+            serde_json::from_str(&line).context("the daemon is of another version")?;
+        match line {
+            Progress::Images { images } => return Ok(images),
+            Progress::Error { message } => bail!("{message}"),
+            Progress::Layer { .. } => progress(&line),
+        }
+    }
+    bail!("the daemon ended before the images were there")
+}

@@ -1,0 +1,221 @@
+//! The daemon's side.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path as Segments, Query, State as Extract};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use client::Informers;
+use futures::TryStreamExt;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde::Deserialize;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{ImageLine, Progress, Status};
+use crate::tracer::Tracer;
+
+/// Progress lines that may wait for a slow reader.
+const LINES: usize = 256;
+
+/// What the handlers need.
+pub struct State {
+    /// Address of the API server.
+    pub server: String,
+    /// Name of the node.
+    pub node: String,
+    /// When the daemon started.
+    pub started: Instant,
+    /// The process' caches.
+    pub informers: Informers,
+    /// The node's images.
+    pub images: images::Store,
+    /// Recorded steps.
+    pub tracer: Tracer,
+    /// Sent once to ask for the end; the inner sender is told when the pods are stopped.
+    pub down: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+/// Serves `socket` until `shutdown`.
+pub async fn serve(
+    socket: &Path,
+    state: State,
+    shutdown: CancellationToken,
+) -> anyhow::Result<tokio::task::JoinHandle<()>> {
+    // What is there belongs to a daemon that has ended: its lock is ours.
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let router = Router::new()
+        .route("/status", get(status))
+        .route("/down", post(down))
+        .route("/trace/{namespace}/{name}", get(trace))
+        .route("/images", get(list).delete(remove))
+        .route("/images/pull", post(pull))
+        .route("/images/load", post(load))
+        .with_state(Arc::new(state));
+    Ok(tokio::spawn(async move {
+        let ended =
+            axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
+        if let Err(error) = ended.await {
+            tracing::error!(%error, "the control socket is closed");
+        }
+    }))
+}
+
+type Shared = Extract<Arc<State>>;
+
+async fn status(Extract(state): Shared) -> impl IntoResponse {
+    let mut pods: BTreeMap<String, usize> = BTreeMap::new();
+    for pod in state.informers.get::<Pod>().store().state() {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
+        *pods.entry(phase.unwrap_or_else(|| "Unknown".into())).or_default() += 1;
+    }
+    let node = state.informers.get::<Node>().get("", &state.node);
+    axum::Json(Status {
+        version: env!("CARGO_PKG_VERSION").into(),
+        server: state.server.clone(),
+        node: state.node.clone(),
+        node_ready: node.as_deref().is_some_and(is_ready),
+        pods,
+        uptime_s: state.started.elapsed().as_secs(),
+    })
+}
+
+/// Whether the node's condition `Ready` is true.
+pub fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|conditions| {
+        conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    })
+}
+
+async fn down(Extract(state): Shared) -> Response {
+    let (done, stopped) = oneshot::channel();
+    if state.down.send(done).await.is_err() {
+        return (StatusCode::CONFLICT, "the daemon is stopping already").into_response();
+    }
+    match stopped.await {
+        Ok(()) => StatusCode::OK.into_response(),
+        Err(_) => (StatusCode::CONFLICT, "the daemon is stopping already").into_response(),
+    }
+}
+
+async fn trace(
+    Extract(state): Shared,
+    Segments((namespace, name)): Segments<(String, String)>,
+) -> Response {
+    let pod = state.informers.get::<Pod>().get(&namespace, &name);
+    let Some(uid) = pod.and_then(|pod| pod.metadata.uid.clone()) else {
+        let text = format!("pods \"{name}\" not found in namespace \"{namespace}\"");
+        return (StatusCode::NOT_FOUND, text).into_response();
+    };
+    let steps = state.tracer.steps(&uid);
+    axum::Json(cli::trace::Trace { namespace, name, uid, steps }).into_response()
+}
+
+fn line(image: images::Image) -> ImageLine {
+    ImageLine {
+        id: image.id,
+        tags: image.tags,
+        digests: image.digests,
+        size_bytes: image.size_bytes,
+    }
+}
+
+async fn list(Extract(state): Shared) -> impl IntoResponse {
+    axum::Json(state.images.list().into_iter().map(line).collect::<Vec<_>>())
+}
+
+#[derive(Deserialize)]
+struct Named {
+    reference: String,
+}
+
+async fn remove(Extract(state): Shared, Query(named): Query<Named>) -> Response {
+    let removed = tokio::task::spawn_blocking(move || state.images.remove(&named.reference)).await;
+    match removed {
+        Ok(Ok(_)) => StatusCode::OK.into_response(),
+        Ok(Err(error)) => (StatusCode::NOT_FOUND, chain(&error)).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn pull(Extract(state): Shared, Query(named): Query<Named>) -> Response {
+    stream(move |lines| async move {
+        let options = images::PullOptions {
+            progress: Some(Arc::new(Lines(lines))),
+            ..images::PullOptions::default()
+        };
+        state.images.pull(&named.reference, options).await.map(|image| vec![image])
+    })
+}
+
+async fn load(Extract(state): Shared, body: Body) -> Response {
+    let body = body.into_data_stream().map_err(std::io::Error::other);
+    let reader = tokio_util::io::StreamReader::new(body);
+    stream(move |_| async move { state.images.load(Box::pin(reader)).await })
+}
+
+/// Answers with progress lines while `work` runs, and its outcome as the last line.
+fn stream<W, F>(work: W) -> Response
+where
+    W: FnOnce(mpsc::Sender<Progress>) -> F,
+    F: Future<Output = Result<Vec<images::Image>, images::Error>> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(LINES);
+    let work = work(sender.clone());
+    tokio::spawn(async move {
+        let last = match work.await {
+            Ok(images) => Progress::Images { images: images.into_iter().map(line).collect() },
+            Err(error) => Progress::Error { message: chain(&error) },
+        };
+        // The command may have gone; the work is done all the same.
+        let _ = sender.send(last).await;
+    });
+    let lines = tokio_stream::wrappers::ReceiverStream::new(receiver);
+    let bytes = futures::StreamExt::map(lines, |line| {
+        let mut text = serde_json::to_vec(&line).map_err(std::io::Error::other)?;
+        text.push(b'\n');
+        Ok::<_, std::io::Error>(Bytes::from(text))
+    });
+    Response::new(Body::from_stream(bytes))
+}
+
+/// Sends what it is told as lines; a full queue drops them, as the next says more.
+struct Lines(mpsc::Sender<Progress>);
+
+impl images::Progress for Lines {
+    fn layer(&self, layer: &images::Digest, event: images::LayerEvent) {
+        let (done_bytes, total_bytes) = match event {
+            images::LayerEvent::Queued { bytes } => (0, bytes),
+            images::LayerEvent::Received { bytes, of } => (bytes, of),
+            images::LayerEvent::Present { bytes } | images::LayerEvent::Done { bytes } => {
+                (bytes, bytes)
+            }
+            images::LayerEvent::Resumed { .. } => return,
+        };
+        let _ =
+            self.0.try_send(Progress::Layer { digest: layer.to_string(), done_bytes, total_bytes });
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,472 @@
+//! The daemon: the control plane, the kubelet and the runtime in one process, wired together.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use apiserver::{ApiServer, UserInfo};
+use client::Informers;
+use k8s_openapi::api::core::v1::Node;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::{self, Admin};
+use crate::node::{CLUSTER_CIDR, DNS_ADDRESS, NODE_ADDRESS, SERVICE_CIDR};
+use crate::settings::Settings;
+use crate::tracer::Tracer;
+use crate::{lock, logging};
+
+/// kube-apiserver's usual port.
+const API_PORT: u16 = 6443;
+/// The kubelet's usual port.
+const KUBELET_PORT: u16 = 10250;
+/// How long the node may take to become Ready.
+const READY_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long components may take to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long pods may take to end at `down`.
+const POD_GRACE: Duration = Duration::from_secs(5);
+/// Pods the node takes, upstream's default.
+const MAX_PODS: u32 = 110;
+/// Domain of the cluster's names.
+const DOMAIN: &str = "cluster.local";
+
+/// Runs until asked to stop.
+pub fn run(settings: &str) -> anyhow::Result<()> {
+    let (settings, held) = begin(settings)?;
+    let tracer = Tracer::default();
+    logging::start(Some(tracer.clone()));
+    let runtime = threads()?;
+    let outcome = runtime.block_on(serve(settings, tracer));
+    runtime.shutdown_timeout(DRAIN_TIMEOUT);
+    drop(held);
+    outcome
+}
+
+/// Stops the pods that a daemon which is gone left running.
+pub fn sweep(settings: &str) -> anyhow::Result<()> {
+    let (settings, _held) = begin(settings)?;
+    logging::start(None);
+    threads()?.block_on(async {
+        let images = open_images(&settings)?;
+        let network = netns::Control::connect(&settings.paths.node_socket())
+            .await
+            .context("cannot reach the node process")?;
+        let runtime = runtime::Runtime::open(runtime_config(&settings, images, network)).await?;
+        stop_pods(&runtime).await?;
+        println!("ready");
+        Ok(())
+    })
+}
+
+fn begin(settings: &str) -> anyhow::Result<(Settings, lock::Lock)> {
+    let settings = Settings::read(Path::new(settings))?.context("the settings are gone")?;
+    let held = lock::take(&settings.paths.lock("daemon"))?.context("a daemon runs already")?;
+    // Several parts bring TLS; they shall agree. An error means that this was done before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Ok((settings, held))
+}
+
+fn threads() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")
+}
+
+async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
+    let paths = settings.paths.clone();
+    let node_name = paths.context();
+    // Components end first; the API server and the control socket when everybody who speaks with them has.
+    let (shutdown, serving) = (CancellationToken::new(), CancellationToken::new());
+    let started = Instant::now();
+
+    let api = listen(settings.api_port, API_PORT, settings.api_port_fixed)
+        .context("cannot listen for the API (--api-port)")?;
+    let kubelet = listen(settings.kubelet_port, KUBELET_PORT, false)?;
+    let (api_port, kubelet_port) = (api.local_addr()?.port(), kubelet.local_addr()?.port());
+    settings.api_port = Some(api_port);
+    settings.kubelet_port = Some(kubelet_port);
+    settings.write()?;
+
+    let network = netns::Control::connect(&paths.node_socket())
+        .await
+        .context("cannot reach the node process")?;
+    let forward = |port| netns::Forward {
+        node: SocketAddr::new(NODE_ADDRESS, port),
+        host: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+    };
+    network
+        .set_forwards(vec![forward(api_port), forward(kubelet_port)])
+        .await
+        .context("cannot lead pods to the API server")?;
+
+    let images = open_images(&settings)?;
+    let (server, store) = start_api(&settings, api, kubelet_port, &serving).await?;
+    write_admin(&settings, &server, api_port)?;
+
+    let runtime =
+        runtime::Runtime::open(runtime_config(&settings, images.clone(), network.clone()))
+            .await
+            .context("cannot start the container runtime")?;
+    let informers = Informers::new(component(&server, "system:kube-controller-manager", &[]));
+    let mut tasks = Tasks::new(shutdown.clone());
+    start_components(&mut tasks, &server, &informers, &network, &settings);
+    start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &network)?;
+
+    let (down, mut asked) = mpsc::channel(1);
+    let state = control::State {
+        server: format!("https://127.0.0.1:{api_port}"),
+        node: node_name.clone(),
+        started,
+        informers: informers.clone(),
+        images,
+        tracer,
+        down,
+    };
+    let socket = control::serve(&paths.daemon_socket(), state, serving.clone()).await?;
+
+    tokio::select! {
+        () = node_ready(&informers, &node_name) => {}
+        () = tokio::time::sleep(READY_TIMEOUT) => {
+            bail!("node {node_name} is not Ready after {} s", READY_TIMEOUT.as_secs())
+        }
+        ended = tasks.next() => return Err(ended),
+    }
+    println!("ready");
+    logging::detach();
+    tracing::info!(elapsed_ms = started.elapsed().as_millis() as u64, "the node is Ready");
+
+    let stopped = wait(&mut asked, &mut tasks).await?;
+    stop(Stop { shutdown, serving, tasks, server, store, runtime, stopped, socket }).await
+}
+
+/// Until somebody asks for the end. The channel is there when the pods are to be stopped as well.
+async fn wait(
+    asked: &mut mpsc::Receiver<oneshot::Sender<()>>,
+    tasks: &mut Tasks,
+) -> anyhow::Result<Option<oneshot::Sender<()>>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        done = asked.recv() => Ok(done),
+        _ = terminate.recv() => Ok(None),
+        ended = tasks.next() => Err(ended),
+    }
+}
+
+struct Stop {
+    shutdown: CancellationToken,
+    serving: CancellationToken,
+    tasks: Tasks,
+    server: ApiServer,
+    store: store::Store,
+    runtime: runtime::Runtime,
+    stopped: Option<oneshot::Sender<()>>,
+    socket: tokio::task::JoinHandle<()>,
+}
+
+/// Ends components before what they use; pods only when that was asked for.
+async fn stop(stop: Stop) -> anyhow::Result<()> {
+    let Stop { shutdown, serving, mut tasks, server, store, runtime, stopped, socket } = stop;
+    // The kubelet first: it would start again what the runtime stops.
+    shutdown.cancel();
+    let drained = tokio::time::timeout(DRAIN_TIMEOUT, tasks.join()).await;
+    if drained.is_err() {
+        tracing::warn!("not every component ended in time");
+    }
+    let mut outcome = Ok(());
+    if let Some(done) = stopped {
+        outcome = stop_pods(&runtime).await;
+        // The command that asked may have been interrupted; the end comes all the same.
+        let _ = done.send(());
+    }
+    serving.cancel();
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, socket).await;
+    server.shutdown().await;
+    store.close().await.context("the store did not close cleanly")?;
+    outcome
+}
+
+/// Stops every pod, and tells all that went wrong.
+async fn stop_pods(runtime: &runtime::Runtime) -> anyhow::Result<()> {
+    let problems = runtime.down(POD_GRACE).await;
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    bail!("not every pod could be stopped: {}", told.join("; "))
+}
+
+/// The components' tasks, by name. None of them ends before the shutdown.
+struct Tasks {
+    set: JoinSet<(&'static str, anyhow::Result<()>)>,
+    shutdown: CancellationToken,
+}
+
+impl Tasks {
+    fn new(shutdown: CancellationToken) -> Self {
+        Self { set: JoinSet::new(), shutdown }
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        self.set.spawn(async move { (name, task.await) });
+    }
+
+    /// Waits for a component that ends too early, and says so.
+    async fn next(&mut self) -> anyhow::Error {
+        match self.set.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow::anyhow!("the {name} has ended"),
+            Some(Ok((name, Err(error)))) => error.context(format!("the {name} has failed")),
+            Some(Err(error)) => anyhow::anyhow!(error).context("a component panicked"),
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn join(&mut self) {
+        debug_assert!(self.shutdown.is_cancelled(), "components end at the shutdown");
+        while let Some(ended) = self.set.join_next().await {
+            match ended {
+                Ok((_, Ok(()))) => {}
+                Ok((name, Err(error))) => tracing::warn!("the {name} failed: {error:#}"),
+                Err(error) => tracing::warn!(%error, "a component panicked"),
+            }
+        }
+    }
+}
+
+/// A listener on loopback: on the port of the last time or the usual one, or else any; only on the
+/// port asked for when `fixed`.
+fn listen(last: Option<u16>, usual: u16, fixed: bool) -> anyhow::Result<TcpListener> {
+    let candidates: Vec<u16> = match last {
+        Some(port) if fixed => vec![port],
+        Some(port) => vec![port, 0],
+        None => vec![usual, 0],
+    };
+    let mut problem = None;
+    for port in candidates {
+        match TcpListener::bind((Ipv4Addr::LOCALHOST, port)) {
+            Ok(listener) => {
+                listener.set_nonblocking(true)?;
+                return Ok(listener);
+            }
+            Err(error) => problem = Some((port, error)),
+        }
+    }
+    let (port, error) = problem.context("there is a candidate")?;
+    Err(error).with_context(|| {
+        format!(
+            "port {port} on 127.0.0.1 cannot be used; choose another, or none to take a free one"
+        )
+    })
+}
+
+fn open_images(settings: &Settings) -> anyhow::Result<images::Store> {
+    let config = images::Config {
+        registries: settings.registries.clone(),
+        ..images::Config::new(settings.paths.data.join("images"))
+    };
+    images::Store::open(config).context("cannot open the image store")
+}
+
+fn runtime_config(
+    settings: &Settings,
+    images: images::Store,
+    network: netns::Control,
+) -> runtime::Config {
+    runtime::Config {
+        root: settings.paths.data.join("containers"),
+        run_dir: settings.paths.run.join("pods"),
+        images: Arc::new(images),
+        network: Arc::new(network),
+        executable: "/proc/self/exe".into(),
+        cgroup_root: None,
+    }
+}
+
+async fn start_api(
+    settings: &Settings,
+    listener: TcpListener,
+    kubelet_port: u16,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<(ApiServer, store::Store)> {
+    let store = if settings.ephemeral {
+        store::memory()
+    } else {
+        store::open(&settings.paths.data.join("store"), store::Options::default())
+            .context("cannot open the store")?
+    };
+    let own = settings.paths.context();
+    let server = ApiServer::start(apiserver::Config {
+        store: store.clone(),
+        data_dir: settings.paths.data.clone(),
+        advertise: SocketAddr::new(NODE_ADDRESS, listener.local_addr()?.port()),
+        listen: vec![listener],
+        service_cidr: SERVICE_CIDR.into(),
+        cluster_domain: DOMAIN.into(),
+        extra_sans: vec![own.clone()],
+        // The own kubelet listens on loopback, where the node's address does not lead.
+        node_address: Arc::new(move |node, _| {
+            (node == own).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, kubelet_port)))
+        }),
+        shutdown: shutdown.clone(),
+    })
+    .await
+    .context("cannot start the API server")?;
+    Ok((server, store))
+}
+
+/// How long the administrator's certificate is kept before a new one is made.
+const ADMIN_AGE_MAX: Duration = Duration::from_hours(4320);
+
+/// Leaves the administrator's credentials for the command line: those of the last start while they are
+/// good, so that kubeconfigs people have copied go on working.
+fn write_admin(settings: &Settings, server: &ApiServer, port: u16) -> anyhow::Result<()> {
+    let address = format!("https://127.0.0.1:{port}");
+    let ca_pem = server.pki().ca_pem();
+    if let Some(mut known) = Admin::read(&settings.paths, ADMIN_AGE_MAX)
+        && known.ca_pem == ca_pem
+    {
+        if known.server != address {
+            known.server = address;
+            known.write(&settings.paths)?;
+        }
+        return Ok(());
+    }
+    let admin = server.pki().issue_client("kubernetes-admin", &["system:masters"])?;
+    let (cert_pem, key_pem) = (admin.cert_pem, admin.key_pem);
+    Admin { server: address, ca_pem: ca_pem.to_owned(), cert_pem, key_pem }.write(&settings.paths)
+}
+
+/// A client that acts as `user`.
+fn component(server: &ApiServer, user: &str, groups: &[&str]) -> kube::Client {
+    let groups = groups.iter().copied().chain(["system:authenticated"]).map(str::to_owned);
+    client::in_process(server.as_user(UserInfo {
+        name: user.to_owned(),
+        groups: groups.collect(),
+        ..UserInfo::default()
+    }))
+}
+
+/// A client that acts as service account `name` of kube-system, as stock controllers do.
+fn service_account(server: &ApiServer, name: &str) -> kube::Client {
+    component(
+        server,
+        &format!("system:serviceaccount:kube-system:{name}"),
+        &["system:serviceaccounts", "system:serviceaccounts:kube-system"],
+    )
+}
+
+fn start_components(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    informers: &Informers,
+    network: &netns::Control,
+    settings: &Settings,
+) {
+    let stop = tasks.shutdown.clone();
+    let client = component(server, "system:kube-scheduler", &[]);
+    let config = scheduler::Config::new(client, informers.clone());
+    tasks.spawn("scheduler", async move {
+        scheduler::run(config, stop).await;
+        Ok(())
+    });
+
+    let stop = tasks.shutdown.clone();
+    let accounts = server.clone();
+    let config = controllers::Config {
+        client_for: Arc::new(move |name: &str| service_account(&accounts, name)),
+        informers: informers.clone(),
+        cluster_cidr: CLUSTER_CIDR.into(),
+        root_ca_pem: server.pki().ca_pem().to_owned(),
+    };
+    tasks.spawn("controller manager", async move { Ok(controllers::run(config, stop).await?) });
+
+    let stop = tasks.shutdown.clone();
+    let proxied = proxy::run(informers.clone(), network.clone(), NODE_ADDRESS, stop);
+    tasks.spawn("service proxy", async move {
+        proxied.await;
+        Ok(())
+    });
+
+    let feeder = dns::Feeder {
+        client: service_account(server, "coredns"),
+        informers: informers.clone(),
+        socket: settings.paths.dns_socket(),
+        domain: DOMAIN.into(),
+        address: DNS_ADDRESS,
+        endpoint: SocketAddr::new(NODE_ADDRESS, 53),
+    };
+    let stop = tasks.shutdown.clone();
+    tasks.spawn("DNS feeder", async move {
+        feeder.run(stop).await;
+        Ok(())
+    });
+}
+
+fn start_kubelet(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    settings: &Settings,
+    listener: TcpListener,
+    runtime: &runtime::Runtime,
+    network: &netns::Control,
+) -> anyhow::Result<()> {
+    let node_name = settings.paths.context();
+    let user = format!("system:node:{node_name}");
+    let certificate = server
+        .pki()
+        .issue_server(&user, &[node_name.clone(), NODE_ADDRESS.to_string(), "127.0.0.1".into()])?;
+    let client = component(server, &user, &["system:nodes"]);
+    let (runtime_service, image_service) = runtime.services();
+    let cri = kubelet::Cri::in_process(runtime_service, image_service);
+    let config = kubelet::Config {
+        node_name,
+        informers: Informers::new(client.clone()),
+        client,
+        cri,
+        root_dir: settings.paths.data.join("kubelet"),
+        pod_log_dir: settings.paths.data.join("logs"),
+        listen: listener,
+        tls: kubelet::Tls {
+            cert_pem: certificate.cert_pem,
+            key_pem: certificate.key_pem,
+            client_ca_pem: server.pki().ca_pem().to_owned(),
+        },
+        cluster_dns: vec![DNS_ADDRESS],
+        cluster_domain: DOMAIN.into(),
+        node_ip: NODE_ADDRESS,
+        dialer: Arc::new(Dialer(network.clone())),
+        labels: BTreeMap::new(),
+        taints: Vec::new(),
+        max_pods: MAX_PODS,
+    };
+    let stop = tasks.shutdown.clone();
+    tasks.spawn("kubelet", async move { Ok(kubelet::run(config, stop).await?) });
+    Ok(())
+}
+
+/// Reaches pods from the daemon, which lives in the host's network.
+struct Dialer(netns::Control);
+
+#[async_trait::async_trait]
+impl kubelet::Dialer for Dialer {
+    async fn connect(&self, peer: SocketAddr) -> std::io::Result<tokio::net::TcpStream> {
+        self.0.connect_tcp(peer).await.map_err(std::io::Error::other)
+    }
+}
+
+async fn node_ready(informers: &Informers, name: &str) {
+    let nodes = informers.get::<Node>();
+    let mut changes = std::pin::pin!(nodes.subscribe());
+    while futures::StreamExt::next(&mut changes).await.is_some() {
+        if nodes.get("", name).as_deref().is_some_and(control::is_ready) {
+            return;
+        }
+    }
+}

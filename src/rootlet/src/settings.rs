@@ -1,0 +1,49 @@
+//! What a cluster is started with; kept beside its data so that the next start finds the same ports.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::paths::Paths;
+
+/// Handed from `up` to the processes it starts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// The folders.
+    pub paths: Paths,
+    /// State in memory only.
+    pub ephemeral: bool,
+    /// The API server's port on loopback: asked for, or used the last time.
+    pub api_port: Option<u16>,
+    /// Whether the user named that port, so that no other will do.
+    pub api_port_fixed: bool,
+    /// The kubelet's port on loopback, used the last time.
+    pub kubelet_port: Option<u16>,
+    /// `registries.yaml`.
+    pub registries: Option<PathBuf>,
+    /// Where the user's own kubeconfig has this cluster's context, if it was added.
+    pub merged_into: Option<PathBuf>,
+}
+
+impl Settings {
+    /// Reads settings. `None` when there are none.
+    pub fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        match fs::read(path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| {
+                format!("{} is damaged; remove it to start with defaults", path.display())
+            }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Writes them, all or nothing.
+    pub fn write(&self) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(self).context("settings are plain data")?;
+        cli::kubeconfig::write(&self.paths.settings(), &text)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+//! `rootlet up`: starts the node process and the daemon, and waits until the node is Ready.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::control::{self, Client};
+use crate::paths::{Paths, home};
+use crate::settings::Settings;
+use crate::{lock, userns};
+
+/// Carries out `rootlet up`.
+pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
+    let paths = Paths::of(&arguments.cluster.name)?;
+    paths.create()?;
+    let held = lock::wait(&paths.lock("up")).context("cannot lock the cluster")?;
+    let settings = settings(arguments, paths.clone())?;
+    if lock::holder(&paths.lock("daemon")).is_some() {
+        println!("Cluster {:?} is already running.", paths.name);
+    } else {
+        settings.write()?;
+        start(&paths)?;
+    }
+    let settings = Settings::read(&paths.settings())?.unwrap_or(settings);
+    announce(arguments, settings)?;
+    drop(held);
+    if arguments.foreground {
+        return foreground(&paths);
+    }
+    Ok(())
+}
+
+fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings> {
+    let known = Settings::read(&paths.settings())?;
+    let registries = match &arguments.registries {
+        Some(file) => Some(
+            std::fs::canonicalize(file)
+                .with_context(|| format!("--registries: cannot read {}", file.display()))?,
+        ),
+        None => default_registries(),
+    };
+    Ok(Settings {
+        ephemeral: arguments.ephemeral,
+        api_port: arguments.api_port.or(known.as_ref().and_then(|known| known.api_port)),
+        api_port_fixed: arguments.api_port.is_some(),
+        kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
+        merged_into: known.and_then(|known| known.merged_into),
+        registries,
+        paths,
+    })
+}
+
+fn default_registries() -> Option<PathBuf> {
+    let folder = match std::env::var_os("XDG_CONFIG_HOME").filter(|v| !v.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => home().ok()?.join(".config"),
+    };
+    let file = folder.join("rootlet/registries.yaml");
+    file.exists().then_some(file)
+}
+
+/// Starts what does not run of the two processes.
+fn start(paths: &Paths) -> anyhow::Result<()> {
+    let settings = paths.settings();
+    if lock::holder(&paths.lock("node")).is_none() {
+        spawn(paths, "node", &settings, &[])?;
+    }
+    let node = lock::holder(&paths.lock("node")).context("the node process ended at once")?;
+    spawn(paths, "daemon", &settings, &[&node.to_string()])
+}
+
+/// Starts the process of `role` and waits until it says that it is ready.
+pub fn spawn(paths: &Paths, role: &str, settings: &Path, rest: &[&str]) -> anyhow::Result<()> {
+    let log = paths.log(role);
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&log)
+        .with_context(|| format!("cannot write {}", log.display()))?;
+    let mut child = Command::new("/proc/self/exe")
+        .arg(role)
+        .arg(settings)
+        .args(rest)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(output)
+        .spawn()
+        .with_context(|| format!("cannot start the {role} process"))?;
+    ready(&mut child)
+        .with_context(|| format!("the {role} process did not start (log: {})", log.display()))
+}
+
+fn ready(child: &mut Child) -> anyhow::Result<()> {
+    let answer = userns::supervise(child);
+    if answer.is_err() {
+        // It may still be there when it was us who could not go on.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    answer.map(|_| ())
+}
+
+/// Writes the kubeconfigs and says what to do next.
+fn announce(arguments: &cli::args::Up, mut settings: Settings) -> anyhow::Result<()> {
+    let paths = settings.paths.clone();
+    let context = paths.context();
+    let access = control::access(&paths)?;
+    if let Some(file) = &arguments.kubeconfig {
+        let text = cli::kubeconfig::standalone(&context, &access);
+        cli::kubeconfig::write(file, &text)?;
+        println!("Cluster {:?} is ready: {}", paths.name, access.server);
+        println!("Kubeconfig: {}", file.display());
+        println!("Next: kubectl --kubeconfig {} get nodes", file.display());
+        return Ok(());
+    }
+    let file = cli::kubeconfig::user_path(std::env::var("KUBECONFIG").ok().as_deref(), &home()?);
+    let current = cli::kubeconfig::merge(&file, &context, &access)?;
+    settings.merged_into = Some(file.clone());
+    settings.write()?;
+    println!("Cluster {:?} is ready: {}", paths.name, access.server);
+    println!("Kubeconfig: {} (context {context})", file.display());
+    let flag = if current { String::new() } else { format!("--context {context} ") };
+    println!("Next: kubectl {flag}get nodes");
+    Ok(())
+}
+
+/// Waits for a signal and stops the cluster, or for the daemon's end.
+fn foreground(paths: &Paths) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let stopped = runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let daemon = paths.lock("daemon");
+        let ended = tokio::task::spawn_blocking(move || lock::wait(&daemon).map(drop));
+        anyhow::Ok(tokio::select! {
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+            _ = ended => false,
+        })
+    })?;
+    // The thread that waits for the lock ends with the process.
+    runtime.shutdown_background();
+    if stopped {
+        return down(paths);
+    }
+    bail!("the daemon has ended; see {}", paths.log("daemon").display())
+}
+
+/// Stops the cluster: pods first, then the daemon, then the node process and with it every mount and
+/// namespace.
+pub fn down(paths: &Paths) -> anyhow::Result<()> {
+    let pods = stop_pods(paths);
+    // Whatever came of that, the processes end: with them go every mount and namespace.
+    let daemon = lock::end_holder(&paths.lock("daemon"), Duration::from_mins(1));
+    let node = lock::end_holder(&paths.lock("node"), Duration::from_secs(10));
+    for socket in [paths.daemon_socket(), paths.node_socket(), paths.dns_socket()] {
+        // It is of no use without its process; the next start would replace it anyway.
+        let _ = std::fs::remove_file(socket);
+    }
+    pods?;
+    daemon.context("the daemon cannot be stopped")?;
+    node.context("the node process cannot be stopped")
+}
+
+fn stop_pods(paths: &Paths) -> anyhow::Result<()> {
+    if lock::holder(&paths.lock("daemon")).is_some() {
+        return Client::new(paths).down();
+    }
+    // Somebody has to stop the pods that a daemon left behind.
+    match lock::holder(&paths.lock("node")) {
+        Some(pid) => spawn(paths, "daemon", &paths.settings(), &[&pid.to_string(), "sweep"]),
+        None => Ok(()),
+    }
+}
+
+/// Stops the cluster and removes everything of it.
+pub fn delete(paths: &Paths) -> anyhow::Result<()> {
+    down(paths)?;
+    let settings = Settings::read(&paths.settings()).ok().flatten();
+    if let Some(file) = settings.and_then(|settings| settings.merged_into) {
+        cli::kubeconfig::remove(&file, &paths.context())?;
+    }
+    if paths.data.exists() {
+        // Files of containers belong to subordinate ids: only root of the namespace may remove them.
+        let folder = paths.data.clone();
+        let mut child = Command::new("/proc/self/exe")
+            .arg("remove")
+            .arg(&folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start a process to remove the data")?;
+        ready(&mut child).with_context(|| format!("cannot remove {}", folder.display()))?;
+        child.wait()?;
+        crate::paths::remove_tree(&folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    crate::paths::remove_tree(&paths.run)
+        .with_context(|| format!("cannot remove {}", paths.run.display()))
+}

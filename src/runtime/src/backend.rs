@@ -1,0 +1,79 @@
+//! What the runtime needs of images and of the network, as traits, so that it can be tried
+//! without a registry and without a node process.
+
+use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use oci_spec::image::ImageConfiguration;
+
+use crate::error::Error;
+use crate::oci::launch::Root;
+
+/// An image of the store.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// `sha256:…` of its configuration.
+    pub id: String,
+    /// `repo:tag` names.
+    pub tags: Vec<String>,
+    /// `repo@sha256:…` names.
+    pub digests: Vec<String>,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// How to run it.
+    pub config: Arc<ImageConfiguration>,
+}
+
+/// Credentials as CRI hands them over.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    pub username: String,
+    pub password: String,
+    pub identity_token: String,
+    pub registry_token: String,
+}
+
+/// Bytes and inodes in use.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// The image store.
+#[async_trait]
+pub trait Images: Send + Sync + 'static {
+    /// All images.
+    fn list(&self) -> Vec<Image>;
+    /// The image of this reference, id or digest.
+    fn get(&self, name: &str) -> Option<Image>;
+    /// Fetches an image.
+    async fn pull(&self, reference: &str, credentials: Option<Credentials>)
+    -> Result<Image, Error>;
+    /// Removes an image by reference or id.
+    async fn remove(&self, name: &str) -> Result<(), Error>;
+    /// Makes the writable layer `key` on an image and says how to mount it.
+    async fn snapshot(&self, image_id: &str, key: &str) -> Result<Root, Error>;
+    /// Removes a writable layer; nothing when there is none.
+    async fn remove_snapshot(&self, key: &str) -> Result<(), Error>;
+    /// The directory of the store.
+    fn root(&self) -> PathBuf;
+    /// What the images take.
+    fn usage(&self) -> Usage;
+}
+
+/// The node's network.
+#[async_trait]
+pub trait Network: Send + Sync + 'static {
+    /// Attaches the network namespace to the pod network; the same id gets the same addresses.
+    async fn attach(&self, id: &str, netns: BorrowedFd<'_>) -> Result<Vec<IpAddr>, Error>;
+    /// Undoes it; nothing when it is not attached.
+    async fn detach(&self, id: &str) -> Result<(), Error>;
+    /// The node's own network namespace, for pods with `hostNetwork`.
+    async fn node_netns(&self) -> Result<OwnedFd, Error>;
+    /// Sets the addresses pods get.
+    async fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
+}

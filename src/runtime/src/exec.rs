@@ -1,0 +1,169 @@
+//! Further processes in containers: ExecSync, and the sessions behind Exec.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use k8s_cri::v1;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::error::Error;
+use crate::link::Session;
+use crate::runtime::Runtime;
+use crate::shim::protocol::{Exec, Reply, Request};
+use crate::state::Phase;
+
+/// Most output that ExecSync returns of each stream (CRI: ExecSyncResponse).
+const MAX_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
+
+/// A process started in a container.
+#[derive(Debug)]
+pub struct Process {
+    session: Session,
+    /// The terminal's master, when it has one.
+    pub terminal: Option<OwnedFd>,
+}
+
+impl Process {
+    /// Waits for its end; returns the exit code.
+    pub async fn wait(&self) -> Result<i32, Error> {
+        match self.session.expect().await {
+            Ok((Reply::Exited { code }, _)) => Ok(code),
+            Ok((other, _)) => {
+                Err(Error::Failed(format!("unexpected answer of the shim: {other:?}")))
+            }
+            Err(error) => Err(Error::Failed(format!("the shim is gone: {error}"))),
+        }
+    }
+}
+
+impl Runtime {
+    /// Starts a process in a running container. Without `tty`, `stdio` are the ends it gets.
+    /// It is killed when the returned value is dropped.
+    pub(crate) async fn spawn_exec(
+        &self,
+        container_id: &str,
+        args: Vec<String>,
+        tty: bool,
+        stdio: &[OwnedFd],
+    ) -> Result<Process, Error> {
+        let record = self.state().container(container_id)?.record();
+        if record.phase != Phase::Running {
+            return Err(Error::FailedPrecondition("container is not running".into()));
+        }
+        let shim = |source| Error::Shim { id: record.sandbox_id.clone(), source };
+        let session = self.link(&record.sandbox_id).connect().map_err(shim)?;
+        let descriptors: Vec<_> = stdio.iter().map(AsFd::as_fd).collect();
+        let command = args.join(" ");
+        let request = Request::Exec(Exec { id: record.id.clone(), args, tty });
+        session.send(&request, &descriptors).await.map_err(shim)?;
+        match session.expect().await {
+            Ok((Reply::Started { .. }, descriptors)) => {
+                Ok(Process { session, terminal: descriptors.into_iter().next() })
+            }
+            Ok((other, _)) => {
+                Err(Error::Failed(format!("unexpected answer of the shim: {other:?}")))
+            }
+            Err(error) => Err(Error::Failed(format!(
+                "failed to exec in container: failed to start exec {command:?}: unable to start container process: {error}"
+            ))),
+        }
+    }
+
+    /// Runs a command to its end.
+    pub(crate) async fn exec_sync(
+        &self,
+        request: v1::ExecSyncRequest,
+    ) -> Result<v1::ExecSyncResponse, Error> {
+        if request.cmd.is_empty() {
+            return Err(Error::InvalidArgument("no command specified".into()));
+        }
+        let null: OwnedFd = std::fs::OpenOptions::new()
+            .read(true)
+            .open("/dev/null")
+            .map_err(Error::io("open /dev/null"))?
+            .into();
+        let (out, out_write) = output()?;
+        let (err, err_write) = output()?;
+        let stdio = [null, out_write, err_write];
+        let process =
+            self.spawn_exec(&request.container_id, request.cmd.clone(), false, &stdio).await?;
+        drop(stdio);
+        let run = async {
+            let (mut out, mut err) = (Capture::new(out), Capture::new(err));
+            // What leaves processes behind with its output open must not keep us: after its end
+            // only what is in the pipes already counts.
+            let code = {
+                let mut ended = std::pin::pin!(process.wait());
+                loop {
+                    tokio::select! {
+                        code = &mut ended => break code?,
+                        () = out.read(), if out.open => {}
+                        () = err.read(), if err.open => {}
+                    }
+                }
+            };
+            out.drain();
+            err.drain();
+            Ok(v1::ExecSyncResponse { stdout: out.bytes, stderr: err.bytes, exit_code: code })
+        };
+        let timeout = u64::try_from(request.timeout).unwrap_or(0);
+        if timeout == 0 {
+            return run.await;
+        }
+        match tokio::time::timeout(Duration::from_secs(timeout), run).await {
+            Ok(response) => response,
+            Err(_) => Err(Error::DeadlineExceeded(format!(
+                "failed to exec in container: timeout {timeout}s exceeded: context deadline exceeded"
+            ))),
+        }
+    }
+}
+
+/// A pipe whose reading end is ours.
+pub fn output() -> Result<(pipe::Receiver, OwnedFd), Error> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| Error::Io { step: "make a pipe".into(), source: error.into() })?;
+    let read = pipe::Receiver::from_owned_fd(read).map_err(Error::io("make a pipe"))?;
+    Ok((read, write))
+}
+
+struct Capture {
+    pipe: pipe::Receiver,
+    bytes: Vec<u8>,
+    buffer: BytesMut,
+    open: bool,
+}
+
+impl Capture {
+    fn new(pipe: pipe::Receiver) -> Self {
+        Self { pipe, bytes: Vec::new(), buffer: BytesMut::with_capacity(16 * 1024), open: true }
+    }
+
+    /// Reads once. Safe to cancel.
+    async fn read(&mut self) {
+        self.buffer.clear();
+        self.buffer.reserve(16 * 1024);
+        match self.pipe.read_buf(&mut self.buffer).await {
+            Ok(0) | Err(_) => self.open = false,
+            Ok(_) => self.keep(),
+        }
+    }
+
+    fn drain(&mut self) {
+        loop {
+            self.buffer.clear();
+            self.buffer.reserve(16 * 1024);
+            match self.pipe.try_read_buf(&mut self.buffer) {
+                Ok(0) | Err(_) => break,
+                Ok(_) => self.keep(),
+            }
+        }
+    }
+
+    fn keep(&mut self) {
+        let room = MAX_OUTPUT_BYTES - self.bytes.len();
+        self.bytes.extend_from_slice(&self.buffer[..self.buffer.len().min(room)]);
+    }
+}

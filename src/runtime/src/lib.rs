@@ -1,0 +1,39 @@
+//! The container runtime: CRI v1 over an image store, a node network and libcontainer.
+//!
+//! Three roles of one executable share the work. The daemon holds [`Runtime`], which answers CRI
+//! and keeps records. Each pod has a shim ([`shim_main`]), which holds the pod's namespaces, waits
+//! for its containers, writes their logs, and outlives the daemon. Each start of a container or
+//! exec is a short-lived process ([`container_main`]), the only one to use libcontainer.
+//!
+//! It is not a kubelet: it restarts nothing, rotates no logs, and knows nothing of the API.
+//!
+//! Start at [`Runtime`] in `runtime.rs`, then `sandbox.rs`, `container.rs`, `shim/pod.rs`, `oci/`.
+
+mod backend;
+mod capability;
+mod cgroup;
+mod container;
+mod error;
+mod exec;
+mod image_service;
+mod link;
+mod local;
+mod oci;
+mod runtime;
+mod sandbox;
+mod seccomp;
+mod service;
+mod shim;
+mod spec;
+mod state;
+mod stats;
+mod streaming;
+mod sys;
+mod wire;
+
+pub use backend::{Credentials, Image, Images, Network, Usage};
+pub use error::Error;
+pub use oci::container_main;
+pub use oci::launch::Root;
+pub use runtime::{Config, HANDLER, Runtime};
+pub use shim::shim_main;

@@ -1,0 +1,362 @@
+//! Pod sandboxes: a shim, its namespaces, and the pod's network.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_cri::v1;
+
+use crate::error::Error;
+use crate::link::{self, Link};
+use crate::runtime::Runtime;
+use crate::shim::protocol::{Boot, Reply, Request};
+use crate::shim::{SHM, SOCKET};
+use crate::state::{Process, Sandbox, SandboxRecord, new_id, now_ns, save};
+
+/// Size of a pod's /dev/shm, as every runtime has it.
+const SHM_BYTES: u64 = 64 * 1024 * 1024;
+/// How long a shim may take to end by itself.
+const SHIM_STOP: Duration = Duration::from_secs(2);
+
+/// The namespace options of a sandbox config.
+pub fn namespaces(config: &v1::PodSandboxConfig) -> v1::NamespaceOption {
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+}
+
+/// Whether the pod lives in the node's network.
+pub fn node_network(config: &v1::PodSandboxConfig) -> bool {
+    namespaces(config).network() == v1::NamespaceMode::Node
+}
+
+impl Runtime {
+    /// The pod's directory for what does not outlive a boot.
+    pub(crate) fn pod_dir(&self, id: &str) -> PathBuf {
+        self.config().run_dir.join("pods").join(id)
+    }
+
+    /// The pod's directory for records and files.
+    pub(crate) fn sandbox_dir(&self, id: &str) -> PathBuf {
+        self.config().root.join("sandboxes").join(id)
+    }
+
+    /// The shim of a sandbox.
+    pub(crate) fn link(&self, sandbox_id: &str) -> Link {
+        Link::new(self.pod_dir(sandbox_id).join(SOCKET))
+    }
+
+    pub(crate) fn save_sandbox(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let record = sandbox.record();
+        save(&self.sandbox_dir(&record.id).join("sandbox.json"), &record)
+            .map_err(Error::io("save sandbox record"))
+    }
+
+    /// Makes and starts a sandbox; returns its id.
+    pub(crate) async fn run_sandbox(
+        &self,
+        config: v1::PodSandboxConfig,
+        handler: String,
+    ) -> Result<String, Error> {
+        if !handler.is_empty() && handler != crate::runtime::HANDLER {
+            return Err(Error::InvalidArgument(format!(
+                "no runtime for {handler:?} is configured"
+            )));
+        }
+        if config.metadata.is_none() {
+            return Err(Error::InvalidArgument("sandbox config must include metadata".into()));
+        }
+        let id = new_id();
+        let record = SandboxRecord {
+            id: id.clone(),
+            config,
+            runtime_handler: handler,
+            created_at_ns: now_ns(),
+            ready: false,
+            ips: Vec::new(),
+            shim: None,
+            pod_pid: None,
+        };
+        let sandbox = Arc::new(Sandbox::new(record));
+        let _operation = sandbox.operation.lock().await;
+        self.state().add_sandbox(id.clone(), Arc::clone(&sandbox));
+        match self.boot_sandbox(&sandbox).await {
+            Ok(()) => {
+                self.watch_shim(&id);
+                self.publish(&id, &id, v1::ContainerEventType::ContainerStartedEvent);
+                Ok(id)
+            }
+            Err(error) => {
+                self.tear_down(&sandbox).await;
+                self.forget_sandbox(&id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn boot_sandbox(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        let record = sandbox.record();
+        let (id, config) = (&record.id, &record.config);
+        let (dir, run_dir) = (self.sandbox_dir(id), self.pod_dir(id));
+        std::fs::create_dir_all(&dir).map_err(Error::io("make sandbox directory"))?;
+        std::fs::create_dir_all(&run_dir).map_err(Error::io("make sandbox directory"))?;
+        self.write_files(&record)?;
+        let options = namespaces(config);
+        let node_network = node_network(config);
+        let node_ipc = options.ipc() == v1::NamespaceMode::Node;
+        let node_netns = if node_network { Some(self.network().node_netns().await?) } else { None };
+        let boot = Boot {
+            id: id.clone(),
+            dir: run_dir,
+            hostname: (!node_network).then(|| hostname(config)),
+            node_network,
+            node_ipc,
+            pod_pid: options.pid() == v1::NamespaceMode::Pod,
+            shm_bytes: (!node_ipc).then_some(SHM_BYTES),
+            sysctls: config
+                .linux
+                .as_ref()
+                .map(|linux| linux.sysctls.clone().into_iter().collect())
+                .unwrap_or_default(),
+        };
+        let node_netns = node_netns.as_ref().map(AsFd::as_fd);
+        let (pid, pod_pid) = link::spawn(&self.config().executable, &boot, node_netns)
+            .await
+            .map_err(|source| Error::Shim { id: id.clone(), source })?;
+        sandbox.update(|record| {
+            record.shim = Process::now(pid);
+            record.pod_pid = pod_pid;
+        });
+        if !node_network {
+            let netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))
+                .map_err(Error::io("open the pod's network namespace"))?;
+            let ips = self.network().attach(id, netns.as_fd()).await.map_err(|error| {
+                Error::Failed(format!("failed to setup network for sandbox {id:?}: {error}"))
+            })?;
+            sandbox.update(|record| record.ips = ips);
+        }
+        sandbox.update(|record| record.ready = true);
+        self.save_sandbox(sandbox)
+    }
+
+    /// Writes the files that containers see unless the kubelet mounts its own.
+    fn write_files(&self, record: &SandboxRecord) -> Result<(), Error> {
+        let (dir, config) = (self.sandbox_dir(&record.id), &record.config);
+        let write = |name: &str, text: String| {
+            std::fs::write(dir.join(name), text)
+                .map_err(Error::io(format!("write the pod's {name}")))
+        };
+        let node = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        write("hostname", format!("{}\n", hostname(config)))?;
+        let hosts = if node_network(config) {
+            node("/etc/hosts")
+        } else {
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned()
+        };
+        write("hosts", hosts)?;
+        let resolv = match &config.dns_config {
+            Some(dns)
+                if !(dns.servers.is_empty()
+                    && dns.searches.is_empty()
+                    && dns.options.is_empty()) =>
+            {
+                resolv_conf(dns)
+            }
+            _ => node("/etc/resolv.conf"),
+        };
+        write("resolv.conf", resolv)
+    }
+
+    /// Stops a sandbox: its containers, its shim, its network. Again is no error.
+    pub(crate) async fn stop_sandbox(&self, id: &str) -> Result<(), Error> {
+        let sandbox = match self.state().sandbox(id) {
+            Ok(sandbox) => sandbox,
+            Err(Error::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let _operation = sandbox.operation.lock().await;
+        let id = sandbox.record().id;
+        for container in self.state().containers_of(&id) {
+            self.kill_container(&container).await?;
+        }
+        self.tear_down(&sandbox).await;
+        let was_ready = sandbox.update(|record| std::mem::replace(&mut record.ready, false));
+        self.save_sandbox(&sandbox)?;
+        if was_ready {
+            self.publish(&id, &id, v1::ContainerEventType::ContainerStoppedEvent);
+        }
+        Ok(())
+    }
+
+    /// Ends the shim and leaves the network; goes on after failures.
+    pub(crate) async fn tear_down(&self, sandbox: &Sandbox) {
+        let record = sandbox.record();
+        let stop = tokio::time::timeout(SHIM_STOP, async {
+            let session = self.link(&record.id).connect()?;
+            session.send(&Request::Stop, &[]).await?;
+            // It answers, and ends: then the connection ends too.
+            while session.recv::<Reply>().await?.is_some() {}
+            std::io::Result::Ok(())
+        });
+        let gone = matches!(stop.await, Ok(Ok(())));
+        if let Some(shim) = record.shim
+            && !gone
+        {
+            shim.kill();
+        }
+        if !node_network(&record.config)
+            && let Err(error) = self.network().detach(&record.id).await
+        {
+            tracing::warn!(sandbox = record.id, %error, "network not detached");
+        }
+        let run_dir = self.pod_dir(&record.id);
+        crate::shim::unmount_shm(&run_dir.join(SHM));
+        let _ = std::fs::remove_dir_all(&run_dir);
+        sandbox.update(|record| {
+            record.shim = None;
+            record.pod_pid = None;
+        });
+    }
+
+    /// Removes a sandbox and its containers. Again is no error.
+    pub(crate) async fn remove_sandbox(&self, id: &str) -> Result<(), Error> {
+        let sandbox = match self.state().sandbox(id) {
+            Ok(sandbox) => sandbox,
+            Err(Error::NotFound { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let id = sandbox.record().id;
+        self.stop_sandbox(&id).await?;
+        for container in self.state().containers_of(&id) {
+            let container_id = container.read(|record| record.id.clone());
+            self.remove_container(&container_id).await?;
+        }
+        self.forget_sandbox(&id);
+        self.publish(&id, &id, v1::ContainerEventType::ContainerDeletedEvent);
+        Ok(())
+    }
+
+    fn forget_sandbox(&self, id: &str) {
+        self.state().remove_sandbox(id);
+        let _ = std::fs::remove_dir_all(self.sandbox_dir(id));
+    }
+
+    /// The CRI status of a sandbox.
+    pub(crate) fn sandbox_status(&self, sandbox: &Sandbox) -> v1::PodSandboxStatus {
+        let record = sandbox.record();
+        let mut ips = record.ips.iter().map(ToString::to_string);
+        let network = (!record.ips.is_empty()).then(|| v1::PodSandboxNetworkStatus {
+            ip: ips.next().unwrap_or_default(),
+            additional_ips: ips.map(|ip| v1::PodIp { ip }).collect(),
+        });
+        let options = namespaces(&record.config);
+        v1::PodSandboxStatus {
+            id: record.id,
+            metadata: record.config.metadata,
+            state: state_of(record.ready).into(),
+            created_at: record.created_at_ns,
+            network: Some(network.unwrap_or_default()),
+            linux: Some(v1::LinuxPodSandboxStatus {
+                namespaces: Some(v1::Namespace { options: Some(options) }),
+            }),
+            labels: record.config.labels,
+            annotations: record.config.annotations,
+            runtime_handler: record.runtime_handler,
+        }
+    }
+
+    /// The sandboxes a filter selects.
+    pub(crate) fn list_sandboxes(&self, filter: &v1::PodSandboxFilter) -> Vec<v1::PodSandbox> {
+        let records = self.state().sandboxes().into_iter().map(|sandbox| sandbox.record());
+        records
+            .filter(|record| record.id.starts_with(&filter.id))
+            .filter(|record| {
+                filter.state.as_ref().is_none_or(|wanted| wanted.state() == state_of(record.ready))
+            })
+            .filter(|record| selected(&filter.label_selector, &record.config.labels))
+            .map(|record| v1::PodSandbox {
+                id: record.id,
+                metadata: record.config.metadata,
+                state: state_of(record.ready).into(),
+                created_at: record.created_at_ns,
+                labels: record.config.labels,
+                annotations: record.config.annotations,
+                runtime_handler: record.runtime_handler,
+            })
+            .collect()
+    }
+
+    /// Follows a shim: takes over how its containers end, and notices its own end.
+    pub(crate) fn watch_shim(&self, id: &str) {
+        let (runtime, id) = (self.clone(), id.to_owned());
+        let task = async move {
+            if let Err(error) = runtime.follow(&id).await {
+                tracing::debug!(sandbox = id, %error, "shim connection ended");
+            }
+            runtime.shim_gone(&id).await;
+        };
+        self.tasks().spawn(task);
+    }
+
+    async fn follow(&self, id: &str) -> std::io::Result<()> {
+        let session = self.link(id).connect()?;
+        session.send(&Request::Watch, &[]).await?;
+        while let Some((reply, _)) = session.recv::<Reply>().await? {
+            if let Reply::Container { id, exit: Some(exit), .. } = reply {
+                self.container_exited(&id, &exit);
+            }
+        }
+        Ok(())
+    }
+
+    /// After the end of a shim, asked for or not.
+    async fn shim_gone(&self, id: &str) {
+        let Ok(sandbox) = self.state().sandbox(id) else { return };
+        for container in self.state().containers_of(id) {
+            self.recover_exit(&container);
+        }
+        let Ok(_operation) = sandbox.operation.try_lock() else { return };
+        if sandbox.record().ready {
+            tracing::warn!(sandbox = id, "the shim died");
+            self.tear_down(&sandbox).await;
+            sandbox.update(|record| record.ready = false);
+            let _ = self.save_sandbox(&sandbox);
+            self.publish(id, id, v1::ContainerEventType::ContainerStoppedEvent);
+        }
+    }
+}
+
+/// Whether labels satisfy a CRI label selector: all pairs equal.
+pub fn selected(
+    selector: &std::collections::HashMap<String, String>,
+    labels: &std::collections::HashMap<String, String>,
+) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn state_of(ready: bool) -> v1::PodSandboxState {
+    if ready { v1::PodSandboxState::SandboxReady } else { v1::PodSandboxState::SandboxNotready }
+}
+
+/// The host name of a pod; that of the node in its network.
+pub fn hostname(config: &v1::PodSandboxConfig) -> String {
+    if !config.hostname.is_empty() && !node_network(config) {
+        return config.hostname.clone();
+    }
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// resolv.conf(5) from a CRI DNS config.
+fn resolv_conf(dns: &v1::DnsConfig) -> String {
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text += &format!("search {}\n", dns.searches.join(" "));
+    }
+    for server in &dns.servers {
+        text += &format!("nameserver {server}\n");
+    }
+    if !dns.options.is_empty() {
+        text += &format!("options {}\n", dns.options.join(" "));
+    }
+    text
+}

@@ -1,0 +1,269 @@
+//! What containers and pods use: from the cgroup where they have one of their own, else summed
+//! over the processes of their pid namespace (proc_pid_stat(5)).
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use k8s_cri::v1;
+
+use crate::error::Error;
+use crate::runtime::Runtime;
+use crate::sandbox::selected;
+use crate::state::{ContainerRecord, Phase, SandboxRecord, now_ns};
+
+/// What was measured of a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Used {
+    cpu_ns: u64,
+    rss_bytes: u64,
+    working_set_bytes: u64,
+    usage_bytes: u64,
+    page_faults: u64,
+    major_page_faults: u64,
+    processes: u64,
+}
+
+fn value(value: u64) -> Option<v1::UInt64Value> {
+    Some(v1::UInt64Value { value })
+}
+
+/// A number of a flat keyed file (cgroup-v2: interface file formats).
+fn keyed(text: &str, key: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
+}
+
+fn from_cgroup(directory: &Path) -> Option<Used> {
+    let read = |file: &str| std::fs::read_to_string(directory.join(file)).ok();
+    let stat = read("memory.stat")?;
+    let usage_bytes = read("memory.current")?.trim().parse().ok()?;
+    Some(Used {
+        cpu_ns: keyed(&read("cpu.stat")?, "usage_usec") * 1000,
+        rss_bytes: keyed(&stat, "anon"),
+        working_set_bytes: u64::saturating_sub(usage_bytes, keyed(&stat, "inactive_file")),
+        usage_bytes,
+        page_faults: keyed(&stat, "pgfault"),
+        major_page_faults: keyed(&stat, "pgmajfault"),
+        processes: read("pids.current").and_then(|text| text.trim().parse().ok()).unwrap_or(0),
+    })
+}
+
+/// Sums over the processes that share the pid namespace of `pid`.
+fn from_processes(pid: i32) -> Used {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let Some(own) = namespace(&pid.to_string()) else { return Used::default() };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut used = Used::default();
+    for entry in entries {
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        else {
+            continue;
+        };
+        if namespace(name).as_ref() != Some(&own) {
+            continue;
+        }
+        if let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) {
+            used.add(&stat);
+        }
+    }
+    used
+}
+
+impl Used {
+    fn add(&mut self, stat: &str) {
+        let Some((_, fields)) = stat.rsplit_once(')') else { return };
+        let fields: Vec<u64> =
+            fields.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+        // Numbered as the manual page does, whose third field is the first here.
+        let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+        let rss = field(24) * rustix::param::page_size() as u64;
+        self.cpu_ns +=
+            (field(14) + field(15)) * 1_000_000_000 / rustix::param::clock_ticks_per_second();
+        self.rss_bytes += rss;
+        self.working_set_bytes += rss;
+        self.usage_bytes += rss;
+        self.page_faults += field(10);
+        self.major_page_faults += field(12);
+        self.processes += 1;
+    }
+
+    fn cpu(&self, timestamp: i64) -> v1::CpuUsage {
+        v1::CpuUsage {
+            timestamp,
+            usage_core_nano_seconds: value(self.cpu_ns),
+            usage_nano_cores: None,
+        }
+    }
+
+    fn memory(&self, timestamp: i64) -> v1::MemoryUsage {
+        v1::MemoryUsage {
+            timestamp,
+            working_set_bytes: value(self.working_set_bytes),
+            available_bytes: None,
+            usage_bytes: value(self.usage_bytes),
+            rss_bytes: value(self.rss_bytes),
+            page_faults: value(self.page_faults),
+            major_page_faults: value(self.major_page_faults),
+        }
+    }
+}
+
+fn used(record: &ContainerRecord) -> Used {
+    let pid = record.process.filter(|_| record.phase == Phase::Running).map(|process| process.pid);
+    let measured = record.cgroup.as_deref().and_then(from_cgroup);
+    measured.or_else(|| pid.map(from_processes)).unwrap_or_default()
+}
+
+/// Bytes and inodes below a directory, without following links.
+fn disk(directory: &Path) -> (u64, u64) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.fold((0, 0), |(bytes, inodes), entry| {
+        let Ok(metadata) = entry.metadata() else { return (bytes, inodes) };
+        let below = if metadata.is_dir() { disk(&entry.path()) } else { (0, 0) };
+        (bytes + metadata.blocks() * 512 + below.0, inodes + 1 + below.1)
+    })
+}
+
+/// Interfaces of a pod, as its shim sees them (proc_pid_net(5): dev).
+fn network(record: &SandboxRecord) -> Option<v1::NetworkUsage> {
+    let shim = record.shim?;
+    let text = std::fs::read_to_string(format!("/proc/{}/net/dev", shim.pid)).ok()?;
+    let mut interfaces: Vec<_> =
+        text.lines().filter_map(interface).filter(|found| found.name != "lo").collect();
+    let default =
+        interfaces.iter().position(|found| found.name == "eth0").map(|at| interfaces.remove(at));
+    Some(v1::NetworkUsage { timestamp: now_ns(), default_interface: default, interfaces })
+}
+
+fn interface(line: &str) -> Option<v1::NetworkInterfaceUsage> {
+    let (name, numbers) = line.split_once(':')?;
+    let numbers: Vec<u64> =
+        numbers.split_whitespace().map_while(|number| number.parse().ok()).collect();
+    Some(v1::NetworkInterfaceUsage {
+        name: name.trim().to_owned(),
+        rx_bytes: value(*numbers.first()?),
+        rx_errors: value(*numbers.get(2)?),
+        tx_bytes: value(*numbers.get(8)?),
+        tx_errors: value(*numbers.get(10)?),
+    })
+}
+
+impl Runtime {
+    /// The stats of one container.
+    pub(crate) fn stats_of(&self, id: &str) -> Result<v1::ContainerStats, Error> {
+        Ok(self.measure(self.state().container(id)?.record()).0)
+    }
+
+    fn measure(&self, record: ContainerRecord) -> (v1::ContainerStats, Used) {
+        let (used, timestamp) = (used(&record), now_ns());
+        let (bytes, inodes) = self.writable_layer(&record.id).map_or((0, 0), |upper| disk(&upper));
+        let mountpoint = self.images().root().to_string_lossy().into_owned();
+        let stats = v1::ContainerStats {
+            attributes: Some(v1::ContainerAttributes {
+                id: record.id,
+                metadata: record.config.metadata,
+                labels: record.config.labels,
+                annotations: record.config.annotations,
+            }),
+            cpu: Some(used.cpu(timestamp)),
+            memory: Some(used.memory(timestamp)),
+            writable_layer: Some(v1::FilesystemUsage {
+                timestamp,
+                fs_id: Some(v1::FilesystemIdentifier { mountpoint }),
+                used_bytes: value(bytes),
+                inodes_used: value(inodes),
+            }),
+            swap: None,
+        };
+        (stats, used)
+    }
+
+    /// The upper directory of a container.
+    fn writable_layer(&self, id: &str) -> Option<std::path::PathBuf> {
+        let bytes = std::fs::read(self.bundle(id).join(crate::oci::launch::LAUNCH)).ok()?;
+        let launch: crate::oci::launch::Launch = serde_json::from_slice(&bytes).ok()?;
+        match launch.root {
+            crate::oci::launch::Root::Overlay { upper, .. } => Some(upper),
+            crate::oci::launch::Root::Directory(_) => None,
+        }
+    }
+
+    /// The stats of running containers a filter selects.
+    pub(crate) fn list_stats(&self, filter: &v1::ContainerStatsFilter) -> Vec<v1::ContainerStats> {
+        let records = self.state().containers().into_iter().map(|container| container.record());
+        records
+            .filter(|record| record.phase == Phase::Running)
+            .filter(|record| {
+                record.id.starts_with(&filter.id)
+                    && record.sandbox_id.starts_with(&filter.pod_sandbox_id)
+            })
+            .filter(|record| selected(&filter.label_selector, &record.config.labels))
+            .map(|record| self.measure(record).0)
+            .collect()
+    }
+
+    /// The stats of one pod.
+    pub(crate) fn pod_stats(&self, record: SandboxRecord) -> v1::PodSandboxStats {
+        let timestamp = now_ns();
+        let network = network(&record);
+        let running =
+            self.state().containers_of(&record.id).into_iter().map(|container| container.record());
+        let measured: Vec<_> = running
+            .filter(|record| record.phase == Phase::Running)
+            .map(|record| self.measure(record))
+            .collect();
+        let total = measured.iter().fold(Used::default(), |sum, (_, used)| Used {
+            cpu_ns: sum.cpu_ns + used.cpu_ns,
+            rss_bytes: sum.rss_bytes + used.rss_bytes,
+            working_set_bytes: sum.working_set_bytes + used.working_set_bytes,
+            usage_bytes: sum.usage_bytes + used.usage_bytes,
+            page_faults: sum.page_faults + used.page_faults,
+            major_page_faults: sum.major_page_faults + used.major_page_faults,
+            processes: sum.processes + used.processes,
+        });
+        v1::PodSandboxStats {
+            attributes: Some(v1::PodSandboxAttributes {
+                id: record.id,
+                metadata: record.config.metadata,
+                labels: record.config.labels,
+                annotations: record.config.annotations,
+            }),
+            linux: Some(v1::LinuxPodSandboxStats {
+                cpu: Some(total.cpu(timestamp)),
+                memory: Some(total.memory(timestamp)),
+                network,
+                process: Some(v1::ProcessUsage {
+                    timestamp,
+                    process_count: value(total.processes),
+                }),
+                containers: measured.into_iter().map(|(stats, _)| stats).collect(),
+            }),
+            windows: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_process_is_measured() {
+        let mut used = Used::default();
+        used.add(&std::fs::read_to_string("/proc/self/stat").unwrap());
+        assert_eq!(used.processes, 1);
+        assert!(used.rss_bytes > 0 && used.page_faults > 0, "{used:?}");
+    }
+
+    #[test]
+    fn interfaces_are_read() {
+        let line = "  eth0: 1296 16 2 0 0 0 0 0 640 8 4 0 0 0 0 0";
+        let found = interface(line).unwrap();
+        assert_eq!(
+            (found.name.as_str(), found.rx_bytes, found.tx_errors),
+            ("eth0", value(1296), value(4))
+        );
+        assert!(interface(" face |bytes    packets errs").is_none());
+    }
+}

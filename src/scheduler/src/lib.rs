@@ -1,0 +1,48 @@
+//! kube-scheduler: gives every pod a node.
+//!
+//! A decision ([`schedule::schedule`], [`preemption::preempt`]) is a pure function of a pod and a
+//! picture of the cluster ([`cluster`]). The loop (`scheduler`) keeps that picture from informers,
+//! takes one pod after the other from the [`queue`], and writes the decisions while it goes on.
+//! Plugins ([`plugins`]) bear upstream's names and sit at upstream's extension points
+//! ([`framework`]). It speaks to the API server only, and never to the kubelet.
+
+pub mod affinity;
+pub mod cache;
+pub mod cluster;
+pub mod framework;
+pub mod node;
+mod nominator;
+pub mod plugins;
+pub mod pod;
+pub mod preemption;
+pub mod queue;
+mod report;
+pub mod resource;
+pub mod schedule;
+mod scheduler;
+pub mod volumes;
+
+use tokio_util::sync::CancellationToken;
+
+/// How to schedule.
+pub struct Config {
+    /// Speaks as `system:kube-scheduler`.
+    pub client: kube::Client,
+    /// The process' informers.
+    pub informers: client::Informers,
+    /// The scheduler names to serve, with their plugins; pods of others are left alone.
+    pub profiles: Vec<framework::Profile>,
+}
+
+impl Config {
+    /// Upstream's default configuration: the one profile `default-scheduler`.
+    pub fn new(client: kube::Client, informers: client::Informers) -> Self {
+        Self { client, informers, profiles: vec![plugins::default_profile()] }
+    }
+}
+
+/// Schedules until `shutdown`.
+pub async fn run(config: Config, shutdown: CancellationToken) {
+    let profiles = framework::Profiles(config.profiles);
+    scheduler::Scheduler::new(config.client, &config.informers, profiles).run(shutdown).await;
+}

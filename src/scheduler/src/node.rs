@@ -1,0 +1,106 @@
+//! A node as the scheduler sees it: the object, and the sums over the pods on it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+
+use crate::pod::{HostPort, PodInfo};
+use crate::resource::Resource;
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct NodeInfo {
+    /// The object.
+    pub node: Arc<Node>,
+    /// Its name.
+    pub name: String,
+    /// The pods that are on it, or will be.
+    pub pods: Vec<Arc<PodInfo>>,
+    /// What they ask for.
+    pub requested: Resource,
+    /// What they count for when nodes are compared.
+    pub weighed: Resource,
+    /// What the node has to give.
+    pub allocatable: Resource,
+    /// How many pods it takes.
+    pub pods_max: i64,
+    /// The ports that are taken.
+    pub host_ports: Vec<HostPort>,
+    /// Sizes in bytes of the images that it holds, by every name they have.
+    pub images: HashMap<String, i64>,
+}
+
+impl NodeInfo {
+    /// `node` without pods.
+    pub fn new(node: Arc<Node>) -> Self {
+        let mut info = Self::default();
+        info.set_node(node);
+        info
+    }
+
+    /// Takes over what has changed in the object; the pods stay.
+    pub fn set_node(&mut self, node: Arc<Node>) {
+        let status = node.status.as_ref();
+        let allocatable = status.and_then(|status| status.allocatable.as_ref());
+        self.name = node.metadata.name.clone().unwrap_or_default();
+        self.allocatable = Resource::from_list(allocatable);
+        self.pods_max = allocatable
+            .and_then(|list| list.get("pods"))
+            .and_then(|text| text.0.parse::<apimachinery::quantity::Quantity>().ok())
+            .map_or(0, |quantity| quantity.value());
+        self.images = status
+            .and_then(|status| status.images.as_ref())
+            .into_iter()
+            .flatten()
+            .flat_map(|image| {
+                let size = image.size_bytes.unwrap_or(0);
+                image.names.iter().flatten().map(move |name| (name.clone(), size))
+            })
+            .collect();
+        self.node = node;
+    }
+
+    /// Puts `pod` on the node.
+    pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
+        self.requested.add(&pod.requests);
+        self.weighed.add(&pod.weighed);
+        self.host_ports.extend(pod.host_ports.iter().cloned());
+        self.pods.push(pod);
+    }
+
+    /// Takes the pod `uid` from the node.
+    pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let at = self.pods.iter().position(|pod| pod.uid == uid)?;
+        let pod = self.pods.swap_remove(at);
+        self.requested.subtract(&pod.requests);
+        self.weighed.subtract(&pod.weighed);
+        for port in &pod.host_ports {
+            if let Some(at) = self.host_ports.iter().position(|taken| taken == port) {
+                self.host_ports.swap_remove(at);
+            }
+        }
+        Some(pod)
+    }
+
+    /// The value of the label `key`.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels()?.get(key).map(String::as_str)
+    }
+
+    /// The labels, if there are any.
+    pub fn labels(&self) -> Option<&BTreeMap<String, String>> {
+        self.node.metadata.labels.as_ref()
+    }
+
+    /// The taints.
+    pub fn taints(&self) -> &[Taint] {
+        let taints = self.node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+        taints.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The node takes no new pods.
+    pub fn is_unschedulable(&self) -> bool {
+        self.node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false)
+    }
+}

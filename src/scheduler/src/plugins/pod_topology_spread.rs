@@ -1,0 +1,249 @@
+//! PodTopologySpread: pods of one kind spread evenly over zones, nodes, or any other node label.
+
+use std::collections::{HashMap, HashSet};
+
+use apimachinery::labels::Selector;
+use k8s_openapi::api::core::v1::TopologySpreadConstraint;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+
+use super::{node_affinity, taint_toleration};
+use crate::affinity;
+use crate::cluster::Cluster;
+use crate::framework::{Event, Filter, MAX_NODE_SCORE, Plugin, Rejection, Score};
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+
+const HOSTNAME: &str = "kubernetes.io/hostname";
+
+pub struct PodTopologySpread;
+
+struct Constraint {
+    key: String,
+    selector: Selector,
+    max_skew: i64,
+    min_domains: i64,
+    honour_affinity: bool,
+    honour_taints: bool,
+}
+
+impl Constraint {
+    fn new(constraint: &TopologySpreadConstraint, pod: &PodInfo) -> Self {
+        let honours = |policy: &Option<String>, default| {
+            policy.as_deref().map_or(default, |policy| policy == "Honor")
+        };
+        let mut selector: Option<LabelSelector> = constraint.label_selector.clone();
+        for key in constraint.match_label_keys.iter().flatten() {
+            // A key that the pod lacks is ignored; one that the selector has already is harmless.
+            let Some(value) = pod.labels.get(key) else { continue };
+            let requirement = LabelSelectorRequirement {
+                key: key.clone(),
+                operator: "In".into(),
+                values: Some(vec![value.clone()]),
+            };
+            let selector = selector.get_or_insert_default();
+            selector.match_expressions.get_or_insert_default().push(requirement);
+        }
+        Self {
+            key: constraint.topology_key.clone(),
+            selector: affinity::selector(selector.as_ref()),
+            max_skew: i64::from(constraint.max_skew),
+            min_domains: i64::from(constraint.min_domains.unwrap_or(1)),
+            honour_affinity: honours(&constraint.node_affinity_policy, true),
+            honour_taints: honours(&constraint.node_taints_policy, false),
+        }
+    }
+
+    /// Pods on `node` count.
+    fn includes(&self, node: &NodeInfo, pod: &PodInfo) -> bool {
+        (!self.honour_affinity || node_affinity::matches_node(pod, node))
+            && (!self.honour_taints || taint_toleration::tolerates_node(pod, node.taints()))
+    }
+
+    /// How many pods on `node` it is about.
+    fn matching(&self, node: &NodeInfo, namespace: &str) -> i64 {
+        let of_the_kind = |pod: &PodInfo| {
+            pod.namespace == namespace
+                && !pod.is_terminating()
+                && self.selector.matches(&pod.labels)
+        };
+        node.pods.iter().filter(|pod| of_the_kind(pod)).count() as i64
+    }
+}
+
+fn constraints(pod: &PodInfo, when_unsatisfiable: &str) -> Vec<Constraint> {
+    let all = pod.spec().topology_spread_constraints.iter().flatten();
+    all.filter(|constraint| constraint.when_unsatisfiable == when_unsatisfiable)
+        .map(|constraint| Constraint::new(constraint, pod))
+        .collect()
+}
+
+fn has_all_keys(constraints: &[Constraint], node: &NodeInfo) -> bool {
+    constraints.iter().all(|constraint| node.label(&constraint.key).is_some())
+}
+
+/// A constraint with the number of pods in each domain.
+struct Counted {
+    constraint: Constraint,
+    domains: HashMap<String, i64>,
+    fewest: i64,
+    /// The pod itself adds to its domain.
+    own: i64,
+}
+
+struct Required(Vec<Counted>);
+
+fn required(pod: &PodInfo, cluster: &Cluster) -> Required {
+    let constraints = constraints(pod, "DoNotSchedule");
+    let nodes: Vec<_> =
+        cluster.nodes().iter().filter(|node| has_all_keys(&constraints, node)).collect();
+    let count = |constraint: Constraint| {
+        let mut domains: HashMap<String, i64> = HashMap::new();
+        for node in nodes.iter().filter(|node| constraint.includes(node, pod)) {
+            let Some(value) = node.label(&constraint.key) else { continue };
+            *domains.entry(value.to_owned()).or_default() +=
+                constraint.matching(node, &pod.namespace);
+        }
+        let fewest = domains.values().copied().min().unwrap_or(i64::MAX / 2);
+        let too_few_domains = (domains.len() as i64) < constraint.min_domains;
+        let fewest = if too_few_domains { 0 } else { fewest };
+        let own = i64::from(constraint.selector.matches(&pod.labels));
+        Counted { constraint, domains, fewest, own }
+    };
+    Required(constraints.into_iter().map(count).collect())
+}
+
+impl Filter for Required {
+    fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        for Counted { constraint, domains, fewest, own } in &self.0 {
+            let Some(value) = node.label(&constraint.key) else {
+                return Err(Rejection::unresolvable(
+                    "node(s) didn't match pod topology spread constraints (missing required label)",
+                ));
+            };
+            let here = domains.get(value).copied().unwrap_or(0);
+            if here + own - fewest > constraint.max_skew {
+                let reason = "node(s) didn't match pod topology spread constraints";
+                return Err(Rejection::unschedulable(reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Preferred<'a> {
+    pod: &'a PodInfo,
+    /// With the weight of each: more domains make each of them matter more.
+    constraints: Vec<(Constraint, HashMap<String, i64>, f64)>,
+}
+
+fn preferred<'a>(
+    pod: &'a PodInfo,
+    cluster: &Cluster,
+    nodes: &[&NodeInfo],
+) -> Option<Preferred<'a>> {
+    let constraints = constraints(pod, "ScheduleAnyway");
+    if constraints.is_empty() {
+        return None;
+    }
+    let usable: Vec<_> = nodes.iter().filter(|node| has_all_keys(&constraints, node)).collect();
+    let domains_of = |constraint: &Constraint| -> HashSet<&str> {
+        usable.iter().filter_map(|node| node.label(&constraint.key)).collect()
+    };
+    let labelled: Vec<bool> =
+        cluster.nodes().iter().map(|node| has_all_keys(&constraints, node)).collect();
+    let mut counted = Vec::with_capacity(constraints.len());
+    for constraint in constraints {
+        let domains = domains_of(&constraint);
+        let mut counts: HashMap<String, i64> = HashMap::new();
+        for (node, labelled) in cluster.nodes().iter().zip(&labelled) {
+            let Some(value) = node.label(&constraint.key).filter(|value| domains.contains(value))
+            else {
+                continue;
+            };
+            if *labelled && constraint.key != HOSTNAME && constraint.includes(node, pod) {
+                *counts.entry(value.to_owned()).or_default() +=
+                    constraint.matching(node, &pod.namespace);
+            }
+        }
+        let size = if constraint.key == HOSTNAME { usable.len() } else { domains.len() };
+        counted.push((constraint, counts, (size as f64 + 2.0).ln()));
+    }
+    Some(Preferred { pod, constraints: counted })
+}
+
+impl Preferred<'_> {
+    fn usable(&self, node: &NodeInfo) -> bool {
+        self.constraints.iter().all(|(constraint, _, _)| node.label(&constraint.key).is_some())
+    }
+}
+
+impl Score for Preferred<'_> {
+    fn score(&self, node: &NodeInfo) -> i64 {
+        if !self.usable(node) {
+            return 0;
+        }
+        let of = |(constraint, counts, weight): &(Constraint, HashMap<String, i64>, f64)| {
+            let count = if constraint.key == HOSTNAME {
+                constraint.matching(node, &self.pod.namespace)
+            } else {
+                let value = node.label(&constraint.key).unwrap_or_default();
+                counts.get(value).copied().unwrap_or(0)
+            };
+            count as f64 * weight + (constraint.max_skew - 1) as f64
+        };
+        self.constraints.iter().map(of).sum::<f64>().round() as i64
+    }
+
+    fn normalize(&self, nodes: &[&NodeInfo], scores: &mut [i64]) {
+        let rated: Vec<bool> = nodes.iter().map(|node| self.usable(node)).collect();
+        let among = || scores.iter().zip(&rated).filter(|(_, rated)| **rated).map(|(s, _)| *s);
+        let (min, max) = (among().min().unwrap_or(0), among().max().unwrap_or(0));
+        for (score, rated) in scores.iter_mut().zip(&rated) {
+            *score = match (rated, max) {
+                (false, _) => 0,
+                (true, 0) => MAX_NODE_SCORE,
+                (true, _) => MAX_NODE_SCORE * (max + min - *score) / max,
+            };
+        }
+    }
+}
+
+impl Plugin for PodTopologySpread {
+    fn name(&self) -> &'static str {
+        "PodTopologySpread"
+    }
+
+    fn pre_filter<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        cluster: &'a Cluster,
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
+        let required = required(pod, cluster);
+        Ok((!required.0.is_empty()).then(|| Box::new(required) as Box<dyn Filter>))
+    }
+
+    fn pre_score<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        cluster: &'a Cluster,
+        nodes: &[&'a NodeInfo],
+    ) -> Option<Box<dyn Score + 'a>> {
+        preferred(pod, cluster, nodes).map(|score| Box::new(score) as Box<dyn Score>)
+    }
+
+    fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
+        match event {
+            Event::NodeAdded(_) => true,
+            Event::NodeUpdated { old, new } => {
+                old.metadata.labels != new.metadata.labels || old.spec != new.spec
+            }
+            Event::PodAssigned(other) | Event::AssignedPodRemoved(other) => {
+                other.namespace == pod.namespace
+            }
+            Event::AssignedPodUpdated { old, new } | Event::Itself { old, new } => {
+                old.labels != new.labels
+            }
+            Event::NamespaceChanged | Event::StorageChanged => false,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What the scheduler tells the API server: bindings, conditions, nominations, evictions.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, core::Status};
+use serde::de::IgnoredAny;
+use serde_json::{Value, json};
+
+use crate::pod::PodInfo;
+
+/// Binds `pod` to `node`.
+pub async fn bind(client: Client, pod: Arc<PodInfo>, node: &str) -> Result<(), kube::Error> {
+    let binding = json!({
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+        "target": {"kind": "Node", "name": node},
+    });
+    let pods: Api<Pod> = Api::namespaced(client, &pod.namespace);
+    let params = PostParams::default();
+    let bound = pods.create_subresource::<_, IgnoredAny>("binding", &pod.name, &params, &binding);
+    bound.await.map(|_| ())
+}
+
+/// Why a pod is not scheduled, as its condition `PodScheduled` tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unscheduled {
+    /// `Unschedulable`, `SchedulerError` or `SchedulingGated`.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// The pod's condition says this already.
+pub fn is_told(pod: &PodInfo, unscheduled: &Unscheduled) -> bool {
+    let conditions = pod.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    conditions.any(|condition| {
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason.as_deref() == Some(unscheduled.reason)
+            && condition.message.as_deref() == Some(&unscheduled.message)
+    })
+}
+
+/// Sets the condition `PodScheduled` to false, and the nominated node where there is a new one.
+pub async fn tell_unscheduled(
+    client: Client,
+    pod: Arc<PodInfo>,
+    unscheduled: Unscheduled,
+    nominated: Option<String>,
+) -> Result<(), kube::Error> {
+    let mut status = json!({"conditions": [{
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": unscheduled.reason,
+        "message": unscheduled.message,
+        "lastProbeTime": null,
+        "lastTransitionTime": transition_time(&pod),
+        "observedGeneration": pod.pod.metadata.generation,
+    }]});
+    if let Some(node) = nominated {
+        status["nominatedNodeName"] = Value::String(node);
+    }
+    patch_status(client, &pod, status).await
+}
+
+/// When the condition became false: it keeps its time while only the reason changes.
+fn transition_time(pod: &PodInfo) -> Value {
+    let conditions = pod.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    let before = conditions.find(|c| c.type_ == "PodScheduled" && c.status == "False");
+    match before.and_then(|condition| condition.last_transition_time.as_ref()) {
+        Some(time) => json!(time),
+        None => json!(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now())),
+    }
+}
+
+async fn patch_status(client: Client, pod: &PodInfo, status: Value) -> Result<(), kube::Error> {
+    let pods: Api<Pod> = Api::namespaced(client, &pod.namespace);
+    let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid}, "status": status}));
+    pods.patch_status(&pod.name, &PatchParams::default(), &patch).await.map(|_| ())
+}
+
+/// Removes `victim` to make room for a more important pod of the scheduler called `scheduler`.
+pub async fn evict(client: Client, victim: &PodInfo, scheduler: &str) -> Result<(), kube::Error> {
+    let status = json!({"conditions": [{
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "PreemptionByScheduler",
+        "message": format!("{scheduler}: preempting to accommodate a higher priority pod"),
+        "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()),
+    }]});
+    patch_status(client.clone(), victim, status).await.or_else(absent_is_fine)?;
+    let pods: Api<Pod> = Api::namespaced(client, &victim.namespace);
+    let same = Preconditions { uid: Some(victim.uid.clone()), resource_version: None };
+    let params = DeleteParams { preconditions: Some(same), ..DeleteParams::default() };
+    pods.delete(&victim.name, &params).await.map(|_| ()).or_else(absent_is_fine)
+}
+
+fn absent_is_fine(error: kube::Error) -> Result<(), kube::Error> {
+    match error {
+        kube::Error::Api(status) if is_absent(&status) => Ok(()),
+        other => Err(other),
+    }
+}
+
+fn is_absent(status: &Status) -> bool {
+    // A conflict means that another pod has taken the name: the victim is gone.
+    status.code == 404 || status.code == 409
+}
+
+/// Binding failed because the pod is gone or was bound meanwhile; the watch will tell.
+pub fn is_settled(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if is_absent(status))
+}

@@ -1,0 +1,286 @@
+//! The decision: on which node does a pod go? A pure function of the pod and the cluster.
+//!
+//! Source: `pkg/scheduler/schedule_one.go`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::cluster::Cluster;
+use crate::framework::{Filter, Profile, Rejection, Weighted};
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+
+/// Below this number of nodes all are looked at.
+const NODES_MIN: usize = 100;
+
+/// Pods for which preemption has made room, by node.
+pub type Nominated = HashMap<String, Vec<Arc<PodInfo>>>;
+
+/// The node for a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Its name.
+    pub node: String,
+    /// How many nodes were looked at.
+    pub evaluated: usize,
+    /// How many of them would do.
+    pub feasible: usize,
+}
+
+/// Why there is no node for a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// There are no nodes at all.
+    NoNodes,
+    /// No node would do.
+    Unfit(Unfit),
+}
+
+/// What was wrong with each node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unfit {
+    /// The number of nodes.
+    pub nodes: usize,
+    /// What was wrong with all of them at once.
+    pub pre_filter: Option<String>,
+    /// What was wrong with each, by its name.
+    pub rejections: BTreeMap<String, Rejection>,
+    /// The plugins that rejected it.
+    pub plugins: BTreeSet<&'static str>,
+    /// What preemption had to say.
+    pub post_filter: String,
+}
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "0/{} nodes are available:", self.nodes)?;
+        if let Some(reason) = &self.pre_filter {
+            write!(f, " {reason}.")?;
+        } else {
+            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+            for reason in self.rejections.values().flat_map(|rejection| &rejection.reasons) {
+                *counts.entry(reason).or_default() += 1;
+            }
+            let mut reasons: Vec<String> =
+                counts.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            reasons.sort();
+            if !reasons.is_empty() {
+                write!(f, " {}.", reasons.join(", "))?;
+            }
+        }
+        if !self.post_filter.is_empty() {
+            write!(f, " {}", self.post_filter)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoNodes => f.write_str("no nodes available to schedule pods"),
+            Self::Unfit(unfit) => unfit.fmt(f),
+        }
+    }
+}
+
+/// A plugin's judgement of nodes for the pod at hand.
+pub type NamedFilter<'a> = (&'static str, Box<dyn Filter + 'a>);
+
+/// Runs PreFilter: the filters of all plugins that have something to say, or who rejected the pod.
+pub fn pre_filter<'a>(
+    profile: &'a Profile,
+    pod: &'a PodInfo,
+    cluster: &'a Cluster,
+) -> Result<Vec<NamedFilter<'a>>, (&'static str, Rejection)> {
+    let mut filters = Vec::with_capacity(profile.plugins.len());
+    for Weighted { plugin, .. } in &profile.plugins {
+        match plugin.pre_filter(pod, cluster) {
+            Ok(Some(filter)) => filters.push((plugin.name(), filter)),
+            Ok(None) => {}
+            Err(rejection) => return Err((plugin.name(), rejection)),
+        }
+    }
+    Ok(filters)
+}
+
+/// Asks the filters about one node; the first that rejects it has the word.
+pub fn check(
+    filters: &[NamedFilter<'_>],
+    node: &NodeInfo,
+) -> Result<(), (&'static str, Rejection)> {
+    for (name, filter) in filters {
+        filter.check(node).map_err(|rejection| (*name, rejection))?;
+    }
+    Ok(())
+}
+
+/// Where the last decision ended, so that the next one begins with other nodes, and the state of
+/// the tie-breaker.
+#[derive(Clone, Debug, Default)]
+pub struct Rotation {
+    next: usize,
+    random: u64,
+}
+
+impl Rotation {
+    /// A number below `bound`, evenly spread (splitmix64).
+    fn below(&mut self, bound: usize) -> usize {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound.max(1) as u64) as usize
+    }
+}
+
+/// How many feasible nodes are enough to choose from: all of few, a shrinking share of many.
+fn enough_nodes(all: usize) -> usize {
+    if all < NODES_MIN {
+        return all;
+    }
+    let percent = 50_usize.saturating_sub(all / 125).max(5);
+    (all * percent / 100).max(NODES_MIN)
+}
+
+/// Chooses a node for `pod`.
+pub fn schedule(
+    profile: &Profile,
+    pod: &PodInfo,
+    cluster: &Cluster,
+    nominated: &Nominated,
+    rotation: &mut Rotation,
+) -> Result<Placement, Failure> {
+    if cluster.nodes().is_empty() {
+        return Err(Failure::NoNodes);
+    }
+    let mut unfit = Unfit { nodes: cluster.nodes().len(), ..Unfit::default() };
+    let filters = match pre_filter(profile, pod, cluster) {
+        Ok(filters) => filters,
+        Err((plugin, rejection)) => {
+            unfit.plugins.insert(plugin);
+            unfit.pre_filter = Some(rejection.reasons.join(", "));
+            let all = cluster.nodes().iter().map(|node| (node.name.clone(), rejection.clone()));
+            unfit.rejections = all.collect();
+            return Err(Failure::Unfit(unfit));
+        }
+    };
+    let candidates = candidates(&filters, cluster, &mut unfit);
+    let enough = enough_nodes(candidates.len());
+    let mut feasible: Vec<&NodeInfo> = Vec::new();
+    let mut evaluated = 0;
+    for step in 0..candidates.len() {
+        let node = candidates[(rotation.next + step) % candidates.len()];
+        evaluated += 1;
+        match fits(&filters, pod, node, nominated) {
+            Ok(()) => feasible.push(node),
+            Err((plugin, rejection)) => {
+                unfit.plugins.insert(plugin);
+                unfit.rejections.insert(node.name.clone(), rejection);
+            }
+        }
+        if feasible.len() >= enough {
+            break;
+        }
+    }
+    if let Some(next) = (rotation.next + evaluated).checked_rem(candidates.len()) {
+        rotation.next = next;
+    }
+    let Some(node) = best(profile, pod, cluster, &feasible, rotation) else {
+        return Err(Failure::Unfit(unfit));
+    };
+    Ok(Placement { node: node.name.clone(), evaluated, feasible: feasible.len() })
+}
+
+/// The nodes that PreFilter leaves; the others are rejected in the name of who left them out.
+fn candidates<'a>(
+    filters: &[NamedFilter<'_>],
+    cluster: &'a Cluster,
+    unfit: &mut Unfit,
+) -> Vec<&'a NodeInfo> {
+    let mut names: Option<BTreeSet<String>> = None;
+    let mut plugins = BTreeSet::new();
+    for (plugin, filter) in filters {
+        let Some(own) = filter.nodes() else { continue };
+        plugins.insert(*plugin);
+        names = Some(match names {
+            Some(names) => names.intersection(&own).cloned().collect(),
+            None => own,
+        });
+    }
+    let all = cluster.nodes().iter().map(AsRef::as_ref);
+    let Some(names) = names else { return all.collect() };
+    let listed: Vec<&str> = plugins.iter().copied().collect();
+    let reason = format!("node(s) didn't satisfy plugin(s) [{}]", listed.join(" "));
+    let (left, out): (Vec<&NodeInfo>, Vec<&NodeInfo>) =
+        all.partition(|node| names.contains(&node.name));
+    for node in &out {
+        unfit.rejections.insert(node.name.clone(), Rejection::unresolvable(reason.clone()));
+    }
+    if !out.is_empty() {
+        unfit.plugins.extend(plugins);
+    }
+    left
+}
+
+/// The pod fits on `node`, both as it is and with the pods that preemption promised a place there
+/// and that are at least as important.
+fn fits(
+    filters: &[NamedFilter<'_>],
+    pod: &PodInfo,
+    node: &NodeInfo,
+    nominated: &Nominated,
+) -> Result<(), (&'static str, Rejection)> {
+    let promised: Vec<_> = nominated
+        .get(&node.name)
+        .into_iter()
+        .flatten()
+        .filter(|other| other.uid != pod.uid && other.priority >= pod.priority)
+        .collect();
+    if !promised.is_empty() {
+        let mut fuller = node.clone();
+        for other in promised {
+            fuller.add_pod(Arc::clone(other));
+        }
+        check(filters, &fuller)?;
+    }
+    check(filters, node)
+}
+
+/// The feasible node with the highest sum of weighted scores; any of several.
+fn best<'a>(
+    profile: &Profile,
+    pod: &PodInfo,
+    cluster: &Cluster,
+    feasible: &[&'a NodeInfo],
+    rotation: &mut Rotation,
+) -> Option<&'a NodeInfo> {
+    if feasible.len() < 2 {
+        return feasible.first().copied();
+    }
+    let totals = scores(profile, pod, cluster, feasible);
+    let top = totals.iter().copied().max()?;
+    let ties: Vec<_> =
+        feasible.iter().zip(&totals).filter(|(_, total)| **total == top).map(|(n, _)| n).collect();
+    let chosen = rotation.below(ties.len());
+    ties.get(chosen).map(|node| **node)
+}
+
+/// The sum of weighted scores of each node.
+pub fn scores(
+    profile: &Profile,
+    pod: &PodInfo,
+    cluster: &Cluster,
+    nodes: &[&NodeInfo],
+) -> Vec<i64> {
+    let mut totals = vec![0; nodes.len()];
+    for Weighted { plugin, weight } in profile.plugins.iter().filter(|w| w.weight > 0) {
+        let Some(score) = plugin.pre_score(pod, cluster, nodes) else { continue };
+        let mut own: Vec<i64> = nodes.iter().map(|node| score.score(node)).collect();
+        score.normalize(nodes, &mut own);
+        for (total, own) in totals.iter_mut().zip(own) {
+            *total += own * weight;
+        }
+    }
+    totals
+}

@@ -1,0 +1,360 @@
+//! The decision, case by case, with upstream's messages.
+
+mod support;
+
+use scheduler::preemption::{Preemption, preempt};
+use scheduler::schedule::Failure;
+use serde_json::{Value, json};
+use support::{asking, cluster, decide, node, outcome, pod, profile};
+
+/// One node, one pod: the message when it does not fit.
+#[test]
+fn filters_speak_upstreams_words() {
+    let taint =
+        |effect: &str| json!({"spec": {"taints": [{"key": "k", "value": "v", "effect": effect}]}});
+    let tolerating = |over: Value| json!({"spec": {"tolerations": [over]}});
+    let selecting = |over: Value| json!({"spec": {"nodeSelector": over}});
+    let terms = |terms: Value| {
+        json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+            {"nodeSelectorTerms": terms}}}}})
+    };
+    let expression = |key: &str, operator: &str, values: &[&str]| {
+        terms(json!([{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]))
+    };
+    let none = || json!({});
+    let labelled = || json!({"metadata": {"labels": {"disk": "ssd", "size": "7"}}});
+    let affinity = "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.";
+    let tainted = "0/1 nodes are available: 1 node(s) had untolerated taint(s).";
+    let fits = "n";
+    let cases: Vec<(Value, Value, &str)> = vec![
+        (none(), none(), fits),
+        (none(), json!({"spec": asking("4", "8Gi")}), fits),
+        (
+            none(),
+            json!({"spec": asking("5", "1Gi")}),
+            "0/1 nodes are available: 1 Insufficient cpu.",
+        ),
+        (
+            none(),
+            json!({"spec": asking("5", "9Gi")}),
+            "0/1 nodes are available: 1 Insufficient cpu, 1 Insufficient memory.",
+        ),
+        (
+            json!({"status": {"allocatable": {"pods": "0"}}}),
+            none(),
+            "0/1 nodes are available: 1 Too many pods.",
+        ),
+        (
+            none(),
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": "1"}}}]}}),
+            "0/1 nodes are available: 1 Insufficient example.com/gpu.",
+        ),
+        (
+            json!({"status": {"allocatable": {"example.com/gpu": "1"}}}),
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": "1"}}}]}}),
+            fits,
+        ),
+        (
+            json!({"spec": {"unschedulable": true}}),
+            none(),
+            "0/1 nodes are available: 1 node(s) were unschedulable.",
+        ),
+        (
+            json!({"spec": {"unschedulable": true}}),
+            tolerating(json!({"key": "node.kubernetes.io/unschedulable", "operator": "Exists"})),
+            fits,
+        ),
+        (taint("NoSchedule"), none(), tainted),
+        (taint("NoExecute"), none(), tainted),
+        (taint("PreferNoSchedule"), none(), fits),
+        (taint("NoSchedule"), tolerating(json!({"operator": "Exists"})), fits),
+        (taint("NoSchedule"), tolerating(json!({"key": "k", "value": "v"})), fits),
+        (taint("NoSchedule"), tolerating(json!({"key": "k", "value": "w"})), tainted),
+        (
+            taint("NoSchedule"),
+            tolerating(json!({"key": "k", "operator": "Exists", "effect": "NoExecute"})),
+            tainted,
+        ),
+        (labelled(), selecting(json!({"disk": "ssd"})), fits),
+        (labelled(), selecting(json!({"disk": "hdd"})), affinity),
+        (labelled(), expression("disk", "In", &["hdd", "ssd"]), fits),
+        (labelled(), expression("disk", "NotIn", &["ssd"]), affinity),
+        (labelled(), expression("none", "NotIn", &["ssd"]), fits),
+        (labelled(), expression("disk", "Exists", &[]), fits),
+        (labelled(), expression("disk", "DoesNotExist", &[]), affinity),
+        (labelled(), expression("size", "Gt", &["6"]), fits),
+        (labelled(), expression("size", "Lt", &["7"]), affinity),
+        (labelled(), terms(json!([{}])), affinity),
+        (
+            none(),
+            terms(
+                json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}]),
+            ),
+            fits,
+        ),
+        (
+            none(),
+            terms(
+                json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["m"]}]}]),
+            ),
+            "0/1 nodes are available: 1 node(s) didn't satisfy plugin(s) [NodeAffinity].",
+        ),
+    ];
+    for (node_over, pod_over, want) in cases {
+        let told = format!("{node_over} {pod_over}");
+        let got = outcome(&pod("p", pod_over), &cluster([node("n", node_over)], []));
+        assert_eq!(got, want, "{told}");
+    }
+}
+
+#[test]
+fn host_ports_are_one_pods() {
+    let on = |ports: Value| {
+        let spec = json!({"nodeName": "n", "containers": [{"name": "c", "ports": ports}]});
+        cluster([node("n", json!({}))], [pod("other", json!({"spec": spec}))])
+    };
+    let taken =
+        "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.";
+    let cases = [
+        (json!([{"hostPort": 80}]), json!([{"hostPort": 80}]), taken),
+        (json!([{"hostPort": 80}]), json!([{"hostPort": 81}]), "n"),
+        (json!([{"hostPort": 80, "protocol": "UDP"}]), json!([{"hostPort": 80}]), "n"),
+        (
+            json!([{"hostPort": 80, "hostIP": "10.0.0.1"}]),
+            json!([{"hostPort": 80, "hostIP": "10.0.0.2"}]),
+            "n",
+        ),
+        (json!([{"hostPort": 80, "hostIP": "10.0.0.1"}]), json!([{"hostPort": 80}]), taken),
+        (json!([{"containerPort": 80}]), json!([{"containerPort": 80}]), "n"),
+    ];
+    for (other, own, want) in cases {
+        let told = format!("{other} {own}");
+        let wanting = pod("p", json!({"spec": {"containers": [{"name": "c", "ports": own}]}}));
+        assert_eq!(outcome(&wanting, &on(other)), want, "{told}");
+    }
+}
+
+#[test]
+fn without_nodes_there_is_nothing_to_choose() {
+    assert_eq!(
+        outcome(&pod("p", json!({})), &cluster([], [])),
+        "no nodes available to schedule pods"
+    );
+}
+
+#[test]
+fn reasons_are_counted_over_nodes() {
+    let nodes = [
+        node("a", json!({"spec": {"unschedulable": true}})),
+        node("b", json!({"status": {"allocatable": {"cpu": "1"}}})),
+        node("c", json!({"status": {"allocatable": {"cpu": "1"}}})),
+    ];
+    let got = outcome(&pod("p", json!({"spec": asking("2", "1Gi")})), &cluster(nodes, []));
+    assert_eq!(got, "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu.");
+}
+
+#[test]
+fn scores_choose_the_better_node() {
+    let two = |a: Value, b: Value| [node("a", a), node("b", b)];
+    let none = || json!({});
+    let asks = || json!({"spec": asking("1", "1Gi")});
+    let wish = json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+        {"weight": 10, "preference": {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]}}]}}}});
+    let held = json!({"status": {"images": [{"names": ["docker.io/app:latest", "app:latest"], "sizeBytes": 600 << 20}]}});
+    let avoided = json!({"spec": {"taints": [{"key": "k", "effect": "PreferNoSchedule"}]}});
+    let cases = [
+        // LeastAllocated: the larger node is emptier.
+        (
+            two(none(), json!({"status": {"allocatable": {"cpu": "8", "memory": "16Gi"}}})),
+            asks(),
+            "b",
+        ),
+        // BalancedAllocation breaks what LeastAllocated leaves even.
+        (
+            two(json!({"status": {"allocatable": {"cpu": "2", "memory": "64Gi"}}}), none()),
+            asks(),
+            "b",
+        ),
+        (two(none(), json!({"metadata": {"labels": {"disk": "ssd"}}})), wish, "b"),
+        (two(none(), held), none(), "b"),
+        (two(avoided, none()), none(), "b"),
+    ];
+    for (nodes, pod_over, want) in cases {
+        let told = format!("{pod_over}");
+        assert_eq!(outcome(&pod("p", pod_over), &cluster(nodes, [])), want, "{told}");
+    }
+}
+
+#[test]
+fn pods_attract_and_repel() {
+    let zone = |zone: &str| json!({"metadata": {"labels": {"zone": zone}}});
+    let nodes = || [node("a", zone("1")), node("b", zone("2"))];
+    let labelled = |name: &str, node: &str, app: &str| {
+        pod(name, json!({"metadata": {"labels": {"app": app}}, "spec": {"nodeName": node}}))
+    };
+    let term = |app: &str| json!([{"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": app}}}]);
+    let required = |kind: &str, app: &str| {
+        json!({"metadata": {"labels": {"app": "own"}}, "spec": {"affinity": {kind:
+            {"requiredDuringSchedulingIgnoredDuringExecution": term(app)}}}})
+    };
+    let there = || cluster(nodes(), [labelled("x", "a", "web")]);
+    assert_eq!(outcome(&pod("p", required("podAffinity", "web")), &there()), "a");
+    assert_eq!(outcome(&pod("p", required("podAntiAffinity", "web")), &there()), "b");
+    assert_eq!(
+        outcome(&pod("p", required("podAffinity", "db")), &there()),
+        "0/2 nodes are available: 2 node(s) didn't match pod affinity rules."
+    );
+    // The first of its kind may start anywhere.
+    assert!(decide(&pod("p", required("podAffinity", "own")), &there()).is_ok());
+    let both = cluster(nodes(), [labelled("x", "a", "web"), labelled("y", "b", "web")]);
+    assert_eq!(
+        outcome(&pod("p", required("podAntiAffinity", "web")), &both),
+        "0/2 nodes are available: 2 node(s) didn't match pod anti-affinity rules."
+    );
+    let mut repelling = required("podAntiAffinity", "own");
+    repelling["spec"]["nodeName"] = json!("a");
+    let guarded = cluster([node("a", zone("1"))], [pod("x", repelling)]);
+    assert_eq!(
+        outcome(&pod("p", json!({"metadata": {"labels": {"app": "own"}}})), &guarded),
+        "0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules."
+    );
+    let wish = json!({"spec": {"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
+        [{"weight": 100, "podAffinityTerm": term("web")[0]}]}}}});
+    let far = cluster(nodes(), [labelled("x", "b", "web")]);
+    assert_eq!(outcome(&pod("p", wish), &far), "b");
+}
+
+#[test]
+fn pods_spread_over_domains() {
+    let zone = |zone: &str| json!({"metadata": {"labels": {"zone": zone}}});
+    let nodes = || [node("a", zone("1")), node("b", zone("2")), node("c", json!({}))];
+    let own = json!({"app": "own"});
+    let spreading = |when: &str| {
+        pod(
+            "p",
+            json!({"metadata": {"labels": own}, "spec": {"topologySpreadConstraints": [{
+            "maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": when,
+            "labelSelector": {"matchLabels": own}}]}}),
+        )
+    };
+    let placed = |name: &str, node: &str| {
+        pod(name, json!({"metadata": {"labels": own}, "spec": {"nodeName": node}}))
+    };
+    let uneven = cluster(nodes(), [placed("x", "a")]);
+    assert_eq!(outcome(&spreading("DoNotSchedule"), &uneven), "b");
+    assert_eq!(outcome(&spreading("ScheduleAnyway"), &uneven), "b");
+    let cordoned = json!({"metadata": {"labels": {"zone": "2"}}, "spec": {"unschedulable": true}});
+    let stuck = cluster(
+        [node("a", zone("1")), node("b", cordoned), node("c", json!({}))],
+        [placed("x", "a")],
+    );
+    assert_eq!(
+        outcome(&spreading("DoNotSchedule"), &stuck),
+        "0/3 nodes are available: 1 node(s) didn't match pod topology spread constraints, \
+         1 node(s) didn't match pod topology spread constraints (missing required label), \
+         1 node(s) were unschedulable."
+    );
+}
+
+#[test]
+fn pods_wait_for_their_claims_and_follow_their_volumes() {
+    let claiming = || json!({"spec": {"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]}});
+    let nodes = || ["a", "b"].map(|name| node(name, json!({})));
+    let decided = |claims: Value, volumes: Value, classes: Value| {
+        let mut cluster = cluster(nodes(), []);
+        cluster.volumes = support::volumes(claims, volumes, classes);
+        outcome(&pod("p", claiming()), &cluster)
+    };
+    let claim = |class: &str, volume: Value| {
+        let done = if volume.is_null() {
+            json!({})
+        } else {
+            json!({"pv.kubernetes.io/bind-completed": "yes"})
+        };
+        json!([{"metadata": {"namespace": "default", "name": "data", "annotations": done},
+            "spec": {"storageClassName": class, "volumeName": volume}}])
+    };
+    let volume = json!([{"metadata": {"name": "v"}, "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["b"]}]}]}}}}]);
+    let late = json!([{"metadata": {"name": "late"}, "provisioner": "x", "volumeBindingMode": "WaitForFirstConsumer"}]);
+    let none = || json!([]);
+    let cases = [
+        (
+            none(),
+            none(),
+            none(),
+            "0/2 nodes are available: persistentvolumeclaim \"data\" not found.",
+        ),
+        (
+            claim("now", json!(null)),
+            none(),
+            none(),
+            "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+        ),
+        (
+            claim("now", json!("v")),
+            none(),
+            none(),
+            "0/2 nodes are available: persistentvolumeclaim \"data\" bound to non-existent persistentvolume \"v\".",
+        ),
+        (claim("now", json!("v")), volume, none(), "b"),
+        (
+            claim("late", json!(null)),
+            none(),
+            late,
+            "0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind.",
+        ),
+    ];
+    for (claims, volumes, classes, want) in cases {
+        assert_eq!(decided(claims, volumes, classes), want);
+    }
+}
+
+/// What preemption comes to, as text.
+fn preempted(pod: &scheduler::pod::PodInfo, cluster: &scheduler::cluster::Cluster) -> String {
+    let Err(Failure::Unfit(unfit)) = decide(pod, cluster) else { panic!("the pod fits") };
+    match preempt(&profile(), pod, cluster, &[], &unfit) {
+        Preemption::Nominate { node, victims } => {
+            let names: Vec<&str> = victims.iter().map(|victim| victim.name.as_str()).collect();
+            format!("{node}: {}", names.join(" "))
+        }
+        Preemption::Helpless(message) => message,
+    }
+}
+
+#[test]
+fn preemption_removes_the_least_that_is_needed() {
+    let placed = |name: &str, node: &str, priority: i32, cpu: &str| {
+        let mut spec = asking(cpu, "1Mi");
+        spec["nodeName"] = json!(node);
+        spec["priority"] = json!(priority);
+        pod(name, json!({"spec": spec}))
+    };
+    let wanting = |priority: i32, cpu: &str| {
+        let mut spec = asking(cpu, "1Mi");
+        spec["priority"] = json!(priority);
+        pod("p", json!({"spec": spec}))
+    };
+    let one = || [node("a", json!({}))];
+    let full = cluster(one(), [placed("x", "a", 0, "2"), placed("y", "a", 5, "2")]);
+    assert_eq!(preempted(&wanting(10, "2"), &full), "a: x");
+    assert_eq!(preempted(&wanting(10, "3"), &full), "a: y x");
+    assert_eq!(
+        preempted(&wanting(0, "2"), &full),
+        "preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
+    );
+    assert_eq!(
+        preempted(&wanting(10, "5"), &full),
+        "preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
+    );
+    let two = || [node("a", json!({})), node("b", json!({}))];
+    let choice = cluster(two(), [placed("x", "a", 5, "4"), placed("y", "b", 3, "4")]);
+    assert_eq!(preempted(&wanting(10, "2"), &choice), "b: y");
+    let mut polite = asking("2", "1Mi");
+    polite["priority"] = json!(10);
+    polite["preemptionPolicy"] = json!("Never");
+    assert_eq!(
+        preempted(&pod("p", json!({"spec": polite})), &full),
+        "preemption: not eligible due to preemptionPolicy=Never."
+    );
+}

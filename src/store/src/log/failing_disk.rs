@@ -1,0 +1,338 @@
+//! The store over a disk that fails, fills up, and loses power.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use proptest::prelude::*;
+use redb::{Builder, StorageBackend};
+
+use super::Embedded;
+use crate::local::Local;
+use crate::{Error, Options, Range, Store, Txn, TxnOutcome};
+
+/// The unit in which a power cut tears a write.
+const SECTOR: usize = 512;
+
+const ENOSPC: i32 = 28;
+const EIO: i32 = 5;
+
+#[derive(Debug, Default)]
+struct Contents {
+    /// What reads see.
+    seen: Vec<u8>,
+    /// What the last sync made safe.
+    safe: Vec<u8>,
+    /// What has been written since, in order.
+    unsafe_writes: Vec<(usize, Vec<u8>)>,
+    /// The operations that may still succeed, and the error that comes then.
+    failure: Option<(usize, i32)>,
+}
+
+impl Contents {
+    fn step(&mut self) -> io::Result<()> {
+        match &mut self.failure {
+            Some((0, code)) => Err(io::Error::from_raw_os_error(*code)),
+            Some((left, _)) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// A disk in memory. Clones are the same disk, as files opened twice are.
+#[derive(Clone, Debug, Default)]
+struct Disk(Arc<Mutex<Contents>>);
+
+impl Disk {
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, after: usize, code: i32) {
+        self.lock().failure = Some((after, code));
+    }
+
+    fn heal(&self) {
+        self.lock().failure = None;
+    }
+
+    /// The disk as a power cut leaves it: what was synced, and of the rest any sectors.
+    fn after_power_cut(&self, mut keep: impl FnMut() -> bool) -> Self {
+        let contents = self.lock();
+        let mut safe = contents.safe.clone();
+        for (offset, data) in &contents.unsafe_writes {
+            for (index, sector) in data.chunks(SECTOR).enumerate() {
+                if keep() {
+                    let at = offset + index * SECTOR;
+                    safe.resize(safe.len().max(at + sector.len()), 0);
+                    safe[at..at + sector.len()].copy_from_slice(sector);
+                }
+            }
+        }
+        Self(Arc::new(Mutex::new(Contents { seen: safe.clone(), safe, ..Contents::default() })))
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.lock().seen.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let contents = self.lock();
+        let from = offset as usize;
+        let Some(bytes) = contents.seen.get(from..from + out.len()) else {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        };
+        out.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut contents = self.lock();
+        contents.step()?;
+        contents.seen.resize(len as usize, 0);
+        // Growth and shrinkage are metadata, which file systems keep in order.
+        contents.safe.resize(len as usize, 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut contents = self.lock();
+        contents.step()?;
+        contents.safe = contents.seen.clone();
+        contents.unsafe_writes.clear();
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut contents = self.lock();
+        contents.step()?;
+        let at = offset as usize;
+        if contents.seen.len() < at + data.len() {
+            contents.seen.resize(at + data.len(), 0);
+        }
+        contents.seen[at..at + data.len()].copy_from_slice(data);
+        contents.unsafe_writes.push((at, data.to_vec()));
+        Ok(())
+    }
+}
+
+fn open(disk: &Disk) -> Result<Store, Error> {
+    let disk = disk.clone();
+    let opener = move || {
+        Builder::new()
+            .set_cache_size(1 << 20)
+            .set_check_integrity_on_open(true)
+            .create_with_backend(disk.clone())
+    };
+    let (log, current, leases) = Embedded::open_with(Path::new("disk"), Box::new(opener), None)?;
+    let local = Local::start(Box::new(log.0), Arc::new(log.1), current, leases);
+    Ok(Store::new(local.expect("a thread")))
+}
+
+async fn contents(store: &Store) -> BTreeMap<Bytes, Bytes> {
+    let all = store.range(Range::prefix("")).await.expect("readable");
+    all.kvs.into_iter().map(|kv| (kv.key, kv.value)).collect()
+}
+
+fn value(index: u64) -> Bytes {
+    // Large enough that the file has to grow now and then.
+    Bytes::from(format!("{index} {}", "x".repeat(5000)))
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// Writes until the disk fails after `after` operations; checks that nothing acknowledged is lost,
+/// then and after the disk is well again, and that what failed did not happen.
+async fn survives(after: usize, code: i32) {
+    let disk = Disk::default();
+    let store = open(&disk).expect("a new store");
+    store.put("before", "1").await.expect("a healthy disk");
+    let mut watch = store.watch("", "", 2);
+    disk.fail(after, code);
+    let mut model = BTreeMap::from([(Bytes::from("before"), Bytes::from("1"))]);
+    let mut failures = 0;
+    for round in 0_u64..100 {
+        // Several at once, so that most commits hold more than one revision.
+        let keys = (0..4).map(|index| Bytes::from(format!("key-{round}-{index}")));
+        let puts = keys.map(|key| async {
+            let result = store.put(key.clone(), value(round)).await;
+            (key, result)
+        });
+        let mut failed = false;
+        for (key, result) in futures::future::join_all(puts).await {
+            match result {
+                Ok(_) => drop(model.insert(key, value(round))),
+                Err(Error::Full { .. }) if code == ENOSPC => failed = true,
+                Err(Error::Io { .. }) if code == EIO => failed = true,
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        failures += u32::from(failed);
+        if failures == 3 {
+            break;
+        }
+    }
+    assert_eq!(failures, 3, "the disk never failed");
+    let revision = store.revision().await.expect("open");
+    assert_eq!(contents(&store).await, model, "unreadable while the disk fails");
+    disk.heal();
+    assert_eq!(store.put("after", "2").await.expect("a disk that is well again"), revision + 1);
+    model.insert("after".into(), "2".into());
+    assert_eq!(contents(&store).await, model);
+    let mut told = 1;
+    while told < revision + 1 {
+        let batch = watch.next().await.expect("not over").expect("no error");
+        if !batch.events.is_empty() {
+            assert_eq!(batch.revision, told + 1, "watchers were told of what failed");
+            told = batch.revision;
+        }
+    }
+    store.close().await.expect("a healthy disk");
+    let store = open(&disk).expect("a healthy disk");
+    assert_eq!(contents(&store).await, model, "lost at the next start");
+    assert_eq!(store.revision().await.expect("open"), revision + 1);
+    let past = store.range(Range { at: Some(2), ..Range::prefix("") }).await.expect("history");
+    assert_eq!(past.count, 1);
+}
+
+#[test]
+fn a_failing_disk_loses_nothing() {
+    for after in 0..40 {
+        for code in [ENOSPC, EIO] {
+            runtime().block_on(survives(after * 3, code));
+        }
+    }
+}
+
+/// As [`survives`], but the process ends while the disk is failing.
+#[test]
+fn a_full_disk_can_be_started_from_once_there_is_room() {
+    runtime().block_on(async {
+        let disk = Disk::default();
+        let store = open(&disk).expect("a new store");
+        store.put("a", "1").await.expect("a healthy disk");
+        disk.fail(0, ENOSPC);
+        let error = store.put("b", "2").await.expect_err("a full disk");
+        assert!(error.to_string().contains("free space"), "{error}");
+        drop(store.close().await);
+        match open(&disk) {
+            Ok(store) => assert_eq!(contents(&store).await.len(), 1),
+            Err(error) => assert!(matches!(error, Error::Full { .. }), "{error:?}"),
+        }
+        disk.heal();
+        let store = open(&disk).expect("a disk with room");
+        let all = BTreeMap::from([(Bytes::from("a"), Bytes::from("1"))]);
+        assert_eq!(contents(&store).await, all);
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// The power fails under load; any of the unsynced sectors may have been written.
+    #[test]
+    fn a_power_cut_loses_nothing(
+        writes in 1..30_u64,
+        fail_after in 0..60_usize,
+        sectors in any::<u64>(),
+        rounds in 1..4_u64,
+    ) {
+        runtime().block_on(async {
+            let mut disk = Disk::default();
+            let mut model: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+            let mut random = sectors | 1;
+            let mut under_way: Option<(Bytes, Bytes)> = None;
+            for round in 0..rounds {
+                let store = open(&disk).expect("a store that opens after a power cut");
+                let found = contents(&store).await;
+                if found != model {
+                    model.extend(under_way.take());
+                    assert_eq!(found, model);
+                }
+                // The power goes while some operation of the disk is under way.
+                disk.fail(fail_after, EIO);
+                for index in 0..writes {
+                    let key = Bytes::from(format!("key-{}", (index * 7 + round) % 11));
+                    let value = value(index + 1000 * round);
+                    if store.put(key.clone(), value.clone()).await.is_err() {
+                        under_way = Some((key, value));
+                        break;
+                    }
+                    model.insert(key, value);
+                }
+                let cut = disk.after_power_cut(|| {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    random & 3 != 0
+                });
+                drop(store.close().await);
+                disk = cut;
+            }
+            let store = open(&disk).expect("a store that opens after a power cut");
+            let found = contents(&store).await;
+            if found != model {
+                model.extend(under_way);
+                assert_eq!(found, model);
+            }
+            let revision = store.revision().await.expect("open");
+            let outcome = store.txn(Txn::create("new".into(), "1".into())).await.expect("healthy");
+            assert_eq!(outcome, TxnOutcome::Committed { revision: revision + 1 });
+        });
+    }
+}
+
+/// Bytes flipped anywhere in a closed file: the store opens as it was, or says which file is
+/// damaged; it never serves something else.
+#[test]
+fn damage_is_told_or_harmless() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("store.redb");
+    let model = runtime().block_on(async {
+        let store = crate::open(dir.path(), Options::default()).expect("a new store");
+        for index in 0..40 {
+            store.put(format!("key-{index}"), value(index)).await.expect("healthy");
+        }
+        let model = contents(&store).await;
+        store.close().await.expect("healthy");
+        model
+    });
+    let healthy = std::fs::read(&path).expect("the store's file");
+    let mut told = 0;
+    let used = healthy.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+    for at in (0..used).step_by(used / 150) {
+        let mut damaged = healthy.clone();
+        damaged[at] ^= 0x55;
+        std::fs::write(&path, &damaged).expect("a file");
+        runtime().block_on(async {
+            match crate::open(dir.path(), Options::default()) {
+                Ok(store) => {
+                    assert_eq!(contents(&store).await, model, "byte {at}");
+                    store.close().await.expect("healthy");
+                }
+                Err(Error::Corrupt { path: named, .. }) => {
+                    assert_eq!(named, path);
+                    told += 1;
+                }
+                Err(other) => panic!("byte {at}: {other:?}"),
+            }
+        });
+    }
+    assert!(told > 50, "only {told} damages were noticed");
+    for rubbish in [&b"not a store"[..], &healthy[..healthy.len() / 3]] {
+        std::fs::write(&path, rubbish).expect("a file");
+        let error = crate::open(dir.path(), Options::default()).err().expect("damage");
+        assert!(matches!(error, Error::Corrupt { .. }), "{error:?}");
+        assert!(error.to_string().contains("store.redb"), "{error}");
+    }
+}

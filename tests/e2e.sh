@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Builds the binary and the end-to-end tests, and runs them as an ordinary user.
+#   tests/e2e.sh [FILTER…]     arguments go to the test binary
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tests/unprivileged.sh
+target=target/x86_64-unknown-linux-gnu/debug
+
+cargo build --locked -p rootlet
+suite=$(cargo test --locked -p e2e --test e2e --no-run --message-format=json |
+    sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p' | tail -1)
+[ -x "$suite" ] || { echo "the test binary was not built"; exit 1; }
+
+place=$(as_user mktemp -d "$scratch/e2e.XXXXXX")
+clean() { rm -rf "$place"; }
+trap clean EXIT
+# The user may not be able to read where the project lies.
+cp "$target/rootlet" target/tools/kubectl target/tools/helm "$place/"
+cp "$suite" "$place/e2e"
+cp -r examples "$place/examples"
+tests/busybox-image.sh "$place/busybox.tar" localhost/busybox:test
+chmod 755 "$place"/{rootlet,kubectl,helm,e2e} && chmod -R a+rX "$place"
+as_user env ROOTLET_E2E="$place" RUST_BACKTRACE=0 "$place/e2e" --test-threads=2 "$@"

@@ -1,0 +1,124 @@
+//! Clusters come and go.
+
+use std::process::Command;
+
+use crate::harness::{Cluster, eventually, run};
+
+#[test]
+fn up_is_told_once_and_down_keeps_the_data() {
+    let cluster = Cluster::prepared();
+    let said = cluster.up(&[]);
+    assert!(said.contains("Next: kubectl"), "{said}");
+    assert!(cluster.up(&[]).contains("already running"));
+    cluster.kubectl_ok(&["create", "configmap", "kept", "--from-literal=a=b"]);
+    let server = cluster.rootlet_ok(&["kubeconfig"]);
+    cluster.rootlet_ok(&["down"]);
+    let status = cluster.rootlet(&["status"]);
+    assert_eq!(status.code, Some(1));
+    assert!(status.out.contains("not running"), "{}", status.out);
+    assert!(cluster.rootlet(&["image", "ls"]).err.contains("start it with `rootlet up"));
+    cluster.up(&[]);
+    assert_eq!(cluster.get(&["configmap", "kept"]).expect("it is kept")["data"]["a"], "b");
+    assert_eq!(cluster.rootlet_ok(&["kubeconfig"]), server, "address and credentials stay");
+}
+
+#[test]
+fn the_users_kubeconfig_gets_a_context_and_loses_it() {
+    let cluster = Cluster::prepared();
+    let said = cluster.rootlet_ok(&["up", "--ephemeral"]);
+    let context = format!("rootlet-{}", cluster.name);
+    assert!(said.contains(&format!("(context {context})")), "{said}");
+    let file = cluster.path(".kube/config");
+    let text = std::fs::read_to_string(&file).expect("it is there");
+    assert!(text.contains(&context));
+    let mut kubectl = cluster.kubectl_command();
+    kubectl.env("KUBECONFIG", &file).args(["--kubeconfig", file.to_str().expect("UTF-8")]);
+    let nodes = run(kubectl.args(["get", "nodes", "-o", "name"]));
+    assert_eq!(nodes.out.trim(), format!("node/{context}"), "{}", nodes.err);
+    cluster.rootlet_ok(&["delete"]);
+    let text = std::fs::read_to_string(&file).expect("the file stays");
+    assert!(!text.contains(&context), "{text}");
+}
+
+#[test]
+fn two_clusters_run_side_by_side() {
+    let (one, two) = (Cluster::ephemeral(), Cluster::ephemeral());
+    one.kubectl_ok(&["run", "here", "--image", crate::harness::BUSYBOX, "--", "sleep", "1000"]);
+    one.pod_ready("here");
+    assert!(two.kubectl(&["get", "pod", "here"]).err.contains("\"here\" not found"));
+    drop(one);
+    two.kubectl_ok(&["get", "nodes"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = taken.local_addr().expect("it is bound").port().to_string();
+    let cluster = Cluster::prepared();
+    let answer = cluster.rootlet(&["up", "--api-port", &port]);
+    assert_eq!(answer.code, Some(1), "{}", answer.out);
+    assert!(answer.err.contains(&format!("port {port}")), "{}", answer.err);
+    assert!(answer.err.contains("--api-port"), "{}", answer.err);
+}
+
+#[test]
+fn pods_survive_the_daemons_death() {
+    let cluster = Cluster::prepared();
+    cluster.up(&[]);
+    cluster.load_busybox();
+    let image = crate::harness::BUSYBOX;
+    cluster.kubectl_ok(&["run", "stays", "--image", image, "--", "sleep", "100000"]);
+    let script = "trap 'exit 7' TERM; while :; do sleep 0.1; done";
+    cluster.kubectl_ok(&[
+        "run",
+        "ends",
+        "--image",
+        image,
+        "--restart=Never",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    let before = cluster.pod_ready("stays");
+    let ends = cluster.pod_ready("ends");
+    let lock = cluster.path("rootlet").join(&cluster.name).join("daemon.pid");
+    let pid = std::fs::read_to_string(lock).expect("the daemon's pid is there");
+    let pid: i32 = pid.trim().parse().expect("it is a number");
+    let kill = |pid, signal| {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)
+            .expect("the process is there");
+    };
+    kill(pid, nix::sys::signal::Signal::SIGKILL);
+    // While nobody looks, one of the pods ends.
+    let uid = ends["metadata"]["uid"].as_str().expect("it has a uid");
+    let inside = eventually("the container's process", || {
+        process_with("trap 'exit 7'").ok_or_else(|| format!("pod {uid}"))
+    });
+    kill(inside, nix::sys::signal::Signal::SIGTERM);
+    eventually("its end", || process_with("trap 'exit 7'").map_or(Ok(()), |_| Err("alive".into())));
+    cluster.up(&[]);
+    let ended = cluster.pod_phase("ends", "Failed");
+    assert_eq!(ended["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 7);
+    let after = cluster.pod_ready("stays");
+    for field in ["containerID", "restartCount"] {
+        let of = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0][field].clone();
+        assert_eq!(of(&before), of(&after), "{field}");
+    }
+}
+
+/// The pid of the shell that runs `script`, of the processes this user can see.
+fn process_with(script: &str) -> Option<i32> {
+    let found = run(Command::new("pgrep").args(["-x", "-f", &format!("sh -c {script}.*")]));
+    found.out.lines().next()?.trim().parse().ok()
+}
+
+#[test]
+fn the_machine_is_told_about() {
+    let answer = run(Command::new(crate::harness::place().join("rootlet")).arg("doctor"));
+    for check in ["user namespaces", "subordinate ids", "overlay", "nf_tables", "cgroup delegation"]
+    {
+        assert!(answer.out.contains(check), "{check}: {}", answer.out);
+    }
+    assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+}
