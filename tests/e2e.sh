@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 . tests/unprivileged.sh
 target=target/x86_64-unknown-linux-gnu/debug
 
-cargo build --locked -p rootlet
-suite=$(cargo test --locked -p e2e --test e2e --no-run --message-format=json |
+# The same selection as the unit tests', so that nothing is compiled for another set of features.
+suite=$(cargo build --locked --workspace --bins --tests --message-format=json |
     sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p' | tail -1)
 [ -x "$suite" ] || { echo "the test binary was not built"; exit 1; }
 

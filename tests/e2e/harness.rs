@@ -238,11 +238,12 @@ impl Cluster {
     /// What a person would look at when something went wrong.
     pub fn state(&self) -> String {
         let pods = self.kubectl(&["get", "pods,events", "-A", "-o", "wide"]).out;
+        let node = self.kubectl(&["describe", "nodes"]).out;
         let log = fs::read_to_string(self.path("data/rootlet").join(&self.name).join("daemon.log"));
         let log = log.unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(30).collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
-        format!("{pods}\n--- daemon.log\n{}", tail.join("\n"))
+        format!("{pods}\n{node}\n--- daemon.log\n{}", tail.join("\n"))
     }
 }
 

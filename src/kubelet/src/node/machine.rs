@@ -85,9 +85,21 @@ pub fn os_image() -> String {
     value.map_or_else(|| "Linux".into(), |v| v.trim_matches('"').to_owned())
 }
 
-/// How much of the file system is free, and of its inodes, in thousandths.
-pub fn free_permille(path: &Path) -> Option<(u64, u64)> {
+/// A file system's size and what is free of it, for ordinary users. Some count no inodes: then all are zero.
+pub struct Disk {
+    pub bytes: u64,
+    pub available_bytes: u64,
+    pub inodes: u64,
+    pub inodes_free: u64,
+}
+
+/// The file system that holds `path`.
+pub fn disk(path: &Path) -> Option<Disk> {
     let disk = rustix::fs::statvfs(path).ok()?;
-    let part = |free: u64, all: u64| free.saturating_mul(1000).checked_div(all).unwrap_or(1000);
-    Some((part(disk.f_bavail, disk.f_blocks), part(disk.f_favail, disk.f_files)))
+    Some(Disk {
+        bytes: disk.f_blocks * disk.f_frsize,
+        available_bytes: disk.f_bavail * disk.f_frsize,
+        inodes: disk.f_files,
+        inodes_free: disk.f_favail,
+    })
 }

@@ -17,10 +17,14 @@ use crate::status::whole_seconds;
 /// Images told at most, the largest first, with at most five names each (upstream's defaults).
 const MAX_IMAGES: usize = 50;
 const MAX_IMAGE_NAMES: usize = 5;
-/// Below these the node is under pressure (upstream's default eviction thresholds).
+/// Below these the node is under pressure. Memory's is upstream's default. Of the disk upstream keeps a tenth free
+/// and a twentieth of its inodes, which is tens of gigabytes on a laptop whose disk is not ours alone: the share
+/// counts up to a fixed amount.
 const MEMORY_AVAILABLE_BYTES: u64 = 100 << 20;
 const DISK_AVAILABLE_PERMILLE: u64 = 100;
+const DISK_AVAILABLE_BYTES: u64 = 512 << 20;
 const INODES_FREE_PERMILLE: u64 = 50;
+const INODES_FREE: u64 = 20_000;
 
 /// What is looked up for each status.
 #[derive(Default)]
@@ -138,9 +142,20 @@ fn allocatable(capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quanti
     if let Some(disk) = out.get_mut("ephemeral-storage")
         && let Some(bytes) = crate::quantity::value(disk)
     {
-        disk.0 = (bytes as u64 / 1000 * (1000 - DISK_AVAILABLE_PERMILLE)).to_string();
+        disk.0 = (bytes as u64 - disk_threshold(bytes as u64)).to_string();
     }
     out
+}
+
+/// Bytes of a disk of `size` bytes that stay free.
+fn disk_threshold(size: u64) -> u64 {
+    (size / 1000 * DISK_AVAILABLE_PERMILLE).min(DISK_AVAILABLE_BYTES)
+}
+
+/// Whether the disk has too few bytes or inodes left.
+fn low_on_disk(disk: &machine::Disk) -> bool {
+    let inodes = (disk.inodes / 1000 * INODES_FREE_PERMILLE).min(INODES_FREE);
+    disk.available_bytes < disk_threshold(disk.bytes) || disk.inodes_free < inodes
 }
 
 fn images(images: &[cri::Image]) -> Vec<ContainerImage> {
@@ -162,9 +177,7 @@ fn images(images: &[cri::Image]) -> Vec<ContainerImage> {
 fn conditions(context: &Context, old: Option<&NodeStatus>, seen: &Seen) -> Vec<NodeCondition> {
     let now = context.clock.now();
     let low_memory = machine::meminfo("MemAvailable") < MEMORY_AVAILABLE_BYTES;
-    let low_disk = machine::free_permille(&context.root_dir).is_some_and(|(bytes, inodes)| {
-        bytes < DISK_AVAILABLE_PERMILLE || inodes < INODES_FREE_PERMILLE
-    });
+    let low_disk = machine::disk(&context.root_dir).is_some_and(|disk| low_on_disk(&disk));
     let pressure = |name: &str, under: bool, yes: (&str, &str), no: (&str, &str)| {
         let (reason, message) = if under { yes } else { no };
         (name.to_owned(), under, reason.to_owned(), message.to_owned())
@@ -264,4 +277,28 @@ pub fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
         )
     };
     bare(old) != bare(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_low_by_share_when_small_and_by_amount_when_large() {
+        let disk = |size: u64, available_bytes: u64, inodes: u64, inodes_free: u64| {
+            low_on_disk(&machine::Disk {
+                bytes: size << 20,
+                available_bytes: available_bytes << 20,
+                inodes,
+                inodes_free,
+            })
+        };
+        assert!(disk(1000, 99, 0, 0));
+        assert!(!disk(1000, 101, 0, 0));
+        assert!(!disk(250_000, 600, 0, 0), "a large disk may be nearly full");
+        assert!(disk(250_000, 500, 0, 0));
+        assert!(disk(250_000, 100_000, 16_000_000, 19_000));
+        assert!(!disk(250_000, 100_000, 16_000_000, 21_000));
+        assert!(!disk(250_000, 100_000, 0, 0), "a file system that counts no inodes");
+    }
 }
