@@ -1,6 +1,7 @@
 //! Kubernetes' object machinery without I/O: the built-in types as a table, and the algorithms that
 //! walk it. It knows no store, no HTTP and no kind's own rules. Start at `schema`.
 
+pub mod apply;
 pub mod decode;
 pub mod field;
 pub mod fields;

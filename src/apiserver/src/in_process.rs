@@ -6,6 +6,8 @@ use std::task::{Context, Poll};
 
 use bytes::Buf;
 use futures::future::{BoxFuture, FutureExt};
+use http::HeaderValue;
+use http::header::USER_AGENT;
 use tower::Service;
 
 use crate::attributes::UserInfo;
@@ -25,6 +27,17 @@ impl InProcess {
     }
 }
 
+/// The name a stock component gives itself, which becomes the manager of the fields it writes.
+fn agent(user: &UserInfo) -> HeaderValue {
+    let name = match user.name.split(':').collect::<Vec<_>>().as_slice() {
+        ["system", "node", ..] => "kubelet",
+        ["system", "serviceaccount", "kube-system", ..] => "kube-controller-manager",
+        [.., last] => last,
+        [] => "",
+    };
+    HeaderValue::from_str(name).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}
+
 impl<B> Service<http::Request<B>> for InProcess
 where
     B: http_body::Body + Send + 'static,
@@ -42,7 +55,8 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let server = self.server.clone();
         let peer = Peer::Internal(self.user.clone());
-        let request = request.map(Body::wrap);
+        let mut request = request.map(Body::wrap);
+        request.headers_mut().entry(USER_AGENT).or_insert_with(|| agent(&self.user));
         async move { Ok(server.handle(request, &peer).await) }.boxed()
     }
 }

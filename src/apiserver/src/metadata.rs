@@ -43,7 +43,7 @@ pub fn seconds(time: Timestamp) -> String {
 /// Fills in what a new object gets from the server.
 pub fn fill_system_fields(object: &mut Value) {
     let metadata = meta::metadata_mut(object);
-    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields"] {
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"] {
         metadata.remove(key);
     }
     metadata.insert("creationTimestamp".into(), now().into());
@@ -54,7 +54,6 @@ pub fn fill_system_fields(object: &mut Value) {
 pub fn keep_system_fields(object: &mut Value, old: &Value) {
     let before = meta::metadata(old);
     let metadata = meta::metadata_mut(object);
-    metadata.remove("managedFields");
     metadata.remove("selfLink");
     let mut keep = |key: &str, only_if_absent: bool| match before.get(key) {
         Some(_) if only_if_absent && metadata.get(key).is_some_and(|v| v.as_str() != Some("")) => {}

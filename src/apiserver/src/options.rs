@@ -221,12 +221,31 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     /// `fieldManager`
     pub field_manager: String,
+    /// `force`, for apply.
+    pub force: Option<bool>,
 }
 
 impl WriteOptions {
     /// Reads and checks the parameters of `kind`, such as `CreateOptions`.
     pub fn parse(query: &Query, kind: &str) -> Result<Self, Status> {
+        Self::parse_with(query, kind, Vec::new())
+    }
+
+    /// Reads and checks `PatchOptions`; `applies` tells whether the body is a configuration to apply.
+    pub fn parse_patch(query: &Query, applies: bool) -> Result<Self, Status> {
         let mut errors = Vec::new();
+        if applies && query.get("fieldManager").is_empty() {
+            let path = field::Path::new("fieldManager");
+            errors.push(field::Error::required(&path, "is required for apply patch"));
+        }
+        if !applies && query.has("force") {
+            let path = field::Path::new("force");
+            errors.push(field::Error::forbidden(&path, "may not be specified for non-apply patch"));
+        }
+        Self::parse_with(query, "PatchOptions", errors)
+    }
+
+    fn parse_with(query: &Query, kind: &str, mut errors: field::ErrorList) -> Result<Self, Status> {
         let dry_run = check_dry_run(query.all("dryRun"), &mut errors);
         let field_validation = match query.get("fieldValidation") {
             "" | "Warn" => FieldValidation::Warn,
@@ -246,10 +265,16 @@ impl WriteOptions {
         if field_manager.len() > 128 {
             errors.push(field::Error::too_long(&field::Path::new("fieldManager"), 128));
         }
+        if let Some((at, c)) = field_manager.char_indices().find(|(_, c)| c.is_control()) {
+            let detail = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+            let path = field::Path::new("fieldManager");
+            errors.push(field::Error::invalid(&path, field_manager.as_str(), detail));
+        }
         if !errors.is_empty() {
             return Err(Status::invalid("meta.k8s.io", kind, "", &errors));
         }
-        Ok(Self { dry_run, field_validation, field_manager })
+        let force = query.has("force").then(|| query.flag("force"));
+        Ok(Self { dry_run, field_validation, field_manager, force })
     }
 }
 

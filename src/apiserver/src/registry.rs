@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use apimachinery::{Status, field, meta, trace};
+use apimachinery::{Status, apply, field, meta, trace};
 use bytes::Bytes;
 use serde_json::Value;
 use store::{Compare, KeyValue, Op, Store, Txn, TxnOutcome};
@@ -368,6 +368,7 @@ impl Registry {
             errors.extend(policy::validate_update(ctx, &object, &old));
             refuse(resource, &object, errors)?;
             policy::allocate(self, ctx, &mut object, Some(&old))?;
+            apply::ignore_times(&mut object, &old);
             gate.validate(ctx, Operation::Update, Some(&object), Some(&old)).await?;
             match self.write(ctx, resource, &key, &before, &object).await? {
                 Written::Done(object) => return Ok((object, false)),

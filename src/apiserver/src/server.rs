@@ -259,7 +259,14 @@ fn single_name(field_selector: &str) -> Option<&str> {
 
 fn user_agent_name(parts: &http::request::Parts) -> String {
     let agent = parts.headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    agent.split('/').next().unwrap_or_default().chars().take(128).collect()
+    let mut name = String::new();
+    for c in agent.split('/').next().unwrap_or_default().chars().filter(|c| !c.is_control()) {
+        if name.len() + c.len_utf8() > 128 {
+            break;
+        }
+        name.push(c);
+    }
+    name
 }
 
 /// People at a terminal get line breaks without asking.

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::schema::{Schema, Shape, TypeId};
 
-pub use yaml::to_value as yaml_to_value;
+pub use yaml::{parse as yaml_with_duplicates, to_value as yaml_to_value};
 
 /// At most so many strict errors are told.
 const MAX_STRICT_ERRORS: usize = 100;

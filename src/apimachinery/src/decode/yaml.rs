@@ -8,7 +8,7 @@ use serde_json::{Map, Number, Value};
 use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Spanned};
 
 /// Parses one YAML document; the second part tells duplicate keys, as one strict error.
-pub(super) fn parse(text: &str) -> Result<(Value, Vec<String>), String> {
+pub fn parse(text: &str) -> Result<(Value, Vec<String>), String> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         legacy_octal_numbers: true,

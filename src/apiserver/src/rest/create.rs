@@ -16,16 +16,15 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let format = negotiate::body_format(&call.parts.headers)?;
     let options = WriteOptions::parse(&call.query, "CreateOptions")?;
     call.ctx.dry_run = options.dry_run;
-    if !options.field_manager.is_empty() {
-        call.ctx.field_manager = options.field_manager;
-    }
+    call.managed_by(&options);
     let bytes = call.read(body).await?;
     let resource = call.resource.clone();
     let expected =
         Expected { group: &resource.group, version: &resource.version, kind: &resource.kind };
     let object =
         codec::decode(&bytes, format, expected, options.field_validation, &call.ctx.warnings)?;
-    let object = call.accept(object);
+    let mut object = call.accept(object);
+    call.track(None, &mut object);
     let submitted = SystemTime::now();
     let created =
         call.server.registry.create_through(&call.ctx, object, call.server.gate()).await?;

@@ -4,6 +4,9 @@ mod create;
 mod delete;
 mod get;
 mod list;
+mod managed;
+#[cfg(test)]
+mod managed_tests;
 mod patch;
 mod scale;
 mod update;
@@ -20,7 +23,7 @@ use crate::attributes::RequestContext;
 use crate::body::{Body, Response};
 use crate::negotiate::{Accepted, Shape};
 use crate::object::Object;
-use crate::options::Query;
+use crate::options::{Query, WriteOptions};
 use crate::printers;
 use crate::registry::UpdateRules;
 use crate::resource::Resource;
@@ -118,6 +121,13 @@ impl Call {
         let stored = self.ctx.resource.as_deref().unwrap_or(&self.resource);
         policy::set_defaults(stored, &mut object);
         object
+    }
+
+    /// Takes the field manager of the options, if they name one.
+    pub fn managed_by(&mut self, options: &WriteOptions) {
+        if !options.field_manager.is_empty() {
+            self.ctx.field_manager.clone_from(&options.field_manager);
+        }
     }
 
     /// What updates of this kind may do.

@@ -1,4 +1,4 @@
-//! `patch`: JSON patch, merge patch, strategic merge patch.
+//! `patch`: JSON patch, merge patch, strategic merge patch; apply is in `managed`.
 //!
 //! Source: `k8s.io/apiserver/pkg/endpoints/handlers/patch.go`.
 
@@ -8,14 +8,14 @@ use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
 
-use super::Call;
+use super::{Call, managed};
 use crate::body::{Body, Response};
 use crate::codec::{self, Expected};
 use crate::conversion;
 use crate::negotiate::{self, Format};
 use crate::options::{FieldValidation, WriteOptions};
 
-const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
+const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
 
 /// What a patch makes of an object.
 pub type Editor<'a> = Box<dyn Fn(Value) -> Result<Value, Status> + Send + Sync + 'a>;
@@ -75,11 +75,20 @@ fn refused(error: patch::Error) -> Status {
     }
 }
 
+/// Whether the body is a configuration to apply.
+pub fn applies(call: &Call) -> bool {
+    negotiate::content_type(&call.parts.headers) == managed::CONTENT_TYPE
+}
+
 /// Applies a patch to the object.
 pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
-    let options = WriteOptions::parse(&call.query, "PatchOptions")?;
+    let options = WriteOptions::parse_patch(&call.query, applies(call))?;
     call.ctx.dry_run = options.dry_run;
+    call.managed_by(&options);
     let bytes = call.read(body).await?;
+    if applies(call) {
+        return managed::serve(call, &bytes, &options).await;
+    }
     let resource = call.resource.clone();
     let expected =
         Expected { group: &resource.group, version: &resource.version, kind: &resource.kind };
@@ -87,7 +96,9 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let mut change = |old: Option<&Value>| {
         let mut object = old.cloned().unwrap_or_default();
         conversion::to_served(&call.resource, &mut object);
-        Ok(call.accept(edit(object)?))
+        let mut object = call.accept(edit(object)?);
+        call.track(old, &mut object);
+        Ok(object)
     };
     let rules = crate::registry::UpdateRules::default();
     let (object, _) = call

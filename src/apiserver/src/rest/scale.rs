@@ -4,6 +4,7 @@
 
 use apimachinery::labels::Selector;
 use apimachinery::{Status, field, meta};
+use bytes::Bytes;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -12,8 +13,8 @@ use crate::body::{Body, Response};
 use crate::codec::{self, Expected};
 use crate::negotiate;
 use crate::object::Object;
-use crate::options::WriteOptions;
-use crate::registry::UpdateRules;
+use crate::options::{FieldValidation, WriteOptions};
+use crate::registry::{Change, UpdateRules};
 use crate::respond;
 
 const SCALE: Expected<'static> = Expected { group: "autoscaling", version: "v1", kind: "Scale" };
@@ -29,9 +30,18 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
             .ok_or_else(|| Status::not_found(&resource.group, &resource.plural, &call.ctx.name))?;
         return Ok(respond::value(StatusCode::OK, &scale_of(&object.to_value()), call.accepted));
     }
-    let options = WriteOptions::parse(&call.query, "UpdateOptions")?;
+    let applies = super::patch::applies(call);
+    let options = if call.ctx.verb == "patch" {
+        WriteOptions::parse_patch(&call.query, applies)?
+    } else {
+        WriteOptions::parse(&call.query, "UpdateOptions")?
+    };
     call.ctx.dry_run = options.dry_run;
+    call.managed_by(&options);
     let bytes = call.read(body).await?;
+    if call.ctx.verb == "patch" && applies {
+        return apply(call, &bytes, &options).await;
+    }
     let edit: Box<dyn Fn(Value) -> Result<Value, Status> + Send + Sync> =
         if call.ctx.verb == "update" {
             let format = negotiate::body_format(&call.parts.headers)?;
@@ -43,6 +53,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
             super::patch::editor(call, &bytes, SCALE, options.field_validation)?
         };
     let mut change = |old: Option<&Value>| {
+        let before = old;
         let old = old.cloned().unwrap_or_default();
         let scale = edit(scale_of(&old))?;
         let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
@@ -60,15 +71,46 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
             }
             version => meta::set(&mut object, "resourceVersion", version),
         }
+        call.track(before, &mut object);
         Ok(object)
     };
+    write(call, &mut change).await
+}
+
+/// Changes the workload and answers with its scale.
+async fn write(call: &Call, change: &mut Change<'_>) -> Result<Response, Status> {
     let mut ctx = call.ctx.clone();
     // The workload's own strategy applies, not that of a status.
     ctx.subresource = String::new();
-    let (object, _): (std::sync::Arc<Object>, bool) = registry
-        .update_through(&ctx, UpdateRules::default(), call.server.gate(), &mut change)
+    let (object, _): (std::sync::Arc<Object>, bool) = call
+        .server
+        .registry
+        .update_through(&ctx, UpdateRules::default(), call.server.gate(), change)
         .await?;
     Ok(respond::value(StatusCode::OK, &scale_of(&object.to_value()), call.accepted))
+}
+
+/// An applied scale is an applied workload that says nothing but its replicas.
+async fn apply(call: &Call, bytes: &Bytes, options: &WriteOptions) -> Result<Response, Status> {
+    let scale = super::managed::configuration(call, bytes, options.field_validation)?;
+    let found = meta::api_version(&scale);
+    if found != "autoscaling/v1" {
+        return Err(Status::bad_request(format!(
+            "Incorrect version specified in apply patch. Specified patch version: {found}, expected: autoscaling/v1"
+        )));
+    }
+    let mut config = json!({
+        "apiVersion": call.resource.api_version(),
+        "kind": call.resource.kind,
+        "metadata": {"name": call.ctx.name},
+    });
+    if let Some(replicas) = scale.pointer("/spec/replicas") {
+        config["spec"] = json!({"replicas": replicas});
+    }
+    let force = options.force == Some(true);
+    let mut change =
+        |old: Option<&Value>| call.applied(old, &config, force, FieldValidation::Ignore);
+    write(call, &mut change).await
 }
 
 fn scale_of(object: &Value) -> Value {

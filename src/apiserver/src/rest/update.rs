@@ -14,6 +14,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let format = negotiate::body_format(&call.parts.headers)?;
     let options = WriteOptions::parse(&call.query, "UpdateOptions")?;
     call.ctx.dry_run = options.dry_run;
+    call.managed_by(&options);
     let bytes = call.read(body).await?;
     let resource = call.resource.clone();
     let expected =
@@ -23,7 +24,14 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     check_name(&object, &call.ctx.name)?;
     let object = call.accept(object);
     let rules = call.update_rules();
-    let mut replace = |_: Option<&serde_json::Value>| Ok(object.clone());
+    let mut replace = |old: Option<&serde_json::Value>| {
+        if old.is_none() {
+            call.may_create()?;
+        }
+        let mut object = object.clone();
+        call.track(old, &mut object);
+        Ok(object)
+    };
     let (object, created) = call
         .server
         .registry
