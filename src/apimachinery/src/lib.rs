@@ -5,14 +5,17 @@ pub mod apply;
 pub mod decode;
 pub mod field;
 pub mod fields;
+pub mod json_path;
 pub mod labels;
 pub mod meta;
 pub mod names;
 pub mod patch;
+pub mod pattern;
 pub mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod status;
+pub mod structural;
 pub mod time;
 pub mod trace;
 

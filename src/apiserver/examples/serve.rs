@@ -32,6 +32,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         cluster_domain: "cluster.local".into(),
         extra_sans: Vec::new(),
         node_address: Arc::new(|_, _| None),
+        dial: apiserver::webhook::direct(),
         shutdown: shutdown.clone(),
     })
     .await?;

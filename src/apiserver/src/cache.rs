@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use rpds::RedBlackTreeMapSync;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::fields::{self, Selectable};
 use crate::object::Object;
@@ -142,10 +143,11 @@ pub struct Cache {
     /// The resource.
     pub resource: ResourceRef,
     /// Its selectable fields.
-    pub selectable: &'static [Selectable],
+    pub selectable: Arc<[Selectable]>,
     state: RwLock<State>,
     changed: watch::Sender<u64>,
     kept: Mutex<VecDeque<(Instant, Snapshot)>>,
+    closed: CancellationToken,
 }
 
 /// The history no longer reaches back to the revision asked for; the oldest that would do.
@@ -155,7 +157,10 @@ pub struct TooOld(pub u64);
 impl Cache {
     /// An empty cache, loaded at `revision`.
     pub fn new(resource: ResourceRef, revision: u64) -> Self {
-        let selectable = fields::of(&resource.group, &resource.plural);
+        let selectable = match &resource.custom {
+            Some(custom) => custom.selectable.clone(),
+            None => fields::of(&resource.group, &resource.plural).into(),
+        };
         let state = State {
             objects: Objects::new_sync(),
             revision,
@@ -169,6 +174,7 @@ impl Cache {
             state: RwLock::new(state),
             changed: watch::Sender::new(revision),
             kept: Mutex::default(),
+            closed: CancellationToken::new(),
         }
     }
 
@@ -178,7 +184,11 @@ impl Cache {
 
     /// Decodes stored bytes of this resource.
     pub fn decode(&self, raw: Bytes, revision: u64) -> Result<Object, serde_json::Error> {
-        Object::from_stored(raw, revision, self.selectable)
+        let raw = match &self.resource.custom {
+            Some(custom) => custom.refreshed(raw)?,
+            None => raw,
+        };
+        Object::from_stored(raw, revision, &self.selectable)
     }
 
     /// Replaces the whole content; watchers have to start anew.
@@ -260,6 +270,16 @@ impl Cache {
     /// A receiver that is marked changed by each change of this resource.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Ends all watches: the resource is no longer served as it was.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+
+    /// Waits until [`Cache::close`].
+    pub async fn closed(&self) {
+        self.closed.cancelled().await;
     }
 
     /// The changes after `revision`.

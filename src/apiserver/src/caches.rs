@@ -1,7 +1,7 @@
 //! All watch caches, and the one store watch that keeps them current.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,12 +26,19 @@ pub struct Caches {
     store: Store,
     by_prefix: RwLock<HashMap<String, Arc<Cache>>>,
     applied: watch::Sender<u64>,
+    /// Held while changes are taken in, so that a cache can be exchanged between two of them.
+    ingesting: Mutex<()>,
 }
 
 impl Caches {
     /// Caches of `resources` without content.
     pub fn empty(store: Store, resources: &[ResourceRef]) -> Self {
-        let caches = Self { store, by_prefix: RwLock::default(), applied: watch::Sender::new(0) };
+        let caches = Self {
+            store,
+            by_prefix: RwLock::default(),
+            applied: watch::Sender::new(0),
+            ingesting: Mutex::default(),
+        };
         for resource in resources {
             let cache = Arc::new(Cache::new(resource.clone(), 0));
             caches.write().insert(resource.key_prefix.clone(), cache);
@@ -53,6 +60,62 @@ impl Caches {
     /// The cache of a resource.
     pub fn get(&self, key_prefix: &str) -> Option<Arc<Cache>> {
         self.by_prefix.read().unwrap_or_else(PoisonError::into_inner).get(key_prefix).cloned()
+    }
+
+    /// Begins to cache a resource, or caches it anew because its definition changed. Watches of the
+    /// old cache end.
+    pub async fn replace(&self, resource: ResourceRef) -> Result<(), store::Error> {
+        let prefix = resource.key_prefix.clone();
+        loop {
+            // Until the new one is complete, the old one (or an empty one) collects what happens.
+            let old = self
+                .write()
+                .entry(prefix.clone())
+                .or_insert_with(|| Arc::new(Cache::new(resource.clone(), self.applied())))
+                .clone();
+            let revision = self.store.revision().await?;
+            let mut range = Range::prefix(prefix.as_bytes());
+            range.at = Some(revision);
+            let cache = Cache::new(resource.clone(), revision);
+            let mut objects = Objects::new_sync();
+            for kv in self.store.range(range).await?.kvs {
+                let key = String::from_utf8_lossy(&kv.key[prefix.len()..]).into_owned();
+                match cache.decode(kv.value, kv.mod_revision) {
+                    Ok(object) => objects.insert_mut(Arc::from(key), Arc::new(object)),
+                    Err(error) => {
+                        tracing::error!(key, %error, "a stored object is not JSON; it is not served");
+                    }
+                }
+            }
+            cache.reset(objects, revision);
+            let _ingesting = self.ingesting.lock().unwrap_or_else(PoisonError::into_inner);
+            let Ok(missed) = old.since(revision) else { continue };
+            cache.apply(missed.into_iter().filter_map(|change| {
+                let object = change.current.as_ref().or(change.previous.as_ref())?;
+                let key: Arc<str> = Arc::from(crate::registry::cache_key(
+                    &resource,
+                    &object.namespace,
+                    &object.name,
+                ));
+                let current = match &change.current {
+                    Some(object) => {
+                        Some(Arc::new(cache.decode(object.raw.clone(), change.revision).ok()?))
+                    }
+                    None => None,
+                };
+                Some((key, current, change.revision))
+            }));
+            self.write().insert(prefix, Arc::new(cache));
+            old.close();
+            return Ok(());
+        }
+    }
+
+    /// Forgets a resource that is no longer served.
+    pub fn remove(&self, key_prefix: &str) {
+        if let Some(cache) = self.write().remove(key_prefix) {
+            cache.close();
+        }
     }
 
     /// The revision up to which all caches are complete.
@@ -177,6 +240,7 @@ impl Caches {
 
     fn ingest(&self, batches: Vec<WatchBatch>) {
         let Some(revision) = batches.last().map(|b| b.revision) else { return };
+        let _ingesting = self.ingesting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changes: Vec<(Arc<Cache>, Vec<Decoded>)> = Vec::new();
         for event in batches.into_iter().flat_map(|b| b.events) {
             let Some((cache, decoded)) = self.decode(event) else { continue };

@@ -7,8 +7,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::attributes::Warnings;
+use crate::custom::Custom;
 use crate::negotiate::Format;
 use crate::options::FieldValidation;
+use crate::resource::Resource;
 
 /// The kind a body must be of.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +21,25 @@ pub struct Expected<'a> {
     pub version: &'a str,
     /// Kind.
     pub kind: &'a str,
+    /// The definition of a custom kind.
+    pub custom: Option<&'a Custom>,
+}
+
+impl<'a> Expected<'a> {
+    /// The kind of a resource.
+    pub fn of(resource: &'a Resource) -> Self {
+        Self {
+            group: &resource.group,
+            version: &resource.version,
+            kind: &resource.kind,
+            custom: resource.custom.as_deref(),
+        }
+    }
+
+    /// A built-in kind.
+    pub const fn builtin(group: &'a str, version: &'a str, kind: &'a str) -> Self {
+        Self { group, version, kind, custom: None }
+    }
 }
 
 impl Expected<'_> {
@@ -101,6 +122,15 @@ pub fn decode(
         head.kind.as_str().unwrap_or_default(),
         expected,
     )?;
+    if let Some(custom) = expected.custom {
+        let decoded = match format {
+            Format::Json => decode::json_unstructured(bytes),
+            Format::Yaml => decode::yaml_unstructured(text(bytes)?),
+        };
+        let decoded =
+            decoded.and_then(|(value, strict)| custom.shape(value, strict, validation.into()));
+        return finish(decoded, expected, warnings);
+    }
     let Some((schema, of)) = type_of(expected) else { return parse(bytes, format) };
     let decoded = match format {
         Format::Json => decode::from_json(schema, of, bytes, validation.into()),
@@ -117,12 +147,19 @@ pub fn reshape(
     warnings: &Warnings,
 ) -> Result<Value, Status> {
     check_head(meta::api_version(value), meta::kind(value), expected)?;
+    if let Some(custom) = expected.custom {
+        let shaped = custom.shape(value.clone(), Vec::new(), validation.into());
+        return finish(shaped, expected, warnings);
+    }
     let Some((schema, of)) = type_of(expected) else { return Ok(value.clone()) };
     finish(decode::from_value(schema, of, value, validation.into()), expected, warnings)
 }
 
 /// The type of a kind, in the schema that has it.
-pub fn type_of(expected: Expected<'_>) -> Option<(&'static Schema, TypeId)> {
+pub fn type_of(expected: Expected<'_>) -> Option<(&Schema, TypeId)> {
+    if let Some(custom) = expected.custom {
+        return Some((&custom.types.schema, custom.types.of));
+    }
     let schema = schema::builtin();
     Some((schema, schema.kind(expected.group, expected.version, expected.kind)?))
 }

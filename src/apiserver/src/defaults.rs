@@ -44,6 +44,9 @@ pub fn set_defaults(resource: &Resource, object: &mut Value) {
             default_to(&mut object["status"], "allocatable", || capacity);
         }
         ("", "limitranges") => rules::limit_range(object),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            crate::custom::definition::set_defaults(object);
+        }
         ("networking.k8s.io", "networkpolicies") => rules::network_policy(object),
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
             rules::binding(object);
@@ -90,6 +93,7 @@ mod tests {
             categories: Vec::new(),
             subresources: Vec::new(),
             key_prefix: String::new(),
+            custom: None,
         }
     }
 

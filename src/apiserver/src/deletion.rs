@@ -54,6 +54,13 @@ pub fn step(resource: &Resource, object: &Value, options: &DeleteOptions) -> Ste
         return namespace_step(object, options);
     }
     let mut new = object.clone();
+    if resource.is("apiextensions.k8s.io", "customresourcedefinitions")
+        && meta::deletion_timestamp(object).is_none()
+    {
+        crate::custom::definition::mark_for_cleanup(&mut new);
+        mark(&mut new, 0);
+        return Step::Mark(new);
+    }
     let grace = match graceful(resource, &mut new, options) {
         Grace::Pending => return Step::Pending,
         grace => grace,

@@ -3,35 +3,44 @@
 //! Source: the `AddFieldLabelConversionFunc` calls of `k8s.io/kubernetes/pkg/apis/*/*/conversion.go` and
 //! the `ToSelectableFields` functions of `pkg/registry`.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// A field label beyond `metadata.name` and `metadata.namespace`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selectable {
     /// The label: `spec.nodeName`.
-    pub label: &'static str,
+    pub label: Cow<'static, str>,
     /// Where its value is, dotted.
-    path: &'static str,
+    path: Cow<'static, str>,
     /// The value when the field is absent.
     absent: &'static str,
 }
 
+impl Selectable {
+    /// A field of a custom resource, at the simple path `.spec.color`.
+    pub fn custom(path: &str) -> Self {
+        let label = Cow::<'static, str>::Owned(path.trim_start_matches('.').to_owned());
+        Self { path: label.clone(), label, absent: "" }
+    }
+}
+
 const fn text(label: &'static str) -> Selectable {
-    Selectable { label, path: label, absent: "" }
+    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(label), absent: "" }
 }
 
 const fn flag(label: &'static str) -> Selectable {
-    Selectable { label, path: label, absent: "false" }
+    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(label), absent: "false" }
 }
 
 const fn number(label: &'static str) -> Selectable {
-    Selectable { label, path: label, absent: "0" }
+    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(label), absent: "0" }
 }
 
 const fn at(label: &'static str, path: &'static str) -> Selectable {
-    Selectable { label, path, absent: "" }
+    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(path), absent: "" }
 }
 
 const EVENT: &[Selectable] = &[
@@ -86,7 +95,7 @@ pub fn of(group: &str, plural: &str) -> &'static [Selectable] {
 pub fn extract(raw: &[u8], selectable: &[Selectable]) -> Result<Vec<String>, serde_json::Error> {
     let mut values: Vec<String> = selectable.iter().map(|s| s.absent.to_owned()).collect();
     if !selectable.is_empty() {
-        let paths = selectable.iter().enumerate().map(|(i, s)| (i, s.path)).collect();
+        let paths = selectable.iter().enumerate().map(|(i, s)| (i, s.path.as_ref())).collect();
         let mut deserializer = serde_json::Deserializer::from_slice(raw);
         Paths { paths, values: &mut values }.deserialize(&mut deserializer)?;
     }
@@ -95,7 +104,7 @@ pub fn extract(raw: &[u8], selectable: &[Selectable]) -> Result<Vec<String>, ser
 
 /// Picks the scalars at `paths` out of a document and skips the rest unparsed.
 struct Paths<'a> {
-    paths: Vec<(usize, &'static str)>,
+    paths: Vec<(usize, &'a str)>,
     values: &'a mut Vec<String>,
 }
 
@@ -126,7 +135,7 @@ impl<'de> Visitor<'de> for Paths<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-            let below: Vec<(usize, &'static str)> = self
+            let below: Vec<(usize, &str)> = self
                 .paths
                 .iter()
                 .filter_map(|(i, path)| {

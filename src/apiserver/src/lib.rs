@@ -16,6 +16,7 @@ mod caches;
 mod codec;
 mod continue_token;
 mod conversion;
+mod custom;
 pub mod defaults;
 mod deletion;
 mod discovery;
@@ -50,6 +51,7 @@ mod subresources;
 mod tests;
 mod validation;
 mod version;
+pub mod webhook;
 mod zero;
 
 pub use attributes::{RequestContext, UserInfo};

@@ -86,6 +86,27 @@ impl Object {
         Self { revision, ..self.clone() }
     }
 
+    /// `apiVersion`, as the bytes begin with it.
+    pub fn api_version(&self) -> &str {
+        const HEAD: usize = b"{\"apiVersion\":\"".len();
+        let rest = self.raw.get(HEAD..).unwrap_or_default();
+        let end = rest.iter().position(|b| *b == b'"').unwrap_or(0);
+        std::str::from_utf8(&rest[..end]).unwrap_or_default()
+    }
+
+    /// The same object under another `apiVersion`, which holds nothing that JSON escapes.
+    #[must_use]
+    pub fn with_api_version(&self, api_version: &str) -> Self {
+        const HEAD: &[u8] = b"{\"apiVersion\":\"";
+        let old = self.api_version().len();
+        let mut raw = BytesMut::with_capacity(self.raw.len() + api_version.len());
+        raw.put_slice(HEAD);
+        raw.put_slice(api_version.as_bytes());
+        raw.put_slice(&self.raw[HEAD.len() + old..]);
+        let splice = self.splice + api_version.len() - old;
+        Self { raw: raw.freeze(), splice, ..self.clone() }
+    }
+
     /// How many bytes [`Object::write`] writes, at most.
     pub fn len_hint(&self) -> usize {
         self.raw.len() + 44

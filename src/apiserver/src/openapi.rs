@@ -156,6 +156,8 @@ struct Builder {
     schema: &'static Schema,
     /// Types that are referred to, by the name of their definition.
     wanted: BTreeMap<String, TypeId>,
+    /// Definitions of custom kinds.
+    custom: BTreeMap<String, Value>,
 }
 
 fn quantity(dialect: Dialect) -> Value {
@@ -167,7 +169,52 @@ fn quantity(dialect: Dialect) -> Value {
 
 impl Builder {
     fn new(dialect: Dialect) -> Self {
-        Self { dialect, schema: schema::builtin(), wanted: BTreeMap::new() }
+        Self {
+            dialect,
+            schema: schema::builtin(),
+            wanted: BTreeMap::new(),
+            custom: BTreeMap::new(),
+        }
+    }
+
+    fn reference_to(&self, name: &str) -> Value {
+        let place = match self.dialect {
+            Dialect::V2 => "#/definitions/",
+            Dialect::V3 => "#/components/schemas/",
+        };
+        json!({"$ref": format!("{place}{name}")})
+    }
+
+    /// A reference inside a schema that says more beside it.
+    fn beside(&self, reference: Value) -> Value {
+        match self.dialect {
+            Dialect::V2 => reference,
+            Dialect::V3 => json!({"allOf": [reference]}),
+        }
+    }
+
+    /// Defines a custom kind and its list.
+    fn define(&mut self, resource: &Resource, custom: &crate::custom::Custom) {
+        use crate::custom::openapi;
+        let metadata = self.named(&format!("{META}.ObjectMeta")).unwrap_or_default();
+        let (metadata, plain) = (self.beside(metadata), self.dialect == Dialect::V2);
+        let name = openapi::definition_name(resource, &resource.kind);
+        let item = self.reference_to(&name);
+        self.custom.insert(name, openapi::definition(resource, custom, metadata, plain));
+        let metadata = self.named(&format!("{META}.ListMeta")).unwrap_or_default();
+        let metadata = self.beside(metadata);
+        let name = openapi::definition_name(resource, &resource.list_kind);
+        self.custom.insert(name, openapi::list(resource, item, metadata));
+    }
+
+    /// A reference to a kind's definition.
+    fn of_kind(&mut self, group: &str, version: &str, kind: &str) -> Option<Value> {
+        let custom = apimachinery::structural::Names { group, version, kind }.definition();
+        if self.custom.contains_key(&custom) {
+            return Some(self.reference_to(&custom));
+        }
+        let id = self.schema.kind(group, version, kind)?;
+        Some(self.reference(id))
     }
 
     fn reference(&mut self, id: TypeId) -> Value {
@@ -288,6 +335,7 @@ impl Builder {
                 .map(|(name, id)| (name.clone(), *id))
                 .collect();
             if next.is_empty() {
+                done.extend(self.custom.clone());
                 return done;
             }
             for (name, id) in next {
@@ -301,6 +349,9 @@ impl Builder {
     fn paths(&mut self, resources: &[&Resource]) -> Map<String, Value> {
         let mut paths = Map::new();
         for resource in resources {
+            if let Some(custom) = &resource.custom {
+                self.define(resource, custom);
+            }
             self.resource(resource, &mut paths);
         }
         paths
@@ -373,10 +424,7 @@ impl Builder {
             let wanted = if *action == "list" { list_kind } else { kind };
             let answer = match *action {
                 "delete" | "deletecollection" => self.named(&format!("{META}.Status")),
-                _ => {
-                    let id = self.schema.kind(group, version, wanted);
-                    id.map(|id| self.reference(id))
-                }
+                _ => self.of_kind(group, version, wanted),
             };
             let mut operation = self.operation(action, answer);
             operation["x-kubernetes-action"] = (*action).into();

@@ -30,13 +30,15 @@ pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result
         return Ok(respond::answer(StatusCode::OK, kind, text));
     }
     if trimmed == "api" || trimmed == "apis" {
-        let documents = server.registry.served().documents();
-        if let Some(response) = documents.serve_aggregated(&parts.headers, trimmed == "api") {
+        let served = server.registry.served();
+        if let Some(response) =
+            served.documents().serve_aggregated(&parts.headers, trimmed == "api")
+        {
             return Ok(response);
         }
     }
     let served = server.registry.served();
-    if let Some(response) = served.openapi().answer(served, trimmed, &parts.headers) {
+    if let Some(response) = served.openapi().answer(&served, trimmed, &parts.headers) {
         return Ok(response);
     }
     let value = document(server, trimmed).ok_or_else(rest::not_found_path)?;
@@ -46,7 +48,7 @@ pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result
 }
 
 fn document(server: &Server, path: &str) -> Option<Value> {
-    let served = server.registry.served();
+    let served = &*server.registry.served();
     let segments: Vec<&str> = path.split('/').collect();
     match segments.as_slice() {
         [""] => Some(json!({"paths": root_paths(server)})),

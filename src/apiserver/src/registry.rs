@@ -3,7 +3,7 @@
 //!
 //! Source: `k8s.io/apiserver/pkg/registry/generic/registry/store.go`.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use apimachinery::{Status, apply, field, meta, trace};
@@ -22,6 +22,7 @@ use crate::options::DeleteOptions;
 use crate::resource::{Resource, ResourceRef};
 use crate::served::Served;
 use crate::strategy::service::allocation::{Allocator, Network};
+use crate::webhook::Webhooks;
 use crate::{metadata, policy};
 
 /// How often a generated name is tried again when it is taken.
@@ -38,9 +39,10 @@ pub struct Registry {
 struct Inner {
     store: Store,
     caches: Arc<Caches>,
-    served: Served,
+    served: RwLock<Arc<Served>>,
     leases: Leases,
     services: Allocator,
+    webhooks: Webhooks,
 }
 
 /// What deleting did.
@@ -96,9 +98,10 @@ impl Default for Registry {
             inner: Arc::new(Inner {
                 store,
                 caches: Arc::new(caches),
-                served,
+                served: RwLock::new(Arc::new(served)),
                 leases: Leases::default(),
                 services: Allocator::new(Network::default()),
+                webhooks: Webhooks::new(crate::webhook::direct()),
             }),
         }
     }
@@ -121,16 +124,29 @@ impl Registry {
         store: Store,
         served: Served,
         network: Network,
+        webhooks: Webhooks,
     ) -> Result<Self, store::Error> {
         let caches = Arc::new(Caches::load(store.clone(), &stored(&served)).await?);
         let services = Allocator::new(network);
-        let inner = Inner { store, caches, served, leases: Leases::default(), services };
+        let served = RwLock::new(Arc::new(served));
+        let leases = Leases::default();
+        let inner = Inner { store, caches, served, leases, services, webhooks };
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Calls to webhooks.
+    pub fn webhooks(&self) -> &Webhooks {
+        &self.inner.webhooks
+    }
+
     /// The served resources.
-    pub fn served(&self) -> &Served {
-        &self.inner.served
+    pub fn served(&self) -> Arc<Served> {
+        self.inner.served.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Serves other resources from now on.
+    pub fn publish(&self, served: Served) {
+        *self.inner.served.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(served);
     }
 
     /// The caches.
@@ -150,7 +166,7 @@ impl Registry {
 
     /// The served resource `plural` of `group`, at its preferred version.
     pub fn resource(&self, group: &str, plural: &str) -> Option<ResourceRef> {
-        self.inner.served.preferred(group, plural).cloned()
+        self.served().preferred(group, plural).cloned()
     }
 
     /// The watch cache of a resource.
@@ -159,7 +175,7 @@ impl Registry {
     }
 
     fn cache_of(&self, group: &str, plural: &str) -> Option<Arc<Cache>> {
-        self.cache(self.inner.served.preferred(group, plural)?)
+        self.cache(self.served().preferred(group, plural)?)
     }
 
     /// The object in the cache; `namespace` is empty for cluster-scoped resources.
@@ -219,6 +235,9 @@ impl Registry {
         gate: &dyn Gate,
     ) -> Result<Arc<Object>, Status> {
         let resource = resource_of(ctx)?;
+        if resource.custom.as_ref().is_some_and(|custom| custom.terminating) {
+            return Err(crate::custom::terminating());
+        }
         let admitted = SystemTime::now();
         ensure_namespace(resource, ctx, &mut object)?;
         let generated = meta::name(&object).is_empty() && !meta::generate_name(&object).is_empty();
@@ -274,13 +293,13 @@ impl Registry {
         object: &Value,
     ) -> Result<Option<Arc<Object>>, Status> {
         let key = resource.key(&ctx_namespace(resource, ctx, object), meta::name(object));
-        let (raw, _) = object::encode(object);
+        let (raw, _) = self.encode(resource, object).await?;
         if ctx.dry_run {
             let taken = self.inner.store.get(key.as_bytes(), None).await.map_err(store_failure)?;
             return if taken.is_some() {
                 Ok(None)
             } else {
-                self.decoded(resource, raw, 0).map(Some)
+                self.decoded(resource, raw, 0).await.map(Some)
             };
         }
         let lease = if is_event(resource) {
@@ -296,20 +315,56 @@ impl Registry {
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => {
                 self.inner.caches.reached(revision).await;
-                self.decoded(resource, raw, revision).map(Some)
+                self.decoded(resource, raw, revision).await.map(Some)
             }
             TxnOutcome::Conflict { .. } => Ok(None),
         }
     }
 
-    fn decoded(
+    /// An object as it was stored.
+    fn stored(resource: &Resource, raw: Bytes, revision: u64) -> Result<Arc<Object>, Status> {
+        let object = match &resource.custom {
+            Some(custom) => Object::from_stored(raw, revision, &custom.selectable),
+            None => {
+                let selectable = crate::fields::of(&resource.group, &resource.plural);
+                Object::from_stored(raw, revision, selectable)
+            }
+        };
+        object.map(Arc::new).map_err(Status::internal)
+    }
+
+    /// An object that was just stored, at the version of `resource`.
+    async fn decoded(
         &self,
         resource: &Resource,
         raw: Bytes,
         revision: u64,
     ) -> Result<Arc<Object>, Status> {
-        let selectable = crate::fields::of(&resource.group, &resource.plural);
-        Object::from_stored(raw, revision, selectable).map(Arc::new).map_err(Status::internal)
+        self.at_version(resource, Self::stored(resource, raw, revision)?).await
+    }
+
+    /// The bytes to store for an object at the version of `resource`.
+    async fn encode(&self, resource: &Resource, object: &Value) -> Result<(Bytes, usize), Status> {
+        match &resource.custom {
+            Some(custom) if custom.storage_version != resource.version => {
+                let stored = custom.to_storage(self, object.clone()).await?;
+                Ok(object::encode(&stored))
+            }
+            _ => Ok(object::encode(object)),
+        }
+    }
+
+    /// The object at the version of `resource`: the same, unless it is a custom one that is stored at
+    /// another version.
+    pub async fn at_version(
+        &self,
+        resource: &Resource,
+        object: Arc<Object>,
+    ) -> Result<Arc<Object>, Status> {
+        match &resource.custom {
+            Some(custom) => custom.serve(self, resource, object).await,
+            None => Ok(object),
+        }
     }
 
     /// Replaces the object named in `ctx`; `metadata.resourceVersion`, when set, must be current.
@@ -357,7 +412,7 @@ impl Registry {
                 let created = self.create_through(ctx, object, gate).await?;
                 return Ok((created, true));
             };
-            let old = before.to_value();
+            let old = self.at_version(resource, before.clone()).await?.to_value();
             let mut object = change(Some(&old))?;
             ensure_namespace(resource, ctx, &mut object)?;
             check_version(resource, rules, &mut object, &old)?;
@@ -394,13 +449,13 @@ impl Registry {
         before: &Arc<Object>,
         object: &Value,
     ) -> Result<Written, Status> {
-        let (raw, _) = object::encode(object);
+        let (raw, _) = self.encode(resource, object).await?;
         let finished = deletion::is_finished(resource, object);
         if raw == before.raw && !finished {
-            return Ok(Written::Done(before.clone()));
+            return self.at_version(resource, before.clone()).await.map(Written::Done);
         }
         if ctx.dry_run {
-            return self.decoded(resource, raw, before.revision).map(Written::Done);
+            return self.decoded(resource, raw, before.revision).await.map(Written::Done);
         }
         let op = if finished {
             Op::Delete { key: key.clone() }
@@ -417,7 +472,7 @@ impl Registry {
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => {
                 self.inner.caches.reached(revision).await;
-                self.decoded(resource, raw, revision).map(Written::Done)
+                self.decoded(resource, raw, revision).await.map(Written::Done)
             }
             TxnOutcome::Conflict { current, .. } => {
                 Ok(Written::Conflict(self.found(resource, current)?))
@@ -431,7 +486,7 @@ impl Registry {
         current: Vec<Option<KeyValue>>,
     ) -> Result<Option<Arc<Object>>, Status> {
         match current.into_iter().next().flatten() {
-            Some(kv) => self.decoded(resource, kv.value, kv.mod_revision).map(Some),
+            Some(kv) => Self::stored(resource, kv.value, kv.mod_revision).map(Some),
             None => Ok(None),
         }
     }
@@ -456,7 +511,7 @@ impl Registry {
             let Some(before) = current else {
                 return Err(Status::not_found(&resource.group, &resource.plural, &ctx.name));
             };
-            let old = before.to_value();
+            let old = self.at_version(resource, before.clone()).await?.to_value();
             deletion::check_preconditions(resource, &old, options)?;
             gate.mutate(ctx, Operation::Delete, None, Some(&old)).await?;
             gate.validate(ctx, Operation::Delete, None, Some(&old)).await?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use apimachinery::schema;
 
 use crate::conversion;
+use crate::custom::Custom;
 
 /// A subresource of a [`Resource`], such as `status` or `binding`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct Resource {
     pub subresources: Vec<Subresource>,
     /// Key prefix in the store, with a trailing slash: `/registry/pods/`.
     pub key_prefix: String,
+    /// What its definition says, of a custom resource.
+    pub custom: Option<Arc<Custom>>,
 }
 
 impl Resource {
@@ -92,6 +95,7 @@ impl Resource {
                 })
                 .collect(),
             key_prefix,
+            custom: None,
         }
     }
 

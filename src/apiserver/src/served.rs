@@ -63,6 +63,40 @@ impl Served {
         served
     }
 
+    /// These, and custom resources: of each the served versions, and the one at rest.
+    pub fn with_custom(mut self, served: Vec<ResourceRef>, at_rest: Vec<ResourceRef>) -> Self {
+        for resource in served {
+            let key = path_key(&resource.group, &resource.version, &resource.plural);
+            let known = self.groups.iter_mut().find(|g| g.name == resource.group);
+            match known {
+                Some(group) => {
+                    if !group.versions.iter().any(|v| *v == resource.version) {
+                        group.versions.push(resource.version.clone().into());
+                        group.versions.sort_by_key(|v| std::cmp::Reverse(schema::stability(v)));
+                    }
+                }
+                None => self.groups.push(Group {
+                    name: resource.group.clone().into(),
+                    versions: vec![resource.version.clone().into()],
+                }),
+            }
+            self.by_path.insert(key, resource.clone());
+            self.resources.push(resource);
+        }
+        let builtin = self.groups.iter().position(|g| !schema::is_builtin_group(&g.name));
+        if let Some(first) = builtin {
+            self.groups[first..].sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        self.resources.sort_by(|a, b| {
+            let key = |r: &ResourceRef| (r.group.clone(), r.version.clone(), r.plural.clone());
+            key(a).cmp(&key(b))
+        });
+        for resource in at_rest {
+            self.preferred.insert(format!("{}/{}", resource.group, resource.plural), resource);
+        }
+        self
+    }
+
     /// All of them, by group, version and plural.
     pub fn all(&self) -> &[ResourceRef] {
         &self.resources
@@ -76,6 +110,11 @@ impl Served {
     /// The resource at its group's preferred version that has it, which is also the version at rest.
     pub fn preferred(&self, group: &str, plural: &str) -> Option<&ResourceRef> {
         self.preferred.get(format!("{group}/{plural}").as_str())
+    }
+
+    /// The custom resources at the versions their objects are stored at.
+    pub fn at_rest(&self) -> impl Iterator<Item = &ResourceRef> {
+        self.preferred.values().filter(|resource| resource.custom.is_some())
     }
 
     /// The resource of a kind.

@@ -155,6 +155,9 @@ impl Server {
         if info.verb.is_empty() {
             return Err(rest::method_not_allowed());
         }
+        if let Some(warning) = resource.custom.as_ref().and_then(|c| c.deprecated.as_deref()) {
+            ctx.warnings.add(warning);
+        }
         let mut how = negotiate::accept(&parts.headers, true)?;
         how.pretty |= wants_pretty(&parts, &query);
         *accepted = how;

@@ -18,6 +18,7 @@ use crate::authn::Authenticator;
 use crate::authn::static_tokens::StaticTokens;
 use crate::authz::Authorizer;
 use crate::bootstrap;
+use crate::custom;
 use crate::health::Health;
 use crate::in_process::InProcess;
 use crate::metrics::Metrics;
@@ -28,6 +29,7 @@ use crate::served::Served;
 use crate::server::Server;
 use crate::strategy::service::allocation::Network;
 use crate::subresources::kubelet::Kubelets;
+use crate::webhook::{Dial, Webhooks};
 
 /// The store's history is cut this often (`--etcd-compaction-interval`).
 const COMPACT_EVERY: Duration = Duration::from_mins(5);
@@ -53,6 +55,8 @@ pub struct Config {
     pub extra_sans: Vec<String>,
     /// Where to dial a node's kubelet.
     pub node_address: NodeAddress,
+    /// Connects to webhooks and to what is proxied.
+    pub dial: Dial,
     /// Stops the server.
     pub shutdown: CancellationToken,
 }
@@ -95,7 +99,14 @@ impl ApiServer {
             .ok_or_else(|| Error::ServiceCidr { cidr: config.service_cidr.clone() })?;
         let service_ip = IpAddr::V4(network.first());
         let pki = Pki::load_or_create(&config.data_dir.join("pki"))?;
-        let registry = Registry::load(config.store.clone(), Served::builtin(), network).await?;
+        let registry = Registry::load(
+            config.store.clone(),
+            Served::builtin(),
+            network,
+            Webhooks::new(config.dial),
+        )
+        .await?;
+        custom::controller::publish(&registry).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(registry.caches().clone().follow(config.shutdown.clone()));
         let authorizer = Authorizer::new(registry.clone());
@@ -140,6 +151,7 @@ impl ApiServer {
                 config.shutdown.clone(),
             ));
         }
+        tasks.spawn(custom::controller::run(server.registry.clone(), config.shutdown.clone()));
         tasks.spawn(compact(config.store, config.shutdown));
         server.health.set_bootstrapped();
         Ok(Self { server, pki, tasks: Arc::new(Mutex::new(Some(tasks))) })

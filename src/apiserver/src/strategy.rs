@@ -9,6 +9,7 @@ use apimachinery::meta;
 use serde_json::{Value, json};
 
 use crate::attributes::RequestContext;
+use crate::custom;
 use crate::resource::Resource;
 use crate::zero::Zero;
 
@@ -67,6 +68,10 @@ fn has_status(resource: &Resource) -> bool {
 /// Resets what a client may not set when creating.
 pub fn prepare_for_create(ctx: &RequestContext, object: &mut Value) {
     let Some(resource) = &ctx.resource else { return };
+    if resource.custom.is_some() {
+        custom::strategy::prepare_for_create(resource, object);
+        return;
+    }
     if counted(resource) {
         meta::set(object, "generation", 1);
     } else {
@@ -85,6 +90,9 @@ pub fn prepare_for_create(ctx: &RequestContext, object: &mut Value) {
         ("", "namespaces") => namespace_finalizer(object),
         ("batch", "jobs") => job_selector(object),
         ("certificates.k8s.io", "certificatesigningrequests") => requester(ctx, object),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            custom::definition::prepare_for_create(object);
+        }
         _ => {}
     }
 }
@@ -92,6 +100,10 @@ pub fn prepare_for_create(ctx: &RequestContext, object: &mut Value) {
 /// Resets what a client may not set when updating, by subresource.
 pub fn prepare_for_update(ctx: &RequestContext, object: &mut Value, old: &Value) {
     let Some(resource) = &ctx.resource else { return };
+    if resource.custom.is_some() {
+        custom::strategy::prepare_for_update(ctx, resource, object, old);
+        return;
+    }
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
     match ctx.subresource.as_str() {
         "status" => {
@@ -139,6 +151,9 @@ pub fn prepare_for_update(ctx: &RequestContext, object: &mut Value, old: &Value)
         ("", "namespaces") => replace(object, old, "spec"),
         ("certificates.k8s.io", "certificatesigningrequests") => replace(object, old, "spec"),
         ("", "services") => service::prepare_for_update(object, old),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            custom::definition::note_storage_version(object);
+        }
         _ => {}
     }
     bump(resource, object, old);

@@ -41,6 +41,7 @@ impl Fixture {
             cluster_domain: "cluster.local".into(),
             extra_sans: Vec::new(),
             node_address,
+            dial: crate::webhook::direct(),
             shutdown: CancellationToken::new(),
         })
         .await

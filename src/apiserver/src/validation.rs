@@ -17,12 +17,17 @@ use apimachinery::field::{Error, ErrorList, Path};
 use serde_json::Value;
 
 use crate::attributes::RequestContext;
+use crate::custom::definition;
 use crate::zero::Zero;
 
 /// The rules for a new object. Its name is checked here too.
 pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
     let Some(resource) = &ctx.resource else { return ErrorList::new() };
     let mut errors = metadata::validate(resource, object);
+    if let Some(custom) = &resource.custom {
+        errors.extend(custom.validate(object, None));
+        return errors;
+    }
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
     match (group, plural) {
         ("", "pods") => pod::validate(object, &mut errors),
@@ -33,6 +38,9 @@ pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
         ("", "serviceaccounts") => core::service_account(object, &mut errors),
         ("scheduling.k8s.io", "priorityclasses") => core::priority_class(object, &mut errors),
         ("rbac.authorization.k8s.io", _) => core::rbac(plural, object, &mut errors),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            errors.extend(definition::validate(object));
+        }
         _ => workload::validate(group, plural, object, &mut errors),
     }
     errors
@@ -43,6 +51,14 @@ pub fn validate_update(ctx: &RequestContext, object: &Value, old: &Value) -> Err
     let Some(resource) = &ctx.resource else { return ErrorList::new() };
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
     let mut errors = metadata::validate_changed(object, old);
+    if let Some(custom) = &resource.custom {
+        errors.extend(custom.validate(object, Some(old)));
+        return errors;
+    }
+    if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
+        errors.extend(definition::validate_update(&ctx.subresource, object, old));
+        return errors;
+    }
     match ctx.subresource.as_str() {
         "" => {}
         "ephemeralcontainers" => {

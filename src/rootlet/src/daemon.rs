@@ -103,7 +103,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
         .context("cannot lead pods to the API server")?;
 
     let images = open_images(&settings)?;
-    let (server, store) = start_api(&settings, api, kubelet_port, &serving).await?;
+    let (server, store) = start_api(&settings, api, kubelet_port, &network, &serving).await?;
     write_admin(&settings, &server, api_port)?;
 
     let runtime =
@@ -293,6 +293,7 @@ async fn start_api(
     settings: &Settings,
     listener: TcpListener,
     kubelet_port: u16,
+    network: &netns::Control,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(ApiServer, store::Store)> {
     let store = if settings.ephemeral {
@@ -314,11 +315,27 @@ async fn start_api(
         node_address: Arc::new(move |node, _| {
             (node == own).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, kubelet_port)))
         }),
+        dial: dial(network.clone()),
         shutdown: shutdown.clone(),
     })
     .await
     .context("cannot start the API server")?;
     Ok((server, store))
+}
+
+/// The API server reaches webhooks and proxied pods through the node process, the rest from here.
+fn dial(network: netns::Control) -> apiserver::webhook::Dial {
+    use apiserver::webhook::Place;
+    let direct = apiserver::webhook::direct();
+    Arc::new(move |place| match place {
+        Place::Pods(address) => {
+            let network = network.clone();
+            Box::pin(
+                async move { network.connect_tcp(address).await.map_err(std::io::Error::other) },
+            )
+        }
+        place => direct(place),
+    })
 }
 
 /// How long the administrator's certificate is kept before a new one is made.

@@ -5,6 +5,7 @@
 //! messages are theirs, Go's type names included, because scripts and people look for them.
 
 mod go;
+mod unstructured;
 mod walk;
 mod yaml;
 
@@ -113,6 +114,16 @@ pub fn from_value(
     let shape = Shape::Object(of);
     let value = walk.node(&shape).deserialize(value).map_err(|e| Error::Syntax(e.to_string()))?;
     finish(walk, value, validation)
+}
+
+/// Parses JSON without a schema; the second part tells duplicate fields.
+pub fn json_unstructured(body: &[u8]) -> Result<(Value, Vec<String>), Error> {
+    unstructured::parse(body).map_err(|e| Error::Syntax(go::syntax(body, &e)))
+}
+
+/// Parses YAML without a schema; the second part tells duplicate fields.
+pub fn yaml_unstructured(body: &str) -> Result<(Value, Vec<String>), Error> {
+    yaml::parse(body).map_err(Error::Syntax)
 }
 
 /// Parses JSON without a schema; the error is worded as Go words it.

@@ -8,7 +8,7 @@ mod table;
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc, sync::LazyLock};
 
-pub use resource::{Group, Resource, Subresource, plural_of, stability};
+pub use resource::{Group, Resource, Subresource, is_builtin_group, plural_of, stability};
 
 /// Text that is either part of the compiled-in table or was made at run time.
 pub type Text = Cow<'static, str>;

@@ -176,6 +176,11 @@ const GROUP_ORDER: &[&str] = &[
     "storagemigration.k8s.io",
 ];
 
+/// Whether Kubernetes itself serves this group.
+pub fn is_builtin_group(name: &str) -> bool {
+    GROUP_ORDER.contains(&name)
+}
+
 pub(super) fn groups<'a>(resources: impl Iterator<Item = &'a Arc<Resource>>) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     for resource in resources {

@@ -2,7 +2,7 @@
 //!
 //! Source: `k8s.io/kubernetes/pkg/printers/internalversion/printers.go`.
 
-mod cells;
+pub mod cells;
 mod cluster;
 mod pods;
 mod services;
@@ -42,6 +42,9 @@ fn printer(resource: &Resource) -> Printer {
 
 /// The `Table` of some objects of one resource.
 pub fn table(resource: &Resource, objects: &[&Object], query: &Query, accepted: Accepted) -> Value {
+    if let Some(custom) = &resource.custom {
+        return crate::custom::table::table(custom, objects, query, accepted);
+    }
     let now = Timestamp::now();
     let printer = printer(resource);
     let rows: Vec<Value> = objects
@@ -73,7 +76,7 @@ pub fn table(resource: &Resource, objects: &[&Object], query: &Query, accepted: 
 }
 
 /// What a row carries of its object: `includeObject=Metadata` by default.
-fn row_object(object: &Object, value: Value, query: &Query, accepted: Accepted) -> Value {
+pub fn row_object(object: &Object, value: Value, query: &Query, accepted: Accepted) -> Value {
     match query.get("includeObject") {
         "None" => Value::Null,
         "Object" => value,

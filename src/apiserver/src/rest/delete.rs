@@ -97,7 +97,7 @@ pub async fn collection(call: &mut Call, body: Body) -> Result<Response, Status>
         &call.ctx.namespace,
         &list.label_selector,
         &list.field_selector,
-        cache.selectable,
+        &cache.selectable,
         call.resource.namespaced,
     )?;
     let snapshot = registry.snapshot(&cache);

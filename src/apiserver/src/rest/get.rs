@@ -18,5 +18,6 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
     let object = cache
         .get(&cache_key(&call.resource, &ctx.namespace, &ctx.name))
         .ok_or_else(|| Status::not_found(&call.resource.group, &call.resource.plural, &ctx.name))?;
+    let object = registry.at_version(&call.resource, object).await?;
     Ok(call.object(StatusCode::OK, &object))
 }

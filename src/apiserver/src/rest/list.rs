@@ -46,14 +46,14 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         &call.ctx.namespace,
         &options.label_selector,
         &options.field_selector,
-        cache.selectable,
+        &cache.selectable,
         call.resource.namespaced,
     )?;
     let token = if options.token.is_empty() { None } else { Some(Token::decode(&options.token)?) };
     let snapshot = view(call, &cache, &options, token.as_ref()).await?;
     let after = token.as_ref().map(|t| t.after.as_str());
     let candidates = snapshot.select(&call.ctx.namespace, after);
-    let mut chosen: Vec<&Object> = Vec::with_capacity(candidates.len().min(4096));
+    let mut chosen: Vec<&Arc<Object>> = Vec::with_capacity(candidates.len().min(4096));
     let mut more = None;
     let plain = selection.is_everything();
     let mut last_key = "";
@@ -72,6 +72,13 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         last_key = key;
         chosen.push(object);
     }
+    if let Some(custom) = &call.resource.custom {
+        let chosen = chosen.into_iter().cloned().collect();
+        let served = custom.serve_all(registry, &call.resource, chosen).await?;
+        let objects: Vec<&Object> = served.iter().map(AsRef::as_ref).collect();
+        return Ok(answer(call, &objects, snapshot.revision, more.as_ref()));
+    }
+    let chosen: Vec<&Object> = chosen.into_iter().map(AsRef::as_ref).collect();
     Ok(answer(call, &chosen, snapshot.revision, more.as_ref()))
 }
 
@@ -223,7 +230,12 @@ fn plain(call: &Call, objects: &[&Object], revision: u64, more: Option<&More>) -
         if index > 0 {
             piece.put_u8(b',');
         }
-        object.write_item(piece);
+        // Custom objects tell their type even in a list.
+        if call.resource.custom.is_some() {
+            object.write(piece);
+        } else {
+            object.write_item(piece);
+        }
     }
     chunks.text("]}");
     let mut response = Response::new(Body::chunks(chunks.finish()));

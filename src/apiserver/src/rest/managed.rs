@@ -3,6 +3,7 @@
 //! Source: `k8s.io/apiserver/pkg/endpoints/handlers`: `create.go`, `update.go`, `patch.go`.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use apimachinery::apply::{self, Operation, Set, Typed, Versions};
 use apimachinery::status::{Cause, Details};
@@ -25,7 +26,7 @@ pub const CONTENT_TYPE: &str = "application/apply-patch+yaml";
 
 /// The versions of the kind a request is about.
 struct Kind<'a> {
-    served: &'a Served,
+    served: Arc<Served>,
     resource: &'a Resource,
     subresource: &'a str,
 }
@@ -40,8 +41,7 @@ impl Kind<'_> {
 impl Versions for Kind<'_> {
     fn root(&self, api_version: &str) -> Option<Typed<'_>> {
         let resource = self.at(api_version)?;
-        let (group, version, kind) = (&*resource.group, &*resource.version, &*resource.kind);
-        Some(match codec::type_of(Expected { group, version, kind }) {
+        Some(match codec::type_of(Expected::of(resource)) {
             Some((schema, of)) => Typed::kind(schema, of),
             None => Typed::deduced(),
         })
@@ -152,9 +152,7 @@ impl Call {
             let (group, plural) = (&self.resource.group, &self.resource.plural);
             return Err(Status::conflict(group, plural, &self.ctx.name, &why));
         }
-        let resource = &self.resource;
-        let expected =
-            Expected { group: &resource.group, version: &resource.version, kind: &resource.kind };
+        let expected = Expected::of(&self.resource);
         let object = codec::reshape(&object, expected, validation, &self.ctx.warnings)?;
         super::update::check_name(&object, &self.ctx.name)?;
         Ok(self.accept(object))

@@ -8,7 +8,7 @@ mod managed;
 #[cfg(test)]
 mod managed_tests;
 mod patch;
-mod scale;
+pub mod scale;
 mod update;
 mod watch;
 
@@ -202,6 +202,6 @@ fn must_be_versioned(resource: &Resource) -> bool {
         | "node.k8s.io"
         | "policy" => true,
         "storage.k8s.io" => resource.plural != "storageclasses",
-        _ => false,
+        _ => resource.custom.is_some(),
     }
 }

@@ -43,7 +43,8 @@ pub fn editor<'a>(
         }
         "application/strategic-merge-patch+json" => {
             let changes = codec::parse(bytes, Format::Json)?;
-            let Some((schema, of)) = codec::type_of(expected) else {
+            let known = codec::type_of(expected).filter(|_| expected.custom.is_none());
+            let Some((schema, of)) = known else {
                 return Err(negotiate::unsupported(ACCEPTED));
             };
             Ok(Box::new(move |old| {
@@ -90,8 +91,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         return managed::serve(call, &bytes, &options).await;
     }
     let resource = call.resource.clone();
-    let expected =
-        Expected { group: &resource.group, version: &resource.version, kind: &resource.kind };
+    let expected = Expected::of(&resource);
     let edit = editor(call, &bytes, expected, options.field_validation)?;
     let mut change = |old: Option<&Value>| {
         let mut object = old.cloned().unwrap_or_default();

@@ -15,9 +15,10 @@ use crate::negotiate;
 use crate::object::Object;
 use crate::options::{FieldValidation, WriteOptions};
 use crate::registry::{Change, UpdateRules};
+use crate::resource::Resource;
 use crate::respond;
 
-const SCALE: Expected<'static> = Expected { group: "autoscaling", version: "v1", kind: "Scale" };
+const SCALE: Expected<'static> = Expected::builtin("autoscaling", "v1", "Scale");
 
 /// `get`, `update` and `patch` of the scale.
 pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
@@ -28,7 +29,9 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         let object = registry
             .get(&resource.group, &resource.plural, &call.ctx.namespace, &call.ctx.name)
             .ok_or_else(|| Status::not_found(&resource.group, &resource.plural, &call.ctx.name))?;
-        return Ok(respond::value(StatusCode::OK, &scale_of(&object.to_value()), call.accepted));
+        let object = registry.at_version(&resource, object).await?;
+        let scale = scale_of(&resource, &object.to_value())?;
+        return Ok(respond::value(StatusCode::OK, &scale, call.accepted));
     }
     let applies = super::patch::applies(call);
     let options = if call.ctx.verb == "patch" {
@@ -55,7 +58,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let mut change = |old: Option<&Value>| {
         let before = old;
         let old = old.cloned().unwrap_or_default();
-        let scale = edit(scale_of(&old))?;
+        let scale = edit(scale_of(&resource, &old)?)?;
         let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
         if replicas < 0 {
             let path = field::Path::new("spec").child("replicas");
@@ -64,7 +67,12 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
             return Err(Status::invalid("autoscaling", "Scale", meta::name(&scale), &[error]));
         }
         let mut object = old;
-        meta::child_mut(&mut object, "spec").insert("replicas".into(), replicas.into());
+        match resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+            Some(paths) => paths.set(&mut object, replicas),
+            None => {
+                meta::child_mut(&mut object, "spec").insert("replicas".into(), replicas.into());
+            }
+        }
         match meta::resource_version(&scale).to_owned() {
             version if version.is_empty() => {
                 drop(meta::remove(&mut object, "resourceVersion"));
@@ -87,7 +95,8 @@ async fn write(call: &Call, change: &mut Change<'_>) -> Result<Response, Status>
         .registry
         .update_through(&ctx, UpdateRules::default(), call.server.gate(), change)
         .await?;
-    Ok(respond::value(StatusCode::OK, &scale_of(&object.to_value()), call.accepted))
+    let scale = scale_of(&call.resource, &object.to_value())?;
+    Ok(respond::value(StatusCode::OK, &scale, call.accepted))
 }
 
 /// An applied scale is an applied workload that says nothing but its replicas.
@@ -105,7 +114,10 @@ async fn apply(call: &Call, bytes: &Bytes, options: &WriteOptions) -> Result<Res
         "metadata": {"name": call.ctx.name},
     });
     if let Some(replicas) = scale.pointer("/spec/replicas") {
-        config["spec"] = json!({"replicas": replicas});
+        match call.resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+            Some(paths) => paths.set(&mut config, replicas.as_i64().unwrap_or(0)),
+            None => config["spec"] = json!({"replicas": replicas}),
+        }
     }
     let force = options.force == Some(true);
     let mut change =
@@ -113,7 +125,25 @@ async fn apply(call: &Call, bytes: &Bytes, options: &WriteOptions) -> Result<Res
     write(call, &mut change).await
 }
 
-fn scale_of(object: &Value) -> Value {
+fn scale_of(resource: &Resource, object: &Value) -> Result<Value, Status> {
+    if let Some(paths) = resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+        return paths.scale_of(resource, object);
+    }
+    Ok(workload_scale(object))
+}
+
+/// What a scale has of its object's metadata.
+pub fn metadata_of(object: &Value) -> serde_json::Map<String, Value> {
+    let mut metadata = serde_json::Map::new();
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = meta::metadata(object).get(key) {
+            metadata.insert(key.into(), value.clone());
+        }
+    }
+    metadata
+}
+
+fn workload_scale(object: &Value) -> Value {
     let selector = object.pointer("/spec/selector");
     let text = match selector {
         // Replication controllers select by a plain map.
@@ -128,12 +158,7 @@ fn scale_of(object: &Value) -> Value {
         }
     };
     let number = |path: &str| object.pointer(path).and_then(Value::as_i64).unwrap_or(0);
-    let mut metadata = serde_json::Map::new();
-    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
-        if let Some(value) = meta::metadata(object).get(key) {
-            metadata.insert(key.into(), value.clone());
-        }
-    }
+    let metadata = metadata_of(object);
     let mut scale = json!({
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",

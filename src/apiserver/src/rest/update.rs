@@ -17,8 +17,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     call.managed_by(&options);
     let bytes = call.read(body).await?;
     let resource = call.resource.clone();
-    let expected =
-        Expected { group: &resource.group, version: &resource.version, kind: &resource.kind };
+    let expected = Expected::of(&resource);
     let object =
         codec::decode(&bytes, format, expected, options.field_validation, &call.ctx.warnings)?;
     check_name(&object, &call.ctx.name)?;

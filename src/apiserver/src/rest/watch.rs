@@ -53,7 +53,7 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         &call.ctx.namespace,
         &options.label_selector,
         &field_selector,
-        cache.selectable,
+        &cache.selectable,
         call.resource.namespaced,
     )?;
     let start = Start::choose(call, &cache, &options).await?;
@@ -136,6 +136,8 @@ struct Form {
     query: Query,
     /// The stored bytes are of another version than the one served.
     is_view: bool,
+    /// Custom objects may be stored at another version, and converting them may take a webhook.
+    is_foreign: bool,
     /// Only the first table of a stream tells its columns.
     columns_told: bool,
 }
@@ -216,6 +218,8 @@ struct Watcher {
     initial: VecDeque<Arc<Object>>,
     announce: bool,
     ready: VecDeque<Bytes>,
+    /// What is to be converted before it is ready.
+    foreign: VecDeque<(&'static str, Arc<Object>)>,
     /// Everything up to here was told or did not concern this watcher.
     seen: u64,
     bookmarks: bool,
@@ -237,6 +241,7 @@ impl Watcher {
     ) -> Self {
         let form = Form {
             is_view: conversion::is_view(&call.resource),
+            is_foreign: call.resource.custom.is_some(),
             resource: call.resource.clone(),
             accepted: call.accepted,
             query: call.query.clone(),
@@ -254,6 +259,7 @@ impl Watcher {
             initial,
             announce: start.announce,
             ready,
+            foreign: VecDeque::new(),
             seen: start.revision,
             bookmarks: options.bookmarks,
             next_bookmark: Instant::now() + BOOKMARK_EVERY,
@@ -274,7 +280,9 @@ impl Watcher {
             if !self.ready.is_empty() {
                 return Some(self.take_ready());
             }
-            if self.tell_initial() {
+            let told = self.tell_initial();
+            self.convert().await;
+            if told {
                 continue;
             }
             if self.ended {
@@ -283,6 +291,7 @@ impl Watcher {
             // Marked as seen before reading, so that nothing that comes meanwhile is missed.
             self.changed.borrow_and_update();
             self.collect();
+            self.convert().await;
             if !self.ready.is_empty() {
                 continue;
             }
@@ -293,9 +302,35 @@ impl Watcher {
                         return None;
                     }
                 }
-                () = tokio::time::sleep_until(bookmark), if self.bookmarks => self.push_bookmark(),
+                () = tokio::time::sleep_until(bookmark), if self.bookmarks => {
+                    self.push_bookmark().await;
+                }
                 () = &mut self.end => self.ended = true,
                 () = self.server.stopping.cancelled() => self.ended = true,
+                () = self.cache.closed() => self.ended = true,
+            }
+        }
+    }
+
+    /// Brings custom objects to the version that is watched.
+    async fn convert(&mut self) {
+        while let Some((kind, object)) = self.foreign.pop_front() {
+            let registry = &self.server.registry;
+            match registry.at_version(&self.form.resource, object).await {
+                Ok(object) => {
+                    let line = match self.form.accepted.shape {
+                        Shape::Object => frame(kind, &object),
+                        _ => self.form.transformed(kind, &object),
+                    };
+                    self.ready.push_back(line);
+                }
+                Err(status) => {
+                    let status = serde_json::to_value(status).unwrap_or_default();
+                    let line = self.form.event("ERROR", status);
+                    self.ready.push_back(line);
+                    self.foreign.clear();
+                    self.ended = true;
+                }
             }
         }
     }
@@ -305,9 +340,17 @@ impl Watcher {
         let mut bytes = 0;
         while bytes < COALESCE_BYTES {
             let Some(object) = self.initial.pop_front() else { break };
+            if self.form.is_foreign {
+                bytes += object.raw.len();
+                self.foreign.push_back(("ADDED", object));
+                continue;
+            }
             let line = self.form.initial(&object);
             bytes += line.len();
             self.ready.push_back(line);
+        }
+        if !self.foreign.is_empty() {
+            return true;
         }
         if self.initial.is_empty() && std::mem::take(&mut self.announce) {
             let line = self.form.bookmark(self.seen, true);
@@ -355,6 +398,10 @@ impl Watcher {
                 (true, false) => Transition::Deleted,
                 (false, false) => continue,
             };
+            if self.form.is_foreign {
+                self.foreign.extend(change.object(transition).map(|o| (transition.name(), o)));
+                continue;
+            }
             let line = self.form.change(&change, transition);
             self.ready.push_back(line);
         }
@@ -369,10 +416,11 @@ impl Watcher {
         }
     }
 
-    fn push_bookmark(&mut self) {
+    async fn push_bookmark(&mut self) {
         // What is applied before the history is read has been told after it is read.
         let applied = self.server.registry.caches().applied();
         self.collect();
+        self.convert().await;
         if self.ended {
             return;
         }

@@ -14,7 +14,7 @@ use crate::registry::Registry;
 use crate::rest::Call;
 use crate::zero::Zero;
 
-const BINDING: Expected<'static> = Expected { group: "", version: "v1", kind: "Binding" };
+const BINDING: Expected<'static> = Expected::builtin("", "v1", "Binding");
 /// Labels of a node that its pods carry too (`PodTopologyLabels`).
 const TOPOLOGY: [&str; 2] = ["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
 

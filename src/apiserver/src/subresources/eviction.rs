@@ -20,7 +20,7 @@ use crate::registry::Registry;
 use crate::rest::Call;
 use crate::zero::Zero;
 
-const EVICTION: Expected<'static> = Expected { group: "policy", version: "v1", kind: "Eviction" };
+const EVICTION: Expected<'static> = Expected::builtin("policy", "v1", "Eviction");
 
 /// Deletes the pod, if its budget has room.
 pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {

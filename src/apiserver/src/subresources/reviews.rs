@@ -18,8 +18,7 @@ use crate::zero::Zero;
 /// Answers the review in the body.
 pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let resource = call.resource.clone();
-    let expected =
-        Expected { group: &resource.group, version: &resource.version, kind: &resource.kind };
+    let expected = Expected::of(&resource);
     let mut review = read(call, body, expected).await?;
     let status = match resource.kind.as_str() {
         "TokenReview" => token_review(call, &review)?,

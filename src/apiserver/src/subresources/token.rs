@@ -18,7 +18,7 @@ use crate::rest::Call;
 use crate::zero::Zero;
 
 const TOKEN_REQUEST: Expected<'static> =
-    Expected { group: "authentication.k8s.io", version: "v1", kind: "TokenRequest" };
+    Expected::builtin("authentication.k8s.io", "v1", "TokenRequest");
 const DEFAULT_SECONDS: i64 = 3600;
 const MIN_SECONDS: i64 = 600;
 const MAX_SECONDS: i64 = 1 << 32;

@@ -1,0 +1,84 @@
+//! The scale subresource of a custom resource, whose numbers are where its definition says.
+//!
+//! Source: `ScaleREST` of `pkg/registry/customresource/etcd.go`.
+
+use apimachinery::Status;
+use serde_json::{Value, json};
+
+use crate::resource::Resource;
+use crate::rest::scale::metadata_of;
+use crate::zero::Zero;
+
+/// Where a scale's parts are, as field names from the root.
+#[derive(Debug)]
+pub struct Paths {
+    spec_replicas: Vec<String>,
+    status_replicas: Vec<String>,
+    selector: Option<Vec<String>>,
+    spec_replicas_text: String,
+}
+
+fn fields(path: &str) -> Vec<String> {
+    path.trim_start_matches('.').split('.').map(str::to_owned).collect()
+}
+
+fn at<'v>(object: &'v Value, path: &[String]) -> Option<&'v Value> {
+    path.iter().try_fold(object, |value, name| value.get(name.as_str()))
+}
+
+impl Paths {
+    /// Reads `subresources.scale`.
+    pub fn parse(scale: &Value) -> Option<Self> {
+        scale.is_object().then(|| Self {
+            spec_replicas: fields(scale["specReplicasPath"].text()),
+            spec_replicas_text: scale["specReplicasPath"].text().to_owned(),
+            status_replicas: fields(scale["statusReplicasPath"].text()),
+            selector: Some(scale["labelSelectorPath"].text())
+                .filter(|path| !path.is_empty())
+                .map(fields),
+        })
+    }
+
+    /// The `Scale` of an object.
+    pub fn scale_of(&self, resource: &Resource, object: &Value) -> Result<Value, Status> {
+        let Some(replicas) = at(object, &self.spec_replicas).and_then(Value::as_i64) else {
+            let text =
+                format!("the spec replicas field {:?} does not exist", self.spec_replicas_text);
+            let mut status = Status::internal(text);
+            status.message = status
+                .message
+                .replace("does not exist", &format!("does not exist in {}", resource.qualified()));
+            return Err(status);
+        };
+        let mut scale = json!({
+            "kind": "Scale",
+            "apiVersion": "autoscaling/v1",
+            "metadata": metadata_of(object),
+            "spec": {},
+            "status": {
+                "replicas": at(object, &self.status_replicas).and_then(Value::as_i64).unwrap_or(0),
+            },
+        });
+        if replicas != 0 {
+            scale["spec"]["replicas"] = replicas.into();
+        }
+        let selector = self.selector.as_ref().and_then(|path| at(object, path));
+        if let Some(text) = selector.and_then(Value::as_str).filter(|text| !text.is_empty()) {
+            scale["status"]["selector"] = text.into();
+        }
+        Ok(scale)
+    }
+
+    /// Writes the wanted number.
+    pub fn set(&self, object: &mut Value, replicas: i64) {
+        let Some((last, parents)) = self.spec_replicas.split_last() else { return };
+        let mut place = object;
+        for name in parents {
+            if !place[name.as_str()].is_object() {
+                place[name.as_str()] = json!({});
+            }
+            place = &mut place[name.as_str()];
+        }
+        place[last.as_str()] = replicas.into();
+    }
+}
