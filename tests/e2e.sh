@@ -8,7 +8,7 @@ target=target/x86_64-unknown-linux-gnu/debug
 
 # The same selection as the unit tests', so that nothing is compiled for another set of features.
 suite=$(cargo build --locked --workspace --bins --tests --message-format=json |
-    sed -n 's/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p' | tail -1)
+    sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p' | tail -1)
 [ -x "$suite" ] || { echo "the test binary was not built"; exit 1; }
 
 place=$(as_user mktemp -d "$scratch/e2e.XXXXXX")

@@ -30,6 +30,8 @@ need file file
 need unzip unzip
 need npm npm
 if [ "$what" = test ]; then
+    need pgrep procps
+    need unshare util-linux
     need skopeo skopeo
     need umoci umoci
     need docker-registry docker-registry

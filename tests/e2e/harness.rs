@@ -114,6 +114,12 @@ impl Cluster {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(place().join(program));
+        self.settle(&mut command);
+        command
+    }
+
+    /// Gives a command this cluster's folders.
+    pub fn settle(&self, command: &mut Command) {
         command
             .env("HOME", self.home.path())
             .env("XDG_DATA_HOME", self.path("data"))
@@ -121,7 +127,6 @@ impl Cluster {
             .env("XDG_RUNTIME_DIR", self.home.path())
             .env_remove("KUBECONFIG")
             .current_dir(self.home.path());
-        command
     }
 
     /// Runs `rootlet WORDS… --name THIS`.

@@ -2,6 +2,7 @@
 //! and images. `tests/e2e.sh` prepares the folder named by `ROOTLET_E2E` and runs it.
 
 mod harness;
+mod hosts;
 mod hygiene;
 mod lifecycle;
 mod pods;

@@ -43,8 +43,27 @@ fn one_pod_from_apply_to_delete() {
     );
     assert_eq!((exec.code, exec.out.as_str()), (Some(3), "through"), "{}", exec.err);
     let trace = cluster.rootlet_ok(&["trace", "pod/one"]);
-    for step in ["admit", "store", "schedule", "bind", "sandbox", "containers", "report"] {
-        assert!(trace.contains(step), "{step}: {trace}");
+    for step in [
+        "submit",
+        "authenticate",
+        "authorise",
+        "admit",
+        "store",
+        "watch",
+        "schedule",
+        "bind",
+        "kubelet",
+        "volumes",
+        "sandbox",
+        "image",
+        "containers",
+        "observe",
+        "report",
+    ] {
+        assert!(
+            trace.lines().any(|l| l.split_whitespace().nth(4) == Some(step)),
+            "{step}: {trace}"
+        );
     }
     cluster.kubectl_ok(&["delete", "pod", "one", "--grace-period=1"]);
     assert!(cluster.kubectl(&["get", "pod", "one"]).err.contains("NotFound"));

@@ -183,35 +183,34 @@ fn ask_helper(name: &str, server: &str, path: &Path) -> Option<Auth> {
         return None;
     }
     let program = format!("docker-credential-{name}");
-    let run = || -> std::io::Result<std::process::Output> {
-        let mut child = Command::new(&program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        if let Some(mut input) = child.stdin.take() {
-            input.write_all(server.as_bytes())?;
-        }
-        child.wait_with_output()
-    };
-    let output = match run() {
-        Ok(output) => output,
-        Err(error) => {
-            tracing::warn!(program, %error, "cannot run a credential helper");
-            return None;
-        }
-    };
+    run_helper(Path::new(&program), server).unwrap_or_else(|error| {
+        tracing::warn!(program, %error, "cannot run a credential helper");
+        None
+    })
+}
+
+/// What the helper knows of `server`.
+fn run_helper(program: &Path, server: &str) -> std::io::Result<Option<Auth>> {
+    let mut child = Command::new(program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(server.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
     // A helper that knows nothing of the server fails; then the pull is anonymous.
     if !output.status.success() {
-        return None;
+        return Ok(None);
     }
-    let answer: HelperAnswer = serde_json::from_slice(&output.stdout).ok()?;
-    Some(if answer.username == "<token>" {
+    let answer: HelperAnswer = serde_json::from_slice(&output.stdout)?;
+    Ok(Some(if answer.username == "<token>" {
         Auth::IdentityToken(answer.secret)
     } else {
         Auth::Basic { username: answer.username, password: answer.secret }
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -250,6 +249,30 @@ mod tests {
         ] {
             assert_eq!(lookup(&file, reference), want, "{reference}");
         }
+    }
+
+    #[test]
+    fn helpers_are_asked_by_server() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("docker-credential-test");
+        let script = r#"#!/bin/sh
+            [ "$1" = get ] || exit 3
+            case "$(cat)" in
+                known:5000) echo '{"ServerURL":"known:5000","Username":"me","Secret":"p:w"}' ;;
+                cloud) echo '{"Username":"<token>","Secret":"refresh"}' ;;
+                odd) echo 'no JSON' ;;
+                *) echo 'credentials not found'; exit 1 ;;
+            esac"#;
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let ask = |server| run_helper(&program, server);
+        assert_eq!(ask("known:5000").unwrap(), Some(user("me")));
+        assert_eq!(ask("cloud").unwrap(), Some(Auth::IdentityToken("refresh".into())));
+        assert_eq!(ask("unknown").unwrap(), None);
+        assert!(ask("odd").is_err());
+        assert!(run_helper(&folder.path().join("absent"), "known:5000").is_err());
     }
 
     #[test]

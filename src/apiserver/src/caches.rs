@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use apimachinery::trace;
 use bytes::Bytes;
 use futures::StreamExt;
 use store::{Event, EventKind, Range, Store, WatchBatch};
@@ -241,9 +242,15 @@ impl Caches {
     fn ingest(&self, batches: Vec<WatchBatch>) {
         let Some(revision) = batches.last().map(|b| b.revision) else { return };
         let _ingesting = self.ingesting.lock().unwrap_or_else(PoisonError::into_inner);
+        let began = SystemTime::now();
+        let mut created = Vec::new();
         let mut changes: Vec<(Arc<Cache>, Vec<Decoded>)> = Vec::new();
         for event in batches.into_iter().flat_map(|b| b.events) {
+            let new = event.kv.create_revision == event.kv.mod_revision;
             let Some((cache, decoded)) = self.decode(event) else { continue };
+            if new && cache.resource.plural == "pods" {
+                created.extend(decoded.1.clone());
+            }
             match changes.iter_mut().find(|(c, _)| Arc::ptr_eq(c, &cache)) {
                 Some((_, list)) => list.push(decoded),
                 None => changes.push((cache, vec![decoded])),
@@ -257,6 +264,9 @@ impl Caches {
             *applied = (*applied).max(revision);
             newer
         });
+        for pod in created {
+            trace::step("watch", &pod.uid, began, "offered to every watcher");
+        }
     }
 
     fn decode(&self, event: Event) -> Option<(Arc<Cache>, Decoded)> {

@@ -70,6 +70,15 @@ struct Arrival<'a> {
     warnings: &'a Warnings,
 }
 
+/// When the first steps of a request were done.
+#[derive(Clone, Copy)]
+pub struct Times {
+    received: SystemTime,
+    authenticated: SystemTime,
+    asked: SystemTime,
+    authorised: SystemTime,
+}
+
 fn labels_of(ctx: &RequestContext) -> Labels {
     // Paths and unknown resources come from anybody; they must not grow the metrics.
     let known = ctx.resource.is_some();
@@ -134,6 +143,7 @@ impl Server {
         labels: &mut Labels,
     ) -> Result<Response, Status> {
         let user = self.authenticate(&parts, arrival.peer)?;
+        let authenticated = SystemTime::now();
         let query = Query::parse(parts.uri.query());
         let path = parts.uri.path().to_owned();
         let info = request_info::parse(&parts.method, &path, query.flag("watch"))?;
@@ -141,7 +151,14 @@ impl Server {
         *labels = labels_of(&ctx);
         ctx.warnings = arrival.warnings.clone();
         ctx.field_manager = user_agent_name(&parts);
+        let asked = SystemTime::now();
         self.authorizer.require(&ctx)?;
+        let times = Times {
+            received: arrival.received,
+            authenticated,
+            asked,
+            authorised: SystemTime::now(),
+        };
         if !info.is_resource {
             return paths::serve(self, &parts, &query).await;
         }
@@ -167,9 +184,7 @@ impl Server {
         {
             ctx.resource = self.registry.served().at(group, version, plural).cloned();
         }
-        Call { server, ctx, resource, parts, query, accepted: how, received: arrival.received }
-            .serve(body)
-            .await
+        Call { server, ctx, resource, parts, query, accepted: how, times }.serve(body).await
     }
 
     fn context(
@@ -240,16 +255,14 @@ impl Server {
     }
 
     /// Records the steps of a pod's creation that happened before its uid was known.
-    pub fn trace_submission(
-        &self,
-        ctx: &RequestContext,
-        object: &Object,
-        received: SystemTime,
-        _decoded: SystemTime,
-    ) {
-        if ctx.is("", "pods") && ctx.subresource.is_empty() && !ctx.dry_run {
-            trace::step("submit", &object.uid, received, &ctx.user.name);
+    pub fn trace_submission(&self, ctx: &RequestContext, object: &Object, times: &Times) {
+        if !ctx.is("", "pods") || !ctx.subresource.is_empty() || ctx.dry_run {
+            return;
         }
+        let (user, uid) = (&ctx.user.name, &object.uid);
+        trace::step("submit", uid, times.received, "from the request to its answer");
+        trace::span("authenticate", uid, times.received, times.authenticated, user);
+        trace::span("authorise", uid, times.asked, times.authorised, "create pods");
     }
 }
 

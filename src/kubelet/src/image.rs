@@ -54,6 +54,7 @@ impl Pulls {
         container: &Container,
         wake: &Arc<Notify>,
     ) -> Ensured {
+        let started = SystemTime::now();
         let about = Some((kind, container.name.as_str()));
         let wanted = container.image.clone().unwrap_or_default();
         let image = match normalise(&wanted) {
@@ -120,6 +121,8 @@ impl Pulls {
                     "Pulled",
                     format!("Container image {wanted:?} already present on machine and can be accessed by the pod"),
                 );
+                let detail = format!("{wanted}, already present");
+                apimachinery::trace::step("image", pod::uid(of), started, &detail);
                 return Ensured::Ready(image_ref, user);
             }
             _ => {}

@@ -310,7 +310,6 @@ impl Worker {
     async fn advance(&mut self, now: Timestamp, next: &mut Timestamp) -> bool {
         let actions = decide::decide(&self.pod, &self.view, &self.local);
         if actions == Actions::default() && self.mounted.is_some() && !self.volumes_due(now) {
-            self.note_ready();
             return false;
         }
         if actions.kill_pod && (self.stop_everything(now, "") || actions.create_sandbox.is_none()) {
@@ -357,6 +356,7 @@ impl Worker {
         };
         let status = status::generate(&self.pod, &input);
         self.reported = status.clone();
+        self.note_ready();
         self.reporter.report(status);
     }
 

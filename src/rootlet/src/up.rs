@@ -70,6 +70,12 @@ fn start(paths: &Paths) -> anyhow::Result<()> {
         spawn(paths, "node", &settings, &[])?;
     }
     let node = lock::holder(&paths.lock("node")).context("the node process ended at once")?;
+    if userns::ids(node)? == 1 {
+        eprintln!(
+            "warning: only one user id is mapped: containers run as root alone, and what an image gives to other \
+             users becomes root's; `rootlet doctor` tells the remedy"
+        );
+    }
     spawn(paths, "daemon", &settings, &[&node.to_string()])
 }
 

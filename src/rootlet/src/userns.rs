@@ -194,6 +194,15 @@ fn map_subordinate(pid: u32) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// How many user ids the namespace of process `pid` has.
+pub fn ids(pid: u32) -> anyhow::Result<u64> {
+    let file = format!("/proc/{pid}/uid_map");
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
+    let counts =
+        text.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    Ok(counts.sum())
+}
+
 fn mapping(own: u32, ranges: &[Range]) -> Vec<String> {
     let mut arguments = vec!["0".to_owned(), own.to_string(), "1".to_owned()];
     let mut inside = 1u32;

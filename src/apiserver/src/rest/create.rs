@@ -1,7 +1,5 @@
 //! `create`.
 
-use std::time::SystemTime;
-
 use apimachinery::Status;
 use http::StatusCode;
 
@@ -24,9 +22,8 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         codec::decode(&bytes, format, expected, options.field_validation, &call.ctx.warnings)?;
     let mut object = call.accept(object);
     call.track(None, &mut object);
-    let submitted = SystemTime::now();
     let created =
         call.server.registry.create_through(&call.ctx, object, call.server.gate()).await?;
-    call.server.trace_submission(&call.ctx, &created, call.received, submitted);
+    call.server.trace_submission(&call.ctx, &created, &call.times);
     Ok(call.object(StatusCode::CREATED, &created))
 }

@@ -48,8 +48,8 @@ pub struct Call {
     pub query: Query,
     /// How to answer.
     pub accepted: Accepted,
-    /// When the request came.
-    pub received: std::time::SystemTime,
+    /// When it came, and was let in.
+    pub times: crate::server::Times,
 }
 
 impl Call {

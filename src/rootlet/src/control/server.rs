@@ -162,9 +162,19 @@ async fn pull(Extract(state): Shared, Query(named): Query<Named>) -> Response {
 
 async fn load(Extract(state): Shared, body: Body) -> Response {
     let body = body.into_data_stream().map_err(std::io::Error::other);
-    let reader = tokio_util::io::StreamReader::new(body);
+    let mut body = tokio_util::io::StreamReader::new(body);
+    let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);
+    // What a failed load leaves unread is read all the same: a client listens only when it has sent everything.
+    tokio::spawn(async move {
+        if tokio::io::copy_buf(&mut body, &mut writer).await.is_err() {
+            let _ = tokio::io::copy_buf(&mut body, &mut tokio::io::sink()).await;
+        }
+    });
     stream(move |_| async move { state.images.load(Box::pin(reader)).await })
 }
+
+/// Bytes of an archive that wait to be read.
+const PIPE_BYTES: usize = 256 * 1024;
 
 /// Answers with progress lines while `work` runs, and its outcome as the last line.
 fn stream<W, F>(work: W) -> Response

@@ -88,7 +88,8 @@ fn create(bundle: &Path, stdio: Vec<OwnedFd>, tty: bool) -> Result<Started, Erro
     }
     let root = bundle.join(ROOTFS);
     rootfs::mount(&launch.root, &root)?;
-    let account = user::resolve(&launch.user, &root)?;
+    let mut account = user::resolve(&launch.user, &root)?;
+    account.fit(&launch.user, &user::Ids::of_this_process())?;
     let mut spec = launch.spec.clone();
     rootfs::prepare(&spec, &root)?;
     account.apply(&mut spec);

@@ -18,6 +18,54 @@ pub enum Error {
     NoGroup(String),
     #[error("uids and gids must be in range 0-{max}, not {0}", max = i32::MAX)]
     Range(i64),
+    #[error(
+        "{what} {id} does not exist on this node, which has only {ids}; `rootlet doctor` tells how to get more"
+    )]
+    Unmapped { what: &'static str, id: u32, ids: u64 },
+    #[error(
+        "supplemental groups cannot be set on this node, which has only one id; `rootlet doctor` tells how to get more"
+    )]
+    NoGroups,
+}
+
+/// Ids of the user namespace that containers live in (user_namespaces(7)).
+#[derive(Debug, Default)]
+pub struct Ids {
+    /// First ids and counts.
+    users: Vec<(u32, u32)>,
+    groups: Vec<(u32, u32)>,
+    /// Whether supplementary groups may be set; not so where a user mapped its own id alone.
+    setgroups: bool,
+}
+
+impl Ids {
+    /// Those of this process.
+    pub fn of_this_process() -> Self {
+        let read =
+            |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
+        Self {
+            users: ranges(&read("uid_map")),
+            groups: ranges(&read("gid_map")),
+            setgroups: read("setgroups").trim() != "deny",
+        }
+    }
+}
+
+fn ranges(map: &str) -> Vec<(u32, u32)> {
+    map.lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            Some((fields.next()?.parse().ok()?, fields.nth(1)?.parse().ok()?))
+        })
+        .collect()
+}
+
+fn mapped(what: &'static str, id: u32, ranges: &[(u32, u32)]) -> Result<(), Error> {
+    if ranges.iter().any(|(start, count)| id.checked_sub(*start).is_some_and(|at| at < *count)) {
+        return Ok(());
+    }
+    let ids = ranges.iter().map(|(_, count)| u64::from(*count)).sum();
+    Err(Error::Unmapped { what, id, ids })
 }
 
 /// A user with the directory that HOME names.
@@ -114,6 +162,21 @@ fn id(number: i64) -> Result<u32, Error> {
 }
 
 impl Account {
+    /// Checks that the ids exist. Groups that only the image speaks of are left out where none can be set.
+    pub fn fit(&mut self, request: &UserRequest, ids: &Ids) -> Result<(), Error> {
+        let identity = &mut self.identity;
+        mapped("user", identity.uid, &ids.users)?;
+        mapped("group", identity.gid, &ids.groups)?;
+        if !ids.setgroups {
+            let own = i64::from(identity.gid);
+            if request.groups.iter().any(|group| *group != own) {
+                return Err(Error::NoGroups);
+            }
+            identity.groups.clear();
+        }
+        identity.groups.iter().try_for_each(|group| mapped("group", *group, &ids.groups))
+    }
+
     /// Writes user and HOME into an OCI spec.
     pub fn apply(&self, spec: &mut Value) {
         let identity = &self.identity;
@@ -182,6 +245,31 @@ mod tests {
             let account = resolve_in(&request, PASSWD, GROUP).unwrap();
             let identity = Identity { uid, gid, groups };
             assert_eq!(account, Account { identity, home: home.into() }, "{request:?}");
+        }
+    }
+
+    #[test]
+    fn ids_must_exist_on_the_node() {
+        let text = "         0       1500          1\n         1     100000      65536\n";
+        let many = || Ids { users: ranges(text), groups: ranges(text), setgroups: true };
+        let one = || Ids { users: vec![(0, 1)], groups: vec![(0, 1)], setgroups: false };
+        let grouped = |groups| UserRequest { groups, ..request("0") };
+        let user = |id, ids| Error::Unmapped { what: "user", id, ids };
+        let group = |id, ids| Error::Unmapped { what: "group", id, ids };
+        for (request, ids, want) in [
+            (request("0"), many(), Ok(vec![0, 40])),
+            (request("65536:65536"), many(), Ok(vec![65536])),
+            (request("65537"), many(), Err(user(65537, 65537))),
+            (request("1:70000"), many(), Err(group(70000, 65537))),
+            (grouped(vec![70000]), many(), Err(group(70000, 65537))),
+            (request("0"), one(), Ok(vec![])),
+            (grouped(vec![0]), one(), Ok(vec![])),
+            (grouped(vec![5]), one(), Err(Error::NoGroups)),
+            (request("web"), one(), Err(user(33, 1))),
+        ] {
+            let mut account = resolve_in(&request, PASSWD, GROUP).unwrap();
+            let fits = account.fit(&request, &ids).map(|()| account.identity.groups);
+            assert_eq!(fits, want, "{request:?} {ids:?}");
         }
     }
 
