@@ -2,6 +2,7 @@
 //! walk it. It knows no store, no HTTP and no kind's own rules. Start at `schema`.
 
 pub mod apply;
+pub mod cel;
 pub mod decode;
 pub mod field;
 pub mod fields;

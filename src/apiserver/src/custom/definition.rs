@@ -3,6 +3,7 @@
 //! Source: `pkg/apis/apiextensions/validation/validation.go` and
 //! `pkg/registry/customresourcedefinition` of apiextensions-apiserver.
 
+use apimachinery::cel::rules;
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::json_path::JsonPath;
 use apimachinery::{meta, names, schema, structural, time};
@@ -315,7 +316,12 @@ fn validate_versions(spec: &Value, old: Option<&Value>, path: &Path, errors: &mu
         if !schema.is_object() {
             errors.push(Error::required(&path_of_schema, "schemas are required"));
         } else if before.is_none_or(|before| *before != version["schema"]) {
-            errors.extend(structural::check(schema, &path_of_schema));
+            let found = structural::check(schema, &path_of_schema);
+            if found.is_empty() {
+                let parsed = structural::Structural::parse(schema);
+                errors.extend(rules::check(&parsed, &path_of_schema));
+            }
+            errors.extend(found);
         }
         validate_subresources(&version["subresources"], &path.child("subresources"), errors);
         for (index, column) in version["additionalPrinterColumns"].items().iter().enumerate() {

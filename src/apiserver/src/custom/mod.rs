@@ -9,7 +9,6 @@ pub mod controller;
 mod convert;
 pub mod definition;
 pub mod openapi;
-mod rules;
 pub mod scale;
 pub mod strategy;
 pub mod table;
@@ -18,6 +17,7 @@ mod tests;
 
 use std::sync::{Arc, LazyLock};
 
+use apimachinery::cel::rules::Rules;
 use apimachinery::decode::{self, Decoded, Validation};
 use apimachinery::field::{self, ErrorList};
 use apimachinery::schema::{self, TypeId};
@@ -63,7 +63,7 @@ pub struct Custom {
     /// What to tell users of a deprecated version.
     pub deprecated: Option<String>,
     /// The CEL rules of the schema.
-    rules: rules::Rules,
+    rules: Rules,
 }
 
 impl PartialEq for Custom {
@@ -181,7 +181,7 @@ impl Custom {
             conversion: Conversion::parse(&spec["conversion"]),
             terminating: deleted,
             deprecated: definition::deprecation(spec, version),
-            rules: rules::Rules::compile(&schema),
+            rules: Rules::compile(&schema),
             schema,
             source,
             types,

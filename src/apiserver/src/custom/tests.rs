@@ -260,3 +260,36 @@ async fn custom_objects_are_applied_by_their_schema() {
     let given_up = apply("one", json!({"color": "red"})).await;
     assert_eq!(given_up.body["spec"], json!({"color": "red", "replicas": 1}));
 }
+
+#[tokio::test]
+async fn rules_of_the_schema_are_kept() {
+    let f = Fixture::new().await;
+    let mut crd = crd();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"] = json!([
+        {"rule": "self.color != 'blue' || self.replicas < 3", "message": "few are blue"},
+        {"rule": "self.color == oldSelf.color", "message": "color is immutable"}]);
+    let made = f.post(CRDS, &crd).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    established(&f, "foos.example.com").await;
+    let mut many = foo("a");
+    many["spec"] = json!({"color": "blue", "replicas": 5});
+    let refused = f.post(FOOS, &many).await;
+    assert_eq!(
+        refused.body["message"],
+        "Foo.example.com \"a\" is invalid: spec: Invalid value: \"object\": few are blue"
+    );
+    f.post(FOOS, &foo("a")).await;
+    let refused = f.patch(&format!("{FOOS}/a"), "merge", &json!({"spec": {"color": "blue"}})).await;
+    assert_eq!(
+        refused.body["message"],
+        "Foo.example.com \"a\" is invalid: spec: Invalid value: \"object\": color is immutable"
+    );
+    crd["metadata"]["name"] = "bars.example.com".into();
+    crd["spec"]["names"] = json!({"plural": "bars", "kind": "Bar"});
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["x-kubernetes-validations"] =
+        json!([{"rule": "self.colour == 'x'"}]);
+    let refused = f.post(CRDS, &crd).await;
+    assert_eq!(refused.code, 422, "{}", refused.body);
+    let text = refused.body["message"].as_str().expect("a message");
+    assert!(text.contains("undefined field 'colour'"), "{text}");
+}
