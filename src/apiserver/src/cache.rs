@@ -62,6 +62,7 @@ pub struct Change {
     pub previous: Option<Arc<Object>>,
     at: Instant,
     frames: [OnceLock<Bytes>; 3],
+    protobuf: [OnceLock<Bytes>; 3],
 }
 
 impl Change {
@@ -79,6 +80,19 @@ impl Change {
         self.frames[transition as usize]
             .get_or_init(|| {
                 self.object(transition).map_or_else(Bytes::new, |o| frame(transition.name(), &o))
+            })
+            .clone()
+    }
+
+    /// The frame of a watch stream in protobuf, made by `encode` once for all watchers.
+    pub fn frame_protobuf(
+        &self,
+        transition: Transition,
+        encode: impl FnOnce(&str, &Object) -> Bytes,
+    ) -> Bytes {
+        self.protobuf[transition as usize]
+            .get_or_init(|| {
+                self.object(transition).map_or_else(Bytes::new, |o| encode(transition.name(), &o))
             })
             .clone()
     }
@@ -229,6 +243,7 @@ impl Cache {
                     previous,
                     at: now,
                     frames: Default::default(),
+                    protobuf: Default::default(),
                 });
                 state.history_bytes += change.bytes();
                 state.history.push_back(change);

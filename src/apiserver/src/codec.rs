@@ -60,7 +60,7 @@ pub fn parse(bytes: &Bytes, format: Format) -> Result<Value, Status> {
             .map_err(|error| Status::bad_request(error.to_string()));
     }
     let parsed = match format {
-        Format::Json => decode::json_to_value(bytes),
+        Format::Json | Format::Protobuf => decode::json_to_value(bytes),
         Format::Yaml => decode::yaml_to_value(text(bytes)?),
     };
     parsed.map_err(|error| Status::bad_request(error.to_string()))
@@ -108,7 +108,7 @@ pub fn decode(
         ))
     };
     let head: Head = match format {
-        Format::Json => serde_json::from_slice(bytes).map_err(|_| match decode::json_to_value(bytes) {
+        Format::Json | Format::Protobuf => serde_json::from_slice(bytes).map_err(|_| match decode::json_to_value(bytes) {
             Err(error) => unrecognized(&format!("couldn't get version/kind; json parse error: {error}")),
             Ok(_) => unrecognized(&"couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct { APIVersion string; Kind string }"),
         })?,
@@ -133,7 +133,7 @@ pub fn decode(
     }
     let Some((schema, of)) = type_of(expected) else { return parse(bytes, format) };
     let decoded = match format {
-        Format::Json => decode::from_json(schema, of, bytes, validation.into()),
+        Format::Json | Format::Protobuf => decode::from_json(schema, of, bytes, validation.into()),
         Format::Yaml => decode::from_yaml(schema, of, text(bytes)?, validation.into()),
     };
     finish(decoded, expected, warnings)

@@ -253,10 +253,9 @@ fn version_hash(resource: &Resource) -> String {
 
 /// A discovery document in plain form; other forms than JSON are rendered from it.
 pub fn answer(value: &Value, accepted: Accepted) -> Response {
-    let accepted = Accepted {
-        format: if accepted.format == Format::Yaml { Format::Yaml } else { Format::Json },
-        ..accepted
-    };
+    // Some, such as the version, have no kind that protobuf could carry.
+    let plain = accepted.format == Format::Protobuf && crate::protobuf::value(value).is_err();
+    let accepted = if plain { Accepted { format: Format::Json, ..accepted } } else { accepted };
     let mut response = respond::value(StatusCode::OK, value, accepted);
     response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
     response

@@ -35,6 +35,7 @@ mod paths;
 pub mod pki;
 mod policy;
 mod printers;
+mod protobuf;
 pub mod registry;
 mod request_info;
 pub mod resource;

@@ -14,6 +14,8 @@ pub enum Format {
     Json,
     /// `application/yaml`
     Yaml,
+    /// `application/vnd.kubernetes.protobuf`
+    Protobuf,
 }
 
 /// The transformation of an answer.
@@ -47,6 +49,7 @@ impl Accepted {
         match self.format {
             Format::Json => "application/json",
             Format::Yaml => "application/yaml",
+            Format::Protobuf => PROTOBUF,
         }
     }
 
@@ -56,7 +59,7 @@ impl Accepted {
     }
 }
 
-/// Kubernetes' protobuf; read in bodies, not written yet.
+/// Kubernetes' protobuf.
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// What the server can read and write, in upstream's order.
 const OFFERED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
@@ -107,13 +110,14 @@ fn format_of(media: &str) -> Option<Format> {
     match media {
         "application/json" | "*/*" | "application/*" => Some(Format::Json),
         "application/yaml" => Some(Format::Yaml),
+        PROTOBUF => Some(Format::Protobuf),
         _ => None,
     }
 }
 
 /// Picks the first clause that can be served. `transformable` tells whether this endpoint makes tables
-/// and partial metadata.
-pub fn accept(headers: &HeaderMap, transformable: bool) -> Result<Accepted, Status> {
+/// and partial metadata, `typed` whether its kind has a protobuf form.
+pub fn accept(headers: &HeaderMap, transformable: bool, typed: bool) -> Result<Accepted, Status> {
     let mut seen = false;
     for header in headers.get_all(ACCEPT) {
         let Ok(header) = header.to_str() else { continue };
@@ -123,7 +127,7 @@ pub fn accept(headers: &HeaderMap, transformable: bool) -> Result<Accepted, Stat
         }
         for clause in clauses(header) {
             seen = true;
-            if let Some(accepted) = serve(&clause, transformable) {
+            if let Some(accepted) = serve(&clause, transformable, typed) {
                 return Ok(accepted);
             }
         }
@@ -131,7 +135,7 @@ pub fn accept(headers: &HeaderMap, transformable: bool) -> Result<Accepted, Stat
     if seen { Err(not_acceptable()) } else { Ok(Accepted::default()) }
 }
 
-fn serve(clause: &Clause<'_>, transformable: bool) -> Option<Accepted> {
+fn serve(clause: &Clause<'_>, transformable: bool, typed: bool) -> Option<Accepted> {
     let mut accepted = Accepted { format: format_of(clause.media)?, ..Accepted::default() };
     let get = |name: &str| clause.parameters.iter().find(|(k, _)| *k == name).map(|(_, v)| *v);
     if get("pretty") == Some("1") {
@@ -142,7 +146,8 @@ fn serve(clause: &Clause<'_>, transformable: bool) -> Option<Accepted> {
             return None;
         }
         accepted.shape = match kind {
-            "Table" => Shape::Table,
+            // Tables have no protobuf form.
+            "Table" if accepted.format != Format::Protobuf => Shape::Table,
             "PartialObjectMetadata" | "PartialObjectMetadataList" => Shape::Metadata,
             _ => return None,
         };
@@ -151,6 +156,8 @@ fn serve(clause: &Clause<'_>, transformable: bool) -> Option<Accepted> {
             Some("v1beta1") => true,
             _ => return None,
         };
+    } else if accepted.format == Format::Protobuf && !typed {
+        return None;
     }
     Some(accepted)
 }
@@ -182,7 +189,7 @@ mod tests {
     fn ask(accept_header: &str) -> Result<Accepted, Status> {
         let mut headers = HeaderMap::new();
         headers.insert(ACCEPT, HeaderValue::from_str(accept_header).expect("a header"));
-        accept(&headers, true)
+        accept(&headers, true, true)
     }
 
     #[test]
@@ -190,9 +197,14 @@ mod tests {
         let json = Accepted::default();
         let table = Accepted { shape: Shape::Table, ..json };
         let yaml = Accepted { format: Format::Yaml, ..json };
+        let protobuf = Accepted { format: Format::Protobuf, ..json };
         let cases = [
             ("application/json", json),
-            ("application/vnd.kubernetes.protobuf,application/json", json),
+            ("application/vnd.kubernetes.protobuf,application/json", protobuf),
+            (
+                "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/yaml",
+                yaml,
+            ),
             ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", table),
             ("application/json;as=Table;v=v1beta1;g=meta.k8s.io", Accepted { beta: true, ..table }),
             ("application/json;as=Chart;v=v1;g=meta.k8s.io,application/yaml", yaml),
@@ -203,6 +215,6 @@ mod tests {
         for (header, want) in cases {
             assert_eq!(ask(header).expect(header), want, "{header}");
         }
-        assert_eq!(ask("application/vnd.kubernetes.protobuf").expect_err("no protobuf").code, 406);
+        assert_eq!(ask("text/html").expect_err("no such form").code, 406);
     }
 }

@@ -4,18 +4,19 @@
 //! Source: `k8s.io/kube-openapi` (`builder3`, `handler3`) and the extensions named `x-kubernetes-…` in
 //! the API conventions. The table has no descriptions, so neither have the documents.
 
+mod protobuf;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use apimachinery::schema::{self, Field, ListType, Schema, Shape, Type, TypeId};
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::body::Response;
-use crate::negotiate::Accepted;
 use crate::resource::Resource;
 use crate::served::Served;
 
@@ -28,21 +29,45 @@ const PATCHES: [&str; 4] = [
     "application/strategic-merge-patch+json",
 ];
 
-/// A rendered document and the hash that names it.
+/// A rendered document, the hash that names it, and its protobuf form, made when it is asked for.
 #[derive(Debug)]
 struct Document {
     body: Bytes,
     hash: String,
+    protobuf: OnceLock<(Bytes, String)>,
+}
+
+fn hash(body: &[u8]) -> String {
+    Sha256::digest(body).iter().map(|byte| format!("{byte:02X}")).collect()
 }
 
 impl Document {
     fn new(value: &Value) -> Self {
         let body = Bytes::from(value.to_string());
-        let digest = Sha256::digest(&body);
-        let hash = digest.iter().map(|byte| format!("{byte:02X}")).collect();
-        Self { body, hash }
+        let hash = hash(&body);
+        Self { body, hash, protobuf: OnceLock::new() }
+    }
+
+    fn protobuf(&self, encode: fn(&Value) -> Vec<u8>) -> &(Bytes, String) {
+        self.protobuf.get_or_init(|| {
+            // The body was rendered from a value here.
+            let value = serde_json::from_slice(&self.body).unwrap_or_default();
+            let bytes = Bytes::from(encode(&value));
+            let hash = hash(&bytes);
+            (bytes, hash)
+        })
     }
 }
+
+/// The form of a document that a client takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Json,
+    Protobuf(&'static str),
+}
+
+const PROTOBUF_V2: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+const PROTOBUF_V3: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
 
 /// All documents, rendered once.
 #[derive(Debug, Default)]
@@ -62,13 +87,16 @@ impl OpenApi {
     /// Answers `/openapi/v2`, `/openapi/v3` and what lies below; `None` for other paths.
     pub fn answer(&self, served: &Served, path: &str, headers: &HeaderMap) -> Option<Response> {
         let rest = path.strip_prefix("openapi/")?;
-        if !takes_json(headers) {
-            // Both have a protobuf form, which is not made yet; JSON would only be misread.
-            let status = crate::negotiate::not_acceptable();
-            return Some(crate::respond::failure(&status, Accepted::default()));
-        }
+        let protobuf = if rest == "v2" { PROTOBUF_V2 } else { PROTOBUF_V3 };
+        // The index of version 3 is JSON, whatever is asked for.
+        let Some(form) = form(headers, protobuf).or((rest == "v3").then_some(Form::Json)) else {
+            let mut response = Response::default();
+            *response.status_mut() = StatusCode::NOT_ACCEPTABLE;
+            return Some(response);
+        };
         if rest == "v2" {
-            return Some(send(self.v2.get_or_init(|| Document::new(&v2(served))), headers));
+            let document = self.v2.get_or_init(|| Document::new(&v2(served)));
+            return Some(send(document, form, headers));
         }
         let documents = self.v3.get_or_init(|| v3(served));
         if rest == "v3" {
@@ -79,35 +107,49 @@ impl OpenApi {
                     (name.clone(), json!({"serverRelativeURL": url}))
                 })
                 .collect();
-            return Some(send(&Document::new(&json!({"paths": paths})), headers));
+            return Some(send(&Document::new(&json!({"paths": paths})), Form::Json, headers));
         }
-        documents.get(rest.strip_prefix("v3/")?).map(|document| send(document, headers))
+        documents.get(rest.strip_prefix("v3/")?).map(|document| send(document, form, headers))
     }
 }
 
-fn takes_json(headers: &HeaderMap) -> bool {
+/// The first form in the `Accept` header that there is; JSON when it says nothing.
+fn form(headers: &HeaderMap, protobuf: &'static str) -> Option<Form> {
     let mut asked =
         headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok()).peekable();
-    asked.peek().is_none()
-        || asked.any(|value| {
-            value.split(',').any(|clause| {
-                let media = clause.split(';').next().unwrap_or_default().trim();
-                matches!(media, "application/json" | "*/*" | "application/*")
-            })
-        })
+    if asked.peek().is_none() {
+        return Some(Form::Json);
+    }
+    asked.flat_map(|value| value.split(',')).find_map(|clause| {
+        let media = clause.split(';').next().unwrap_or_default().trim();
+        match media {
+            "application/json" | "*/*" | "application/*" => Some(Form::Json),
+            // The name was once written with a character that media types cannot have.
+            media if media.replace('@', ".") == protobuf => Some(Form::Protobuf(protobuf)),
+            _ => None,
+        }
+    })
 }
 
-fn send(document: &Document, headers: &HeaderMap) -> Response {
-    let tag = format!("\"{}\"", document.hash);
+fn send(document: &Document, form: Form, headers: &HeaderMap) -> Response {
+    let (body, hash, content_type) = match form {
+        Form::Json => (&document.body, &document.hash, "application/json"),
+        Form::Protobuf(media) => {
+            let encode = if media == PROTOBUF_V2 { protobuf::v2 } else { protobuf::v3 };
+            let (body, hash) = document.protobuf(encode);
+            (body, hash, media)
+        }
+    };
+    let tag = format!("\"{hash}\"");
     let mut response = Response::default();
     if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     } else {
-        *response.body_mut() = document.body.clone().into();
+        *response.body_mut() = body.clone().into();
     }
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(ETAG, tag);
     }
@@ -574,5 +616,32 @@ mod tests {
         let index = get("openapi/v3");
         let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().expect("a URL");
         assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash="), "{url}");
+    }
+
+    #[test]
+    fn the_protobuf_form_is_what_kubectl_asks_for() {
+        let ask = |path: &str, accept: &str, known: Option<HeaderValue>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, HeaderValue::from_str(accept).expect("a header"));
+            if let Some(known) = known {
+                headers.insert(IF_NONE_MATCH, known);
+            }
+            OpenApi::default().answer(&Served::builtin(), path, &headers).expect("it is served")
+        };
+        for (path, version) in [("openapi/v2", "v2"), ("openapi/v3/api/v1", "v3")] {
+            for at in ["@", "."] {
+                let accept =
+                    format!("application/com.github.proto-openapi.spec.{version}{at}v1.0+protobuf");
+                let answer = ask(path, &accept, None);
+                assert_eq!(answer.status(), 200);
+                assert_eq!(answer.headers()[CONTENT_TYPE], accept.replace('@', "."));
+                let again = ask(path, &accept, Some(answer.headers()[ETAG].clone()));
+                assert_eq!(again.status(), 304);
+            }
+        }
+        let other = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf";
+        assert_eq!(ask("openapi/v2", other, None).status(), 406);
+        assert_eq!(ask("openapi/v3", other, None).status(), 200);
+        assert_eq!(ask("openapi/v2", "text/html", None).status(), 406);
     }
 }

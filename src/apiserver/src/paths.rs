@@ -42,7 +42,7 @@ pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result
         return Ok(response);
     }
     let value = document(server, trimmed).ok_or_else(rest::not_found_path)?;
-    let mut accepted = negotiate::accept(&parts.headers, false)?;
+    let mut accepted = negotiate::accept(&parts.headers, false, true)?;
     accepted.pretty |= crate::server::wants_pretty(parts, query);
     Ok(discovery::answer(&value, accepted))
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::attributes::Warnings;
 use crate::body::{Body, Response};
 use crate::negotiate::{Accepted, Format};
+use crate::protobuf;
 
 const WARNING: HeaderName = http::header::WARNING;
 
@@ -30,6 +31,8 @@ pub fn render_value(value: &Value, accepted: Accepted) -> Bytes {
             text.push(b'\n');
             text.into()
         }
+        // What has no protobuf form was not negotiated to be in it.
+        Format::Protobuf => protobuf::value(value).unwrap_or_default(),
         Format::Json => serde_json::to_vec(value).unwrap_or_default().into(),
     }
 }

@@ -23,7 +23,7 @@ use crate::registry::Registry;
 use crate::request_info::{self, RequestInfo};
 use crate::rest::{self, Call};
 use crate::subresources::kubelet::Kubelets;
-use crate::{conversion, paths, respond};
+use crate::{conversion, paths, protobuf, respond};
 
 /// Everything that requests share.
 pub struct Server {
@@ -175,7 +175,8 @@ impl Server {
         if let Some(warning) = resource.custom.as_ref().and_then(|c| c.deprecated.as_deref()) {
             ctx.warnings.add(warning);
         }
-        let mut how = negotiate::accept(&parts.headers, true)?;
+        let typed = protobuf::type_of(&resource).is_some();
+        let mut how = negotiate::accept(&parts.headers, true, typed)?;
         how.pretty |= wants_pretty(&parts, &query);
         *accepted = how;
         let server = self.clone();

@@ -22,6 +22,7 @@ use crate::negotiate::{Format, Shape};
 use crate::object::Object;
 use crate::options::{ListOptions, Match};
 use crate::printers;
+use crate::protobuf;
 use crate::registry::store_failure;
 use crate::respond::{self, Chunks};
 use crate::selection::Selection;
@@ -173,6 +174,14 @@ pub fn answer(call: &Call, objects: &[&Object], revision: u64, more: Option<&Mor
                 && !conversion::is_view(&call.resource) =>
         {
             plain(call, objects, revision, more)
+        }
+        Shape::Object
+            if accepted.format == Format::Protobuf && !conversion::is_view(&call.resource) =>
+        {
+            match protobuf::list(&call.resource, &list_metadata(revision, more), objects) {
+                Ok(bytes) => respond::answer(StatusCode::OK, accepted.content_type(), bytes),
+                Err(status) => respond::failure(&status, accepted),
+            }
         }
         Shape::Object => {
             let items: Vec<Value> = objects.iter().map(|o| call.served_value(o)).collect();

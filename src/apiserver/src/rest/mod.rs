@@ -21,7 +21,7 @@ use http::request::Parts;
 
 use crate::attributes::RequestContext;
 use crate::body::{Body, Response};
-use crate::negotiate::{Accepted, Shape};
+use crate::negotiate::{Accepted, Format, Shape};
 use crate::object::Object;
 use crate::options::{Query, WriteOptions};
 use crate::printers;
@@ -29,7 +29,7 @@ use crate::registry::UpdateRules;
 use crate::resource::Resource;
 use crate::server::Server;
 use crate::subresources;
-use crate::{conversion, policy, respond};
+use crate::{conversion, policy, protobuf, respond};
 
 /// Bodies may not be longer (`DefaultMaxRequestBodyBytes`).
 pub const MAX_BODY_BYTES: usize = 3 << 20;
@@ -95,6 +95,12 @@ impl Call {
         match self.accepted.shape {
             Shape::Object if conversion::is_view(&self.resource) => {
                 respond::value(code, &self.served_value(object), self.accepted)
+            }
+            Shape::Object if self.accepted.format == Format::Protobuf => {
+                match protobuf::object(&self.resource, object) {
+                    Ok(bytes) => respond::answer(code, self.accepted.content_type(), bytes),
+                    Err(status) => respond::failure(&status, self.accepted),
+                }
             }
             Shape::Object => respond::json(code, object.json(), self.accepted),
             Shape::Metadata => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::Status;
+use apimachinery::protobuf::watch_frame;
 use bytes::Bytes;
 use futures::stream;
 use http::StatusCode;
@@ -23,6 +24,7 @@ use crate::negotiate::{Accepted, Format, Shape};
 use crate::object::Object;
 use crate::options::{ListOptions, Query};
 use crate::printers;
+use crate::protobuf;
 use crate::resource::Resource;
 use crate::respond;
 use crate::selection::Selection;
@@ -62,7 +64,12 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
     let body = stream::unfold(watcher, |mut watcher| async move {
         watcher.next().await.map(|bytes| (Ok::<Bytes, BoxError>(bytes), watcher))
     });
-    Ok(respond::answer(StatusCode::OK, "application/json", Body::stream(body)))
+    let content_type = if call.accepted.format == Format::Protobuf {
+        "application/vnd.kubernetes.protobuf;stream=watch"
+    } else {
+        "application/json"
+    };
+    Ok(respond::answer(StatusCode::OK, content_type, Body::stream(body)))
 }
 
 fn timeout(options: &ListOptions) -> Duration {
@@ -144,6 +151,9 @@ struct Form {
 
 impl Form {
     fn event(&mut self, kind: &str, object: Value) -> Bytes {
+        if self.accepted.format == Format::Protobuf {
+            return watch_frame(kind, &protobuf::value(&object).unwrap_or_default()).into();
+        }
         let mut line =
             serde_json::to_vec(&json!({"type": kind, "object": object})).unwrap_or_default();
         line.push(b'\n');
@@ -170,8 +180,22 @@ impl Form {
         self.event(kind, value)
     }
 
+    /// A stored object in protobuf; nothing if it cannot be written.
+    fn framed(resource: &Resource, kind: &str, object: &Object) -> Bytes {
+        match protobuf::object(resource, object) {
+            Ok(body) => watch_frame(kind, &body).into(),
+            Err(status) => {
+                tracing::error!(error = %status, name = object.name, "an event has no protobuf form");
+                Bytes::new()
+            }
+        }
+    }
+
     fn initial(&mut self, object: &Object) -> Bytes {
         match self.accepted.shape {
+            Shape::Object if !self.is_view && self.accepted.format == Format::Protobuf => {
+                Self::framed(&self.resource, "ADDED", object)
+            }
             Shape::Object if !self.is_view => frame("ADDED", object),
             _ => self.transformed("ADDED", object),
         }
@@ -179,6 +203,11 @@ impl Form {
 
     fn change(&mut self, change: &Change, transition: Transition) -> Bytes {
         if self.accepted.shape == Shape::Object && !self.is_view {
+            if self.accepted.format == Format::Protobuf {
+                return change.frame_protobuf(transition, |kind, object| {
+                    Self::framed(&self.resource, kind, object)
+                });
+            }
             return change.frame(transition);
         }
         change

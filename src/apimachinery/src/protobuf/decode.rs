@@ -1,75 +1,14 @@
-//! Kubernetes' protobuf bodies to JSON, by the tags of the type table.
-//!
-//! Source: `k8s.io/apimachinery/pkg/runtime/serializer/protobuf` (the envelope) and the protobuf encoding
-//! guide. Fields that Go leaves out of JSON when they are zero are left out here too.
+//! Protobuf to JSON. Fields that Go leaves out of JSON when they are zero are left out here too.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
+use super::{MAGIC, json_name, pointers, qualified};
 use crate::schema::{Embedded, Field, Schema, Shape, Type, TypeId};
 
-/// What every body begins with.
-pub const MAGIC: &[u8] = b"k8s\0";
 /// Messages may not be nested deeper.
 const DEPTH_MAX: u32 = 64;
-
-/// Optional scalars for which zero says something else than absence: they are pointers in Go.
-const POINTERS: &[&str] = &[
-    "activeDeadlineSeconds",
-    "allocateLoadBalancerNodePorts",
-    "allowPrivilegeEscalation",
-    "allowVolumeExpansion",
-    "attachRequired",
-    "automountServiceAccountToken",
-    "backoffLimit",
-    "backoffLimitPerIndex",
-    "blockOwnerDeletion",
-    "completions",
-    "controller",
-    "defaultMode",
-    "deletionGracePeriodSeconds",
-    "enableServiceLinks",
-    "expirationSeconds",
-    "failedJobsHistoryLimit",
-    "fsGroup",
-    "gracePeriodSeconds",
-    "hostUsers",
-    "immutable",
-    "maxFailedIndexes",
-    "minReplicas",
-    "mode",
-    "nominalConcurrencyShares",
-    "optional",
-    "orphanDependents",
-    "parallelism",
-    "partition",
-    "podInfoOnMount",
-    "privileged",
-    "progressDeadlineSeconds",
-    "publishNotReadyAddresses",
-    "readOnlyRootFilesystem",
-    "ready",
-    "replicas",
-    "requiresRepublish",
-    "revisionHistoryLimit",
-    "runAsGroup",
-    "runAsNonRoot",
-    "runAsUser",
-    "serving",
-    "setHostnameAsFQDN",
-    "shareProcessNamespace",
-    "startingDeadlineSeconds",
-    "storageCapacity",
-    "successfulJobsHistoryLimit",
-    "suspend",
-    "terminating",
-    "terminationGracePeriodSeconds",
-    "timeoutSeconds",
-    "tolerationSeconds",
-    "ttlSecondsAfterFinished",
-    "value",
-];
 
 /// Why bytes are not a body.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -239,7 +178,12 @@ impl Decoder<'_> {
         let mut fields = Reader::new(bytes, &of.name);
         while let Some((tag, wire)) = fields.next()? {
             if let Some(field) = of.fields.iter().find(|field| field.tag == tag && tag != 0) {
-                self.field(field, &wire, out, depth)?;
+                self.field(of, field, &wire, out, depth)?;
+            } else if let Some(part) = of.embedded.iter().find(|part| part.tag == tag)
+                && let Some(field) = of.field(&json_name(&part.name))
+            {
+                // The same field, called otherwise.
+                self.field(of, field, &wire, out, depth)?;
             } else if let Some(part) = of.embedded.iter().find(|part| part.tag == tag) {
                 self.embedded(of, part, wire.bytes(), out, depth + 1)?;
             }
@@ -259,13 +203,7 @@ impl Decoder<'_> {
         if depth > DEPTH_MAX {
             return Err(Error::Malformed { message: of.name.to_string() });
         }
-        let name = if part.proto.contains('.') {
-            part.proto.trim_start_matches('.').to_owned()
-        } else {
-            let own = of.message();
-            let package = own.rsplit_once('.').map_or("", |(package, _)| package);
-            format!("{package}.{}", part.proto)
-        };
+        let name = qualified(of, &part.proto);
         let message = self.schema.message(&name);
         let json = self.schema.named(&name.replacen("k8s.io.", "io.k8s.", 1));
         let mut fields = Reader::new(bytes, &name);
@@ -280,9 +218,18 @@ impl Decoder<'_> {
                 }
                 (None, None) => None,
             };
-            let Some(known) = known else { continue };
+            let Some(known) = known else {
+                // A message within the embedded message.
+                let inner = json.map(|json| self.schema.get(json));
+                if let Some(inner) = inner
+                    && let Some(part) = inner.embedded.iter().find(|part| part.tag == tag)
+                {
+                    self.embedded(of, part, wire.bytes(), out, depth + 1)?;
+                }
+                continue;
+            };
             if let Some(field) = of.field(&known) {
-                self.field(field, &wire, out, depth)?;
+                self.field(of, field, &wire, out, depth)?;
             } else if let Some(parts) = message
                 && let Some(part) = parts.iter().find(|part| part.tag == tag)
             {
@@ -295,13 +242,35 @@ impl Decoder<'_> {
 
     fn field(
         &self,
+        of: &Type,
         field: &Field,
         wire: &Wire<'_>,
         out: &mut Map<String, Value>,
         depth: u32,
     ) -> Result<(), Error> {
         let name = field.name.as_ref();
+        if of.short_name() == "JSONSchemaProps"
+            && let Some(value) = self.schema_union(of, name, wire.bytes(), depth)?
+        {
+            match (out.get_mut(name), value) {
+                // One entry of the map at a time.
+                (Some(Value::Object(known)), Value::Object(more)) if name == "dependencies" => {
+                    known.extend(more);
+                }
+                (_, value) => drop(out.insert(name.to_owned(), value)),
+            }
+            return Ok(());
+        }
         match &field.shape {
+            // A list that is a message of its own.
+            Shape::List(of) if field.proto.as_ref().is_some_and(|p| p.ends_with("Verbs")) => {
+                let mut items = Vec::new();
+                let mut fields = Reader::new(wire.bytes(), name);
+                while let Some((_, wire)) = fields.next()? {
+                    items.extend(self.value(of, &wire, depth)?);
+                }
+                out.insert(name.to_owned(), items.into());
+            }
             Shape::List(of) => {
                 let mut items = Vec::new();
                 match (&**of, wire) {
@@ -338,6 +307,12 @@ impl Decoder<'_> {
                     map.insert(key, value);
                 }
             }
+            // A message may come in parts.
+            Shape::Object(id) if out.get(name).is_some_and(Value::is_object) => {
+                if let Some(Value::Object(map)) = out.get_mut(name) {
+                    self.object(*id, wire.bytes(), map, depth + 1)?;
+                }
+            }
             shape => {
                 let Some(value) = self.value(shape, wire, depth)? else { return Ok(()) };
                 let zero = match &value {
@@ -346,12 +321,76 @@ impl Decoder<'_> {
                     Value::Bool(flag) => !flag,
                     _ => false,
                 };
-                if !zero || field.required || POINTERS.contains(&name) {
+                if !zero || field.required || pointers::keeps_zero(of, name) {
                     out.insert(name.to_owned(), value);
                 }
             }
         }
         Ok(())
+    }
+
+    /// The unions of a JSON schema; `None` for its other fields.
+    fn schema_union(
+        &self,
+        of: &Type,
+        name: &str,
+        bytes: &[u8],
+        depth: u32,
+    ) -> Result<Option<Value>, Error> {
+        let Some(id) = self.schema.named(&of.name) else { return Ok(None) };
+        let mut fields = Reader::new(bytes, name);
+        let (mut schema, mut list, mut allows) = (None, Vec::new(), false);
+        let one = |bytes: &[u8]| {
+            let mut map = Map::new();
+            self.object(id, bytes, &mut map, depth + 1)?;
+            Ok(Value::Object(map))
+        };
+        match name {
+            "items" => {
+                while let Some((tag, wire)) = fields.next()? {
+                    match tag {
+                        1 => schema = Some(one(wire.bytes())?),
+                        _ => list.push(one(wire.bytes())?),
+                    }
+                }
+                Ok(Some(schema.unwrap_or(Value::Array(list))))
+            }
+            "additionalItems" | "additionalProperties" => {
+                while let Some((tag, wire)) = fields.next()? {
+                    match tag {
+                        1 => allows = wire.int() != 0,
+                        _ => schema = Some(one(wire.bytes())?),
+                    }
+                }
+                Ok(Some(schema.unwrap_or(Value::Bool(allows))))
+            }
+            "dependencies" => {
+                let (mut key, mut value) = (String::new(), Value::Null);
+                while let Some((tag, wire)) = fields.next()? {
+                    match tag {
+                        1 => key = wire.text(),
+                        _ => value = self.dependency(id, wire.bytes(), depth)?,
+                    }
+                }
+                Ok(Some(Value::Object(Map::from_iter([(key, value)]))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A schema, or the names of properties.
+    fn dependency(&self, id: TypeId, bytes: &[u8], depth: u32) -> Result<Value, Error> {
+        let mut fields = Reader::new(bytes, "dependencies");
+        let mut names = Vec::new();
+        while let Some((tag, wire)) = fields.next()? {
+            if tag == 1 {
+                let mut map = Map::new();
+                self.object(id, wire.bytes(), &mut map, depth + 1)?;
+                return Ok(map.into());
+            }
+            names.push(Value::String(wire.text()));
+        }
+        Ok(names.into())
     }
 
     fn entry(
@@ -470,62 +509,4 @@ fn any(wire: &Wire<'_>) -> Result<Value, Error> {
         }
     }
     Ok(Value::Null)
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::schema::builtin;
-
-    /// A length-delimited field.
-    fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
-        [&[tag << 3 | 2, bytes.len() as u8][..], bytes].concat()
-    }
-
-    fn body(api_version: &str, kind: &str, raw: &[u8]) -> Vec<u8> {
-        let meta = [field(1, api_version.as_bytes()), field(2, kind.as_bytes())].concat();
-        [MAGIC, &field(1, &meta), &field(2, raw)].concat()
-    }
-
-    #[test]
-    fn maps_bytes_and_empty_times() {
-        let metadata = [field(1, b"s"), field(2, b""), field(8, b"")].concat();
-        let entry = [field(1, b"k"), field(2, &[0xff, 0x00])].concat();
-        let raw = [field(1, &metadata), field(2, &entry), field(3, b"Opaque")].concat();
-        assert_eq!(
-            decode(builtin(), &body("v1", "Secret", &raw)).unwrap(),
-            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"},
-                "data": {"k": "/wA="}, "type": "Opaque"})
-        );
-    }
-
-    #[test]
-    fn embedded_messages_are_inlined() {
-        // Volume { name = "v", volumeSource = { emptyDir(2) = {} } } in PodSpec.volumes(1), Pod.spec(2).
-        let volume = [field(1, b"v"), field(2, &field(2, b""))].concat();
-        let raw = field(2, &field(1, &volume));
-        let pod = decode(builtin(), &body("v1", "Pod", &raw)).unwrap();
-        assert_eq!(pod["spec"]["volumes"], json!([{"name": "v", "emptyDir": {}}]));
-    }
-
-    #[test]
-    fn zero_is_kept_where_it_says_something() {
-        // Deployment.spec(2).replicas(1) = 0, minReadySeconds(5) = 0.
-        let raw = field(2, &[1 << 3, 0, 5 << 3, 0]);
-        let deployment = decode(builtin(), &body("apps/v1", "Deployment", &raw)).unwrap();
-        assert_eq!(deployment["spec"], json!({"replicas": 0}));
-    }
-
-    #[test]
-    fn broken_bytes_are_refused() {
-        assert_eq!(decode(builtin(), b"{}"), Err(Error::Envelope));
-        let whole = body("v1", "Secret", &field(1, &field(1, b"name")));
-        for end in MAGIC.len() + 1..whole.len() {
-            // Any prefix is an error or another message; none may panic.
-            let _ = decode(builtin(), &whole[..end]);
-        }
-        assert!(decode(builtin(), &[MAGIC, &[0x0a, 0x7f]].concat()).is_err());
-    }
 }
