@@ -124,7 +124,7 @@ pub fn decode(
     )?;
     if let Some(custom) = expected.custom {
         let decoded = match format {
-            Format::Json => decode::json_unstructured(bytes),
+            Format::Json | Format::Protobuf => decode::json_unstructured(bytes),
             Format::Yaml => decode::yaml_unstructured(text(bytes)?),
         };
         let decoded =

@@ -1,15 +1,16 @@
 //! Kinds served at a second version whose shape differs from the stored one.
 //!
 //! Sources: `pkg/apis/core/v1/conversion.go` and `pkg/apis/events/v1` (one storage for both groups'
-//! events), `pkg/apis/autoscaling/v1/conversion.go`.
+//! events), what is in `autoscaler`.
+
+mod autoscaler;
 
 use apimachinery::meta;
-use serde_json::{Map, Value, json};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
 
 use crate::resource::Resource;
-
-/// Where `autoscaling/v1` keeps the metrics it has no fields for.
-const METRICS: &str = "autoscaling.alpha.kubernetes.io/metrics";
 
 /// Fields of `events.k8s.io/v1` and what they are called in the core group.
 const EVENT_FIELDS: &[(&str, &str)] = &[
@@ -41,12 +42,15 @@ pub fn is_view(resource: &Resource) -> bool {
 
 /// Turns an object of the served resource into the stored form.
 pub fn to_stored(served: &Resource, object: &mut Value) {
+    if served.is("", "secrets") {
+        secret_text(object);
+    }
     match stored_as(&served.group, &served.version, &served.plural) {
         Some(["", ..]) => {
             rename(object, EVENT_FIELDS.iter().copied());
             meta::set_type(object, "v1", "Event");
         }
-        Some(_) => autoscaler_to_v2(object),
+        Some(_) => autoscaler::to_v2(object),
         None => {}
     }
 }
@@ -58,8 +62,21 @@ pub fn to_served(served: &Resource, object: &mut Value) {
             rename(object, EVENT_FIELDS.iter().map(|(new, core)| (*core, *new)));
             meta::set_type(object, "events.k8s.io/v1", "Event");
         }
-        Some(_) => autoscaler_to_v1(object),
+        Some(_) => autoscaler::to_v1(object),
         None => {}
+    }
+}
+
+/// `stringData` is for writing only: it goes over `data`.
+fn secret_text(object: &mut Value) {
+    let Some(map) = object.as_object_mut() else { return };
+    let Some(Value::Object(texts)) = map.remove("stringData") else { return };
+    if texts.is_empty() {
+        return;
+    }
+    let data = meta::child_mut(object, "data");
+    for (key, text) in texts {
+        data.insert(key, STANDARD.encode(text.as_str().unwrap_or_default()).into());
     }
 }
 
@@ -72,71 +89,10 @@ fn rename(object: &mut Value, names: impl Iterator<Item = (&'static str, &'stati
     }
 }
 
-fn is_cpu(metric: &Value) -> bool {
-    metric["resource"]["name"] == "cpu" && metric["type"] == "Resource"
-}
-
-fn autoscaler_to_v1(object: &mut Value) {
-    meta::set_type(object, "autoscaling/v1", "HorizontalPodAutoscaler");
-    let spec = meta::child_mut(object, "spec");
-    let metrics = match spec.remove("metrics") {
-        Some(Value::Array(metrics)) => metrics,
-        _ => Vec::new(),
-    };
-    let target = |m: &Value| m.pointer("/resource/target/averageUtilization").cloned();
-    let percentage = metrics.iter().filter(|m| is_cpu(m)).find_map(target);
-    let others: Vec<&Value> =
-        metrics.iter().filter(|m| !(is_cpu(m) && target(m).is_some())).collect();
-    if let Some(percentage) = percentage {
-        spec.insert("targetCPUUtilizationPercentage".into(), percentage);
-    }
-    if !others.is_empty() {
-        let text = json!(others).to_string();
-        let metadata = meta::metadata_mut(object);
-        let annotations =
-            metadata.entry("annotations").or_insert_with(|| Value::Object(Map::new()));
-        annotations[METRICS] = text.into();
-    }
-    let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) else { return };
-    status.remove("conditions");
-    if let Some(Value::Array(current)) = status.remove("currentMetrics") {
-        let used = |m: &Value| m.pointer("/resource/current/averageUtilization").cloned();
-        if let Some(used) = current.iter().filter(|m| is_cpu(m)).find_map(used) {
-            status.insert("currentCPUUtilizationPercentage".into(), used);
-        }
-    }
-}
-
-fn autoscaler_to_v2(object: &mut Value) {
-    meta::set_type(object, "autoscaling/v2", "HorizontalPodAutoscaler");
-    let kept = meta::metadata_mut(object)
-        .get_mut("annotations")
-        .and_then(Value::as_object_mut)
-        .and_then(|annotations| annotations.remove(METRICS));
-    let mut metrics: Vec<Value> = kept
-        .as_ref()
-        .and_then(Value::as_str)
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default();
-    let spec = meta::child_mut(object, "spec");
-    if let Some(percentage) = spec.remove("targetCPUUtilizationPercentage") {
-        let target = json!({"type": "Utilization", "averageUtilization": percentage});
-        metrics.push(json!({"type": "Resource", "resource": {"name": "cpu", "target": target}}));
-    }
-    if !metrics.is_empty() {
-        spec.insert("metrics".into(), metrics.into());
-    }
-    if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut)
-        && let Some(used) = status.remove("currentCPUUtilizationPercentage")
-    {
-        let current = json!({"averageUtilization": used});
-        let metric = json!({"type": "Resource", "resource": {"name": "cpu", "current": current}});
-        status.insert("currentMetrics".into(), json!([metric]));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn resource(group: &str, plural: &str) -> Resource {
@@ -159,6 +115,14 @@ mod tests {
         assert_eq!(object["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 80);
         to_served(&served, &mut object);
         assert_eq!(object, v1);
+    }
+
+    #[test]
+    fn texts_of_a_secret_become_data() {
+        let mut secret =
+            json!({"data": {"a": "eA==", "b": "eA=="}, "stringData": {"a": "y", "c": ""}});
+        to_stored(&resource("", "secrets"), &mut secret);
+        assert_eq!(secret, json!({"data": {"a": "eQ==", "b": "eA==", "c": ""}}));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod discovery;
 mod expiry;
 mod fields;
 mod gate;
+mod gzip;
 mod health;
 mod in_process;
 mod metadata;

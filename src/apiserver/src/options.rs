@@ -97,19 +97,11 @@ impl ListOptions {
             "" => None,
             text => Some(parse_resource_version(text)?),
         };
-        let matching = match query.get("resourceVersionMatch") {
-            "" => None,
-            "Exact" => Some(Match::Exact),
-            "NotOlderThan" => Some(Match::NotOlderThan),
-            other => {
-                let path = field::Path::new("resourceVersionMatch");
-                errors.push(field::Error::not_supported(
-                    &path,
-                    other,
-                    &["Exact", "NotOlderThan", ""],
-                ));
-                None
-            }
+        let named = Some(query.get("resourceVersionMatch")).filter(|name| !name.is_empty());
+        let matching = match named {
+            Some("Exact") => Some(Match::Exact),
+            Some("NotOlderThan") => Some(Match::NotOlderThan),
+            _ => None,
         };
         let initial_events =
             query.has("sendInitialEvents").then(|| query.flag("sendInitialEvents"));
@@ -122,20 +114,29 @@ impl ListOptions {
                     "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
                 ));
             }
-            if matching.is_some() && initial_events.is_none() {
-                errors.push(forbidden(
-                    "resourceVersionMatch",
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                ));
+            if named.is_some() {
+                if initial_events.is_none() {
+                    errors.push(forbidden(
+                        "resourceVersionMatch",
+                        "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                    ));
+                }
+                if matching != Some(Match::NotOlderThan) {
+                    errors.push(field::Error::not_supported(
+                        &field::Path::new("resourceVersionMatch"),
+                        named.unwrap_or_default(),
+                        &["NotOlderThan"],
+                    ));
+                }
+                if !token.is_empty() {
+                    errors.push(forbidden(
+                        "resourceVersionMatch",
+                        "resourceVersionMatch is forbidden when continue is provided",
+                    ));
+                }
             }
         } else {
-            if initial_events.is_some() {
-                errors.push(forbidden(
-                    "sendInitialEvents",
-                    "sendInitialEvents is forbidden for list",
-                ));
-            }
-            if matching.is_some() {
+            if named.is_some() {
                 if resource_version.is_none() {
                     errors.push(forbidden(
                         "resourceVersionMatch",
@@ -148,12 +149,25 @@ impl ListOptions {
                         "resourceVersionMatch is forbidden when continue is provided",
                     ));
                 }
+                if matching.is_none() {
+                    errors.push(field::Error::not_supported(
+                        &field::Path::new("resourceVersionMatch"),
+                        named.unwrap_or_default(),
+                        &["Exact", "NotOlderThan", ""],
+                    ));
+                }
                 if matching == Some(Match::Exact) && resource_version == Some(0) {
                     errors.push(forbidden(
                         "resourceVersionMatch",
                         "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
                     ));
                 }
+            }
+            if initial_events.is_some() {
+                errors.push(forbidden(
+                    "sendInitialEvents",
+                    "sendInitialEvents is forbidden for list",
+                ));
             }
         }
         if !errors.is_empty() {
@@ -369,6 +383,102 @@ impl DeleteOptions {
             Ok(options)
         } else {
             Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_options_are_checked_in_upstreams_words() {
+        let list = |query: &str, watch: bool| {
+            ListOptions::parse(&Query::parse(Some(query)), watch).expect_err(query).message
+        };
+        let prefix = "ListOptions.meta.k8s.io \"\" is invalid: ";
+        for (query, watch, want) in [
+            (
+                "resourceVersionMatch=Exact",
+                false,
+                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ),
+            (
+                "resourceVersion=5&resourceVersionMatch=Exact&continue=x",
+                false,
+                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden when continue is provided",
+            ),
+            (
+                "resourceVersion=5&resourceVersionMatch=foo",
+                false,
+                "resourceVersionMatch: Unsupported value: \"foo\": supported values: \"\", \"Exact\", \"NotOlderThan\"",
+            ),
+            (
+                "resourceVersion=0&resourceVersionMatch=Exact",
+                false,
+                "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            ),
+            (
+                "sendInitialEvents=true",
+                false,
+                "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for list",
+            ),
+            (
+                "sendInitialEvents=true",
+                true,
+                "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            ),
+            (
+                "resourceVersionMatch=NotOlderThan",
+                true,
+                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            ),
+            (
+                "sendInitialEvents=false&resourceVersionMatch=Exact",
+                true,
+                "[resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan, resourceVersionMatch: Unsupported value: \"Exact\": supported values: \"NotOlderThan\"]",
+            ),
+            (
+                "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&continue=x",
+                true,
+                "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden when continue is provided",
+            ),
+        ] {
+            assert_eq!(list(query, watch), format!("{prefix}{want}"));
+        }
+        assert_eq!(
+            list("resourceVersion=5&continue=x", false),
+            "specifying resource version is not allowed when using continue"
+        );
+    }
+
+    #[test]
+    fn patch_options_are_checked_in_upstreams_words() {
+        let patch = |query: &str, applies: bool| {
+            WriteOptions::parse_patch(&Query::parse(Some(query)), applies).expect_err(query).message
+        };
+        let prefix = "PatchOptions.meta.k8s.io \"\" is invalid: ";
+        let long = format!("fieldManager={}", "x".repeat(129));
+        for (query, applies, want) in [
+            ("", true, "fieldManager: Required value: is required for apply patch"),
+            ("force=true", false, "force: Forbidden: may not be specified for non-apply patch"),
+            (
+                "dryRun=Some",
+                false,
+                "dryRun: Unsupported value: [\"Some\"]: supported values: \"All\"",
+            ),
+            (&long, false, "fieldManager: Too long: may not be more than 128 bytes"),
+            (
+                "fieldManager=a%0Ab",
+                true,
+                "fieldManager: Invalid value: \"a\\nb\": invalid character U+000A (at position 1)",
+            ),
+        ] {
+            let got = patch(query, applies);
+            assert!(got.starts_with(prefix), "{got}");
+            if !query.starts_with("dryRun") {
+                assert_eq!(got, format!("{prefix}{want}"));
+            }
         }
     }
 }

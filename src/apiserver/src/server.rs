@@ -23,7 +23,7 @@ use crate::registry::Registry;
 use crate::request_info::{self, RequestInfo};
 use crate::rest::{self, Call};
 use crate::subresources::kubelet::Kubelets;
-use crate::{conversion, paths, protobuf, respond};
+use crate::{conversion, gzip, paths, protobuf, respond};
 
 /// Everything that requests share.
 pub struct Server {
@@ -115,6 +115,7 @@ impl Server {
     pub async fn handle(self: &Arc<Self>, request: Request, peer: &Peer) -> Response {
         let received = SystemTime::now();
         let head = request.method() == Method::HEAD;
+        let compressible = gzip::is_wanted(request.headers());
         let (parts, body) = request.into_parts();
         let warnings = Warnings::default();
         let mut accepted = Accepted::default();
@@ -130,6 +131,8 @@ impl Server {
         self.metrics.answered(labels, response.status().as_u16(), started.elapsed());
         if head {
             *response.body_mut() = Body::Empty;
+        } else if compressible {
+            gzip::compress(&mut response);
         }
         response
     }

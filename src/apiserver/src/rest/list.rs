@@ -58,11 +58,14 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
     let mut more = None;
     let plain = selection.is_everything();
     let mut last_key = "";
+    // Whatever state will do comes whole from the watch cache.
+    let limit =
+        if options.resource_version == Some(0) && token.is_none() { 0 } else { options.limit };
     for (index, (key, object)) in candidates.iter().enumerate() {
         if !plain && !selection.matches(object) {
             continue;
         }
-        if options.limit > 0 && chosen.len() == options.limit {
+        if limit > 0 && chosen.len() == limit {
             let revision = Some(snapshot.revision);
             let token = Token { revision, after: last_key.to_owned() }.encode();
             let remaining = plain.then(|| candidates.len() - index);
@@ -124,7 +127,7 @@ async fn view(
 }
 
 /// Waits until the caches have reached a revision that the client saw elsewhere.
-async fn wait_for(call: &Call, revision: u64) -> Result<(), Status> {
+pub async fn wait_for(call: &Call, revision: u64) -> Result<(), Status> {
     let caches = call.server.registry.caches();
     if tokio::time::timeout(FUTURE_WAIT, caches.reached(revision)).await.is_ok() {
         return Ok(());

@@ -116,14 +116,7 @@ impl Start {
                 registry.sync().await?;
             }
             Some(revision) => {
-                let waited = registry.caches().reached(revision);
-                if tokio::time::timeout(Duration::from_secs(3), waited).await.is_err() {
-                    let current = registry.caches().applied();
-                    let message = format!(
-                        "Timeout: Too large resource version: {revision}, current: {current}"
-                    );
-                    return Err(Status::timeout(message, 1));
-                }
+                super::list::wait_for(call, revision).await?;
             }
         }
         let snapshot = registry.snapshot(cache);
