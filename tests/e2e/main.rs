@@ -2,6 +2,7 @@
 //! and images. `tests/e2e.sh` prepares the folder named by `ROOTLET_E2E` and runs it.
 
 mod apply;
+mod ci;
 mod harness;
 mod hosts;
 mod hygiene;

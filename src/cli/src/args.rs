@@ -55,6 +55,26 @@ pub struct Up {
     pub foreground: bool,
 }
 
+/// Flags of `ci`.
+#[derive(Args, Clone, Debug)]
+pub struct Ci {
+    /// Name of the cluster [default: `ci-` and the process id, so that several run at once].
+    #[arg(long, value_name = "N", value_parser = cluster_name)]
+    pub name: Option<String>,
+    /// Registry mirrors, credentials and CAs, in the format of k3s' registries.yaml.
+    #[arg(long, value_name = "FILE")]
+    pub registries: Option<PathBuf>,
+    /// An archive to load, or an image to pull, before COMMAND starts.
+    #[arg(long, value_name = "IMAGE")]
+    pub load: Vec<String>,
+    /// A manifest, or a folder of them, to apply before COMMAND starts.
+    #[arg(long, value_name = "FILE")]
+    pub apply: Vec<PathBuf>,
+    /// What to run, with KUBECONFIG set.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
 /// `rootlet …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -84,6 +104,18 @@ pub enum Command {
   rootlet trace pod/hello
   rootlet trace pod/web-0 -n shop -o json")]
     Trace(Trace),
+    /// Tell what holds a pod, and the remedy.
+    #[command(after_help = "Examples:
+  rootlet why pod/hello
+  rootlet why pod/web-0 -n shop -o json")]
+    Why(Trace),
+    /// Run a command with a cluster of its own; return its exit status.
+    #[command(after_help = "Examples:
+  rootlet ci -- make integration-test
+  rootlet ci --load app.tar --apply deploy/ -- ./wait-and-test.sh
+
+When the command fails, what is wrong in the cluster is printed before it goes.")]
+    Ci(Ci),
     /// Print the version.
     Version,
     /// Print a shell completion script.
@@ -121,6 +153,38 @@ pub enum Image {
     },
     /// List the images.
     Ls(Cluster),
+    /// Write images into an archive that `docker load` and `image load` take.
+    #[command(after_help = "Example:
+  rootlet image save app:1 db:2 -o images.tar")]
+    Save {
+        /// Their names or ids.
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+        /// The archive [default: standard output].
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Remove images that no container uses and no tag names.
+    Prune {
+        /// Those with tags too.
+        #[arg(short, long)]
+        all: bool,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Compare every file of every image with the digests it came with.
+    Fsck {
+        /// Remove what is damaged, to be pulled again.
+        #[arg(long)]
+        repair: bool,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+    },
     /// Remove an image.
     Rm {
         /// Its name or id.
@@ -132,7 +196,7 @@ pub enum Image {
     },
 }
 
-/// Flags of `trace`.
+/// Flags of `trace` and `why`.
 #[derive(Args, Clone, Debug)]
 pub struct Trace {
     /// The pod, as `pod/NAME`.

@@ -1,7 +1,10 @@
 //! The command line: what the words and flags are, and how answers are printed. It starts nothing
 //! itself; `rootlet` carries the commands out. Start at [`args`].
 
+pub mod apply;
 pub mod args;
 pub mod doctor;
 pub mod kubeconfig;
+pub mod report;
 pub mod trace;
+pub mod why;

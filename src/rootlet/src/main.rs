@@ -1,9 +1,11 @@
 //! The executable: it parses the command line, plays one of rootlet's roles, and turns errors into exit
 //! codes. Roles that need a process with a single thread are dispatched before anything else.
 
+mod ci;
 mod control;
 mod daemon;
 mod doctor;
+mod image;
 mod lock;
 mod logging;
 mod node;
@@ -18,9 +20,9 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use cli::args::{Cli, Command, Image};
+use cli::args::{Cli, Command};
 
-use crate::control::{Client, Progress};
+use crate::control::Client;
 use crate::paths::Paths;
 
 fn main() -> ExitCode {
@@ -52,6 +54,7 @@ fn role(words: &[&str]) -> Option<ExitCode> {
         ["daemon", settings, node, "sweep"] => join(node, &["daemon-inside", settings, "sweep"]),
         ["daemon-inside", settings] => daemon::run(settings),
         ["daemon-inside", settings, "sweep"] => daemon::sweep(settings),
+        ["guard", name] => ci::guard(name),
         ["remove", folder] => userns::enter_new(&["remove-inside", folder]).map(drop),
         ["remove-inside", folder] => probe::remove(folder),
         [name @ ("probe-namespaces" | "probe-nftables"), ..] => {
@@ -110,7 +113,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Command::Image(command) => image(command)?,
+        Command::Image(command) => return image::image(command),
         Command::Trace(arguments) => {
             let paths = Paths::of(&arguments.cluster.name)?;
             let trace = Client::new(&paths).trace(&arguments.namespace, &arguments.pod)?;
@@ -120,6 +123,8 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
                 print!("{}", cli::trace::text(&trace));
             }
         }
+        Command::Why(arguments) => why(&arguments)?,
+        Command::Ci(arguments) => return ci::run(&arguments),
         Command::Version => println!("rootlet {} (Kubernetes 1.36)", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rootlet", &mut std::io::stdout());
@@ -144,78 +149,23 @@ fn status(paths: &Paths) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn image(command: Image) -> anyhow::Result<()> {
-    match command {
-        Image::Load { files, cluster } => {
-            let client = Client::new(&Paths::of(&cluster.name)?);
-            for file in files {
-                let file = (file.as_os_str() != "-").then_some(file);
-                let images = with_bars(|progress| client.load(file.as_deref(), progress))?;
-                tell("Loaded", &images);
-            }
-        }
-        Image::Pull { reference, cluster } => {
-            let client = Client::new(&Paths::of(&cluster.name)?);
-            let images = with_bars(|progress| client.pull(&reference, progress))?;
-            tell("Pulled", &images);
-        }
-        Image::Ls(cluster) => {
-            let images = Client::new(&Paths::of(&cluster.name)?).images()?;
-            println!("{:<60} {:<14} {:>10}", "IMAGE", "ID", "SIZE");
-            for image in images {
-                let id = image.id.trim_start_matches("sha256:");
-                let names = if image.tags.is_empty() { &image.digests } else { &image.tags };
-                for name in names {
-                    println!(
-                        "{name:<60} {:<14} {:>10}",
-                        id.get(..12).unwrap_or(id),
-                        indicatif::DecimalBytes(image.size_bytes).to_string()
-                    );
-                }
-            }
-        }
-        Image::Rm { reference, cluster } => {
-            Client::new(&Paths::of(&cluster.name)?).remove_image(&reference)?;
-            println!("Removed {reference}");
-        }
+fn why(arguments: &cli::args::Trace) -> anyhow::Result<()> {
+    let paths = Paths::of(&arguments.cluster.name)?;
+    let (namespace, name) = (&arguments.namespace, &arguments.pod);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let verdict = runtime.block_on(async {
+        let client = control::api(&paths).await?;
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
+        let pod = cli::report::get(&client, &path).await?;
+        let events = cli::report::events(&client, namespace, name).await?;
+        anyhow::Ok(cli::why::explain(&pod, &events))
+    })?;
+    if arguments.output == "json" {
+        println!("{}", serde_json::to_string_pretty(&verdict)?);
+    } else {
+        print!("{}", cli::why::text(namespace, name, &verdict));
     }
     Ok(())
-}
-
-fn tell(done: &str, images: &[control::ImageLine]) {
-    for image in images {
-        let name = image.tags.first().or(image.digests.first()).unwrap_or(&image.id);
-        println!("{done} {name}");
-    }
-}
-
-/// Shows a bar per layer while `work` runs, when standard error is a terminal.
-fn with_bars<T>(
-    work: impl FnOnce(&mut dyn FnMut(&Progress)) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    let bars = indicatif::MultiProgress::new();
-    let mut layers: Vec<(String, indicatif::ProgressBar)> = Vec::new();
-    let answer = work(&mut |progress| {
-        let Progress::Layer { digest, done_bytes, total_bytes } = progress else { return };
-        let known = layers.iter().position(|(known, _)| known == digest);
-        let index = known.unwrap_or_else(|| {
-            let bar = bars.add(indicatif::ProgressBar::new(*total_bytes));
-            if let Ok(style) = indicatif::ProgressStyle::with_template(
-                "{prefix} {bar:32} {decimal_bytes:>10}/{decimal_total_bytes}",
-            ) {
-                bar.set_style(style);
-            }
-            let short = digest.trim_start_matches("sha256:");
-            bar.set_prefix(short.get(..12).unwrap_or(short).to_owned());
-            layers.push((digest.clone(), bar));
-            layers.len() - 1
-        });
-        layers[index].1.set_position(*done_bytes);
-    });
-    for (_, bar) in &layers {
-        bar.finish_and_clear();
-    }
-    answer
 }
 
 fn hint(error: &anyhow::Error) -> Option<&'static str> {

@@ -16,6 +16,17 @@ use crate::{lock, userns};
 /// Carries out `rootlet up`.
 pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
     let paths = Paths::of(&arguments.cluster.name)?;
+    let (settings, held) = launch(arguments, &paths)?;
+    announce(arguments, settings)?;
+    drop(held);
+    if arguments.foreground {
+        return foreground(&paths);
+    }
+    Ok(())
+}
+
+/// Starts the cluster unless it runs. Nobody else starts or removes it until the lock is dropped.
+pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Settings, lock::Lock)> {
     paths.create()?;
     let held = lock::wait(&paths.lock("up")).context("cannot lock the cluster")?;
     let settings = settings(arguments, paths.clone())?;
@@ -23,15 +34,9 @@ pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
         println!("Cluster {:?} is already running.", paths.name);
     } else {
         settings.write()?;
-        start(&paths)?;
+        start(paths)?;
     }
-    let settings = Settings::read(&paths.settings())?.unwrap_or(settings);
-    announce(arguments, settings)?;
-    drop(held);
-    if arguments.foreground {
-        return foreground(&paths);
-    }
-    Ok(())
+    Ok((Settings::read(&paths.settings())?.unwrap_or(settings), held))
 }
 
 fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings> {

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead};
 
-use super::{ImageLine, Progress, Status};
+use super::{Checked, ImageLine, Progress, Pruned, Status};
 use crate::paths::Paths;
 
 type Body = BoxBody<Bytes, std::io::Error>;
@@ -95,8 +95,47 @@ impl Client {
         })
     }
 
+    /// Writes an archive of images to `output`.
+    pub fn save(
+        &self,
+        references: &[String],
+        mut output: impl std::io::Write,
+    ) -> anyhow::Result<()> {
+        run(async {
+            let pairs = references.iter().map(|reference| ("reference", reference));
+            let query =
+                url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
+            let response =
+                self.send(Method::GET, &format!("/images/save?{query}"), empty()).await?;
+            let mut body = response.into_body();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.context("the archive is not whole; the daemon's log says why")?;
+                if let Some(bytes) = frame.data_ref() {
+                    output.write_all(bytes).context("cannot write the archive")?;
+                }
+            }
+            output.flush().context("cannot write the archive")
+        })
+    }
+
+    /// Removes images nobody uses: those without a tag, or `all`.
+    pub fn prune(&self, all: bool) -> anyhow::Result<Pruned> {
+        let path = format!("/images/prune?flag={all}");
+        run(self.answer(Method::POST, &path))
+    }
+
+    /// Compares images with their digests; with `repair` removes what is damaged.
+    pub fn fsck(&self, repair: bool) -> anyhow::Result<Checked> {
+        let path = format!("/images/fsck?flag={repair}");
+        run(self.answer(Method::POST, &path))
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let response = self.send(Method::GET, path, empty()).await?;
+        self.answer(Method::GET, path).await
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<T> {
+        let response = self.send(method, path, empty()).await?;
         let body = response.into_body().collect().await.context("the daemon ended")?.to_bytes();
         serde_json::from_slice(&body).context("the daemon is of another version; restart it")
     }

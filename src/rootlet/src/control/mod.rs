@@ -73,6 +73,37 @@ pub enum Progress {
     },
 }
 
+/// The answer to `POST /images/prune`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pruned {
+    /// IDs of the images that went.
+    pub images: Vec<String>,
+    /// What they took, unpacked.
+    pub bytes: u64,
+}
+
+/// The answer to `POST /images/fsck`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Checked {
+    /// Images looked at.
+    pub images: usize,
+    /// Layers looked at.
+    pub layers: usize,
+    /// Layers that cannot be compared with their digest.
+    pub uncheckable: Vec<String>,
+    /// Images that are not what they were: name and what is wrong.
+    pub damaged: Vec<(String, String)>,
+}
+
+/// A client of the cluster's API, as its administrator.
+pub async fn api(paths: &Paths) -> anyhow::Result<kube::Client> {
+    let file = paths.kubeconfig();
+    if !file.exists() || crate::lock::holder(&paths.lock("daemon")).is_none() {
+        anyhow::bail!("cluster {:?} is not running; start it with `rootlet up`", paths.name);
+    }
+    Ok(::client::from_kubeconfig(&file, None).await?)
+}
+
 /// What the administrator's kubeconfig says.
 pub fn access(paths: &Paths) -> anyhow::Result<cli::kubeconfig::Access> {
     let file = paths.data.join("admin.json");

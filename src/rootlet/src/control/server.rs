@@ -21,7 +21,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{ImageLine, Progress, Status};
+use super::{Checked, ImageLine, Progress, Pruned, Status};
 use crate::tracer::Tracer;
 
 /// Progress lines that may wait for a slow reader.
@@ -62,6 +62,9 @@ pub async fn serve(
         .route("/images", get(list).delete(remove))
         .route("/images/pull", post(pull))
         .route("/images/load", post(load))
+        .route("/images/save", get(save))
+        .route("/images/prune", post(prune))
+        .route("/images/fsck", post(fsck))
         .with_state(Arc::new(state));
     Ok(tokio::spawn(async move {
         let ended =
@@ -171,6 +174,79 @@ async fn load(Extract(state): Shared, body: Body) -> Response {
         }
     });
     stream(move |_| async move { state.images.load(Box::pin(reader)).await })
+}
+
+/// The archive; a failure in its midst breaks the answer off, so the client sees that it is not whole.
+async fn save(Extract(state): Shared, Query(named): Query<Vec<(String, String)>>) -> Response {
+    let names: Vec<String> = named.into_iter().map(|(_, reference)| reference).collect();
+    if let Some(missing) = names.iter().find(|name| state.images.get(name).is_none()) {
+        return (StatusCode::NOT_FOUND, format!("image {missing:?} is not here")).into_response();
+    }
+    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(LINES);
+    tokio::task::spawn_blocking(move || {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let output = std::io::BufWriter::with_capacity(PIPE_BYTES, Chunks(sender.clone()));
+        if let Err(error) = state.images.save(&names, output) {
+            tracing::warn!(error = chain(&error), "an image cannot be saved");
+            let _ = sender.blocking_send(Err(std::io::Error::other(chain(&error))));
+        }
+    });
+    Response::new(Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver)))
+}
+
+/// Sends what is written to it.
+struct Chunks(mpsc::Sender<std::io::Result<Bytes>>);
+
+impl std::io::Write for Chunks {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map_err(|_| std::io::ErrorKind::BrokenPipe)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[derive(Deserialize)]
+struct Flag {
+    flag: bool,
+}
+
+async fn prune(Extract(state): Shared, Query(all): Query<Flag>) -> Response {
+    let pruned = tokio::task::spawn_blocking(move || state.images.prune(all.flag)).await;
+    answer(
+        pruned.map(|done| done.map(|pruned| Pruned { images: pruned.images, bytes: pruned.bytes })),
+    )
+}
+
+async fn fsck(Extract(state): Shared, Query(repair): Query<Flag>) -> Response {
+    let checked = tokio::task::spawn_blocking(move || state.images.check(repair.flag)).await;
+    answer(checked.map(|done| {
+        done.map(|checked| Checked {
+            images: checked.images,
+            layers: checked.layers,
+            uncheckable: checked.uncheckable.iter().map(ToString::to_string).collect(),
+            damaged: checked
+                .damaged
+                .into_iter()
+                .map(|damage| {
+                    (damage.tags.first().unwrap_or(&damage.image_id).clone(), damage.reason)
+                })
+                .collect(),
+        })
+    }))
+}
+
+fn answer<T: serde::Serialize>(
+    outcome: Result<Result<T, images::Error>, tokio::task::JoinError>,
+) -> Response {
+    match outcome {
+        Ok(Ok(done)) => axum::Json(done).into_response(),
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
 }
 
 /// Bytes of an archive that wait to be read.

@@ -1,0 +1,240 @@
+//! Applies manifests as `kubectl apply --server-side` does.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Request;
+use kube::Client;
+use serde_json::Value;
+
+/// Who owns the fields.
+const MANAGER: &str = "rootlet";
+/// How long a kind may take to be served after its definition was applied.
+const KIND_PATIENCE: Duration = Duration::from_secs(10);
+const KIND_POLL: Duration = Duration::from_millis(100);
+
+/// Why manifests could not be applied. All but the first name the document, such as `app.yaml, document 2`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{at}: {problem}")]
+    Invalid { at: String, problem: String },
+    #[error("{at}: no matches for kind {kind:?} in version {version:?}")]
+    NoKind { at: String, kind: String, version: String },
+    #[error("{at}: {message}")]
+    Refused { at: String, message: String },
+}
+
+/// One object of a manifest.
+#[derive(Debug, PartialEq)]
+struct Document {
+    at: String,
+    value: Value,
+}
+
+impl Document {
+    fn text(&self, pointer: &str) -> Result<&str, Error> {
+        let found = self.value.pointer(pointer).and_then(Value::as_str).filter(|s| !s.is_empty());
+        found.ok_or_else(|| Error::Invalid {
+            at: self.at.clone(),
+            problem: format!("{} is missing", pointer[1..].replace('/', ".")),
+        })
+    }
+}
+
+/// Applies every object of `files`, in their order; folders stand for the YAML and JSON files in them. Tells
+/// `said` what was applied, as kubectl words it.
+pub async fn apply(
+    client: &Client,
+    files: &[PathBuf],
+    mut said: impl FnMut(String),
+) -> Result<(), Error> {
+    let mut kinds = Kinds { client, known: HashMap::new() };
+    for file in files {
+        for document in read(file)? {
+            said(kinds.apply(&document).await?);
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<Document>, Error> {
+    let failed = |source| Error::Read { path: path.to_owned(), source };
+    if !path.is_dir() {
+        let text = fs::read_to_string(path).map_err(failed)?;
+        return documents(&path.display().to_string(), &text);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let file = entry.map_err(failed)?.path();
+        let manifest = file.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+        if manifest && file.is_file() {
+            files.push(file);
+        }
+    }
+    files.sort();
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(read(&file)?);
+    }
+    Ok(all)
+}
+
+/// The objects of a file; those of lists one by one.
+fn documents(name: &str, text: &str) -> Result<Vec<Document>, Error> {
+    let mut parts = vec![String::new()];
+    for line in text.lines() {
+        if line == "---" || line.starts_with("--- ") {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push_str(line);
+            part.push('\n');
+        }
+    }
+    let mut found = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let at = format!("{name}, document {}", index + 1);
+        if part.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+            continue;
+        }
+        let value: Value = serde_saphyr::from_str(part)
+            .map_err(|error| Error::Invalid { at: at.clone(), problem: error.to_string() })?;
+        let list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+        match (value, list) {
+            (Value::Null, _) => {}
+            (Value::Object(mut object), true) if object.contains_key("items") => {
+                let items = object.remove("items").and_then(|items| match items {
+                    Value::Array(items) => Some(items),
+                    _ => None,
+                });
+                let items = items.unwrap_or_default();
+                found.extend(items.into_iter().map(|value| Document { at: at.clone(), value }));
+            }
+            (value @ Value::Object(_), _) => found.push(Document { at, value }),
+            _ => return Err(Error::Invalid { at, problem: "it is not an object".into() }),
+        }
+    }
+    Ok(found)
+}
+
+/// Where the objects of a kind are.
+#[derive(Clone)]
+struct Kind {
+    plural: String,
+    namespaced: bool,
+}
+
+struct Kinds<'a> {
+    client: &'a Client,
+    known: HashMap<(String, String), Kind>,
+}
+
+impl Kinds<'_> {
+    async fn apply(&mut self, document: &Document) -> Result<String, Error> {
+        let version = document.text("/apiVersion")?.to_owned();
+        let kind = document.text("/kind")?.to_owned();
+        let name = document.text("/metadata/name")?;
+        let Kind { plural, namespaced } = self.kind(document, &version, &kind).await?;
+        let namespace = document.value["metadata"]["namespace"].as_str().unwrap_or("default");
+        let namespace = if namespaced { format!("/namespaces/{namespace}") } else { String::new() };
+        let path = format!(
+            "{}{namespace}/{plural}/{name}?fieldManager={MANAGER}&force=true",
+            root(&version)
+        );
+        let refused = |message: String| Error::Refused { at: document.at.clone(), message };
+        let request = Request::patch(path)
+            .header("content-type", "application/apply-patch+yaml")
+            .body(document.value.to_string().into_bytes())
+            .map_err(|error| refused(error.to_string()))?;
+        self.client.request::<Value>(request).await.map_err(|error| refused(message(error)))?;
+        let group =
+            version.split_once('/').map_or_else(String::new, |(group, _)| format!(".{group}"));
+        Ok(format!("{}{group}/{name} serverside-applied", kind.to_lowercase()))
+    }
+
+    async fn kind(&mut self, of: &Document, version: &str, kind: &str) -> Result<Kind, Error> {
+        let key = (version.to_owned(), kind.to_owned());
+        if let Some(known) = self.known.get(&key) {
+            return Ok(known.clone());
+        }
+        let deadline = tokio::time::Instant::now() + KIND_PATIENCE;
+        loop {
+            if let Some(found) = self.look(of, version, kind).await? {
+                self.known.insert(key, found.clone());
+                return Ok(found);
+            }
+            // Its definition may have been applied a moment ago.
+            let defined = self.known.keys().any(|(_, kind)| kind == "CustomResourceDefinition");
+            if !defined || tokio::time::Instant::now() > deadline {
+                let (kind, version) = (kind.to_owned(), version.to_owned());
+                return Err(Error::NoKind { at: of.at.clone(), kind, version });
+            }
+            tokio::time::sleep(KIND_POLL).await;
+        }
+    }
+
+    async fn look(&self, of: &Document, version: &str, kind: &str) -> Result<Option<Kind>, Error> {
+        let refused = |message: String| Error::Refused { at: of.at.clone(), message };
+        let request = Request::get(root(version))
+            .body(Vec::new())
+            .map_err(|error| refused(error.to_string()))?;
+        let list: Value = match self.client.request(request).await {
+            Ok(list) => list,
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(None),
+            Err(error) => return Err(refused(message(error))),
+        };
+        let resources = list["resources"].as_array().into_iter().flatten();
+        let found = resources.into_iter().find_map(|resource| {
+            let plural = resource["name"].as_str().filter(|name| !name.contains('/'))?;
+            let namespaced = resource["namespaced"].as_bool()?;
+            (resource["kind"] == kind).then(|| Kind { plural: plural.to_owned(), namespaced })
+        });
+        Ok(found)
+    }
+}
+
+fn root(version: &str) -> String {
+    if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") }
+}
+
+fn message(error: kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_hold_documents_and_lists() {
+        let text = "# nothing\n---\napiVersion: v1\nkind: A\n---\n\n--- # more\nkind: BList\nitems:\n- {kind: B, n: 1}\n- {kind: B, n: 2}\n";
+        let found = documents("f.yaml", text).unwrap();
+        let shown: Vec<String> =
+            found.iter().map(|d| format!("{}: {}", d.at, d.value["kind"])).collect();
+        assert_eq!(
+            shown,
+            ["f.yaml, document 2: \"A\"", "f.yaml, document 4: \"B\"", "f.yaml, document 4: \"B\""]
+        );
+    }
+
+    #[test]
+    fn mistakes_name_the_document() {
+        for (text, want) in [
+            ("kind: A\n---\n- 1\n", "f.yaml, document 2: it is not an object"),
+            ("a: [1\n", "f.yaml, document 1: "),
+        ] {
+            let error = documents("f.yaml", text).unwrap_err().to_string();
+            assert!(error.starts_with(want), "{error}");
+        }
+        let document =
+            Document { at: "f, document 1".into(), value: serde_json::json!({"kind": "A"}) };
+        let error = document.text("/metadata/name").unwrap_err().to_string();
+        assert_eq!(error, "f, document 1: metadata.name is missing");
+    }
+}

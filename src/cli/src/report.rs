@@ -1,0 +1,135 @@
+//! What a person would ask when something in a cluster went wrong: which pods are not well and why, their last
+//! log lines, the last warnings.
+
+use http::Request;
+use kube::Client;
+use serde_json::Value;
+
+use crate::why;
+
+/// Log lines told per container, and events told at most.
+const LINES: usize = 20;
+const EVENTS: usize = 20;
+
+/// A GET of `path`.
+pub async fn get(client: &Client, path: &str) -> kube::Result<Value> {
+    client.request(request(path)?).await
+}
+
+fn request(path: &str) -> kube::Result<Request<Vec<u8>>> {
+    Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)
+}
+
+/// The events about a pod, oldest first.
+pub async fn events(client: &Client, namespace: &str, name: &str) -> kube::Result<Vec<Value>> {
+    let path = format!(
+        "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name%3D{name}%2CinvolvedObject.kind%3DPod"
+    );
+    Ok(in_order(get(client, &path).await?))
+}
+
+fn in_order(mut list: Value) -> Vec<Value> {
+    let Some(items) = list["items"].as_array_mut() else { return Vec::new() };
+    let mut events = std::mem::take(items);
+    let when = |event: &Value| {
+        let fields = ["lastTimestamp", "eventTime", "firstTimestamp"];
+        fields.iter().find_map(|field| event[field].as_str().map(str::to_owned)).unwrap_or_default()
+    };
+    events.sort_by_key(when);
+    events
+}
+
+/// The report on everything in the cluster; empty when all is well.
+pub async fn report(client: &Client) -> kube::Result<String> {
+    let mut out = String::new();
+    let pods = get(client, "/api/v1/pods").await?;
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
+        let (namespace, name) = (text("namespace"), text("name"));
+        let verdict = why::explain(pod, &events(client, namespace, name).await?);
+        if verdict.step.is_empty() {
+            continue;
+        }
+        out.push_str(&why::text(namespace, name, &verdict));
+        for (container, previous) in containers(pod) {
+            let path = format!(
+                "/api/v1/namespaces/{namespace}/pods/{name}/log?container={container}&tailLines={LINES}&previous={previous}"
+            );
+            // A container that never ran has no log.
+            let Ok(log) = client.request_text(request(&path)?).await else { continue };
+            if !log.trim().is_empty() {
+                out.push_str(&format!(
+                    "--- last lines of {namespace}/{name}, container {container}\n"
+                ));
+                out.push_str(log.trim_end());
+                out.push('\n');
+            }
+        }
+    }
+    let warnings = in_order(get(client, "/api/v1/events?fieldSelector=type%3DWarning").await?);
+    if !warnings.is_empty() {
+        out.push_str("--- warnings\n");
+    }
+    for event in warnings.iter().rev().take(EVENTS).rev() {
+        let about = &event["involvedObject"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        out.push_str(&format!(
+            "{} {}/{}: {}: {}\n",
+            text(&event["lastTimestamp"]),
+            text(&about["kind"]).to_lowercase(),
+            text(&about["name"]),
+            text(&event["reason"]),
+            text(&event["message"]).trim_end(),
+        ));
+    }
+    Ok(out)
+}
+
+/// The containers whose logs may tell something, and whether it is that of the run before.
+fn containers(pod: &Value) -> Vec<(&str, bool)> {
+    let mut found = Vec::new();
+    for list in ["initContainerStatuses", "containerStatuses"] {
+        for status in pod["status"][list].as_array().into_iter().flatten() {
+            let ended_well = status["state"]["terminated"]["exitCode"] == 0;
+            let again = status["restartCount"].as_u64().is_some_and(|count| count > 0);
+            let between = status["state"]["waiting"].is_object();
+            if let (Some(name), false) =
+                (status["name"].as_str(), ended_well || status["ready"] == true)
+            {
+                found.push((name, again && between));
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn logs_are_those_of_containers_that_are_not_well() {
+        let status = |name: &str, ready: bool, restarts: u32, state: Value| json!({"name": name, "ready": ready, "restartCount": restarts, "state": state});
+        let pod = json!({"status": {
+            "initContainerStatuses": [status("prepare", true, 0, json!({"terminated": {"exitCode": 0}}))],
+            "containerStatuses": [
+                status("fine", true, 1, json!({"running": {}})),
+                status("slow", false, 1, json!({"running": {}})),
+                status("crash", false, 2, json!({"waiting": {"reason": "CrashLoopBackOff"}})),
+            ],
+        }});
+        assert_eq!(containers(&pod), [("slow", false), ("crash", true)]);
+    }
+
+    #[test]
+    fn events_are_sorted_by_when_they_were_last_seen() {
+        let list = json!({"items": [
+            {"lastTimestamp": "2026-01-02T00:00:00Z", "reason": "B"},
+            {"lastTimestamp": null, "eventTime": "2026-01-01T00:00:00Z", "reason": "A"},
+        ]});
+        let reasons: Vec<Value> = in_order(list).iter().map(|e| e["reason"].clone()).collect();
+        assert_eq!(reasons, ["A", "B"]);
+    }
+}
