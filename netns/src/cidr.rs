@@ -1,7 +1,7 @@
 //! An address range in CIDR notation (RFC 4632).
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -45,7 +45,7 @@ impl Cidr {
                 let bits = u128::from(v6);
                 let shift = 128u32.saturating_sub(u32::from(prefix));
                 let masked = bits.checked_shr(shift).and_then(|b| b.checked_shl(shift));
-                IpAddr::from(std::net::Ipv6Addr::from(masked.unwrap_or(0)))
+                IpAddr::from(Ipv6Addr::from(masked.unwrap_or(0)))
             }
         };
         Self { address, prefix }
@@ -67,14 +67,27 @@ impl Cidr {
             && Self::containing(address, self.prefix).address == self.address
     }
 
+    /// First and last address.
+    pub fn bounds(&self) -> (IpAddr, IpAddr) {
+        let last = match self.address {
+            IpAddr::V4(first) => {
+                let hosts = u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or_default();
+                Ipv4Addr::from(u32::from(first) | hosts).into()
+            }
+            IpAddr::V6(first) => {
+                let hosts = u128::MAX.checked_shr(u32::from(self.prefix)).unwrap_or_default();
+                Ipv6Addr::from(u128::from(first) | hosts).into()
+            }
+        };
+        (self.address, last)
+    }
+
     /// First and last address of an IPv4 network, as numbers.
     pub(crate) fn v4_bounds(&self) -> Option<(u32, u32)> {
-        let IpAddr::V4(first) = self.address else {
-            return None;
-        };
-        let first = u32::from(first);
-        let hosts = u32::MAX.checked_shr(u32::from(self.prefix)).unwrap_or_default();
-        Some((first, first | hosts))
+        match self.bounds() {
+            (IpAddr::V4(first), IpAddr::V4(last)) => Some((first.into(), last.into())),
+            _ => None,
+        }
     }
 }
 

@@ -8,14 +8,18 @@
 //! | file | what |
 //! |---|---|
 //! | `node`, `network` | the data plane: tasks; kernel state on the node thread |
-//! | `gateway/` | egress: TCP, UDP, ping |
+//! | `gateway/` | egress: TCP, UDP, ping; connections held until the outside answers |
 //! | `control/` | the socket between the node process and its clients |
-//! | `ruleset`, `services` | nf_tables rules and the elements of their maps |
+//! | `publish` | the way in: ports of the host |
+//! | `ruleset`, `services`, `policy` | nf_tables rules, and what changes in them |
+//! | `conntrack` | flows to forget |
 //! | `nft/`, `link`, `netlink` | encoders |
 
 mod cidr;
+mod conntrack;
 mod control;
 mod error;
+mod family;
 mod forward;
 mod gateway;
 mod ipam;
@@ -24,6 +28,8 @@ mod netlink;
 mod network;
 mod nft;
 mod node;
+mod policy;
+mod publish;
 mod relay;
 mod ruleset;
 mod services;
@@ -35,5 +41,7 @@ pub use control::Control;
 pub use error::Error;
 pub use forward::Forward;
 pub use network::{AttachRequest, Attachment};
-pub use node::{Node, NodeConfig};
+pub use node::{Node, NodeConfig, Ranges6};
+pub use policy::{Member, PolicyRule, PolicyTable, PortRange};
+pub use publish::{Publication, Refused};
 pub use services::{Backend, Frontend, Protocol, ServiceTable};

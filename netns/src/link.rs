@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use crate::family::octets;
 use crate::netlink::{Requests, attributes, u32_at};
 
 /// An Ethernet address.
@@ -146,31 +147,32 @@ impl Requests {
         self.push("look at a link", libc::RTM_GETLINK, CHANGE, &header, |_| {});
     }
 
-    /// Gives a link an address.
-    pub fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix: u8) {
+    /// Gives a link an address, to be used at once: duplicates cannot be here.
+    pub fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8) {
         let mut header = [0; 8];
-        header[0] = libc::AF_INET as u8;
+        header[0] = family_of(address) as u8;
         header[1] = prefix;
+        header[2] = if address.is_ipv6() { libc::IFA_F_NODAD as u8 } else { 0 };
         header[4..8].copy_from_slice(&index.to_ne_bytes());
-        let octets = address.octets();
+        let octets = octets(address);
         self.push("add an address", libc::RTM_NEWADDR, REPLACE, &header, |a| {
             a.bytes(libc::IFA_LOCAL, &octets).bytes(libc::IFA_ADDRESS, &octets);
         });
     }
 
     /// A permanent neighbour: no ARP for it, and no ARP can change it.
-    pub fn add_neighbour(&mut self, index: u32, address: Ipv4Addr, mac: Mac) {
-        let header = neighbour_header(libc::AF_INET, index, libc::NUD_PERMANENT, 0);
+    pub fn add_neighbour(&mut self, index: u32, address: IpAddr, mac: Mac) {
+        let header = neighbour_header(family_of(address), index, libc::NUD_PERMANENT, 0);
         self.push("add a neighbour", libc::RTM_NEWNEIGH, REPLACE, &header, |a| {
-            a.bytes(libc::NDA_DST, &address.octets()).bytes(libc::NDA_LLADDR, &mac);
+            a.bytes(libc::NDA_DST, &octets(address)).bytes(libc::NDA_LLADDR, &mac);
         });
     }
 
     /// Removes a neighbour.
-    pub fn delete_neighbour(&mut self, index: u32, address: Ipv4Addr) {
-        let header = neighbour_header(libc::AF_INET, index, libc::NUD_PERMANENT, 0);
+    pub fn delete_neighbour(&mut self, index: u32, address: IpAddr) {
+        let header = neighbour_header(family_of(address), index, libc::NUD_PERMANENT, 0);
         self.push("remove a neighbour", libc::RTM_DELNEIGH, CHANGE, &header, |a| {
-            a.bytes(libc::NDA_DST, &address.octets());
+            a.bytes(libc::NDA_DST, &octets(address));
         });
     }
 
@@ -185,32 +187,36 @@ impl Requests {
     }
 
     /// A host route without a next hop.
-    pub fn add_link_route(&mut self, index: u32, destination: Ipv4Addr, source: Ipv4Addr) {
-        let scope = libc::RT_SCOPE_LINK;
-        let header = route_header(32, scope, libc::RTN_UNICAST);
+    pub fn add_link_route(&mut self, index: u32, destination: IpAddr, source: IpAddr) {
+        let bits = (octets(destination).len() * 8) as u8;
+        let header = route_header(destination, bits, libc::RT_SCOPE_LINK, libc::RTN_UNICAST);
         self.push("add the gateway route", libc::RTM_NEWROUTE, APPEND, &header, |a| {
-            a.bytes(libc::RTA_DST, &destination.octets())
-                .bytes(libc::RTA_PREFSRC, &source.octets())
+            a.bytes(libc::RTA_DST, &octets(destination))
+                .bytes(libc::RTA_PREFSRC, &octets(source))
                 .u32(libc::RTA_OIF, index);
         });
     }
 
     /// The default route.
-    pub fn add_default_route(&mut self, index: u32, gateway: Ipv4Addr) {
-        let header = route_header(0, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST);
+    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) {
+        let header = route_header(gateway, 0, libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST);
         self.push("add the default route", libc::RTM_NEWROUTE, APPEND, &header, |a| {
-            a.bytes(libc::RTA_GATEWAY, &gateway.octets()).u32(libc::RTA_OIF, index);
+            a.bytes(libc::RTA_GATEWAY, &octets(gateway)).u32(libc::RTA_OIF, index);
         });
     }
 
     /// Everything without a better route is delivered locally (`ip route add local default`), in
     /// table main: in table local it would come before the routes to pods.
-    pub fn add_local_default(&mut self, index: u32, source: Ipv4Addr) {
-        let header = route_header(0, libc::RT_SCOPE_HOST, libc::RTN_LOCAL);
+    pub fn add_local_default(&mut self, index: u32, source: IpAddr) {
+        let header = route_header(source, 0, libc::RT_SCOPE_HOST, libc::RTN_LOCAL);
         self.push("add the local default route", libc::RTM_NEWROUTE, APPEND, &header, |a| {
-            a.u32(libc::RTA_OIF, index).bytes(libc::RTA_PREFSRC, &source.octets());
+            a.u32(libc::RTA_OIF, index).bytes(libc::RTA_PREFSRC, &octets(source));
         });
     }
+}
+
+fn family_of(address: IpAddr) -> i32 {
+    if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }
 }
 
 fn neighbour_header(family: i32, index: u32, state: u16, flags: u8) -> [u8; 12] {
@@ -222,9 +228,9 @@ fn neighbour_header(family: i32, index: u32, state: u16, flags: u8) -> [u8; 12] 
     header
 }
 
-fn route_header(prefix: u8, scope: u8, kind: u8) -> [u8; 12] {
+fn route_header(of: IpAddr, prefix: u8, scope: u8, kind: u8) -> [u8; 12] {
     let mut header = [0; 12];
-    header[0] = libc::AF_INET as u8;
+    header[0] = family_of(of) as u8;
     header[1] = prefix;
     header[4] = libc::RT_TABLE_MAIN;
     header[5] = libc::RTPROT_STATIC;

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
@@ -194,6 +194,11 @@ impl Socket {
         Ok(Self { fd })
     }
 
+    /// The descriptor, for those who wait for messages.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Sends everything and waits for the last acknowledgement asked for. The first refusal is
     /// the error; route messages after it were still tried, nf_tables batches were not applied.
     pub fn execute(&self, requests: &Requests) -> Result<(), Error> {
@@ -263,6 +268,12 @@ impl Socket {
             done |= each(&header, payload);
         }
         Ok(done)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 

@@ -1,21 +1,24 @@
 //! The node network as the kernel has it: bridge, pods, rules. Lives on the node thread; every
 //! call here blocks for as long as the kernel takes and no longer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::conntrack;
+use crate::family::Family;
 use crate::ipam::Ipam;
 use crate::link::{Link, Mac, mac_of, mac_text, read_link};
 use crate::netlink::{Requests, Socket};
-use crate::nft::Batch;
-use crate::ruleset::{self, HAIRPIN, PODS, Parameters, TABLE};
+use crate::nft::{self, Batch, Element};
+use crate::policy::{Policies, PolicyTable};
+use crate::ruleset::{self, AFFINITY, HAIRPIN, PODS, Parameters, QueueBy, Ranges, TABLE};
 use crate::services::{self, ServiceTable, Withdrawn};
 use crate::thread::{current_namespace, inside};
 use crate::{Cidr, Error};
@@ -39,6 +42,9 @@ pub struct Attachment {
     pub ifname: String,
     /// Address of the pod; its only prefix is /32.
     pub address: IpAddr,
+    /// Its IPv6 address, in a node network that has both families.
+    #[serde(default)]
+    pub address6: Option<IpAddr>,
     /// Default gateway, the only neighbour.
     pub gateway: IpAddr,
     /// Link address in the pod, as `0a:58:…`.
@@ -54,15 +60,34 @@ pub struct AttachRequest {
     pub id: String,
     /// Name of the interface in the pod.
     pub ifname: String,
+    /// What policies call the pod. Once policies were applied, a pod with such a name is attached
+    /// only when they know it: so they hold before its first packet.
+    #[serde(default)]
+    pub member: Option<String>,
 }
 
 /// Fixed properties of the network.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub pod_cidr: Cidr,
-    pub service_cidr: Cidr,
     pub gateway: Ipv4Addr,
+    pub ranges: Vec<Ranges>,
     pub mtu: u32,
+}
+
+impl Shape {
+    /// The IPv6 address that belongs to a pod's IPv4 address: the same place in the other range.
+    fn address6(&self, address: Ipv4Addr) -> Option<IpAddr> {
+        let ranges = self.ranges.iter().find(|ranges| ranges.gateway.is_ipv6())?;
+        let (first, _) = self.pod_cidr.v4_bounds()?;
+        let IpAddr::V6(base) = ranges.pods.address() else { return None };
+        let offset = u128::from(u32::from(address).wrapping_sub(first));
+        Some(Ipv6Addr::from(u128::from(base) + offset).into())
+    }
+
+    fn gateway6(&self) -> Option<IpAddr> {
+        self.ranges.iter().map(|ranges| ranges.gateway).find(IpAddr::is_ipv6)
+    }
 }
 
 /// Noted on the host's end of the veth, so that a new node process finds what an old one made.
@@ -72,12 +97,21 @@ struct Label {
     ifname: String,
     address: Ipv4Addr,
     namespace: u64,
+    #[serde(default)]
+    member: Option<String>,
 }
 
 struct Pod {
     attachment: Attachment,
     address: Ipv4Addr,
     namespace: u64,
+    member: Option<String>,
+}
+
+impl Pod {
+    fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [IpAddr::V4(self.address)].into_iter().chain(self.attachment.address6)
+    }
 }
 
 /// The state of the node thread.
@@ -88,6 +122,9 @@ pub(crate) struct Network {
     ipam: Ipam,
     pods: BTreeMap<String, Pod>,
     services: ServiceTable,
+    /// None until policies were told for the first time.
+    policy_table: Option<PolicyTable>,
+    policies: Policies,
     lock_ports: bool,
 }
 
@@ -100,11 +137,19 @@ impl Network {
             netfilter: Socket::netfilter()?,
             pods: BTreeMap::new(),
             services: ServiceTable::default(),
+            policy_table: None,
+            policies: Policies::default(),
             lock_ports: true,
             shape,
         };
         let links = links()?;
         set_node_sysctls()?;
+        if network.shape.gateway6().is_some()
+            && let Err(error) = set_node_sysctls6()
+        {
+            tracing::info!(error = error.chain(), "pods get no IPv6 addresses");
+            network.shape.ranges.retain(|ranges| ranges.gateway.is_ipv4());
+        }
         if links.iter().any(|link| link.index == BRIDGE_INDEX) {
             network.recover(&links);
         } else {
@@ -118,8 +163,10 @@ impl Network {
         let mut requests = Requests::new();
         requests.set_up(LOOPBACK_INDEX);
         requests.create_bridge(BRIDGE, BRIDGE_INDEX, mac_of(gateway), mtu);
-        requests.add_address(BRIDGE_INDEX, gateway, self.shape.pod_cidr.prefix());
-        requests.add_local_default(LOOPBACK_INDEX, gateway);
+        for ranges in &self.shape.ranges {
+            requests.add_address(BRIDGE_INDEX, ranges.gateway, ranges.pods.prefix());
+            requests.add_local_default(LOOPBACK_INDEX, ranges.gateway);
+        }
         self.route.execute(&requests)
     }
 
@@ -129,41 +176,92 @@ impl Network {
             if let Some(Ok(label)) = label
                 && self.ipam.claim(label.address, &label.id)
             {
-                let pod = self.pod(label.id, label.ifname, label.address, label.namespace);
+                let request =
+                    AttachRequest { id: label.id, ifname: label.ifname, member: label.member };
+                let pod = self.pod(request, label.address, label.namespace);
                 self.pods.insert(pod.attachment.id.clone(), pod);
             }
         }
     }
 
-    fn pod(&self, id: String, ifname: String, address: Ipv4Addr, namespace: u64) -> Pod {
+    fn pod(&self, request: AttachRequest, address: Ipv4Addr, namespace: u64) -> Pod {
         Pod {
             attachment: Attachment {
-                id,
-                ifname,
+                id: request.id,
+                ifname: request.ifname,
                 address: IpAddr::V4(address),
+                address6: self.shape.address6(address),
                 gateway: IpAddr::V4(self.shape.gateway),
                 mac: mac_text(mac_of(address)),
                 mtu: self.shape.mtu,
             },
             address,
             namespace,
+            member: request.member,
         }
     }
 
     /// Installs the fixed rules, replacing any, with the elements of the pods that are known.
-    pub fn install_rules(&mut self, gateway_port: u16) -> Result<(), Error> {
+    pub fn install_rules(&mut self, gateway_port: u16, hold: Option<QueueBy>) -> Result<(), Error> {
         let mut batch = ruleset::base(&Parameters {
             bridge_index: BRIDGE_INDEX,
-            pod_cidr: self.shape.pod_cidr,
-            service_cidr: self.shape.service_cidr,
-            gateway: self.shape.gateway,
+            ranges: self.shape.ranges.clone(),
             gateway_port,
+            hold,
         });
         for pod in self.pods.values() {
-            add_pod_elements(&mut batch, pod.address);
+            add_pod_elements(&mut batch, pod);
         }
         self.services = ServiceTable::default();
+        self.policies = Policies::default();
         batch.commit(&self.netfilter)
+    }
+
+    /// Whether policies have yet to learn of a pod of this name.
+    pub fn awaits_policies(&self, request: &AttachRequest) -> bool {
+        match (&self.policy_table, &request.member) {
+            (Some(table), Some(member)) => {
+                // What is attached already came in under the policies of its time.
+                !table.others_are_free
+                    && !table.members.contains_key(member)
+                    && !self.pods.contains_key(&request.id)
+            }
+            _ => false,
+        }
+    }
+
+    /// Makes the policies exactly these; connections that exist go on.
+    pub fn apply_policies(&mut self, table: PolicyTable) -> Result<(), Error> {
+        let mut batch = Batch::new(TABLE);
+        let after = self.policies.change(&mut batch, &table, &self.attached());
+        batch.commit(&self.netfilter)?;
+        self.policies = after;
+        self.policy_table = Some(table);
+        Ok(())
+    }
+
+    /// Addresses of the pods that policies may speak of.
+    fn attached(&self) -> BTreeMap<String, Vec<IpAddr>> {
+        let mut attached: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+        for pod in self.pods.values() {
+            if let Some(member) = &pod.member {
+                attached.entry(member.clone()).or_default().extend(pod.addresses());
+            }
+        }
+        attached
+    }
+
+    /// Commits a batch of changes to the pods together with what follows for policies.
+    fn commit_with_policies(&mut self, mut batch: Batch) -> Result<(), Error> {
+        let after = self.policy_table.as_ref().map(|table| {
+            let attached = self.attached();
+            self.policies.change(&mut batch, table, &attached)
+        });
+        batch.commit(&self.netfilter)?;
+        if let Some(after) = after {
+            self.policies = after;
+        }
+        Ok(())
     }
 
     /// Gives the namespace an interface, an address and routes.
@@ -182,23 +280,20 @@ impl Network {
             self.detach(&request.id)?;
         }
         let address = self.ipam.allocate(&request.id)?;
-        let pod = self.pod(request.id, request.ifname, address, inode);
-        match self.connect_pod(&pod, &namespace) {
-            Ok(()) => {
-                let attachment = pod.attachment.clone();
-                self.pods.insert(attachment.id.clone(), pod);
-                Ok(attachment)
-            }
+        let pod = self.pod(request, address, inode);
+        let attachment = pod.attachment.clone();
+        let link = self.connect_link(&pod, &namespace);
+        self.pods.insert(attachment.id.clone(), pod);
+        match link.and_then(|()| self.connect_pod(&attachment, address, &namespace)) {
+            Ok(()) => Ok(attachment),
             Err(error) => {
-                let _ = self.disconnect_pod(address);
-                self.ipam.release(address);
+                let _ = self.detach(&attachment.id);
                 Err(error)
             }
         }
     }
 
-    fn connect_pod(&mut self, pod: &Pod, namespace: &OwnedFd) -> Result<(), Error> {
-        let Shape { gateway, mtu, .. } = self.shape;
+    fn connect_link(&mut self, pod: &Pod, namespace: &OwnedFd) -> Result<(), Error> {
         let (address, mac) = (pod.address, mac_of(pod.address));
         let index = self.veth_index(address);
         let label = Label {
@@ -206,6 +301,7 @@ impl Network {
             ifname: pod.attachment.ifname.clone(),
             address,
             namespace: pod.namespace,
+            member: pod.member.clone(),
         };
         let label = serde_json::to_string(&label).expect("a label is plain data");
         let name = format!("veth{:x}", u32::from(address));
@@ -213,20 +309,36 @@ impl Network {
         requests.create_veth(
             (&name, index, BRIDGE_INDEX),
             (&pod.attachment.ifname, mac, namespace.as_fd()),
-            mtu,
+            self.shape.mtu,
         );
         requests.set_alias(index, &label);
-        requests.add_neighbour(BRIDGE_INDEX, address, mac);
+        for address in pod.addresses() {
+            requests.add_neighbour(BRIDGE_INDEX, address, mac);
+        }
         requests.add_forwarding(index, mac);
         requests.set_up(index);
         self.route.execute(&requests)?;
-        self.isolate(index)?;
+        self.isolate(index)
+    }
+
+    fn connect_pod(
+        &mut self,
+        attachment: &Attachment,
+        address: Ipv4Addr,
+        namespace: &OwnedFd,
+    ) -> Result<(), Error> {
         let mut batch = Batch::new(TABLE);
-        add_pod_elements(&mut batch, address);
-        batch.commit(&self.netfilter)?;
-        let ifname = &pod.attachment.ifname;
-        inside(namespace, || configure_pod(ifname, address, gateway, mac_of(gateway)))?;
-        self.await_forwarding(index)
+        if let Some(pod) = self.pods.get(&attachment.id) {
+            add_pod_elements(&mut batch, pod);
+        }
+        self.commit_with_policies(batch)?;
+        let gateways = [Some(attachment.gateway), self.shape.gateway6()];
+        let addresses = [Some(attachment.address), attachment.address6];
+        let pairs: Vec<_> = addresses.into_iter().zip(gateways).collect();
+        let pairs: Vec<_> = pairs.into_iter().filter_map(|(a, g)| Some((a?, g?))).collect();
+        let mac = mac_of(self.shape.gateway);
+        inside(namespace, || configure_pod(&attachment.ifname, &pairs, mac))?;
+        self.await_forwarding(self.veth_index(address))
     }
 
     /// The kernel opens the bridge port, and with the first port the bridge itself, some time after
@@ -283,18 +395,18 @@ impl Network {
         VETH_INDEX + self.ipam.offset(address)
     }
 
-    /// Takes the interface away. Not an error if there is none. Returns the address it had.
-    pub fn detach(&mut self, id: &str) -> Result<Option<Ipv4Addr>, Error> {
+    /// Takes the interface away. Not an error if there is none. Returns the addresses it had.
+    pub fn detach(&mut self, id: &str) -> Result<Vec<IpAddr>, Error> {
         let Some(pod) = self.pods.remove(id) else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
-        let result = self.disconnect_pod(pod.address);
+        let result = self.disconnect_pod(&pod);
         self.ipam.release(pod.address);
-        result.map(|()| Some(pod.address))
+        result.map(|()| pod.addresses().collect())
     }
 
-    /// Undoes all of [`Self::connect_pod`], or as much as was done; the first error is returned.
-    fn disconnect_pod(&self, address: Ipv4Addr) -> Result<(), Error> {
+    /// Undoes all of what connects a pod, or as much as was done; the first error is returned.
+    fn disconnect_pod(&mut self, pod: &Pod) -> Result<(), Error> {
         // The link may be gone already, with the pod's namespace.
         let tolerated = [libc::ENODEV, libc::ENOENT, libc::ENXIO];
         let ignore_absent = |result: Result<(), Error>| match result {
@@ -303,19 +415,25 @@ impl Network {
         };
         let link = {
             let mut requests = Requests::new();
-            requests.delete_link(self.veth_index(address));
+            requests.delete_link(self.veth_index(pod.address));
             ignore_absent(self.route.execute(&requests))
         };
-        let neighbour = {
+        let mut neighbour = Ok(());
+        for address in pod.addresses() {
             let mut requests = Requests::new();
             requests.delete_neighbour(BRIDGE_INDEX, address);
-            ignore_absent(self.route.execute(&requests))
-        };
+            neighbour = neighbour.and(ignore_absent(self.route.execute(&requests)));
+        }
         let mut batch = Batch::new(TABLE);
-        batch.delete_elements(PODS, &[ruleset::pod_element(mac_of(address), address)]);
-        batch.delete_elements(HAIRPIN, &[ruleset::hairpin_element(address)]);
+        for address in pod.addresses() {
+            let family = Family::of(address);
+            let own = [ruleset::pod_element(mac_of(pod.address), address)];
+            batch.delete_elements(&family.name(PODS), &own);
+            batch.delete_elements(&family.name(HAIRPIN), &[ruleset::hairpin_element(address)]);
+        }
         let elements = ignore_absent(batch.commit(&self.netfilter));
-        link.and(neighbour).and(elements)
+        let policies = self.commit_with_policies(Batch::new(TABLE));
+        link.and(neighbour).and(elements).and(policies)
     }
 
     pub fn attachments(&self) -> Vec<Attachment> {
@@ -331,20 +449,66 @@ impl Network {
         self.ipam.cidr()
     }
 
-    /// Changes the services by difference. Returns what flows must be forgotten.
-    pub fn apply_services(&mut self, table: ServiceTable) -> Result<Vec<Withdrawn>, Error> {
-        let difference = services::difference(&self.services, &table);
+    /// Changes the services by difference; what still leads to endpoints that are gone is forgotten.
+    pub fn apply_services(&mut self, table: ServiceTable) -> Result<(), Error> {
+        let ranges = self.shape.ranges.clone();
+        let inside = |address| {
+            ranges.iter().any(|r| r.services.contains(address) || r.pods.contains(address))
+        };
+        let difference = services::difference(&self.services, &table, &inside);
         for batch in difference.batches {
             batch.commit(&self.netfilter)?;
         }
         self.services = table;
-        Ok(difference.withdrawn)
+        if difference.withdrawn.is_empty() {
+            return Ok(());
+        }
+        self.forget_affinities(&difference.withdrawn)?;
+        conntrack::forget(&self.netfilter, &difference.withdrawn)
+    }
+
+    /// Clients that were given an endpoint which is gone get another one.
+    fn forget_affinities(&self, withdrawn: &[Withdrawn]) -> Result<(), Error> {
+        for family in Family::BOTH {
+            let gone: BTreeSet<(Vec<u8>, Vec<u8>)> = withdrawn
+                .iter()
+                .filter(|w| w.sticky && Family::of(w.frontend.address) == family)
+                .map(|w| (services::key(&w.frontend), services::target(&w.endpoint)))
+                .collect();
+            if gone.is_empty() {
+                continue;
+            }
+            let map = family.name(AFFINITY);
+            for (key, value) in nft::dump_elements(&self.netfilter, TABLE, &map)? {
+                let frontend = key.get(family.bytes() as usize..).unwrap_or_default();
+                if !gone.contains(&(frontend.to_vec(), value)) {
+                    continue;
+                }
+                let mut batch = Batch::new(TABLE);
+                batch.delete_elements(&map, &[Element::Key(key)]);
+                match batch.commit(&self.netfilter) {
+                    // Its time was up meanwhile.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The address ranges in use: the IPv6 ones may be missing.
+    pub fn ranges(&self) -> Vec<Ranges> {
+        self.shape.ranges.clone()
     }
 }
 
-fn add_pod_elements(batch: &mut Batch, address: Ipv4Addr) {
-    batch.add_elements(PODS, &[ruleset::pod_element(mac_of(address), address)]);
-    batch.add_elements(HAIRPIN, &[ruleset::hairpin_element(address)]);
+fn add_pod_elements(batch: &mut Batch, pod: &Pod) {
+    for address in pod.addresses() {
+        let family = Family::of(address);
+        let own = [ruleset::pod_element(mac_of(pod.address), address)];
+        batch.add_elements(&family.name(PODS), &own);
+        batch.add_elements(&family.name(HAIRPIN), &[ruleset::hairpin_element(address)]);
+    }
 }
 
 /// The links in the namespace of the calling thread.
@@ -357,7 +521,7 @@ fn links() -> Result<Vec<Link>, Error> {
 }
 
 fn check(request: &AttachRequest) -> Result<(), Error> {
-    let AttachRequest { id, ifname } = request;
+    let AttachRequest { id, ifname, .. } = request;
     if id.is_empty() || id.len() > MAX_ID_BYTES {
         return Err(Error::Invalid(format!(
             "attachment id {id:?} must have 1 to {MAX_ID_BYTES} bytes"
@@ -384,13 +548,8 @@ fn inode_of(namespace: &OwnedFd) -> Result<u64, Error> {
         .map_err(|e| Error::system("look at the pod's network namespace", e))
 }
 
-/// The pod's side, run inside its namespace.
-fn configure_pod(
-    ifname: &str,
-    address: Ipv4Addr,
-    gateway: Ipv4Addr,
-    mac: Mac,
-) -> Result<(), Error> {
+/// The pod's side, run inside its namespace: each address with its gateway.
+fn configure_pod(ifname: &str, pairs: &[(IpAddr, IpAddr)], mac: Mac) -> Result<(), Error> {
     let links = links()?;
     let interface = links.iter().find(|link| link.name == ifname);
     let index = interface.map(|link| link.index).ok_or_else(|| {
@@ -399,11 +558,15 @@ fn configure_pod(
     })?;
     let mut requests = Requests::new();
     requests.set_up(LOOPBACK_INDEX);
-    requests.add_address(index, address, 32);
+    for (address, _) in pairs {
+        requests.add_address(index, *address, if address.is_ipv4() { 32 } else { 128 });
+    }
     requests.set_up(index);
-    requests.add_neighbour(index, gateway, mac);
-    requests.add_link_route(index, gateway, address);
-    requests.add_default_route(index, gateway);
+    for (address, gateway) in pairs {
+        requests.add_neighbour(index, *gateway, mac);
+        requests.add_link_route(index, *gateway, *address);
+        requests.add_default_route(index, *gateway);
+    }
     Socket::route()?.execute(&requests)?;
     // Both are conveniences, and what container engines give: low ports and ping for everyone.
     let _ = write_sysctl("net/ipv4/ip_unprivileged_port_start", "0");
@@ -428,6 +591,16 @@ fn set_node_sysctls() -> Result<(), Error> {
     write_sysctl("net/ipv4/icmp_echo_ignore_all", "1")?;
     let _ = write_sysctl("net/ipv4/ip_unprivileged_port_start", "0");
     match write_sysctl("net/bridge/bridge-nf-call-iptables", "0") {
+        Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn set_node_sysctls6() -> Result<(), Error> {
+    write_sysctl("net/ipv6/conf/all/disable_ipv6", "0")?;
+    write_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    let _ = write_sysctl("net/ipv6/icmp/echo_ignore_all", "1");
+    match write_sysctl("net/bridge/bridge-nf-call-ip6tables", "0") {
         Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }

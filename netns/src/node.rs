@@ -1,25 +1,34 @@
 //! The data plane of a node.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::family::Family;
 use crate::forward::Forwards;
-use crate::gateway::{self, Flows, Ping};
+use crate::gateway::{self, Flows, Held, Ping};
 use crate::link::v4;
 use crate::network::{Network, Shape};
+use crate::publish::{Publications, Surroundings};
+use crate::ruleset::{QueueBy, Ranges};
 use crate::thread::NetnsThread;
-use crate::{AttachRequest, Attachment, Cidr, Error, Forward, ServiceTable};
+use crate::{
+    AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
+    ServiceTable,
+};
 
 const BACKLOG: i32 = 1024;
+/// How long a pod's attachment may wait for policies to know it.
+const POLICY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a node network looks like.
 #[derive(Debug)]
@@ -30,12 +39,26 @@ pub struct NodeConfig {
     pub gateway: IpAddr,
     /// Virtual addresses of services.
     pub service_cidr: Cidr,
+    /// The same for IPv6, if pods are to have both. Left out where the kernel has no IPv6.
+    pub ipv6: Option<Ranges6>,
     /// Largest packet between pods, in bytes.
     pub mtu: u32,
     /// Servers of the host that are reachable in the node network.
     pub forwards: Vec<Forward>,
     /// A node network to take over from a node process that has ended; None makes one.
     pub existing: Option<OwnedFd>,
+}
+
+/// Ranges of IPv6 addresses. A pod's address has the same place in its range as the IPv4 address in
+/// its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranges6 {
+    /// Addresses of pods.
+    pub pod_cidr: Cidr,
+    /// The node's own address in that range.
+    pub gateway: IpAddr,
+    /// Virtual addresses of services.
+    pub service_cidr: Cidr,
 }
 
 /// A running node network. Clones share it.
@@ -48,16 +71,20 @@ struct Shared {
     thread: NetnsThread<Network>,
     flows: Arc<Flows>,
     forwards: Mutex<Forwards>,
+    publications: Mutex<Publications>,
+    policies: watch::Sender<()>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
     join: std::sync::Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The gateway's sockets in the node network.
+/// The gateway's sockets in the node network, of each family.
 struct Sockets {
-    tcp: std::net::TcpListener,
-    udp: Socket,
+    tcp: Vec<std::net::TcpListener>,
+    udp: Vec<Socket>,
     icmp: (Socket, Socket),
+    queue: Option<Socket>,
+    inside: Vec<Cidr>,
 }
 
 impl Node {
@@ -70,11 +97,20 @@ impl Node {
             cidr: config.pod_cidr.to_string(),
             gateway: config.gateway.to_string(),
         })?;
-        let inside = [config.pod_cidr, config.service_cidr];
+        let first = Ranges {
+            pods: config.pod_cidr,
+            services: config.service_cidr,
+            gateway: config.gateway,
+        };
+        let second = config.ipv6.map(|six| Ranges {
+            pods: six.pod_cidr,
+            services: six.service_cidr,
+            gateway: six.gateway,
+        });
         let shape = Shape {
             pod_cidr: config.pod_cidr,
-            service_cidr: config.service_cidr,
             gateway,
+            ranges: [first].into_iter().chain(second).collect(),
             mtu: config.mtu,
         };
         let (thread, join) = NetnsThread::start(config.existing, || Network::create(shape))?;
@@ -87,37 +123,53 @@ impl Node {
                 thread,
                 flows,
                 forwards: Mutex::default(),
+                publications: Mutex::default(),
+                policies: watch::Sender::new(()),
                 shutdown,
                 tasks,
                 join: std::sync::Mutex::new(Some(join)),
             }),
         };
-        let failed = |e| Error::system("start the gateway", e);
-        let ping = Arc::new(Ping::new(sockets.icmp, gateway, inside).map_err(failed)?);
-        let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
-        node.serve_gateway(tcp, sockets.udp, ping);
+        node.serve_gateway(sockets, gateway)?;
         node.set_forwards(&config.forwards).await?;
         Ok(node)
     }
 
-    fn serve_gateway(&self, tcp: TcpListener, udp: Socket, ping: Arc<Ping>) {
+    fn serve_gateway(&self, sockets: Sockets, gateway: Ipv4Addr) -> Result<(), Error> {
+        let failed = |e| Error::system("start the gateway", e);
         let Shared { flows, tasks, .. } = &*self.shared;
-        self.spawn(gateway::serve_tcp(tcp, Arc::clone(flows), tasks.clone()));
+        let ping = Ping::new(sockets.icmp, gateway, sockets.inside).map_err(failed)?;
+        let (ping, held) = (Arc::new(ping), Arc::new(Held::default()));
+        for tcp in sockets.tcp {
+            let tcp = TcpListener::from_std(tcp).map_err(failed)?;
+            let (held, flows) = (Arc::clone(&held), Arc::clone(flows));
+            self.spawn(gateway::serve_tcp(tcp, held, flows, tasks.clone()));
+        }
+        if let Some(queue) = sockets.queue {
+            let serve = gateway::serve_queue(queue, held, Arc::clone(flows), tasks.clone());
+            self.spawn_gateway("queue of new connections", serve);
+        }
         let context = gateway::Context {
             node: self.shared.thread.clone(),
             flows: Arc::clone(flows),
             ping: Arc::clone(&ping),
             tasks: tasks.clone(),
         };
+        for udp in sockets.udp {
+            self.spawn_gateway("UDP gateway", gateway::serve_udp(udp, context.clone()));
+        }
+        self.spawn_gateway("ping gateway", ping.serve(Arc::clone(flows), tasks.clone()));
+        Ok(())
+    }
+
+    fn spawn_gateway(
+        &self,
+        name: &'static str,
+        serve: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) {
         self.spawn(async move {
-            if let Err(error) = gateway::serve_udp(udp, context).await {
-                tracing::error!(error = error.chain(), "the UDP gateway has ended");
-            }
-        });
-        let (flows, tasks) = (Arc::clone(flows), tasks.clone());
-        self.spawn(async move {
-            if let Err(error) = ping.serve(flows, tasks).await {
-                tracing::error!(error = error.chain(), "the ping gateway has ended");
+            if let Err(error) = serve.await {
+                tracing::error!(error = error.chain(), "the {name} has ended");
             }
         });
     }
@@ -137,16 +189,47 @@ impl Node {
         namespace: OwnedFd,
     ) -> Result<Attachment, Error> {
         let thread = &self.shared.thread;
+        let mut policies = self.shared.policies.subscribe();
+        let known = async {
+            loop {
+                let request = request.clone();
+                if !thread.run(move |network| network.awaits_policies(&request)).await? {
+                    return Ok(());
+                }
+                policies.changed().await.map_err(|_| Error::Closed)?;
+            }
+        };
+        tokio::time::timeout(POLICY_PATIENCE, known).await.map_err(|_| {
+            let member = request.member.clone().unwrap_or_default();
+            Error::Invalid(format!("no policy decision about {member} came in time"))
+        })??;
         thread.run(|network| network.attach(request, namespace)).await?
     }
 
     /// Disconnects a pod and ends its flows. Not an error if it is not attached.
     pub async fn detach(&self, id: String) -> Result<(), Error> {
         let result = self.shared.thread.run(move |network| network.detach(&id)).await?;
-        if let Ok(Some(address)) = &result {
+        for address in result.as_deref().unwrap_or_default() {
             self.shared.flows.end(*address);
         }
         result.map(|_| ())
+    }
+
+    /// Makes the policies exactly these.
+    pub async fn apply_policies(&self, table: PolicyTable) -> Result<(), Error> {
+        self.shared.thread.run(|network| network.apply_policies(table)).await??;
+        self.shared.policies.send_replace(());
+        Ok(())
+    }
+
+    /// Makes the published ports exactly these; None is success.
+    pub async fn publish(&self, wanted: &[Publication]) -> Vec<Option<Refused>> {
+        let surroundings = Surroundings {
+            node: self.shared.thread.clone(),
+            tasks: self.shared.tasks.clone(),
+            shutdown: self.shared.shutdown.clone(),
+        };
+        self.shared.publications.lock().await.set(wanted, &surroundings).await
     }
 
     /// The pods that are connected.
@@ -162,8 +245,7 @@ impl Node {
     /// Makes the services exactly these.
     pub async fn apply_services(&self, table: ServiceTable) -> Result<(), Error> {
         let thread = &self.shared.thread;
-        thread.run(|network| network.apply_services(table)).await??;
-        Ok(())
+        thread.run(|network| network.apply_services(table)).await?
     }
 
     /// Makes the forwards exactly these; connections of a removed one end.
@@ -241,22 +323,54 @@ fn new_socket(address: SocketAddr, kind: Type) -> std::io::Result<Socket> {
 /// Opens the gateway's sockets and installs the rules that lead to them.
 fn prepare(network: &mut Network) -> Result<Sockets, Error> {
     let failed = |e| Error::system("open the gateway's sockets", e);
-    // A port is free for both protocols as soon as it is for TCP: the namespace is ours alone,
-    // but for pods on the node's network, hence the second try.
+    let ranges = network.ranges();
+    let families: Vec<Family> = ranges.iter().map(Ranges::family).collect();
+    let inside = ranges.iter().flat_map(|ranges| [ranges.pods, ranges.services]).collect();
+    // A port is free for every family and protocol as soon as it is for one: the namespace is
+    // ours alone, but for pods on the node's network, hence the other tries.
     let mut last = None;
     for _ in 0..8 {
-        let tcp = gateway::listen(0).map_err(failed)?;
-        let port = tcp.local_addr().map_err(failed)?.port();
-        match gateway::bind_udp(port) {
-            Ok(udp) => {
+        match open_gateway(&families) {
+            Ok((port, tcp, udp)) => {
                 let icmp = gateway::open_icmp().map_err(failed)?;
-                network.install_rules(port)?;
-                return Ok(Sockets { tcp, udp, icmp });
+                let queue = install(network, port)?;
+                return Ok(Sockets { tcp, udp, icmp, queue, inside });
             }
             Err(error) => last = Some(error),
         }
     }
     Err(failed(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())))
+}
+
+type GatewaySockets = (u16, Vec<std::net::TcpListener>, Vec<Socket>);
+
+fn open_gateway(families: &[Family]) -> std::io::Result<GatewaySockets> {
+    let (mut port, mut tcp, mut udp) = (0, Vec::new(), Vec::new());
+    for family in families {
+        let listener = gateway::listen(*family, port)?;
+        port = listener.local_addr()?.port();
+        tcp.push(listener);
+        udp.push(gateway::bind_udp(*family, port)?);
+    }
+    Ok((port, tcp, udp))
+}
+
+/// Installs the rules; with connections held if the kernel can do that in one way or the other.
+fn install(network: &mut Network, port: u16) -> Result<Option<Socket>, Error> {
+    match gateway::open_queue() {
+        Ok(queue) => {
+            for by in [QueueBy::Expression, QueueBy::Target] {
+                match network.install_rules(port, Some(by)) {
+                    Ok(()) => return Ok(Some(queue)),
+                    Err(error) => tracing::debug!(error = error.chain(), ?by, "no queue"),
+                }
+            }
+        }
+        Err(error) => tracing::debug!(error = error.chain(), "no queue"),
+    }
+    tracing::info!("the kernel has no packet queue: refused connections end after they began");
+    network.install_rules(port, None)?;
+    Ok(None)
 }
 
 /// Every flow takes two descriptors; the soft limit is 1024 by tradition.

@@ -1,11 +1,13 @@
-//! The fixed rules of the node network. What changes are the elements of its sets and maps.
+//! The fixed rules of the node network. What changes are the elements of its sets and maps, and the
+//! chains that policies make.
 //!
 //! Packets to a pod or a service stay in the kernel. Everything else from a pod is taken over by
 //! the gateway's sockets (TPROXY) and kept out of connection tracking.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::Cidr;
+use crate::family::{Family, octets};
 use crate::link::Mac;
 use crate::nft::expr::{Compare, Meta, R0, Register, Reject};
 use crate::nft::{Batch, Chain, Data, Element, Hook, Kind, Rule, SetFlags, SetSpec};
@@ -17,14 +19,22 @@ pub(crate) const PODS: &str = "pods";
 pub(crate) const HAIRPIN: &str = "hairpin";
 /// Address, protocol, port of a service, to the chain that picks an endpoint.
 pub(crate) const SERVICES: &str = "services";
+/// Address, protocol, port of a service whose address lies outside the cluster's ranges.
+pub(crate) const EXTERNAL: &str = "external";
 /// Number, address, protocol, port, to address and port of an endpoint.
 pub(crate) const ENDPOINTS: &str = "endpoints";
 /// Client, address, protocol, port, to the endpoint that the client was given last.
 pub(crate) const AFFINITY: &str = "affinity";
+/// Address of a pod to the chain of what may reach it.
+pub(crate) const INGRESS: &str = "policy-ingress";
+/// Address of a pod to the chain of what it may reach.
+pub(crate) const EGRESS: &str = "policy-egress";
 const CLUSTER: &str = "cluster";
 
 const RAW: &str = "raw-prerouting";
 const RAW_OUTPUT: &str = "raw-output";
+const LEAVE: &str = "leave";
+const HOLD: &str = "hold";
 const INTERCEPT: &str = "intercept";
 const NAT_PREROUTING: &str = "nat-prerouting";
 const NAT_OUTPUT: &str = "nat-output";
@@ -34,74 +44,116 @@ const FILTER_FORWARD: &str = "filter-forward";
 
 /// `enum ip_conntrack_status`: the destination was rewritten.
 const STATUS_DNAT: u32 = 1 << 5;
+/// `NF_CT_STATE_BIT` of established and related connections.
+const STATE_KNOWN: u32 = 1 << 1 | 1 << 2;
+
+/// The gateway's verdicts on a connection that it held, as marks of the packet.
+pub(crate) const MARK_REFUSED: u32 = 0x7001;
+pub(crate) const MARK_UNREACHABLE: u32 = 0x7002;
+/// The queue on which connections are held.
+pub(crate) const QUEUE: u16 = 1;
+
+/// The ranges of one family.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ranges {
+    pub pods: Cidr,
+    pub services: Cidr,
+    pub gateway: IpAddr,
+}
+
+impl Ranges {
+    pub fn family(&self) -> Family {
+        Family::of(self.gateway)
+    }
+}
+
+/// How the kernel hands packets to a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QueueBy {
+    Expression,
+    Target,
+}
 
 /// What the fixed rules depend on.
 pub(crate) struct Parameters {
     pub bridge_index: u32,
-    pub pod_cidr: Cidr,
-    pub service_cidr: Cidr,
-    pub gateway: Ipv4Addr,
-    /// Port on 127.0.0.1 of the gateway's transparent sockets, TCP and UDP.
+    pub ranges: Vec<Ranges>,
+    /// Port on loopback of the gateway's transparent sockets, TCP and UDP.
     pub gateway_port: u16,
+    /// Whether, and how, connections are held until the outside has answered.
+    pub hold: Option<QueueBy>,
 }
 
 /// Key of [`PODS`].
-pub(crate) fn pod_element(mac: Mac, address: Ipv4Addr) -> Element {
+pub(crate) fn pod_element(mac: Mac, address: IpAddr) -> Element {
     let mut key = mac.to_vec();
     key.extend_from_slice(&[0, 0]);
-    key.extend_from_slice(&address.octets());
+    key.extend_from_slice(&octets(address));
     Element::Key(key)
 }
 
 /// Key of [`HAIRPIN`].
-pub(crate) fn hairpin_element(address: Ipv4Addr) -> Element {
-    Element::Key([address.octets(), address.octets()].concat())
+pub(crate) fn hairpin_element(address: IpAddr) -> Element {
+    Element::Key([octets(address), octets(address)].concat())
 }
 
-/// A batch that replaces whatever was there by the fixed rules with empty sets.
+/// The rules, complete, with every set empty. Replaces whatever was there.
 pub(crate) fn base(parameters: &Parameters) -> Batch {
     let mut batch = Batch::new(TABLE);
     batch.replace_table();
-    sets(&mut batch, parameters);
+    sets(&mut batch);
     chains(&mut batch);
-    raw(&mut batch, parameters);
-    intercept(&mut batch, parameters);
-    nat(&mut batch, parameters);
-    filter(&mut batch, parameters);
+    for ranges in &parameters.ranges {
+        let family = ranges.family();
+        let bounds = [ranges.pods, ranges.services].map(|cidr| cidr.bounds());
+        let mut bounds = bounds.to_vec();
+        bounds.sort_unstable();
+        let elements: Vec<_> =
+            bounds.into_iter().flat_map(|(first, last)| Element::interval(first, last)).collect();
+        batch.add_elements(&family.name(CLUSTER), &elements);
+        raw(&mut batch, parameters, family);
+        leave(&mut batch, family);
+        hold(&mut batch, parameters, family);
+        intercept(&mut batch, parameters, family);
+        nat(&mut batch, ranges);
+        filter(&mut batch, ranges);
+    }
     batch
 }
 
-fn sets(batch: &mut Batch, parameters: &Parameters) {
+fn sets(batch: &mut Batch) {
     let plain = SetFlags::default();
-    let specs = [
-        (PODS, plain, 12, Data::None, None),
-        (HAIRPIN, plain, 8, Data::None, None),
-        (CLUSTER, SetFlags::INTERVAL, 4, Data::None, None),
-        (SERVICES, plain, 12, Data::Verdict, None),
-        (ENDPOINTS, plain, 16, Data::Value { bytes: 8 }, None),
-        (
-            AFFINITY,
-            SetFlags::TIMEOUT.and(SetFlags::EVAL),
-            16,
-            Data::Value { bytes: 8 },
-            Some(10_800_000),
-        ),
-    ];
-    for (id, (name, flags, key_bytes, data, timeout_ms)) in (1..).zip(specs) {
-        batch.set(&SetSpec { name, id, flags, key_bytes, data, timeout_ms });
+    for family in Family::BOTH {
+        let address = family.bytes();
+        // Protocol and port take a register each.
+        let frontend = address + 8;
+        let endpoint = Data::Value { bytes: address + 4 };
+        let sticky = SetFlags::TIMEOUT.and(SetFlags::EVAL);
+        let specs = [
+            (PODS, plain, 8 + address, Data::None, None),
+            (HAIRPIN, plain, 2 * address, Data::None, None),
+            (CLUSTER, SetFlags::INTERVAL, address, Data::None, None),
+            (SERVICES, plain, frontend, Data::Verdict, None),
+            (EXTERNAL, plain, frontend, Data::None, None),
+            (ENDPOINTS, plain, 4 + frontend, endpoint, None),
+            (AFFINITY, sticky, address + frontend, endpoint, Some(10_800_000)),
+            (INGRESS, plain, address, Data::Verdict, None),
+            (EGRESS, plain, address, Data::Verdict, None),
+        ];
+        for (name, flags, key_bytes, data, timeout_ms) in specs {
+            let id = batch.next_id();
+            let name = &family.name(name);
+            batch.set(&SetSpec { name, id, flags, key_bytes, data, timeout_ms });
+        }
     }
-    let mut bounds: Vec<_> =
-        [parameters.pod_cidr, parameters.service_cidr].iter().filter_map(Cidr::v4_bounds).collect();
-    bounds.sort_unstable();
-    let elements: Vec<_> =
-        bounds.into_iter().flat_map(|(first, last)| Element::interval(first, last)).collect();
-    batch.add_elements(CLUSTER, &elements);
 }
 
 fn chains(batch: &mut Batch) {
     let chains = [
         (RAW, Kind::Filter, Hook::Prerouting, -300),
         (RAW_OUTPUT, Kind::Filter, Hook::Output, -300),
+        (LEAVE, Kind::Filter, Hook::Prerouting, -170),
+        (HOLD, Kind::Filter, Hook::Prerouting, -160),
         (INTERCEPT, Kind::Filter, Hook::Prerouting, -150),
         (NAT_PREROUTING, Kind::Nat, Hook::Prerouting, -100),
         (NAT_OUTPUT, Kind::Nat, Hook::Output, -100),
@@ -114,100 +166,168 @@ fn chains(batch: &mut Batch) {
     }
 }
 
-fn from_bridge(parameters: &Parameters) -> Rule {
+fn from_bridge(parameters: &Parameters, family: Family) -> Rule {
     let index = parameters.bridge_index.to_ne_bytes();
-    Rule::new().ipv4().meta(Meta::InputIndex, R0).compare(R0, Compare::Equal, &index)
+    let bridge = Rule::new().family(family).meta(Meta::InputIndex, R0);
+    bridge.compare(R0, Compare::Equal, &index)
 }
 
-fn raw(batch: &mut Batch, parameters: &Parameters) {
+/// Address, protocol and port of the destination, from this register on.
+pub(crate) fn frontend(rule: Rule, family: Family, first: Register) -> Rule {
+    let protocol = first.after(family.registers());
+    rule.destination(family, first)
+        .meta(Meta::TransportProtocol, protocol)
+        .destination_port(protocol.after(1))
+}
+
+fn to_external(family: Family) -> Rule {
+    let rule = frontend(Rule::new().family(family), family, R0);
+    rule.lookup(&family.name(EXTERNAL), R0, false)
+}
+
+fn to_cluster(family: Family) -> Rule {
+    let rule = Rule::new().family(family).destination(family, R0);
+    rule.lookup(&family.name(CLUSTER), R0, false)
+}
+
+fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
     // A pod may only speak with its own address from its own link address.
-    let spoofed = from_bridge(parameters)
+    let spoofed = from_bridge(parameters, family)
         .link_source(R0)
-        .ipv4_source(Register(2))
-        .lookup(PODS, R0, true)
+        .source(family, Register(2))
+        .lookup(&family.name(PODS), R0, true)
         .drop();
     batch.rule(RAW, &spoofed);
     for chain in [RAW, RAW_OUTPUT] {
-        let inside = Rule::new()
-            .ipv4()
-            .ipv4_source(R0)
-            .lookup(CLUSTER, R0, false)
-            .ipv4_destination(R0)
-            .lookup(CLUSTER, R0, false)
-            .accept();
-        batch.rule(chain, &inside);
-        batch.rule(chain, &Rule::new().notrack());
+        batch.rule(chain, &to_external(family).accept());
+        let inside = to_cluster(family).source(family, R0);
+        batch.rule(chain, &inside.lookup(&family.name(CLUSTER), R0, false).accept());
+        batch.rule(chain, &Rule::new().family(family).notrack());
     }
 }
 
-fn intercept(batch: &mut Batch, parameters: &Parameters) {
-    let to = |prefix: Ipv4Addr, mask: [u8; 4]| {
-        Rule::new().ipv4().ipv4_destination(R0).mask(R0, &mask).compare(
-            R0,
-            Compare::Equal,
-            &prefix.octets(),
-        )
+/// What pods may send beyond the cluster. A connection is judged once, when it begins, as inside
+/// the cluster: so it outlives a change of policy.
+fn leave(batch: &mut Batch, family: Family) {
+    batch.rule(LEAVE, &to_cluster(family).accept());
+    batch.rule(LEAVE, &to_external(family).accept());
+    let egress = |rule: Rule| rule.source(family, R0).verdict_map(&family.name(EGRESS), R0);
+    batch.rule(LEAVE, &egress(Rule::new().family(family).tcp_syn()));
+    let other = Rule::new().family(family).meta(Meta::TransportProtocol, R0);
+    let other = other.compare(R0, Compare::NotEqual, &[libc::IPPROTO_TCP as u8]);
+    batch.rule(LEAVE, &egress(other));
+}
+
+/// The first packet of a connection to the outside waits until the outside has answered.
+fn hold(batch: &mut Batch, parameters: &Parameters, family: Family) {
+    let Some(by) = parameters.hold else {
+        return;
     };
-    let inside = Rule::new().ipv4().ipv4_destination(R0).lookup(CLUSTER, R0, false).accept();
-    batch.rule(INTERCEPT, &inside);
-    let loopback = to(Ipv4Addr::new(127, 0, 0, 0), [255, 0, 0, 0]).accept();
-    batch.rule(INTERCEPT, &loopback);
-    // Multicast, the reserved range above it, and the limited broadcast.
-    let multicast = to(Ipv4Addr::new(224, 0, 0, 0), [224, 0, 0, 0]).drop();
-    batch.rule(INTERCEPT, &multicast);
+    batch.rule(HOLD, &to_cluster(family).accept());
+    batch.rule(HOLD, &to_external(family).accept());
+    let first = from_bridge(parameters, family).tcp_syn();
+    let queued = match by {
+        QueueBy::Expression => first.queue(QUEUE),
+        QueueBy::Target => first.queue_by_target(QUEUE),
+    };
+    batch.rule(HOLD, &queued);
+}
+
+fn intercept(batch: &mut Batch, parameters: &Parameters, family: Family) {
+    batch.rule(INTERCEPT, &to_cluster(family).accept());
+    batch.rule(INTERCEPT, &to_external(family).accept());
+    let to = |prefix: &[u8], mask: &[u8]| {
+        let rule = Rule::new().family(family).destination(family, R0);
+        rule.mask(R0, mask).compare(R0, Compare::Equal, prefix)
+    };
+    match family {
+        Family::V4 => {
+            batch.rule(INTERCEPT, &to(&[127, 0, 0, 0], &[255, 0, 0, 0]).accept());
+            // Multicast, the reserved range above it, and the limited broadcast.
+            let multicast = Ipv4Addr::new(224, 0, 0, 0).octets();
+            batch.rule(INTERCEPT, &to(&multicast, &multicast).drop());
+        }
+        Family::V6 => {
+            let mut loopback = [0; 16];
+            loopback[15] = 1;
+            batch.rule(INTERCEPT, &to(&loopback, &[0xff; 16]).accept());
+            // Link-local and multicast addresses are the neighbours' business.
+            for (prefix, mask) in [([0xfe, 0x80], [0xff, 0xc0]), ([0xff, 0], [0xff, 0])] {
+                let wide = |two: [u8; 2]| [&two[..], &[0; 14]].concat();
+                batch.rule(INTERCEPT, &to(&wide(prefix), &wide(mask)).accept());
+            }
+        }
+    }
+    for (mark, reject) in
+        [(MARK_REFUSED, Reject::TcpReset), (MARK_UNREACHABLE, Reject::HostUnreachable)]
+    {
+        let marked = Rule::new().family(family).meta(Meta::Mark, R0);
+        let marked = marked.compare(R0, Compare::Equal, &mark.to_ne_bytes());
+        let marked = marked.transport(libc::IPPROTO_TCP);
+        batch.rule(INTERCEPT, &marked.reject(reject));
+    }
     for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
+        let port = R0.after(family.registers());
         let tproxy = Rule::new()
-            .ipv4()
+            .family(family)
             .transport(protocol)
-            .immediate(R0, &Ipv4Addr::LOCALHOST.octets())
-            .immediate(Register(1), &parameters.gateway_port.to_be_bytes())
-            .tproxy(R0, Register(1))
+            .immediate(R0, &octets(family.loopback()))
+            .immediate(port, &parameters.gateway_port.to_be_bytes())
+            .tproxy(family, R0, port)
             .accept();
         batch.rule(INTERCEPT, &tproxy);
     }
 }
 
-fn nat(batch: &mut Batch, parameters: &Parameters) {
+fn nat(batch: &mut Batch, ranges: &Ranges) {
+    let family = ranges.family();
     for chain in [NAT_PREROUTING, NAT_OUTPUT] {
-        let service = Rule::new()
-            .ipv4()
-            .ipv4_destination(R0)
-            .meta(Meta::TransportProtocol, Register(1))
-            .destination_port(Register(2))
-            .verdict_map(SERVICES, R0);
-        batch.rule(chain, &service);
+        let service = frontend(Rule::new().family(family), family, R0);
+        batch.rule(chain, &service.verdict_map(&family.name(SERVICES), R0));
     }
     // A pod that reaches itself through a service must see another source than itself.
-    let hairpin = Rule::new()
-        .ipv4()
-        .connection_status(R0)
+    let translated = Rule::new().family(family).connection_status(R0);
+    let hairpin = translated
         .mask(R0, &STATUS_DNAT.to_ne_bytes())
         .compare(R0, Compare::NotEqual, &[0; 4])
-        .ipv4_source(R0)
-        .ipv4_destination(Register(1))
-        .lookup(HAIRPIN, R0, false)
-        .immediate(R0, &parameters.gateway.octets())
-        .snat(R0);
+        .source(family, R0)
+        .destination(family, R0.after(family.registers()))
+        .lookup(&family.name(HAIRPIN), R0, false)
+        .immediate(R0, &octets(ranges.gateway))
+        .snat(family, R0);
     batch.rule(NAT_POSTROUTING, &hairpin);
 }
 
-fn filter(batch: &mut Batch, parameters: &Parameters) {
-    // What still has a service's address here is not served: no such service, or no endpoint.
-    let Some((first, last)) = parameters.service_cidr.v4_bounds() else {
-        return;
-    };
-    let mask = (!(first ^ last)).to_be_bytes();
+fn filter(batch: &mut Batch, ranges: &Ranges) {
+    let family = ranges.family();
+    let (first, last) = ranges.services.bounds();
+    let (first, last) = (octets(first), octets(last));
+    // The bits in which first and last address agree are the prefix.
+    let mask: Vec<u8> = first.iter().zip(&last).map(|(a, b)| !(a ^ b)).collect();
     for chain in [FILTER_INPUT, FILTER_FORWARD] {
-        let unserved = || {
-            Rule::new().ipv4().ipv4_destination(R0).mask(R0, &mask).compare(
-                R0,
-                Compare::Equal,
-                &first.to_be_bytes(),
-            )
+        // What still has a service's address here is not served: no such service, or no endpoint.
+        let own = || {
+            let rule = Rule::new().family(family).destination(family, R0).mask(R0, &mask);
+            rule.compare(R0, Compare::Equal, &first)
         };
-        let tcp = unserved().transport(libc::IPPROTO_TCP).reject(Reject::TcpReset);
-        batch.rule(chain, &tcp);
-        let udp = unserved().transport(libc::IPPROTO_UDP).reject(Reject::PortUnreachable);
-        batch.rule(chain, &udp);
+        let external = || to_external(family);
+        let both: [&dyn Fn() -> Rule; 2] = [&own, &external];
+        for unserved in both {
+            let tcp = unserved().transport(libc::IPPROTO_TCP);
+            batch.rule(chain, &tcp.reject(Reject::TcpReset));
+            let udp = unserved().transport(libc::IPPROTO_UDP);
+            batch.rule(chain, &udp.reject(Reject::PortUnreachable));
+        }
     }
+    // Policies: what goes on may go on, and a pod may always reach itself.
+    let known = Rule::new().family(family).connection_state(STATE_KNOWN);
+    batch.rule(FILTER_FORWARD, &known.accept());
+    let second = R0.after(family.registers());
+    let itself = Rule::new().family(family).source(family, R0).destination(family, second);
+    let itself = itself.lookup(&family.name(HAIRPIN), R0, false);
+    batch.rule(FILTER_FORWARD, &itself.accept());
+    let from = Rule::new().family(family).source(family, R0);
+    batch.rule(FILTER_FORWARD, &from.verdict_map(&family.name(EGRESS), R0));
+    let to = Rule::new().family(family).destination(family, R0);
+    batch.rule(FILTER_FORWARD, &to.verdict_map(&family.name(INGRESS), R0));
 }

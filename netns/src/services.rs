@@ -6,13 +6,14 @@
 //! count of endpoints, not for every service.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::nft::expr::{Meta, Register};
+use crate::family::{Family, octets};
+use crate::nft::expr::{R0, Register};
 use crate::nft::{Batch, Element, Rule};
-use crate::ruleset::{AFFINITY, ENDPOINTS, SERVICES, TABLE};
+use crate::ruleset::{self, AFFINITY, ENDPOINTS, EXTERNAL, SERVICES, TABLE};
 
 /// Transport protocol of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -26,7 +27,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             Self::Tcp => libc::IPPROTO_TCP as u8,
             Self::Udp => libc::IPPROTO_UDP as u8,
@@ -84,89 +85,95 @@ mod entries {
     }
 }
 
-/// Address, protocol, port, each in its own 32-bit register.
-fn key(frontend: &Frontend) -> Option<Vec<u8>> {
-    let mut key = v4(frontend.address)?.octets().to_vec();
+/// Address, protocol, port, each in registers of its own.
+pub(crate) fn key(frontend: &Frontend) -> Vec<u8> {
+    let mut key = octets(frontend.address);
     key.extend_from_slice(&[frontend.protocol.number(), 0, 0, 0]);
     key.extend_from_slice(&frontend.port.to_be_bytes());
     key.extend_from_slice(&[0, 0]);
-    Some(key)
+    key
 }
 
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(v4) => Some(v4),
-        IpAddr::V6(_) => None,
-    }
-}
-
-fn target(endpoint: &SocketAddr) -> Option<Vec<u8>> {
-    let mut value = v4(endpoint.ip())?.octets().to_vec();
+/// The value of an endpoint in the maps.
+pub(crate) fn target(endpoint: &SocketAddr) -> Vec<u8> {
+    let mut value = octets(endpoint.ip());
     value.extend_from_slice(&endpoint.port().to_be_bytes());
     value.extend_from_slice(&[0, 0]);
-    Some(value)
+    value
+}
+
+/// Endpoints of the frontend's family; others cannot be reached through it.
+fn reachable<'a>(
+    frontend: &Frontend,
+    backend: &'a Backend,
+) -> impl Iterator<Item = &'a SocketAddr> {
+    let v4 = frontend.address.is_ipv4();
+    backend.endpoints.iter().filter(move |endpoint| endpoint.is_ipv4() == v4)
 }
 
 /// The chain for a count of endpoints, and for an affinity time if there is one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Balance {
+    family: Family,
     endpoints: u32,
     affinity_s: Option<u32>,
 }
 
 impl Balance {
-    fn of(backend: &Backend) -> Option<Self> {
-        let endpoints = backend.endpoints.iter().filter_map(target).count() as u32;
-        (endpoints > 0).then_some(Self { endpoints, affinity_s: backend.affinity_s })
+    fn of((frontend, backend): (&Frontend, &Backend)) -> Option<Self> {
+        let endpoints = reachable(frontend, backend).count() as u32;
+        let family = Family::of(frontend.address);
+        (endpoints > 0).then_some(Self { family, endpoints, affinity_s: backend.affinity_s })
     }
 
     fn name(self) -> String {
+        let base = self.family.name("balance");
         match self.affinity_s {
-            None => format!("balance-{}", self.endpoints),
-            Some(seconds) => format!("balance-{}-sticky-{seconds}", self.endpoints),
+            None => format!("{base}-{}", self.endpoints),
+            Some(seconds) => format!("{base}-{}-sticky-{seconds}", self.endpoints),
         }
     }
 
     fn create(self, batch: &mut Batch) {
-        const RESULT: Register = Register(8);
-        const RESULT_PORT: Register = Register(9);
+        let family = self.family;
+        let (endpoints, affinity) = (family.name(ENDPOINTS), family.name(AFFINITY));
+        let address = family.registers();
+        // The longest key is a client and a frontend; an endpoint follows it.
+        let result = Register(2 * address + 2);
+        let result_port = result.after(address);
         let name = self.name();
         batch.chain(&name);
         // A chain that is already there keeps its name and gets the same rules again.
         batch.flush_chain(&name);
-        let frontend = |rule: Rule| {
-            rule.ipv4_destination(Register(1))
-                .meta(Meta::TransportProtocol, Register(2))
-                .destination_port(Register(3))
+        let drawn = Rule::new().random(self.endpoints, R0);
+        let drawn = ruleset::frontend(drawn, family, Register(1)).map(&endpoints, R0, result);
+        let Some(seconds) = self.affinity_s else {
+            batch.rule(&name, &drawn.dnat(family, result, result_port));
+            return;
         };
-        if let Some(seconds) = self.affinity_s {
-            let timeout_ms = u64::from(seconds) * 1000;
-            let known = frontend(Rule::new().ipv4_source(Register(0)))
-                .map(AFFINITY, Register(0), RESULT)
-                .update(AFFINITY, Register(0), RESULT, timeout_ms)
-                .dnat(RESULT, RESULT_PORT);
-            batch.rule(&name, &known);
-            let fresh = frontend(Rule::new().random(self.endpoints, Register(0)))
-                .map(ENDPOINTS, Register(0), RESULT)
-                .ipv4_source(Register(0))
-                .update(AFFINITY, Register(0), RESULT, timeout_ms)
-                .dnat(RESULT, RESULT_PORT);
-            batch.rule(&name, &fresh);
-        } else {
-            let drawn = frontend(Rule::new().random(self.endpoints, Register(0)))
-                .map(ENDPOINTS, Register(0), RESULT)
-                .dnat(RESULT, RESULT_PORT);
-            batch.rule(&name, &drawn);
-        }
+        let timeout_ms = u64::from(seconds) * 1000;
+        let client =
+            |rule: Rule| ruleset::frontend(rule.source(family, R0), family, R0.after(address));
+        let known = client(Rule::new())
+            .map(&affinity, R0, result)
+            .update(&affinity, R0, result, timeout_ms)
+            .dnat(family, result, result_port);
+        batch.rule(&name, &known);
+        let fresh = client(drawn).update(&affinity, R0, result, timeout_ms).dnat(
+            family,
+            result,
+            result_port,
+        );
+        batch.rule(&name, &fresh);
     }
 }
 
 /// What one service contributes to the maps.
 fn elements(frontend: &Frontend, backend: &Backend) -> Option<(Element, Vec<Element>)> {
-    let key = key(frontend)?;
-    let balance = Balance::of(backend)?;
+    let key = key(frontend);
+    let balance = Balance::of((frontend, backend))?;
     let endpoints = (0u32..)
-        .zip(backend.endpoints.iter().filter_map(target))
+        .zip(reachable(frontend, backend).map(target))
         .map(|(number, value)| {
             let mut numbered = number.to_ne_bytes().to_vec();
             numbered.extend_from_slice(&key);
@@ -184,6 +191,7 @@ const BATCH_BYTES: usize = 120 << 10;
 pub(crate) struct Withdrawn {
     pub frontend: Frontend,
     pub endpoint: SocketAddr,
+    pub sticky: bool,
 }
 
 /// What leads from one table to the next.
@@ -194,11 +202,17 @@ pub(crate) struct Difference {
 
 /// The transactions that turn `old` into `new`: one, unless the change is too big for the
 /// kernel's limit on a message; then no service is ever without its endpoints in between.
-pub(crate) fn difference(old: &ServiceTable, new: &ServiceTable) -> Difference {
+///
+/// `inside` says which addresses are the cluster's own; all others are kept from the gateway.
+pub(crate) fn difference(
+    old: &ServiceTable,
+    new: &ServiceTable,
+    inside: &dyn Fn(IpAddr) -> bool,
+) -> Difference {
     let mut batches = vec![Batch::new(TABLE)];
     let mut withdrawn = Vec::new();
-    let known: BTreeSet<_> = old.services.values().filter_map(Balance::of).collect();
-    let wanted: BTreeSet<_> = new.services.values().filter_map(Balance::of).collect();
+    let known: BTreeSet<_> = old.services.iter().filter_map(Balance::of).collect();
+    let wanted: BTreeSet<_> = new.services.iter().filter_map(Balance::of).collect();
     for balance in wanted.difference(&known) {
         balance.create(last(&mut batches));
     }
@@ -210,17 +224,29 @@ pub(crate) fn difference(old: &ServiceTable, new: &ServiceTable) -> Difference {
         }
         let gone = before.map_or(&[][..], |b| &b.endpoints).iter();
         let kept = after.map_or(&[][..], |b| &b.endpoints);
-        withdrawn.extend(
-            gone.filter(|e| !kept.contains(e))
-                .map(|e| Withdrawn { frontend: *frontend, endpoint: *e }),
-        );
+        let sticky = before.is_some_and(|b| b.affinity_s.is_some());
+        withdrawn.extend(gone.filter(|e| !kept.contains(e)).map(|e| Withdrawn {
+            frontend: *frontend,
+            endpoint: *e,
+            sticky,
+        }));
         if last(&mut batches).len() > BATCH_BYTES {
             batches.push(Batch::new(TABLE));
         }
         let batch = last(&mut batches);
+        let family = Family::of(frontend.address);
         let old_elements = before.and_then(|b| elements(frontend, b));
         let new_elements = after.and_then(|b| elements(frontend, b));
-        replace(batch, old_elements, new_elements);
+        replace(batch, family, old_elements, new_elements);
+        if !inside(frontend.address) {
+            let element = [Element::Key(key(frontend))];
+            let external = family.name(EXTERNAL);
+            match (before, after) {
+                (None, Some(_)) => batch.add_elements(&external, &element),
+                (Some(_), None) => batch.delete_elements(&external, &element),
+                _ => {}
+            }
+        }
     }
     batches.retain(|batch| !batch.is_empty());
     Difference { batches, withdrawn }
@@ -232,6 +258,7 @@ fn last(batches: &mut [Batch]) -> &mut Batch {
 
 fn replace(
     batch: &mut Batch,
+    family: Family,
     old: Option<(Element, Vec<Element>)>,
     new: Option<(Element, Vec<Element>)>,
 ) {
@@ -247,13 +274,14 @@ fn replace(
         .collect();
     let fresh = new_endpoints.iter().filter(|e| !old_endpoints.contains(e));
     let service_changes = old_service != new_service;
+    let (services, endpoints) = (family.name(SERVICES), family.name(ENDPOINTS));
     if service_changes {
-        batch.delete_elements(SERVICES, &old_service.map(into_key));
+        batch.delete_elements(&services, &old_service.map(into_key));
     }
-    batch.delete_elements(ENDPOINTS, &gone);
-    batch.add_elements(ENDPOINTS, fresh);
+    batch.delete_elements(&endpoints, &gone);
+    batch.add_elements(&endpoints, fresh);
     if service_changes {
-        batch.add_elements(SERVICES, &new_service);
+        batch.add_elements(&services, &new_service);
     }
 }
 
@@ -262,6 +290,7 @@ fn into_key(element: Element) -> Element {
         Element::Key(key)
         | Element::IntervalEnd(key)
         | Element::Value(key, _)
-        | Element::Goto(key, _) => Element::Key(key),
+        | Element::Goto(key, _)
+        | Element::Jump(key, _) => Element::Key(key),
     }
 }

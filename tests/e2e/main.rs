@@ -7,5 +7,6 @@ mod harness;
 mod hosts;
 mod hygiene;
 mod lifecycle;
+mod network;
 mod pods;
 mod registry;

@@ -3,11 +3,18 @@
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::{Request, Response, frame};
-use crate::{AttachRequest, Attachment, Cidr, Error, Forward, ServiceTable};
+use crate::{
+    AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
+    ServiceTable,
+};
+
+/// How long a node process that went away is left alone.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// A handle on the node process. Cheap to clone; survives the node process's restarts.
 #[derive(Clone, Debug)]
@@ -37,6 +44,22 @@ impl Control {
         match frame::receive(&mut stream).await.map_err(failed)? {
             (Response::Error { message }, _) => Err(Error::Remote { message }),
             answer => Ok(answer),
+        }
+    }
+
+    /// Waits until the node process is gone, or another one has taken its place: what it was told has
+    /// to be told again. Returns soon if it cannot be reached.
+    pub async fn until_lost(&self) {
+        let watch = async {
+            let mut stream = UnixStream::connect(&self.path).await?;
+            frame::send(&mut stream, &Request::Watch, None).await?;
+            frame::receive::<Response>(&mut stream).await?;
+            // The next thing to come is the end.
+            frame::receive::<Response>(&mut stream).await.map(drop)
+        };
+        if let Err(error) = watch.await {
+            tracing::debug!(%error, "the node process is gone");
+            tokio::time::sleep(RETRY).await;
         }
     }
 
@@ -105,6 +128,21 @@ impl Control {
     /// Makes the services exactly these, by difference.
     pub async fn apply_services(&self, table: ServiceTable) -> Result<(), Error> {
         self.done(&Request::ApplyServices(table)).await
+    }
+
+    /// Makes the policies exactly these; established connections go on. From then on a pod with
+    /// a member's name is attached only when the policies know it.
+    pub async fn apply_policies(&self, table: PolicyTable) -> Result<(), Error> {
+        self.done(&Request::ApplyPolicies(table)).await
+    }
+
+    /// Makes the published ports of the host exactly these. The answers are in the same order;
+    /// None is success. A port that could not be had is tried again with the next call.
+    pub async fn publish(&self, wanted: Vec<Publication>) -> Result<Vec<Option<Refused>>, Error> {
+        match self.call(&Request::Publish(wanted), None).await? {
+            (Response::Published(answers), _) => Ok(answers),
+            (other, _) => Err(unexpected(&other)),
+        }
     }
 
     /// Makes the forwards from the node network to the host exactly these.

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttachRequest, Attachment, Forward, ServiceTable};
+use crate::{AttachRequest, Attachment, Forward, PolicyTable, Publication, Refused, ServiceTable};
 
 pub use client::Control;
 
@@ -31,8 +31,12 @@ enum Request {
     /// Answered with the namespace.
     NodeNamespace,
     ApplyServices(ServiceTable),
+    ApplyPolicies(PolicyTable),
+    Publish(Vec<Publication>),
     SetForwards(Vec<Forward>),
     PodCidr,
+    /// Answered at once; then the connection stays open as long as the node process lives.
+    Watch,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -41,5 +45,6 @@ enum Response {
     Attachment(Attachment),
     Attachments(Vec<Attachment>),
     PodCidr(crate::Cidr),
+    Published(Vec<Option<Refused>>),
     Error { message: String },
 }

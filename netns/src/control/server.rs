@@ -40,6 +40,14 @@ impl Node {
 
     async fn answer(&self, mut stream: UnixStream) -> std::io::Result<()> {
         let (request, descriptor) = frame::receive::<Request>(&mut stream).await?;
+        if matches!(request, Request::Watch) {
+            frame::send(&mut stream, &Response::Done, None).await?;
+            // Until the other side goes, or this task ends with the node.
+            return match frame::receive::<Request>(&mut stream).await {
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(()),
+                other => other.map(drop),
+            };
+        }
         let (response, descriptor) = match self.carry_out(request, descriptor).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -78,10 +86,16 @@ impl Node {
                 self.apply_services(table).await?;
                 Response::Done
             }
+            Request::ApplyPolicies(table) => {
+                self.apply_policies(table).await?;
+                Response::Done
+            }
+            Request::Publish(wanted) => Response::Published(self.publish(&wanted).await),
             Request::SetForwards(forwards) => {
                 self.set_forwards(&forwards).await?;
                 Response::Done
             }
+            Request::Watch => Response::Done,
             Request::PodCidr => Response::PodCidr(self.pod_cidr().await?),
         };
         Ok((response, None))

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(crate) struct Ping {
     receive: AsyncFd<Socket>,
     send: Socket,
     gateway: Ipv4Addr,
-    inside: [Cidr; 2],
+    inside: Vec<Cidr>,
     flows: Mutex<HashMap<(Ipv4Addr, Ipv4Addr, u16), mpsc::Sender<Vec<u8>>>>,
     told: Once,
 }
@@ -67,7 +67,7 @@ impl Ping {
     pub fn new(
         (receive, send): (Socket, Socket),
         gateway: Ipv4Addr,
-        inside: [Cidr; 2],
+        inside: Vec<Cidr>,
     ) -> io::Result<Self> {
         Ok(Self {
             receive: crate::sys::watch(receive)?,
@@ -118,7 +118,7 @@ impl Ping {
         let _ = sender.try_send(echo.message.to_vec());
         flows.insert(key, sender);
         drop(flows);
-        let (ping, token) = (Arc::clone(self), pods.of(echo.pod));
+        let (ping, token) = (Arc::clone(self), pods.of(echo.pod.into()));
         tasks.spawn(async move {
             token.run_until_cancelled(ping.carry(key, queue)).await;
             let mut flows = ping.flows.lock().expect("never held across a panic");
@@ -182,7 +182,10 @@ impl Ping {
     }
 
     /// Tells a pod that its datagram to `destination` did not arrive.
-    pub fn unreachable(&self, pod: SocketAddrV4, destination: SocketAddrV4, why: io::ErrorKind) {
+    pub fn unreachable(&self, pod: SocketAddr, destination: SocketAddr, why: io::ErrorKind) {
+        let (SocketAddr::V4(pod), SocketAddr::V4(destination)) = (pod, destination) else {
+            return;
+        };
         let mut header = Vec::with_capacity(8);
         header.extend_from_slice(&pod.port().to_be_bytes());
         header.extend_from_slice(&destination.port().to_be_bytes());

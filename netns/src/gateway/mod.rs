@@ -1,17 +1,19 @@
 //! Egress: what pods send beyond the cluster is carried by ordinary sockets of the host.
 
+mod hold;
 mod icmp;
 mod tcp;
 mod udp;
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use hold::{Held, open as open_queue, serve as serve_queue};
 pub(crate) use icmp::{Ping, open as open_icmp};
 pub(crate) use tcp::{listen, serve as serve_tcp};
 pub(crate) use udp::{Context, bind as bind_udp, serve as serve_udp};
@@ -35,7 +37,7 @@ pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
 /// The flows of each pod, so that they end with it: a pod that is gone sends no FIN.
 pub(crate) struct Flows {
     root: CancellationToken,
-    pods: Mutex<HashMap<Ipv4Addr, CancellationToken>>,
+    pods: Mutex<HashMap<IpAddr, CancellationToken>>,
 }
 
 impl Flows {
@@ -44,14 +46,14 @@ impl Flows {
     }
 
     /// Cancelled when the pod with this address goes away.
-    pub fn of(&self, pod: Ipv4Addr) -> CancellationToken {
+    pub fn of(&self, pod: IpAddr) -> CancellationToken {
         let mut pods = self.pods.lock().expect("never held across a panic");
         let token = pods.entry(pod).or_insert_with(|| self.root.child_token());
         token.child_token()
     }
 
     /// Ends all flows of a pod.
-    pub fn end(&self, pod: Ipv4Addr) {
+    pub fn end(&self, pod: IpAddr) {
         let mut pods = self.pods.lock().expect("never held across a panic");
         if let Some(token) = pods.remove(&pod) {
             token.cancel();

@@ -5,18 +5,20 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::tcp::domain;
 use super::{Flows, Ping};
+use crate::family::Family;
 use crate::network::Network;
 use crate::relay::Buffer;
 use crate::thread::NetnsThread;
@@ -31,36 +33,36 @@ const QUEUED: usize = 64;
 /// One pod may not use up the descriptors of all.
 const FLOWS_PER_POD: usize = 4096;
 
-type Key = (SocketAddrV4, SocketAddrV4);
+type Key = (SocketAddr, SocketAddr);
 
 #[derive(Default)]
 struct Table {
     flows: HashMap<Key, mpsc::Sender<Vec<u8>>>,
-    per_pod: HashMap<Ipv4Addr, usize>,
+    per_pod: HashMap<IpAddr, usize>,
 }
 
 type SharedTable = Arc<Mutex<Table>>;
 
 /// The transparent socket, in the namespace of the calling thread.
-pub(crate) fn bind(port: u16) -> io::Result<Socket> {
-    let socket = transparent()?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
-    sys::receive_original_destination(&socket)?;
+pub(crate) fn bind(family: Family, port: u16) -> io::Result<Socket> {
+    let socket = transparent(family)?;
+    socket.bind(&SocketAddr::new(family.loopback(), port).into())?;
+    sys::receive_original_destination(&socket, family)?;
     Ok(socket)
 }
 
-fn transparent() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), None)?;
-    socket.set_ip_transparent_v4(true)?;
+fn transparent(family: Family) -> io::Result<Socket> {
+    let socket = Socket::new(domain(family), Type::DGRAM.nonblocking().cloexec(), None)?;
+    sys::set_transparent(&socket, family)?;
     socket.set_reuse_address(true)?;
     Ok(socket)
 }
 
 /// Answers to the pod come from the address it spoke to.
-fn answering(pod: SocketAddrV4, destination: SocketAddrV4) -> io::Result<std::net::UdpSocket> {
-    let socket = transparent()?;
-    socket.bind(&SocketAddr::V4(destination).into())?;
-    socket.connect(&SocketAddr::V4(pod).into())?;
+fn answering(pod: SocketAddr, destination: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = transparent(Family::of(pod.ip()))?;
+    socket.bind(&destination.into())?;
+    socket.connect(&pod.into())?;
     Ok(socket.into())
 }
 
@@ -86,7 +88,7 @@ pub(crate) async fn serve(listener: Socket, context: Context) -> Result<(), Erro
             ready.try_io(|socket| sys::receive_with_destination(socket.get_ref(), &mut buffer));
         let Ok(received) = received else { continue };
         match received {
-            Ok((length, pod, destination)) if Some(SocketAddr::V4(destination)) != own => {
+            Ok((length, pod, destination)) if Some(destination) != own => {
                 let datagram = buffer[..length].to_vec();
                 dispatch(&context, &table, (pod, destination), datagram);
             }
@@ -103,7 +105,7 @@ fn dispatch(context: &Context, shared: &SharedTable, key: Key, datagram: Vec<u8>
         let _ = flow.try_send(datagram);
         return;
     }
-    let count = table.per_pod.entry(*key.0.ip()).or_default();
+    let count = table.per_pod.entry(key.0.ip()).or_default();
     if *count >= FLOWS_PER_POD {
         return;
     }
@@ -113,7 +115,7 @@ fn dispatch(context: &Context, shared: &SharedTable, key: Key, datagram: Vec<u8>
     table.flows.insert(key, sender);
     drop(table);
     let (context, shared) = (context.clone(), Arc::clone(shared));
-    let token = context.flows.of(*key.0.ip());
+    let token = context.flows.of(key.0.ip());
     context.tasks.clone().spawn(async move {
         let carried = token.run_until_cancelled(carry(&context, key, queue)).await;
         if let Some(Err(error)) = carried {
@@ -121,10 +123,10 @@ fn dispatch(context: &Context, shared: &SharedTable, key: Key, datagram: Vec<u8>
         }
         let mut table = shared.lock().expect("never held across a panic");
         table.flows.remove(&key);
-        if let Some(count) = table.per_pod.get_mut(key.0.ip()) {
+        if let Some(count) = table.per_pod.get_mut(&key.0.ip()) {
             *count -= 1;
             if *count == 0 {
-                table.per_pod.remove(key.0.ip());
+                table.per_pod.remove(&key.0.ip());
             }
         }
     });
@@ -136,7 +138,7 @@ async fn carry(
     mut queue: mpsc::Receiver<Vec<u8>>,
 ) -> Result<(), Error> {
     let failed = |e| Error::system(format!("carry datagrams to {destination}"), e);
-    let host = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.map_err(failed)?;
+    let host = UdpSocket::bind(any_like(destination)).await.map_err(failed)?;
     if let Err(error) = host.connect(destination).await {
         context.ping.unreachable(pod, destination, error.kind());
         return Err(failed(error));
@@ -193,6 +195,14 @@ async fn carry(
             }
         }
         deadline = Instant::now() + patience;
+    }
+}
+
+/// The unspecified address of the same family, any port.
+pub(crate) fn any_like(address: SocketAddr) -> SocketAddr {
+    match Family::of(address.ip()) {
+        Family::V4 => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        Family::V6 => (Ipv6Addr::UNSPECIFIED, 0).into(),
     }
 }
 

@@ -13,10 +13,13 @@ const CREATE: i32 = libc::NLM_F_CREATE;
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const DELETE_CHAIN: u16 = 5;
 const NEW_RULE: u16 = 6;
 const DELETE_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
+const DELETE_SET: u16 = 11;
 const NEW_ELEMENTS: u16 = 12;
+const GET_ELEMENTS: u16 = 13;
 const DELETE_ELEMENTS: u16 = 14;
 
 const TABLE_NAME: u16 = 1;
@@ -64,6 +67,7 @@ pub(crate) struct Batch {
     table: &'static str,
     requests: Requests,
     empty: bool,
+    set_ids: u32,
 }
 
 fn header(family: u8, resource: u16) -> [u8; 4] {
@@ -76,13 +80,19 @@ impl Batch {
         let mut requests = Requests::new();
         let resource = libc::NFNL_SUBSYS_NFTABLES as u16;
         requests.push("commit the rules", BATCH_BEGIN, 0, &header(0, resource), |_| {});
-        Self { table, requests, empty: true }
+        Self { table, requests, empty: true, set_ids: 0 }
     }
 
     fn push(&mut self, name: String, kind: u16, flags: i32, write: impl FnOnce(&mut Attributes)) {
         self.empty = false;
         let header = header(FAMILY_INET, 0);
         self.requests.push(name, SUBSYSTEM | kind, flags, &header, write);
+    }
+
+    /// A number for a set, unique in this batch.
+    pub fn next_id(&mut self) -> u32 {
+        self.set_ids += 1;
+        self.set_ids
     }
 
     pub fn is_empty(&self) -> bool {
@@ -148,6 +158,23 @@ impl Batch {
         });
     }
 
+    /// Removes a chain and its rules; nothing may lead to it any more.
+    pub fn delete_chain(&mut self, chain: &str) {
+        self.flush_chain(chain);
+        let table = self.table;
+        self.push(format!("remove chain {chain}"), DELETE_CHAIN, 0, |a| {
+            a.string(CHAIN_TABLE, table).string(CHAIN_NAME, chain);
+        });
+    }
+
+    /// Removes a set; no rule may use it any more.
+    pub fn delete_set(&mut self, name: &str) {
+        let table = self.table;
+        self.push(format!("remove set {name}"), DELETE_SET, 0, |a| {
+            set::write_set_name(a, table, name);
+        });
+    }
+
     pub fn set(&mut self, spec: &SetSpec) {
         let table = self.table;
         self.push(format!("create set {}", spec.name), NEW_SET, CREATE, |a| {
@@ -203,4 +230,21 @@ impl Batch {
         self.requests.push("commit the rules", BATCH_END, 0, &header(0, resource), |_| {});
         socket.execute(&self.requests)
     }
+}
+
+/// The elements of a map with their values, as the kernel has them now.
+pub(crate) fn dump_elements(
+    socket: &Socket,
+    table: &str,
+    map: &str,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    let mut requests = Requests::new();
+    let header = header(FAMILY_INET, 0);
+    let kind = SUBSYSTEM | GET_ELEMENTS;
+    requests.push(format!("list map {map}"), kind, libc::NLM_F_DUMP, &header, |a| {
+        set::write_list_header(a, table, map);
+    });
+    let mut elements = Vec::new();
+    socket.dump(&requests, |_, payload| elements.extend(set::read_elements(payload)))?;
+    Ok(elements)
 }

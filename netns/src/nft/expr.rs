@@ -1,5 +1,6 @@
 //! Rules: sequences of expressions over sixteen 32-bit registers.
 
+use crate::family::Family;
 use crate::netlink::Attributes;
 use crate::nft::set::{DATA_VERDICT, VERDICT_CHAIN, VERDICT_CODE};
 
@@ -8,9 +9,11 @@ const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 const REGISTER_VERDICT: u32 = 0;
 const DATA_VALUE: u16 = 1;
-const FAMILY_IPV4: u32 = 2;
+const QUEUE_BYPASS: u16 = 1;
 
+pub(super) const JUMP: i32 = -3;
 pub(super) const GOTO: i32 = -4;
+const RETURN: i32 = -5;
 
 /// One of the 32-bit registers (`NFT_REG32_00` + n); wider values take the following ones too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +23,11 @@ impl Register {
     fn number(self) -> u32 {
         u32::from(self.0) + 8
     }
+
+    /// The register so many after this one.
+    pub fn after(self, registers: u8) -> Self {
+        Self(self.0 + registers)
+    }
 }
 
 /// First register, for rules that need one only.
@@ -28,6 +36,7 @@ pub(crate) const R0: Register = Register(0);
 /// `enum nft_meta_keys`.
 #[derive(Clone, Copy)]
 pub(crate) enum Meta {
+    Mark = 3,
     InputIndex = 4,
     NetworkProtocol = 15,
     TransportProtocol = 16,
@@ -53,6 +62,7 @@ pub(crate) enum Compare {
 pub(crate) enum Reject {
     TcpReset,
     PortUnreachable,
+    HostUnreachable,
 }
 
 /// A rule under construction. Expressions run in the order of the calls; the first that does not
@@ -91,12 +101,12 @@ impl Rule {
         })
     }
 
-    pub fn ipv4_source(self, to: Register) -> Self {
-        self.payload(Base::Network, 12, 4, to)
+    pub fn source(self, family: Family, to: Register) -> Self {
+        self.payload(Base::Network, family.source_offset(), family.bytes(), to)
     }
 
-    pub fn ipv4_destination(self, to: Register) -> Self {
-        self.payload(Base::Network, 16, 4, to)
+    pub fn destination(self, family: Family, to: Register) -> Self {
+        self.payload(Base::Network, family.destination_offset(), family.bytes(), to)
     }
 
     pub fn link_source(self, to: Register) -> Self {
@@ -194,30 +204,33 @@ impl Rule {
     }
 
     /// Hands the packet to the socket at the address in one register and the port in another.
-    pub fn tproxy(self, address: Register, port: Register) -> Self {
+    pub fn tproxy(self, family: Family, address: Register, port: Register) -> Self {
         self.expression("tproxy", |a| {
-            a.be32(1, FAMILY_IPV4).be32(2, address.number()).be32(3, port.number());
+            a.be32(1, family.number().into()).be32(2, address.number()).be32(3, port.number());
         })
     }
 
     /// Rewrites the destination to the address and the port in two registers.
-    pub fn dnat(self, address: Register, port: Register) -> Self {
+    pub fn dnat(self, family: Family, address: Register, port: Register) -> Self {
         self.expression("nat", |a| {
-            a.be32(1, 1).be32(2, FAMILY_IPV4).be32(3, address.number()).be32(5, port.number());
+            a.be32(1, 1).be32(2, family.number().into());
+            a.be32(3, address.number()).be32(5, port.number());
         })
     }
 
     /// Rewrites the source to the address in a register.
-    pub fn snat(self, address: Register) -> Self {
+    pub fn snat(self, family: Family, address: Register) -> Self {
         self.expression("nat", |a| {
-            a.be32(1, 0).be32(2, FAMILY_IPV4).be32(3, address.number());
+            a.be32(1, 0).be32(2, family.number().into()).be32(3, address.number());
         })
     }
 
     pub fn reject(self, reject: Reject) -> Self {
         let (kind, code) = match reject {
             Reject::TcpReset => (1, 0),
+            // The codes of type `icmpx`, which are of neither family.
             Reject::PortUnreachable => (2, 1),
+            Reject::HostUnreachable => (2, 2),
         };
         self.expression("reject", |a| {
             a.be32(1, kind).bytes(2, &[code]);
@@ -246,9 +259,65 @@ impl Rule {
         self.verdict(libc::NF_DROP, None)
     }
 
-    /// Goes on for IPv4 only; rules of family inet see both.
-    pub fn ipv4(self) -> Self {
-        self.meta(Meta::NetworkProtocol, R0).compare(R0, Compare::Equal, &[FAMILY_IPV4 as u8])
+    /// Leaves the chain for the one it was reached from.
+    pub fn back(self) -> Self {
+        self.verdict(RETURN, None)
+    }
+
+    /// Goes on for this family only; rules of family inet see both.
+    pub fn family(self, family: Family) -> Self {
+        self.meta(Meta::NetworkProtocol, R0).compare(R0, Compare::Equal, &[family.number()])
+    }
+
+    /// Goes on if a number of the packet lies between two, both included. The bytes are compared
+    /// in network order.
+    pub fn range(self, register: Register, first: &[u8], last: &[u8]) -> Self {
+        self.expression("range", |a| {
+            a.be32(1, register.number()).be32(2, 0);
+            a.nest(3, |a| {
+                a.bytes(DATA_VALUE, first);
+            });
+            a.nest(4, |a| {
+                a.bytes(DATA_VALUE, last);
+            });
+        })
+    }
+
+    /// Goes on for connections in one of these states (`NF_CT_STATE_*` bits).
+    pub fn connection_state(self, states: u32) -> Self {
+        let loaded = self.expression("ct", |a| {
+            a.be32(1, R0.number()).be32(2, 0);
+        });
+        let masked = loaded.mask(R0, &states.to_ne_bytes());
+        masked.compare(R0, Compare::NotEqual, &[0; 4])
+    }
+
+    /// Goes on for the first packet of a TCP connection.
+    pub fn tcp_syn(self) -> Self {
+        self.transport(libc::IPPROTO_TCP)
+            .payload(Base::Transport, 13, 1, R0)
+            .mask(R0, &[0x17])
+            .compare(R0, Compare::Equal, &[0x02])
+    }
+
+    /// Hands the packet to the process behind a queue; without one it goes on to the next hook.
+    pub fn queue(self, number: u16) -> Self {
+        self.expression("queue", |a| {
+            a.bytes(1, &number.to_be_bytes()).bytes(2, &1u16.to_be_bytes());
+            a.bytes(3, &QUEUE_BYPASS.to_be_bytes());
+        })
+    }
+
+    /// The same by the xtables target, for kernels without nf_tables' own (`xt_NFQUEUE.h`,
+    /// `struct xt_NFQ_info_v3`).
+    pub fn queue_by_target(self, number: u16) -> Self {
+        let mut info = [0; 8];
+        info[0..2].copy_from_slice(&number.to_ne_bytes());
+        info[2..4].copy_from_slice(&1u16.to_ne_bytes());
+        info[4..6].copy_from_slice(&QUEUE_BYPASS.to_ne_bytes());
+        self.expression("target", |a| {
+            a.string(1, "NFQUEUE").be32(2, 3).bytes(3, &info);
+        })
     }
 
     pub fn transport(self, protocol: i32) -> Self {
@@ -262,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_comparison_is_encoded_as_nft_does() {
-        let rule = Rule::new().ipv4_destination(R0);
+        let rule = Rule::new().destination(Family::V4, R0);
         let expected: Vec<u8> = [
             &[52, 0, 1, 0x80][..],
             &[12, 0, 1, 0],

@@ -7,6 +7,6 @@ mod batch;
 pub(crate) mod expr;
 mod set;
 
-pub(crate) use batch::{Batch, Chain, Hook, Kind};
+pub(crate) use batch::{Batch, Chain, Hook, Kind, dump_elements};
 pub(crate) use expr::Rule;
 pub(crate) use set::{Data, Element, SetFlags, SetSpec};

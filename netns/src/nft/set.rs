@@ -1,6 +1,9 @@
 //! Sets, maps and verdict maps, and their elements.
 
-use crate::netlink::Attributes;
+use std::net::IpAddr;
+
+use crate::family::{next_address, octets};
+use crate::netlink::{Attributes, attributes};
 
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
@@ -56,8 +59,8 @@ pub(crate) enum Data {
 }
 
 /// A set or a map to create. Concatenated keys have each part padded to four bytes.
-pub(crate) struct SetSpec {
-    pub name: &'static str,
+pub(crate) struct SetSpec<'a> {
+    pub name: &'a str,
     /// Unique in its batch.
     pub id: u32,
     pub flags: SetFlags,
@@ -66,7 +69,7 @@ pub(crate) struct SetSpec {
     pub timeout_ms: Option<u64>,
 }
 
-impl SetSpec {
+impl SetSpec<'_> {
     pub(super) fn write(&self, table: &str, a: &mut Attributes) {
         let flags = match self.data {
             Data::None => self.flags,
@@ -102,21 +105,25 @@ pub(crate) enum Element {
     IntervalEnd(Vec<u8>),
     Value(Vec<u8>, Vec<u8>),
     Goto(Vec<u8>, String),
+    Jump(Vec<u8>, String),
 }
 
 impl Element {
     /// An interval from `first` to `last`, for sets with [`SetFlags::INTERVAL`].
-    pub fn interval(first: u32, last: u32) -> Vec<Self> {
-        let mut elements = vec![Self::Key(first.to_be_bytes().to_vec())];
-        if let Some(end) = last.checked_add(1) {
-            elements.push(Self::IntervalEnd(end.to_be_bytes().to_vec()));
+    pub fn interval(first: IpAddr, last: IpAddr) -> Vec<Self> {
+        let mut elements = vec![Self::Key(octets(first))];
+        if let Some(end) = next_address(last) {
+            elements.push(Self::IntervalEnd(octets(end)));
         }
         elements
     }
 
     pub(super) fn write(&self, a: &mut Attributes) {
-        let (Self::Key(key) | Self::IntervalEnd(key) | Self::Value(key, _) | Self::Goto(key, _)) =
-            self;
+        let (Self::Key(key)
+        | Self::IntervalEnd(key)
+        | Self::Value(key, _)
+        | Self::Goto(key, _)
+        | Self::Jump(key, _)) = self;
         a.nest(LIST_ELEMENT, |a| {
             a.nest(ELEMENT_KEY, |a| {
                 a.bytes(DATA_VALUE, key);
@@ -132,17 +139,44 @@ impl Element {
                     });
                 }
                 Self::Goto(_, chain) => {
-                    a.nest(ELEMENT_DATA, |a| write_goto(a, chain));
+                    a.nest(ELEMENT_DATA, |a| write_verdict(a, super::expr::GOTO, chain));
+                }
+                Self::Jump(_, chain) => {
+                    a.nest(ELEMENT_DATA, |a| write_verdict(a, super::expr::JUMP, chain));
                 }
             }
         });
     }
 }
 
-fn write_goto(a: &mut Attributes, chain: &str) {
+fn write_verdict(a: &mut Attributes, code: i32, chain: &str) {
     a.nest(DATA_VERDICT, |a| {
-        a.be32(VERDICT_CODE, super::expr::GOTO as u32).string(VERDICT_CHAIN, chain);
+        a.be32(VERDICT_CODE, code as u32).string(VERDICT_CHAIN, chain);
     });
+}
+
+/// The keys and values of a dumped list of elements.
+pub(crate) fn read_elements(payload: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let value_of = |nest: &[u8]| {
+        attributes(nest).find(|(kind, _)| *kind == DATA_VALUE).map(|(_, value)| value.to_vec())
+    };
+    let lists = attributes(payload.get(4..).unwrap_or_default());
+    let elements = lists
+        .filter(|(kind, _)| *kind == LIST_ELEMENTS)
+        .flat_map(|(_, list)| attributes(list))
+        .filter(|(kind, _)| *kind == LIST_ELEMENT);
+    elements
+        .filter_map(|(_, element)| {
+            let part = |wanted| attributes(element).find(|(kind, _)| *kind == wanted);
+            let key = value_of(part(ELEMENT_KEY)?.1)?;
+            let data = part(ELEMENT_DATA).and_then(|(_, data)| value_of(data));
+            Some((key, data.unwrap_or_default()))
+        })
+        .collect()
+}
+
+pub(super) fn write_set_name(a: &mut Attributes, table: &str, name: &str) {
+    a.string(SET_TABLE, table).string(SET_NAME, name);
 }
 
 pub(super) fn write_list_header(a: &mut Attributes, table: &str, set: &str) {

@@ -44,6 +44,10 @@ pub struct Up {
     /// Port of the API server on 127.0.0.1 [default: the last one used, or 6443, or a free one].
     #[arg(long, value_name = "P")]
     pub api_port: Option<u16>,
+    /// Address of this machine on which node ports and host ports are offered, besides or instead of
+    /// loopback; may be repeated [default: those of the last time, or 127.0.0.1].
+    #[arg(long, value_name = "ADDRESS")]
+    pub publish: Vec<std::net::IpAddr>,
     /// Registry mirrors, credentials and CAs, in the format of k3s' registries.yaml.
     #[arg(long, value_name = "FILE")]
     pub registries: Option<PathBuf>,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use client::Informers;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Resource};
@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::forwarding::Forwarding;
 use crate::zone::Zone;
 
 const NAMESPACE: &str = "kube-system";
@@ -40,6 +41,8 @@ pub struct Feeder {
     pub address: IpAddr,
     /// Where the server listens.
     pub endpoint: SocketAddr,
+    /// Domains of the addresses that are the cluster's alone.
+    pub reverse: Vec<String>,
 }
 
 impl Feeder {
@@ -69,37 +72,47 @@ impl Feeder {
     async fn keep_zone(&self) {
         let services = self.informers.get::<Service>();
         let slices = self.informers.get::<EndpointSlice>();
+        let maps = self.informers.get::<ConfigMap>();
         services.ready().await;
         slices.ready().await;
-        let changes =
-            futures::stream::select(services.subscribe().map(drop), slices.subscribe().map(drop));
-        let mut changes = std::pin::pin!(changes);
+        maps.ready().await;
+        let mut changes = std::pin::pin!(futures::stream::select_all([
+            services.subscribe().map(drop).boxed(),
+            slices.subscribe().map(drop).boxed(),
+            maps.subscribe().map(drop).boxed(),
+        ]));
         let mut link: Option<UnixStream> = None;
         let mut sent: Option<Zone> = None;
-        while changes.next().await.is_some() {
+        loop {
+            let mut zone =
+                Zone::build(&self.domain, &services.store().state(), &slices.store().state());
+            zone.reverse.clone_from(&self.reverse);
+            if let Some(map) = maps.get(NAMESPACE, NAME) {
+                let (forwarding, problems) = Forwarding::read(&map);
+                for problem in problems {
+                    tracing::warn!("ConfigMap {NAMESPACE}/{NAME}: {problem}");
+                }
+                zone.forwarding = forwarding;
+            }
+            if link.is_none() || sent.as_ref() != Some(&zone) {
+                if let Err(error) = self.send(&mut link, &zone).await {
+                    tracing::warn!(%error, "the DNS server cannot be reached");
+                    link = None;
+                    tokio::time::sleep(RETRY).await;
+                    continue;
+                }
+                sent = Some(zone);
+            }
+            tokio::select! {
+                change = changes.next() => if change.is_none() { return },
+                // The server says nothing; when there is something to read, it has gone.
+                () = ended(link.as_ref()) => link = None,
+            }
             let mut gathered = std::pin::pin!(tokio::time::sleep(GATHER));
             loop {
                 tokio::select! {
                     () = &mut gathered => break,
                     change = changes.next() => if change.is_none() { return },
-                }
-            }
-            loop {
-                let zone =
-                    Zone::build(&self.domain, &services.store().state(), &slices.store().state());
-                if link.is_some() && sent.as_ref() == Some(&zone) {
-                    break;
-                }
-                match self.send(&mut link, &zone).await {
-                    Ok(()) => {
-                        sent = Some(zone);
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "the DNS server cannot be reached");
-                        link = None;
-                        tokio::time::sleep(RETRY).await;
-                    }
                 }
             }
         }
@@ -113,6 +126,13 @@ impl Feeder {
         let mut line = serde_json::to_vec(zone)?;
         line.push(b'\n');
         stream.write_all(&line).await
+    }
+}
+
+async fn ended(link: Option<&UnixStream>) {
+    match link {
+        Some(stream) => drop(stream.readable().await),
+        None => std::future::pending().await,
     }
 }
 

@@ -79,6 +79,23 @@ fn parse_address(text: &str) -> Option<IpAddr> {
         .ok()
 }
 
+/// The host's own address as its neighbours know it: what a connection to the outside would come from.
+/// `None` on a host that is alone. Looked up anew each time, so it follows the host from network to
+/// network; nothing is sent.
+pub fn own_address(v4: bool) -> Option<IpAddr> {
+    // Documentation addresses (RFC 5737, RFC 3849) are routed as any other.
+    let (any, far): (SocketAddr, SocketAddr) = if v4 {
+        ((Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::new(192, 0, 2, 255), 9).into())
+    } else {
+        let far = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        ((Ipv6Addr::UNSPECIFIED, 0).into(), (far, 9).into())
+    };
+    let socket = std::net::UdpSocket::bind(any).ok()?;
+    socket.connect(far).ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
 /// The host's resolver.
 #[derive(Default)]
 pub struct Host {
@@ -101,9 +118,14 @@ impl Host {
         files
     }
 
-    /// Asks the host's name servers; `None` when none of them answers.
-    pub async fn ask(&self, question: &[u8], tcp: bool) -> Option<Vec<u8>> {
-        let servers = self.files().servers.clone();
+    /// Asks these name servers, or else the host's; `None` when none of them answers.
+    pub async fn ask(
+        &self,
+        servers: Option<&[SocketAddr]>,
+        question: &[u8],
+        tcp: bool,
+    ) -> Option<Vec<u8>> {
+        let servers = servers.map_or_else(|| self.files().servers.clone(), <[_]>::to_vec);
         for _ in 0..ROUNDS {
             for server in &servers {
                 let asked = async {

@@ -5,10 +5,12 @@
 //! Start at `zone`, which is pure: Services and EndpointSlices to records, questions to answers.
 
 mod feeder;
+mod forwarding;
 mod host;
 mod server;
 mod zone;
 
 pub use feeder::Feeder;
+pub use forwarding::Forwarding;
 pub use server::{Handle, serve};
 pub use zone::{Data, Zone};

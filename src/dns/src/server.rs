@@ -3,11 +3,12 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::net::UnixListener as StdUnixListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA, SRV};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener};
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::host::{self, Host};
-use crate::zone::{Answer, Data, Kind, Zone};
+use crate::zone::{Answer, Data, Kind, Zone, is_below};
 
 /// Seconds that clients may keep an answer (CoreDNS' default).
 const TTL_S: u32 = 5;
@@ -29,8 +30,17 @@ const WAITING_MAX: usize = 1024;
 /// How long a TCP connection may be silent.
 const TCP_IDLE: Duration = Duration::from_secs(10);
 
+/// The host as pods may call it.
+const HOST_NAME: &str = "host.rootlet.internal";
+const HOST_DOMAIN: &str = "rootlet.internal";
+/// Newest version of EDNS that is understood (RFC 6891).
+const EDNS_VERSION: u8 = 0;
+
 struct Server {
+    /// The cluster's domain.
+    domain: String,
     zone: RwLock<Arc<Zone>>,
+    turn: AtomicUsize,
     host: Host,
     waiting: Semaphore,
 }
@@ -50,12 +60,20 @@ impl Handle {
     }
 }
 
-/// Serves questions on `udp` and `tcp`; zones arrive on `control`, a line of JSON each.
-pub fn serve(udp: UdpSocket, tcp: TcpListener, control: StdUnixListener) -> io::Result<Handle> {
+/// Serves questions on `udp` and `tcp`; zones arrive on `control`, a line of JSON each. Until the
+/// first has come, questions about `domain` fail, so that nobody takes its names for absent.
+pub fn serve(
+    udp: UdpSocket,
+    tcp: TcpListener,
+    control: StdUnixListener,
+    domain: &str,
+) -> io::Result<Handle> {
     control.set_nonblocking(true)?;
     let control = UnixListener::from_std(control)?;
     let server = Arc::new(Server {
+        domain: domain.to_owned(),
         zone: RwLock::default(),
+        turn: AtomicUsize::new(0),
         host: Host::default(),
         waiting: Semaphore::new(WAITING_MAX),
     });
@@ -139,6 +157,7 @@ fn kind_of(kind: RecordType) -> Kind {
         RecordType::CNAME => Kind::Cname,
         RecordType::SRV => Kind::Srv,
         RecordType::PTR => Kind::Ptr,
+        RecordType::TXT => Kind::Txt,
         RecordType::ANY => Kind::Any,
         _ => Kind::Other,
     }
@@ -156,6 +175,7 @@ fn record(name: &str, data: &Data) -> Option<Record> {
         Data::Cname(target) => RData::CNAME(CNAME(parse(target)?)),
         Data::Srv { port, target } => RData::SRV(SRV::new(0, 100, *port, parse(target)?)),
         Data::Ptr(target) => RData::PTR(PTR(parse(target)?)),
+        Data::Txt(text) => RData::TXT(TXT::new(vec![text.clone()])),
     };
     Some(Record::from_rdata(parse(name)?, TTL_S, data))
 }
@@ -208,6 +228,26 @@ fn failure(question: &Message, code: ResponseCode, udp: bool) -> Vec<u8> {
     encode(&answer, question, udp)
 }
 
+/// The name of the host, and that nothing else is called like it.
+fn name_host(answer: &mut Message, name: &str, kind: Kind) {
+    answer.metadata.authoritative = true;
+    if name != HOST_NAME && name != HOST_DOMAIN {
+        answer.metadata.response_code = ResponseCode::NXDomain;
+    }
+    let address = match kind {
+        Kind::A if name == HOST_NAME => host::own_address(true),
+        Kind::Aaaa if name == HOST_NAME => host::own_address(false),
+        _ => None,
+    };
+    match address.and_then(|address| record(name, &Data::address(address))) {
+        Some(record) => answer.add_answers([record]),
+        None => {
+            answer.authorities.extend(start_of_authority(HOST_DOMAIN));
+            answer
+        }
+    };
+}
+
 impl Server {
     /// The answer from the zone and the hosts file; `None` when the host's name servers are to be asked.
     fn own(&self, question: &Message, udp: bool) -> Option<Vec<u8>> {
@@ -220,11 +260,25 @@ impl Server {
         let [query] = question.queries.as_slice() else {
             return Some(failure(question, ResponseCode::FormErr, udp));
         };
+        if question.edns.as_ref().is_some_and(|edns| edns.version() > EDNS_VERSION) {
+            return Some(failure(question, ResponseCode::BADVERS, udp));
+        }
         let name = plain(query.name());
         let kind = kind_of(query.query_type());
         let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if zone.domain.is_empty() && is_below(&name, &self.domain) {
+            return Some(failure(question, ResponseCode::ServFail, udp));
+        }
         let mut answer = reply(question);
+        if name == zone.domain && query.query_type() == RecordType::SOA {
+            answer.metadata.authoritative = true;
+            answer.add_answers(start_of_authority(&zone.domain));
+            return Some(encode(&answer, question, udp));
+        }
         match zone.answer(&name, kind) {
+            Answer::NotOurs if is_below(&name, HOST_DOMAIN) => {
+                name_host(&mut answer, &name, kind);
+            }
             Answer::NotOurs => {
                 let known = self.host.files().addresses(&name)?;
                 let of_kind = known.into_iter().filter_map(|address| match (address, kind) {
@@ -234,13 +288,18 @@ impl Server {
                 });
                 answer.add_answers(of_kind.filter_map(|data| record(&name, &data)));
             }
-            Answer::Records(records) => {
+            Answer::Records(mut records) => {
                 let chained = matches!(records.last(), Some((_, Data::Cname(_))));
                 if chained && matches!(kind, Kind::A | Kind::Aaaa) {
                     // The chain leaves the cluster: its end has to be asked for.
                     return None;
                 }
                 answer.metadata.authoritative = true;
+                if matches!(records.first(), Some((_, Data::A(_) | Data::Aaaa(_)))) {
+                    // Many clients take the first address.
+                    let turn = self.turn.fetch_add(1, Ordering::Relaxed) % records.len();
+                    records.rotate_left(turn);
+                }
                 answer.add_answers(records.iter().filter_map(|(name, data)| record(name, data)));
             }
             nothing => {
@@ -262,7 +321,8 @@ impl Server {
         let name = plain(query.name());
         let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Answer::Records(records) = zone.answer(&name, kind_of(query.query_type())) else {
-            return self.host.ask(bytes, tcp).await.unwrap_or_else(failed);
+            let servers = zone.forwarding.servers(&name);
+            return self.host.ask(servers, bytes, tcp).await.unwrap_or_else(failed);
         };
         // An alias that leads out of the cluster: its target's addresses follow it.
         let mut answer = reply(question);
@@ -288,7 +348,9 @@ impl Server {
         if let Some(own) = self.own(&question, false) {
             return Message::from_vec(&own).ok();
         }
-        let answer = self.host.ask(&question.to_vec().ok()?, tcp).await?;
+        let zone = self.zone.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let servers = zone.forwarding.servers(name);
+        let answer = self.host.ask(servers, &question.to_vec().ok()?, tcp).await?;
         Message::from_vec(&answer).ok()
     }
 }
@@ -302,6 +364,8 @@ mod tests {
         let many = (0..200).map(|n| (name.to_owned(), Data::A([10, 42, 1, n].into())));
         let zone = Zone::of("cluster.local", many);
         Server {
+            domain: "cluster.local".into(),
+            turn: AtomicUsize::new(0),
             zone: RwLock::new(Arc::new(zone)),
             host: Host::default(),
             waiting: Semaphore::new(1),
@@ -323,6 +387,32 @@ mod tests {
         let tcp = Message::from_vec(&server.own(&asked, false).unwrap()).unwrap();
         assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (200, false));
         assert_eq!(tcp.metadata.id, asked.metadata.id);
+    }
+
+    #[test]
+    fn names_are_not_absent_before_there_is_a_zone() {
+        let server = server();
+        *server.zone.write().unwrap() = Arc::default();
+        let code = |name: &str| {
+            let answer = server.own(&question(name, RecordType::A), true)?;
+            Some(Message::from_vec(&answer).unwrap().metadata.response_code)
+        };
+        assert_eq!(code("x.default.svc.cluster.local."), Some(ResponseCode::ServFail));
+        assert_eq!(code("other.rootlet.internal."), Some(ResponseCode::NXDomain));
+        assert_eq!(code("example.org."), None, "the host's name servers are asked");
+    }
+
+    #[test]
+    fn addresses_take_turns_and_the_domain_has_its_authority() {
+        let server = server();
+        let first = || {
+            let asked = question("many.x.svc.cluster.local.", RecordType::A);
+            let answer = Message::from_vec(&server.own(&asked, false).unwrap()).unwrap();
+            answer.answers[0].data.clone()
+        };
+        assert_ne!(first(), first());
+        let soa = server.own(&question("cluster.local.", RecordType::SOA), true).unwrap();
+        assert_eq!(Message::from_vec(&soa).unwrap().answers.len(), 1);
     }
 
     #[test]

@@ -10,6 +10,10 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::{Deserialize, Serialize};
 
+use crate::forwarding::Forwarding;
+
+/// The version of the specification that is followed, as told under `dns-version`.
+const SPECIFICATION: &str = "1.1.0";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Names that may follow each other before a chain is given up.
 const CHAIN_MAX: usize = 8;
@@ -32,10 +36,12 @@ pub enum Data {
     },
     /// The name of an address.
     Ptr(String),
+    /// A text.
+    Txt(String),
 }
 
 impl Data {
-    fn address(address: IpAddr) -> Self {
+    pub(crate) fn address(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => Self::A(address),
             IpAddr::V6(address) => Self::Aaaa(address),
@@ -56,6 +62,8 @@ pub enum Kind {
     Srv,
     /// Names of an address.
     Ptr,
+    /// Texts.
+    Txt,
     /// Everything.
     Any,
     /// Something else, of which there is none.
@@ -70,6 +78,7 @@ impl Kind {
             Data::Cname(_) => matches!(self, Self::Cname | Self::Any),
             Data::Srv { .. } => matches!(self, Self::Srv | Self::Any),
             Data::Ptr(_) => matches!(self, Self::Ptr | Self::Any),
+            Data::Txt(_) => matches!(self, Self::Txt | Self::Any),
         }
     }
 }
@@ -95,6 +104,12 @@ pub struct Zone {
     pub domain: String,
     /// Records by name.
     pub records: BTreeMap<String, BTreeSet<Data>>,
+    /// Domains of addresses that are the cluster's alone, such as `42.10.in-addr.arpa`.
+    #[serde(default)]
+    pub reverse: Vec<String>,
+    /// Where else names are looked up.
+    #[serde(default)]
+    pub forwarding: Forwarding,
     /// Names that have others below them.
     #[serde(default)]
     parents: BTreeSet<String>,
@@ -104,7 +119,7 @@ impl Zone {
     /// The zone of these Services and EndpointSlices.
     pub fn build(domain: &str, services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Self {
         let mut zone = Self { domain: domain.to_owned(), ..Self::default() };
-        zone.add(&format!("dns-version.{domain}"), None);
+        zone.add(&format!("dns-version.{domain}"), Some(Data::Txt(SPECIFICATION.into())));
         for service in services {
             zone.service(service, slices);
         }
@@ -199,14 +214,13 @@ impl Zone {
 
     /// The answer to a question about `name`, which is in lower case and without the last dot.
     pub fn answer(&self, name: &str, kind: Kind) -> Answer {
-        let ours = !self.domain.is_empty()
-            && (name == self.domain
-                || name.strip_suffix(&self.domain).is_some_and(|rest| rest.ends_with('.')));
-        if !ours {
+        if self.domain.is_empty() || !is_below(name, &self.domain) {
             // Addresses of the cluster have names here; all other addresses are the host's to name.
             let reverse = name.rsplit('.').next() == Some("arpa");
             let Some(records) = self.records.get(name).filter(|_| reverse) else {
-                return Answer::NotOurs;
+                let within = |domain: &String| is_below(name, domain);
+                let own = reverse && self.reverse.iter().any(within);
+                return if own { Answer::NxDomain } else { Answer::NotOurs };
             };
             return found(records.iter().filter(|data| kind.takes(data)).map(|d| (name, d)));
         }
@@ -252,6 +266,11 @@ fn found<'a>(records: impl Iterator<Item = (&'a str, &'a Data)>) -> Answer {
     let records: Vec<(String, Data)> =
         records.map(|(name, data)| (name.to_owned(), data.clone())).collect();
     if records.is_empty() { Answer::NoData } else { Answer::Records(records) }
+}
+
+/// Whether a name is a domain's or lies in it.
+pub(crate) fn is_below(name: &str, domain: &str) -> bool {
+    name == domain || name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
 }
 
 fn dashed(address: IpAddr) -> String {
@@ -310,7 +329,9 @@ mod tests {
             "endpoints": [{"addresses": ["10.42.0.7"], "hostname": "db-0"},
                 {"addresses": ["10.42.0.8"], "conditions": {"ready": false}}]}))
         .unwrap();
-        Zone::build("cluster.local", &services, &[Arc::new(slice)])
+        let mut zone = Zone::build("cluster.local", &services, &[Arc::new(slice)]);
+        zone.reverse = vec!["43.10.in-addr.arpa".into()];
+        zone
     }
 
     fn told(name: &str, kind: Kind) -> String {
@@ -344,6 +365,25 @@ mod tests {
                 "1.0.43.10.in-addr.arpa Ptr(\"kubernetes.default.svc.cluster.local\")",
             ),
             ("9.9.9.9.in-addr.arpa", Kind::Ptr, "NotOurs"),
+            ("9.0.43.10.in-addr.arpa", Kind::Ptr, "NxDomain"),
+            ("9.0.143.10.in-addr.arpa", Kind::Ptr, "NotOurs"),
+            ("dns-version.cluster.local", Kind::Txt, "dns-version.cluster.local Txt(\"1.1.0\")"),
+            ("db-0.db.shop.svc.cluster.local", Kind::Aaaa, "NoData"),
+            (
+                "_sql._tcp.db.shop.svc.cluster.local",
+                Kind::Srv,
+                "_sql._tcp.db.shop.svc.cluster.local Srv { port: 5432, target: \"db-0.db.shop.svc.cluster.local\" }",
+            ),
+            (
+                "7.0.42.10.in-addr.arpa",
+                Kind::Ptr,
+                "7.0.42.10.in-addr.arpa Ptr(\"db-0.db.shop.svc.cluster.local\")",
+            ),
+            (
+                "out.shop.svc.cluster.local",
+                Kind::Cname,
+                "out.shop.svc.cluster.local Cname(\"example.org\")",
+            ),
             ("db.shop.svc.cluster.local", Kind::A, "db.shop.svc.cluster.local A(10.42.0.7)"),
             (
                 "db-0.db.shop.svc.cluster.local",

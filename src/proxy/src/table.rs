@@ -1,73 +1,166 @@
 //! The decision: which frontends there are and which endpoints they have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use kube::ResourceExt;
 use netns::{Backend, Frontend, Protocol, ServiceTable};
 
 /// The label by which a slice names its service (EndpointSlice API reference).
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Whoever sets this wants to serve the Service with a proxy of their own.
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
-/// The table for these objects. Endpoints that are not ready are left out; if a service has none
-/// that is ready, those that still serve while they terminate are used, as upstream does.
+/// This node, as services see it.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its name.
+    pub node: String,
+    /// Its addresses in its own network, where node ports are.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// The slices of each Service, by namespace and name.
+pub(crate) struct Slices<'a>(BTreeMap<(String, String), Vec<&'a EndpointSlice>>);
+
+impl<'a> Slices<'a> {
+    pub fn new(slices: &'a [Arc<EndpointSlice>]) -> Self {
+        let mut own: BTreeMap<_, Vec<&EndpointSlice>> = BTreeMap::new();
+        for slice in slices {
+            let name = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
+            if let Some(name) = name {
+                let namespace = slice.namespace().unwrap_or_default();
+                own.entry((namespace, name.clone())).or_default().push(slice);
+            }
+        }
+        Self(own)
+    }
+
+    pub fn of(&self, service: &Service) -> &[&'a EndpointSlice] {
+        let key = (service.namespace().unwrap_or_default(), service.name_any());
+        self.0.get(&key).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// Whether this proxy is the one to serve the Service.
+pub(crate) fn is_ours(service: &Service) -> bool {
+    let spec = service.spec.as_ref();
+    let kind = spec.and_then(|spec| spec.type_.as_deref());
+    kind != Some("ExternalName") && !service.labels().contains_key(PROXY_NAME)
+}
+
+/// The table for these objects.
 pub fn table(
     services: &[Arc<Service>],
     slices: &[Arc<EndpointSlice>],
-    node_ip: IpAddr,
+    pods: &[Arc<Pod>],
+    place: &Place,
 ) -> ServiceTable {
-    let mut by_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
-    for slice in slices {
-        let labels = slice.metadata.labels.as_ref();
-        let namespace = slice.metadata.namespace.as_deref();
-        if let (Some(namespace), Some(name)) = (namespace, labels.and_then(|l| l.get(SERVICE_NAME)))
-        {
-            by_service.entry((namespace, name)).or_default().push(slice);
-        }
-    }
+    let slices = Slices::new(slices);
     let mut table = ServiceTable::default();
-    for service in services {
-        let (Some(namespace), Some(name), Some(spec)) =
-            (&service.metadata.namespace, &service.metadata.name, &service.spec)
-        else {
-            continue;
-        };
-        let slices = by_service.get(&(namespace, name)).map_or(&[][..], Vec::as_slice);
+    for service in services.iter().filter(|service| is_ours(service)) {
+        let Some(spec) = &service.spec else { continue };
         for port in spec.ports.iter().flatten() {
-            let backend =
-                Backend { endpoints: endpoints(slices, port), affinity_s: affinity(spec) };
-            for frontend in frontends(spec, port, node_ip) {
-                table.services.insert(frontend, backend.clone());
+            let Some(protocol) = protocol(port.protocol.as_deref()) else { continue };
+            let backend = |local| Backend {
+                endpoints: endpoints(slices.of(service), port, place, local),
+                affinity_s: affinity(spec),
+            };
+            let internal = backend(spec.internal_traffic_policy.as_deref() == Some("Local"));
+            let external = backend(spec.external_traffic_policy.as_deref() == Some("Local"));
+            let insert = |table: &mut ServiceTable, address, port, backend: &Backend| {
+                table.services.insert(Frontend { address, protocol, port }, backend.clone());
+            };
+            if let Ok(number) = u16::try_from(port.port) {
+                for address in cluster_ips(spec) {
+                    insert(&mut table, address, number, &internal);
+                }
+                let external_ips = spec.external_ips.iter().flatten();
+                for address in external_ips.filter_map(|text| text.parse().ok()) {
+                    insert(&mut table, address, number, &external);
+                }
+            }
+            if let Some(number) = node_port(port) {
+                for address in &place.addresses {
+                    insert(&mut table, *address, number, &external);
+                }
             }
         }
     }
+    host_ports(&mut table, pods, place);
     table
 }
 
-fn frontends(spec: &ServiceSpec, port: &ServicePort, node_ip: IpAddr) -> Vec<Frontend> {
-    let protocol = match port.protocol.as_deref() {
-        None | Some("TCP") => Protocol::Tcp,
-        Some("UDP") => Protocol::Udp,
-        Some("SCTP") => Protocol::Sctp,
-        Some(_) => return Vec::new(),
-    };
-    if spec.type_.as_deref() == Some("ExternalName") {
-        return Vec::new();
+/// Within the pods' network a host port is at the node's address.
+fn host_ports(table: &mut ServiceTable, pods: &[Arc<Pod>], place: &Place) {
+    for port in pods.iter().flat_map(|pod| HostPort::of(pod, place)) {
+        if place.addresses.contains(&port.target.ip()) {
+            // A pod in the node's network listens there itself.
+            continue;
+        }
+        for address in &place.addresses {
+            if address.is_ipv4() == port.target.is_ipv4() {
+                let (protocol, port_number) = (port.protocol, port.host_port);
+                let frontend = Frontend { address: *address, protocol, port: port_number };
+                let backend = Backend { endpoints: vec![port.target], affinity_s: None };
+                table.services.entry(frontend).or_insert(backend);
+            }
+        }
     }
-    let own = spec.cluster_ips.clone().unwrap_or_default();
-    let own = if own.is_empty() { Vec::from_iter(spec.cluster_ip.clone()) } else { own };
-    // A headless service has "None" here, which is no address.
-    let addresses = own.iter().chain(spec.external_ips.iter().flatten());
-    let virtual_ones = addresses
-        .filter_map(|text| text.parse().ok())
-        .filter_map(|address| Some((address, u16::try_from(port.port).ok()?)));
-    let node_port = port.node_port.and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
-    virtual_ones
-        .chain(node_port.map(|n| (node_ip, n)))
-        .map(|(address, port)| Frontend { address, protocol, port })
-        .collect()
+}
+
+/// A port of the host that a container asked for.
+pub(crate) struct HostPort {
+    pub host_ip: Option<IpAddr>,
+    pub host_port: u16,
+    pub protocol: Protocol,
+    pub target: SocketAddr,
+}
+
+impl HostPort {
+    /// Those of a pod that runs on this node.
+    pub fn of(pod: &Pod, place: &Place) -> Vec<Self> {
+        let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return Vec::new() };
+        let here = spec.node_name.as_deref() == Some(&place.node)
+            && status.phase.as_deref() == Some("Running");
+        let address: Option<IpAddr> = status.pod_ip.as_ref().and_then(|ip| ip.parse().ok());
+        let Some(address) = address.filter(|_| here) else { return Vec::new() };
+        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let ports = containers.flat_map(|container| container.ports.iter().flatten());
+        ports
+            .filter_map(|port| {
+                let number = |n: i32| u16::try_from(n).ok().filter(|n| *n != 0);
+                Some(Self {
+                    host_ip: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
+                    host_port: number(port.host_port?)?,
+                    protocol: protocol(port.protocol.as_deref())?,
+                    target: SocketAddr::new(address, number(port.container_port)?),
+                })
+            })
+            .collect()
+    }
+}
+
+pub(crate) fn protocol(text: Option<&str>) -> Option<Protocol> {
+    match text {
+        None | Some("TCP") => Some(Protocol::Tcp),
+        Some("UDP") => Some(Protocol::Udp),
+        Some("SCTP") => Some(Protocol::Sctp),
+        Some(_) => None,
+    }
+}
+
+pub(crate) fn node_port(port: &ServicePort) -> Option<u16> {
+    port.node_port.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0)
+}
+
+/// The Service's own addresses. A headless one has `None` there, which is no address.
+pub(crate) fn cluster_ips(spec: &ServiceSpec) -> BTreeSet<IpAddr> {
+    let all = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    all.filter_map(|text| text.parse().ok()).collect()
 }
 
 fn affinity(spec: &ServiceSpec) -> Option<u32> {
@@ -79,79 +172,189 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     u32::try_from(seconds).ok()
 }
 
-fn endpoints(slices: &[&EndpointSlice], port: &ServicePort) -> Vec<SocketAddr> {
-    let mut ready = Vec::new();
-    let mut terminating = Vec::new();
+fn is_local(endpoint: &Endpoint, place: &Place) -> bool {
+    endpoint.node_name.as_deref() == Some(&place.node)
+}
+
+/// The endpoints that get the traffic of a port: those that are ready; if there is none, those that
+/// still serve while they terminate. With `local` only this node's are looked at (KEP-1669).
+fn endpoints(
+    slices: &[&EndpointSlice],
+    port: &ServicePort,
+    place: &Place,
+    local: bool,
+) -> Vec<SocketAddr> {
+    let wanted = port.name.as_deref().unwrap_or_default();
+    let mut ready = BTreeSet::new();
+    let mut terminating = BTreeSet::new();
     for slice in slices {
-        let wanted = port.name.as_deref().unwrap_or_default();
         let target = slice
             .ports
             .iter()
             .flatten()
             .filter(|p| p.name.as_deref().unwrap_or_default() == wanted)
+            .filter(|p| protocol(p.protocol.as_deref()) == protocol(port.protocol.as_deref()))
             .find_map(|p| p.port.and_then(|n| u16::try_from(n).ok()));
         let Some(target) = target else { continue };
         for endpoint in slice.endpoints.iter().flatten() {
+            if local && !is_local(endpoint, place) {
+                continue;
+            }
             let conditions = endpoint.conditions.as_ref();
             let is_ready = conditions.and_then(|c| c.ready).unwrap_or(true);
             let is_terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
             let serves = conditions.and_then(|c| c.serving).unwrap_or(is_ready);
-            let addresses = endpoint.addresses.iter().take(1).filter_map(|a| a.parse().ok());
-            let addresses = addresses.map(|a: IpAddr| SocketAddr::new(a, target));
+            let address = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok());
+            let address = address.map(|address| SocketAddr::new(address, target));
             if is_ready {
-                ready.extend(addresses);
+                ready.extend(address);
             } else if is_terminating && serves {
-                terminating.extend(addresses);
+                terminating.extend(address);
             }
         }
     }
-    let mut chosen = if ready.is_empty() { terminating } else { ready };
-    chosen.sort_unstable();
-    chosen.dedup();
-    chosen
+    let chosen = if ready.is_empty() { terminating } else { ready };
+    chosen.into_iter().collect()
+}
+
+/// How many endpoints of a Service on this node are ready, whatever their ports.
+pub(crate) fn local_endpoints(slices: &[&EndpointSlice], place: &Place) -> usize {
+    let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
+    let ready = endpoints.filter(|endpoint| {
+        let conditions = endpoint.conditions.as_ref();
+        is_local(endpoint, place) && conditions.and_then(|c| c.ready).unwrap_or(true)
+    });
+    let addresses: BTreeSet<_> = ready.filter_map(|e| e.addresses.first()).collect();
+    addresses.len()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
-    fn objects(endpoints: serde_json::Value) -> (Vec<Arc<Service>>, Vec<Arc<EndpointSlice>>) {
-        let service = json!({
+    fn place() -> Place {
+        Place { node: "here".into(), addresses: vec!["10.42.0.1".parse().unwrap()] }
+    }
+
+    fn service(spec: &Value) -> Vec<Arc<Service>> {
+        let mut service = json!({
             "metadata": {"name": "web", "namespace": "default"},
             "spec": {"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"],
                 "ports": [{"name": "http", "port": 80, "nodePort": 30080, "protocol": "TCP"}]}
         });
+        let fields = spec.as_object().cloned().unwrap_or_default();
+        service["spec"].as_object_mut().unwrap().extend(fields);
+        vec![Arc::new(serde_json::from_value(service).unwrap())]
+    }
+
+    fn slices(endpoints: &Value) -> Vec<Arc<EndpointSlice>> {
         let slice = json!({
             "metadata": {"name": "web-1", "namespace": "default",
                 "labels": {"kubernetes.io/service-name": "web"}},
             "addressType": "IPv4",
-            "ports": [{"name": "http", "port": 8080}],
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
             "endpoints": endpoints
         });
-        let service = serde_json::from_value(service).unwrap();
-        let slice = serde_json::from_value(slice).unwrap();
-        (vec![Arc::new(service)], vec![Arc::new(slice)])
+        vec![Arc::new(serde_json::from_value(slice).unwrap())]
     }
 
-    fn targets(endpoints: serde_json::Value) -> Vec<String> {
-        let (services, slices) = objects(endpoints);
-        let table = table(&services, &slices, "10.42.0.1".parse().unwrap());
-        let frontend =
-            Frontend { address: "10.43.0.9".parse().unwrap(), protocol: Protocol::Tcp, port: 80 };
-        let node_port = Frontend { address: "10.42.0.1".parse().unwrap(), port: 30080, ..frontend };
-        assert_eq!(table.services[&frontend], table.services[&node_port]);
-        table.services[&frontend].endpoints.iter().map(ToString::to_string).collect()
+    /// `10.43.0.9:80 > 10.42.0.2:8080,…` a line each.
+    fn told(table: &ServiceTable) -> Vec<String> {
+        table
+            .services
+            .iter()
+            .map(|(frontend, backend)| {
+                let endpoints: Vec<_> = backend.endpoints.iter().map(ToString::to_string).collect();
+                let own = SocketAddr::new(frontend.address, frontend.port);
+                let affinity = backend.affinity_s.map_or(String::new(), |s| format!(" for {s} s"));
+                format!("{own} > {}{affinity}", endpoints.join(","))
+            })
+            .collect()
+    }
+
+    fn endpoint(address: &str, node: &str, conditions: &Value) -> Value {
+        json!({"addresses": [address], "nodeName": node, "conditions": conditions})
     }
 
     #[test]
     fn ready_endpoints_are_used_and_serving_ones_as_a_last_resort() {
-        let ready = json!({"addresses": ["10.42.0.2"], "conditions": {"ready": true}});
-        let unready = json!({"addresses": ["10.42.0.3"], "conditions": {"ready": false}});
-        let ending = json!({"addresses": ["10.42.0.4"],
-            "conditions": {"ready": false, "serving": true, "terminating": true}});
-        assert_eq!(targets(json!([ready, unready, ending])), ["10.42.0.2:8080"]);
-        assert_eq!(targets(json!([unready, ending])), ["10.42.0.4:8080"]);
-        assert!(targets(json!([unready])).is_empty());
+        let ready = endpoint("10.42.0.2", "here", &json!({"ready": true}));
+        let unready = endpoint("10.42.0.3", "here", &json!({"ready": false}));
+        let ending = json!({"ready": false, "serving": true, "terminating": true});
+        let ending = endpoint("10.42.0.4", "here", &ending);
+        let gone = json!({"ready": false, "serving": false, "terminating": true});
+        let gone = endpoint("10.42.0.5", "here", &gone);
+        let cases = [
+            (json!([ready, unready, ending, gone]), "10.42.0.2:8080"),
+            (json!([unready, ending, gone]), "10.42.0.4:8080"),
+            (json!([unready, gone]), ""),
+        ];
+        for (endpoints, want) in cases {
+            let table = table(&service(&Value::Null), &slices(&endpoints), &[], &place());
+            let lines = [format!("10.42.0.1:30080 > {want}"), format!("10.43.0.9:80 > {want}")];
+            assert_eq!(told(&table), lines);
+        }
+    }
+
+    #[test]
+    fn policies_choose_by_where_the_traffic_comes_from() {
+        let near = endpoint("10.42.0.2", "here", &json!({"ready": true}));
+        let far = endpoint("10.42.1.2", "there", &json!({"ready": true}));
+        let (one, both) = ("10.42.0.2:8080", "10.42.0.2:8080,10.42.1.2:8080");
+        let cases = [
+            (json!({}), both, both),
+            (json!({"internalTrafficPolicy": "Local"}), one, both),
+            (json!({"externalTrafficPolicy": "Local"}), both, one),
+        ];
+        for (spec, internal, external) in cases {
+            let mut spec = spec;
+            spec["externalIPs"] = json!(["198.51.100.1"]);
+            let table = table(&service(&spec), &slices(&json!([near, far])), &[], &place());
+            let lines = [
+                format!("10.42.0.1:30080 > {external}"),
+                format!("10.43.0.9:80 > {internal}"),
+                format!("198.51.100.1:80 > {external}"),
+            ];
+            assert_eq!(told(&table), lines, "{spec}");
+        }
+    }
+
+    #[test]
+    fn affinity_headless_and_foreign_services() {
+        let near = json!([endpoint("10.42.0.2", "here", &json!({"ready": true}))]);
+        let sticky = json!({"sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}, "ports": [
+            {"name": "http", "port": 80}]});
+        let headless = json!({"clusterIP": "None", "clusterIPs": ["None"], "ports": [
+            {"name": "http", "port": 80}]});
+        let external = json!({"type": "ExternalName", "externalName": "example.org"});
+        let cases = [
+            (sticky, vec!["10.43.0.9:80 > 10.42.0.2:8080 for 60 s"]),
+            (headless, vec![]),
+            (external, vec![]),
+        ];
+        for (spec, want) in cases {
+            let table = table(&service(&spec), &slices(&near), &[], &place());
+            assert_eq!(told(&table), want, "{spec}");
+        }
+        let mut foreign = (*service(&Value::Null)[0]).clone();
+        foreign.labels_mut().insert(PROXY_NAME.into(), "other".into());
+        assert_eq!(told(&table(&[Arc::new(foreign)], &slices(&near), &[], &place())).len(), 0);
+    }
+
+    #[test]
+    fn host_ports_are_at_the_nodes_address() {
+        let pod = |phase: &str, node: &str| {
+            let pod = json!({"metadata": {"name": "p", "namespace": "d"},
+                "spec": {"nodeName": node, "containers": [{"name": "c", "ports": [
+                    {"containerPort": 80, "hostPort": 8080}, {"containerPort": 81}]}]},
+                "status": {"phase": phase, "podIP": "10.42.0.2"}});
+            vec![Arc::new(serde_json::from_value::<Pod>(pod).unwrap())]
+        };
+        let lines = |pods: &[Arc<Pod>]| told(&table(&[], &[], pods, &place()));
+        assert_eq!(lines(&pod("Running", "here")), ["10.42.0.1:8080 > 10.42.0.2:80"]);
+        assert!(lines(&pod("Succeeded", "here")).is_empty());
+        assert!(lines(&pod("Running", "there")).is_empty());
     }
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{self, Admin};
-use crate::node::{CLUSTER_CIDR, DNS_ADDRESS, NODE_ADDRESS, SERVICE_CIDR};
+use crate::node::{CLUSTER_CIDR, DNS_ADDRESS, DOMAIN, NODE_ADDRESS, REVERSE, SERVICE_CIDR};
 use crate::settings::Settings;
 use crate::tracer::Tracer;
 use crate::{lock, logging};
@@ -32,8 +32,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const POD_GRACE: Duration = Duration::from_secs(5);
 /// Pods the node takes, upstream's default.
 const MAX_PODS: u32 = 110;
-/// Domain of the cluster's names.
-const DOMAIN: &str = "cluster.local";
 
 /// Runs until asked to stop.
 pub fn run(settings: &str) -> anyhow::Result<()> {
@@ -97,10 +95,8 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
         node: SocketAddr::new(NODE_ADDRESS, port),
         host: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
     };
-    network
-        .set_forwards(vec![forward(api_port), forward(kubelet_port)])
-        .await
-        .context("cannot lead pods to the API server")?;
+    let forwards = vec![forward(api_port), forward(kubelet_port)];
+    network.set_forwards(forwards.clone()).await.context("cannot lead pods to the API server")?;
 
     let images = open_images(&settings)?;
     let (server, store) = start_api(&settings, api, kubelet_port, &network, &serving).await?;
@@ -112,7 +108,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
             .context("cannot start the container runtime")?;
     let informers = Informers::new(component(&server, "system:kube-controller-manager", &[]));
     let mut tasks = Tasks::new(shutdown.clone());
-    start_components(&mut tasks, &server, &informers, &network, &settings);
+    start_components(&mut tasks, &server, &informers, (&network, forwards), &settings);
     start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &network)?;
 
     let (down, mut asked) = mpsc::channel(1);
@@ -383,7 +379,7 @@ fn start_components(
     tasks: &mut Tasks,
     server: &ApiServer,
     informers: &Informers,
-    network: &netns::Control,
+    (network, forwards): (&netns::Control, Vec<netns::Forward>),
     settings: &Settings,
 ) {
     let stop = tasks.shutdown.clone();
@@ -405,7 +401,15 @@ fn start_components(
     tasks.spawn("controller manager", async move { Ok(controllers::run(config, stop).await?) });
 
     let stop = tasks.shutdown.clone();
-    let proxied = proxy::run(informers.clone(), network.clone(), NODE_ADDRESS, stop);
+    let config = proxy::Config {
+        informers: informers.clone(),
+        control: network.clone(),
+        client: service_account(server, "service-controller"),
+        place: proxy::Place { node: settings.paths.context(), addresses: vec![NODE_ADDRESS] },
+        publish: settings.publish.clone(),
+        forwards,
+    };
+    let proxied = proxy::run(config, stop);
     tasks.spawn("service proxy", async move {
         proxied.await;
         Ok(())
@@ -418,6 +422,7 @@ fn start_components(
         domain: DOMAIN.into(),
         address: DNS_ADDRESS,
         endpoint: SocketAddr::new(NODE_ADDRESS, 53),
+        reverse: REVERSE.map(str::to_owned).to_vec(),
     };
     let stop = tasks.shutdown.clone();
     tasks.spawn("DNS feeder", async move {

@@ -22,6 +22,10 @@ pub const SERVICE_CIDR: &str = "10.43.0.0/16";
 pub const NODE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 42, 0, 1));
 /// The service address of the cluster's DNS.
 pub const DNS_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 43, 0, 10));
+/// Domain of the cluster's names.
+pub const DOMAIN: &str = "cluster.local";
+/// Domains of the addresses of pods and services.
+pub const REVERSE: [&str; 2] = ["42.10.in-addr.arpa", "43.10.in-addr.arpa"];
 /// Largest packet between pods.
 const MTU: u32 = 65520;
 
@@ -48,6 +52,7 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
         node.bind_udp(address).await.context("cannot listen for DNS")?,
         node.bind_tcp(address).await.context("cannot listen for DNS")?,
         listen(&settings.paths.dns_socket())?,
+        DOMAIN,
     )
     .context("cannot serve DNS")?;
 
@@ -66,6 +71,7 @@ pub fn network() -> anyhow::Result<netns::NodeConfig> {
         pod_cidr: POD_CIDR.parse()?,
         gateway: NODE_ADDRESS,
         service_cidr: SERVICE_CIDR.parse()?,
+        ipv6: None,
         mtu: MTU,
         forwards: Vec::new(),
         existing: None,

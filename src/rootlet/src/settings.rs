@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -22,10 +23,18 @@ pub struct Settings {
     pub api_port_fixed: bool,
     /// The kubelet's port on loopback, used the last time.
     pub kubelet_port: Option<u16>,
+    /// Addresses of the host on which node ports and host ports are offered.
+    #[serde(default = "loopback")]
+    pub publish: Vec<IpAddr>,
     /// `registries.yaml`.
     pub registries: Option<PathBuf>,
     /// Where the user's own kubeconfig has this cluster's context, if it was added.
     pub merged_into: Option<PathBuf>,
+}
+
+/// Only programs on the host itself.
+pub fn loopback() -> Vec<IpAddr> {
+    vec![Ipv4Addr::LOCALHOST.into()]
 }
 
 impl Settings {

@@ -52,6 +52,11 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         ephemeral: arguments.ephemeral,
         api_port: arguments.api_port.or(known.as_ref().and_then(|known| known.api_port)),
         api_port_fixed: arguments.api_port.is_some(),
+        publish: match (&arguments.publish[..], &known) {
+            ([], Some(known)) => known.publish.clone(),
+            ([], None) => crate::settings::loopback(),
+            (asked, _) => asked.to_vec(),
+        },
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
         merged_into: known.and_then(|known| known.merged_into),
         registries,

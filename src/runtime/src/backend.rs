@@ -69,7 +69,13 @@ pub trait Images: Send + Sync + 'static {
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
     /// Attaches the network namespace to the pod network; the same id gets the same addresses.
-    async fn attach(&self, id: &str, netns: BorrowedFd<'_>) -> Result<Vec<IpAddr>, Error>;
+    /// `pod` is its namespace and name, by which network policies know it.
+    async fn attach(
+        &self,
+        id: &str,
+        pod: &str,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Vec<IpAddr>, Error>;
     /// Undoes it; nothing when it is not attached.
     async fn detach(&self, id: &str) -> Result<(), Error>;
     /// The node's own network namespace, for pods with `hostNetwork`.

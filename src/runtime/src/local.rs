@@ -132,9 +132,19 @@ impl Images for images::Store {
 
 #[async_trait]
 impl Network for netns::Control {
-    async fn attach(&self, id: &str, netns: BorrowedFd<'_>) -> Result<Vec<IpAddr>, Error> {
-        let request = netns::AttachRequest { id: id.to_owned(), ifname: INTERFACE.to_owned() };
-        Ok(vec![Self::attach(self, request, netns).await?.address])
+    async fn attach(
+        &self,
+        id: &str,
+        pod: &str,
+        netns: BorrowedFd<'_>,
+    ) -> Result<Vec<IpAddr>, Error> {
+        let request = netns::AttachRequest {
+            id: id.to_owned(),
+            ifname: INTERFACE.to_owned(),
+            member: Some(pod.to_owned()),
+        };
+        let attachment = Self::attach(self, request, netns).await?;
+        Ok([Some(attachment.address), attachment.address6].into_iter().flatten().collect())
     }
 
     async fn detach(&self, id: &str) -> Result<(), Error> {

@@ -159,9 +159,9 @@ impl Runtime {
         }
         let Some(shim) = record.shim else { return };
         let Ok(netns) = std::fs::File::open(format!("/proc/{}/ns/net", shim.pid)) else { return };
-        if let Err(error) =
-            self.network().attach(&record.id, std::os::fd::AsFd::as_fd(&netns)).await
-        {
+        let pod = crate::sandbox::pod_name(&record.config);
+        let netns = std::os::fd::AsFd::as_fd(&netns);
+        if let Err(error) = self.network().attach(&record.id, &pod, netns).await {
             tracing::warn!(sandbox = record.id, %error, "network not attached again");
         }
     }

@@ -30,6 +30,12 @@ pub fn node_network(config: &v1::PodSandboxConfig) -> bool {
     namespaces(config).network() == v1::NamespaceMode::Node
 }
 
+/// Namespace and name of the pod.
+pub fn pod_name(config: &v1::PodSandboxConfig) -> String {
+    let metadata = config.metadata.clone().unwrap_or_default();
+    format!("{}/{}", metadata.namespace, metadata.name)
+}
+
 impl Runtime {
     /// The pod's directory for what does not outlive a boot.
     pub(crate) fn pod_dir(&self, id: &str) -> PathBuf {
@@ -130,9 +136,11 @@ impl Runtime {
         if !node_network {
             let netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))
                 .map_err(Error::io("open the pod's network namespace"))?;
-            let ips = self.network().attach(id, netns.as_fd()).await.map_err(|error| {
-                Error::Failed(format!("failed to setup network for sandbox {id:?}: {error}"))
-            })?;
+            let ips = self.network().attach(id, &pod_name(config), netns.as_fd()).await.map_err(
+                |error| {
+                    Error::Failed(format!("failed to setup network for sandbox {id:?}: {error}"))
+                },
+            )?;
             sandbox.update(|record| record.ips = ips);
         }
         sandbox.update(|record| record.ready = true);

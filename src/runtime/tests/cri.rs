@@ -178,7 +178,7 @@ struct Loopback;
 
 #[async_trait::async_trait]
 impl Network for Loopback {
-    async fn attach(&self, _: &str, _: BorrowedFd<'_>) -> Result<Vec<IpAddr>, Error> {
+    async fn attach(&self, _: &str, _: &str, _: BorrowedFd<'_>) -> Result<Vec<IpAddr>, Error> {
         Ok(vec!["10.42.0.9".parse().unwrap()])
     }
 

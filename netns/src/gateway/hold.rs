@@ -1,0 +1,331 @@
+//! Connections that wait: the first packet of a pod's connection is held in a queue of the kernel
+//! until the outside has answered, so that a refusal is a refusal and silence is silence.
+//!
+//! Formats: the kernel's `include/uapi/linux/netfilter/nfnetlink_queue.h`.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpStream;
+use tokio_util::task::TaskTracker;
+
+use super::Flows;
+use crate::netlink::{Requests, Socket, attributes, messages};
+use crate::ruleset::{MARK_REFUSED, MARK_UNREACHABLE, QUEUE};
+use crate::{Error, sys};
+
+const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_QUEUE as u16) << 8;
+const PACKET: u16 = SUBSYSTEM;
+const VERDICT: u16 = SUBSYSTEM | 1;
+const CONFIG: u16 = SUBSYSTEM | 2;
+const CONFIG_COMMAND: u16 = 1;
+const CONFIG_PARAMETERS: u16 = 2;
+const CONFIG_MAX_LENGTH: u16 = 3;
+const COMMAND_BIND: u8 = 1;
+const COPY_PACKET: u8 = 2;
+const PACKET_HEADER: u16 = 1;
+const VERDICT_HEADER: u16 = 2;
+const MARK: u16 = 3;
+const PAYLOAD: u16 = 10;
+
+/// Enough for the longest IP header and the ports behind it.
+const COPIED_BYTES: u32 = 96;
+/// Held packets, of all pods and of one. Beyond that connections begin at once, and a refusal
+/// arrives as a reset.
+const HELD: usize = 4096;
+const HELD_PER_POD: usize = 512;
+const RECEIVE_BYTES: usize = 64 << 10;
+/// Connections that the outside accepted and the pod has lost interest in are closed after this.
+const UNCLAIMED: Duration = Duration::from_secs(5);
+
+/// Pod's and outside address of a connection.
+type Key = (SocketAddr, SocketAddr);
+
+enum State {
+    /// The outside has not answered; the pod's own retransmissions add nothing.
+    Connecting,
+    /// The outside has accepted; the pod's connection is about to arrive at the listener.
+    Connected(TcpStream, Instant),
+}
+
+/// The connections between their first packet and their arrival at the listener.
+#[derive(Default)]
+pub(crate) struct Held {
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    states: HashMap<Key, State>,
+    connecting: HashMap<IpAddr, usize>,
+}
+
+impl Held {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("never held across a panic")
+    }
+
+    /// The outside's end of a connection that has just arrived.
+    pub fn claim(&self, pod: SocketAddr, destination: SocketAddr) -> Option<TcpStream> {
+        let mut table = self.table();
+        match table.states.remove(&(pod, destination)) {
+            Some(State::Connected(stream, _)) => Some(stream),
+            Some(State::Connecting) => {
+                table.states.insert((pod, destination), State::Connecting);
+                None
+            }
+            None => None,
+        }
+    }
+
+    /// What to do with a first packet: None is to hold it.
+    fn admit(&self, key: Key) -> Option<Answer> {
+        let mut table = self.table();
+        match table.states.get(&key) {
+            Some(State::Connecting) => return Some(Answer::Drop),
+            Some(State::Connected(..)) => return Some(Answer::Accept),
+            None => {}
+        }
+        let total: usize = table.connecting.values().sum();
+        let own = table.connecting.entry(key.0.ip()).or_default();
+        if *own >= HELD_PER_POD || total >= HELD {
+            return Some(Answer::Accept);
+        }
+        *own += 1;
+        table.states.insert(key, State::Connecting);
+        None
+    }
+
+    fn settle(&self, key: Key, stream: Option<TcpStream>) {
+        let mut table = self.table();
+        if let Some(count) = table.connecting.get_mut(&key.0.ip()) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                table.connecting.remove(&key.0.ip());
+            }
+        }
+        match stream {
+            Some(stream) => table.states.insert(key, State::Connected(stream, Instant::now())),
+            None => table.states.remove(&key),
+        };
+    }
+
+    fn sweep(&self) {
+        self.table().states.retain(|_, state| match state {
+            State::Connecting => true,
+            State::Connected(_, since) => since.elapsed() < UNCLAIMED,
+        });
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Accept,
+    Drop,
+    Refuse,
+    Unreachable,
+}
+
+impl Answer {
+    /// What the outside's answer means for the pod.
+    fn to(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Self::Refuse,
+            io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown
+            | io::ErrorKind::PermissionDenied => Self::Unreachable,
+            io::ErrorKind::TimedOut => Self::Drop,
+            // Our own trouble; the listener tries once more.
+            _ => Self::Accept,
+        }
+    }
+}
+
+/// The queue, in the namespace of the calling thread.
+pub(crate) fn open() -> Result<socket2::Socket, Error> {
+    let socket = Socket::netfilter()?;
+    let [high, low] = QUEUE.to_be_bytes();
+    let header = [0, 0, high, low];
+    let mut parameters = COPIED_BYTES.to_be_bytes().to_vec();
+    parameters.push(COPY_PACKET);
+    let mut requests = Requests::new();
+    let acknowledged = libc::NLM_F_ACK;
+    requests.push("bind the queue", CONFIG, acknowledged, &header, |a| {
+        a.bytes(CONFIG_COMMAND, &[COMMAND_BIND, 0, 0, 0]);
+    });
+    requests.push("set the queue up", CONFIG, acknowledged, &header, |a| {
+        a.bytes(CONFIG_PARAMETERS, &parameters).be32(CONFIG_MAX_LENGTH, 2 * HELD as u32);
+    });
+    socket.execute(&requests)?;
+    // A full buffer loses a packet, which its sender repeats.
+    let _ = sys::set_netlink_flag(&socket, libc::NETLINK_NO_ENOBUFS);
+    let socket = socket2::Socket::from(socket.into_fd());
+    let _ = socket.set_recv_buffer_size(4 << 20);
+    socket.set_nonblocking(true).map_err(|e| Error::system("watch the queue", e))?;
+    Ok(socket)
+}
+
+/// Serves the queue for ever.
+pub(crate) async fn serve(
+    queue: socket2::Socket,
+    held: Arc<Held>,
+    flows: Arc<Flows>,
+    tasks: TaskTracker,
+) -> Result<(), Error> {
+    let failed = |e| Error::system("wait for connections to begin", e);
+    let queue = Arc::new(sys::watch(queue).map_err(failed)?);
+    let mut buffer = vec![0; RECEIVE_BYTES];
+    let mut sweep = tokio::time::interval(UNCLAIMED);
+    loop {
+        let mut ready = tokio::select! {
+            ready = queue.readable() => ready.map_err(failed)?,
+            _ = sweep.tick() => {
+                held.sweep();
+                continue;
+            }
+        };
+        let received = ready.try_io(|socket| {
+            use std::io::Read;
+            (&mut socket.get_ref()).read(&mut buffer)
+        });
+        let Ok(Ok(length)) = received else { continue };
+        for (header, payload) in messages(&buffer[..length]) {
+            if header.kind != PACKET {
+                continue;
+            }
+            let Some((id, key)) = read_packet(payload) else { continue };
+            match key.map(|key| (key, held.admit(key))) {
+                None => answer(&queue, id, Answer::Accept),
+                Some((_, Some(verdict))) => answer(&queue, id, verdict),
+                Some((key, None)) => {
+                    let (queue, held) = (Arc::clone(&queue), Arc::clone(&held));
+                    let token = flows.of(key.0.ip());
+                    tasks.spawn(async move {
+                        let connected = token.run_until_cancelled(TcpStream::connect(key.1)).await;
+                        let (verdict, stream) = match connected {
+                            Some(Ok(stream)) => (Answer::Accept, Some(stream)),
+                            Some(Err(error)) => (Answer::to(&error), None),
+                            None => (Answer::Drop, None),
+                        };
+                        held.settle(key, stream);
+                        answer(&queue, id, verdict);
+                    });
+                }
+            }
+        }
+    }
+}
+
+fn answer(queue: &AsyncFd<socket2::Socket>, id: u32, verdict: Answer) {
+    let [high, low] = QUEUE.to_be_bytes();
+    let (code, mark) = match verdict {
+        Answer::Accept => (libc::NF_ACCEPT, None),
+        Answer::Drop => (libc::NF_DROP, None),
+        Answer::Refuse => (libc::NF_ACCEPT, Some(MARK_REFUSED)),
+        Answer::Unreachable => (libc::NF_ACCEPT, Some(MARK_UNREACHABLE)),
+    };
+    let mut requests = Requests::new();
+    requests.push("answer a held connection", VERDICT, 0, &[0, 0, high, low], |a| {
+        a.bytes(VERDICT_HEADER, &[(code as u32).to_be_bytes(), id.to_be_bytes()].concat());
+        if let Some(mark) = mark {
+            a.be32(MARK, mark);
+        }
+    });
+    if let Err(error) = queue.get_ref().send(requests.bytes()) {
+        tracing::debug!(%error, "cannot answer a held connection");
+    }
+}
+
+/// The packet's number, and its addresses if they can be read.
+fn read_packet(payload: &[u8]) -> Option<(u32, Option<Key>)> {
+    let mut id = None;
+    let mut key = None;
+    for (kind, value) in attributes(payload.get(4..)?) {
+        match kind {
+            PACKET_HEADER => id = Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?)),
+            PAYLOAD => key = read_addresses(value),
+            _ => {}
+        }
+    }
+    Some((id?, key))
+}
+
+/// Source and destination of a TCP packet.
+fn read_addresses(packet: &[u8]) -> Option<Key> {
+    let (addresses, transport): ([IpAddr; 2], &[u8]) = match packet.first()? >> 4 {
+        4 if packet.get(9) == Some(&(libc::IPPROTO_TCP as u8)) => {
+            let at = |at: usize| -> Option<IpAddr> {
+                let octets: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
+                Some(Ipv4Addr::from(octets).into())
+            };
+            ([at(12)?, at(16)?], packet.get(usize::from(packet[0] & 0xf) * 4..)?)
+        }
+        6 if packet.get(6) == Some(&(libc::IPPROTO_TCP as u8)) => {
+            let at = |at: usize| -> Option<IpAddr> {
+                let octets: [u8; 16] = packet.get(at..at + 16)?.try_into().ok()?;
+                Some(Ipv6Addr::from(octets).into())
+            };
+            ([at(8)?, at(24)?], packet.get(40..)?)
+        }
+        _ => return None,
+    };
+    let port = |at: usize| -> Option<u16> {
+        Some(u16::from_be_bytes(transport.get(at..at + 2)?.try_into().ok()?))
+    };
+    Some((SocketAddr::new(addresses[0], port(0)?), SocketAddr::new(addresses[1], port(2)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn addresses_are_read_from_both_families() {
+        let mut v4 = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 42, 0, 2, 192, 0, 2, 1];
+        v4.extend_from_slice(&[0x9c, 0x40, 0, 80]);
+        let mut v6 = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+        v6.extend_from_slice(&"fd00::2".parse::<Ipv6Addr>().unwrap().octets());
+        v6.extend_from_slice(&"2001:db8::1".parse::<Ipv6Addr>().unwrap().octets());
+        v6.extend_from_slice(&[0x9c, 0x40, 0, 80]);
+        let cases = [
+            (v4.clone(), Some(("10.42.0.2:40000", "192.0.2.1:80"))),
+            (v6, Some(("[fd00::2]:40000", "[2001:db8::1]:80"))),
+            (v4[..21].to_vec(), None),
+            (Vec::new(), None),
+        ];
+        for (packet, want) in cases {
+            let want = want.map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap()));
+            assert_eq!(read_addresses(&packet), want);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pod_cannot_hold_everything() {
+        let held = Held::default();
+        let key = |pod: u8, port: u16| {
+            (SocketAddr::from(([10, 42, 0, pod], port)), "192.0.2.1:80".parse().unwrap())
+        };
+        for port in 0..HELD_PER_POD as u16 {
+            assert_eq!(held.admit(key(2, port)), None);
+        }
+        assert_eq!(held.admit(key(2, 9000)), Some(Answer::Accept), "beyond its share");
+        assert_eq!(held.admit(key(2, 1)), Some(Answer::Drop), "a repetition");
+        assert_eq!(held.admit(key(3, 1)), None, "another pod");
+        held.settle(key(2, 1), None);
+        assert_eq!(held.admit(key(2, 9000)), None, "a place became free");
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_packets_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
+            let _ = read_addresses(&bytes);
+            let _ = read_packet(&bytes);
+        }
+    }
+}

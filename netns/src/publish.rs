@@ -1,0 +1,289 @@
+//! The way in: ports of the host that lead into the node network.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::network::Network;
+use crate::relay::{Buffer, relay, reset_on_close};
+use crate::thread::NetnsThread;
+use crate::{Error, Protocol};
+
+const BACKLOG: i32 = 1024;
+const DATAGRAM_BYTES: usize = 65_535;
+/// Clients of one UDP port at a time.
+const CLIENTS: usize = 4096;
+const QUEUED: usize = 64;
+const IDLE: Duration = Duration::from_mins(2);
+
+/// A port of the host and where it leads. Connections that go through it come, for the pods, from
+/// the node's own address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Publication {
+    /// Address and port on the host.
+    pub host: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// Address and port in the node network: of a pod, or of a service.
+    pub target: SocketAddr,
+    /// Whether anybody is there to answer. If not, the port is kept and connections are refused.
+    pub served: bool,
+}
+
+/// Why a port of the host could not be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The error number; 0 if the reason is another.
+    pub errno: i32,
+    /// The reason in words.
+    pub message: String,
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self { errno: error.raw_os_error().unwrap_or_default(), message: error.to_string() }
+    }
+}
+
+struct Active {
+    publication: Publication,
+    token: CancellationToken,
+    /// Holds the port while somebody is served.
+    task: Option<JoinHandle<()>>,
+    /// Holds it while nobody is.
+    _reserved: Option<Socket>,
+}
+
+impl Active {
+    /// Ends it; the port is free afterwards.
+    async fn end(self) {
+        self.token.cancel();
+        if let Some(task) = self.task {
+            // A task that panicked has ended as well.
+            let _ = task.await;
+        }
+    }
+}
+
+/// The publications in force.
+#[derive(Default)]
+pub(crate) struct Publications {
+    active: HashMap<(SocketAddr, Protocol), Active>,
+}
+
+/// What publications need from their surroundings.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub node: NetnsThread<Network>,
+    pub tasks: TaskTracker,
+    pub shutdown: CancellationToken,
+}
+
+impl Publications {
+    /// Makes the publications exactly these. The answers are in the order of `wanted`; None is
+    /// success. Connections go on unless their port is withdrawn.
+    pub async fn set(
+        &mut self,
+        wanted: &[Publication],
+        surroundings: &Surroundings,
+    ) -> Vec<Option<Refused>> {
+        let gone = self.active.extract_if(|_, active| !wanted.contains(&active.publication));
+        for (_, active) in gone.collect::<Vec<_>>() {
+            active.end().await;
+        }
+        wanted
+            .iter()
+            .map(|publication| {
+                let key = (publication.host, publication.protocol);
+                if let Some(active) = self.active.get(&key) {
+                    let other = active.publication.target;
+                    return (active.publication != *publication).then(|| Refused {
+                        errno: libc::EADDRINUSE,
+                        message: format!("the port leads to {other} already"),
+                    });
+                }
+                match begin(*publication, surroundings) {
+                    Ok(active) => {
+                        self.active.insert(key, active);
+                        None
+                    }
+                    Err(error) => Some(error.into()),
+                }
+            })
+            .collect()
+    }
+}
+
+fn begin(publication: Publication, surroundings: &Surroundings) -> io::Result<Active> {
+    let Publication { host, protocol, served, .. } = publication;
+    let token = surroundings.shutdown.child_token();
+    let (mut task, mut reserved) = (None, None);
+    match protocol {
+        Protocol::Tcp => {
+            if served {
+                let socket = bind(host, Type::STREAM, true)?;
+                socket.listen(BACKLOG)?;
+                let listener = TcpListener::from_std(socket.into())?;
+                let accept = accept(listener, publication, surroundings.clone(), token.clone());
+                task = Some(spawn(surroundings, &token, accept));
+            } else {
+                // Shared with nobody, unless connections of an earlier listener still linger.
+                let alone = bind(host, Type::STREAM, false);
+                reserved = Some(alone.or_else(|_| bind(host, Type::STREAM, true))?);
+            }
+        }
+        Protocol::Udp if served => {
+            let socket = UdpSocket::from_std(bind(host, Type::DGRAM, false)?.into())?;
+            let receive =
+                receive(Arc::new(socket), publication, surroundings.clone(), token.clone());
+            task = Some(spawn(surroundings, &token, receive));
+        }
+        // A bound socket would swallow datagrams; without one the host itself refuses them.
+        Protocol::Udp => {}
+        Protocol::Sctp => {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "SCTP is not carried between the host and the pods",
+            ));
+        }
+    }
+    Ok(Active { publication, token, task, _reserved: reserved })
+}
+
+fn bind(host: SocketAddr, kind: Type, reuse: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(host), kind.nonblocking().cloexec(), None)?;
+    if host.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections of an earlier listener may still be in TIME_WAIT.
+    socket.set_reuse_address(reuse)?;
+    socket.bind(&host.into())?;
+    Ok(socket)
+}
+
+fn spawn(
+    surroundings: &Surroundings,
+    token: &CancellationToken,
+    task: impl Future<Output = ()> + Send + 'static,
+) -> JoinHandle<()> {
+    let token = token.clone();
+    surroundings.tasks.spawn(async move {
+        token.run_until_cancelled(task).await;
+    })
+}
+
+async fn accept(
+    listener: TcpListener,
+    publication: Publication,
+    surroundings: Surroundings,
+    token: CancellationToken,
+) {
+    loop {
+        let client = crate::gateway::accept(&listener).await;
+        let (target, node) = (publication.target, surroundings.node.clone());
+        spawn(&surroundings, &token, async move {
+            match connect(&node, target).await {
+                Ok(server) => relay(client, server).await,
+                Err(error) => {
+                    tracing::debug!(%target, error = error.chain(), "nobody takes a connection");
+                    reset_on_close(&client);
+                }
+            }
+        });
+    }
+}
+
+/// A connection within the node network.
+async fn connect(node: &NetnsThread<Network>, target: SocketAddr) -> Result<TcpStream, Error> {
+    let failed = |e| Error::system(format!("connect to {target}"), e);
+    let domain = Domain::for_address(target);
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = node.run(move |_| Socket::new(domain, kind, None)).await?.map_err(failed)?;
+    TcpSocket::from_std_stream(socket.into()).connect(target).await.map_err(failed)
+}
+
+type Clients = Arc<Mutex<HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>>>;
+
+async fn receive(
+    host: Arc<UdpSocket>,
+    publication: Publication,
+    surroundings: Surroundings,
+    token: CancellationToken,
+) {
+    let clients = Clients::default();
+    let mut buffer = vec![0; DATAGRAM_BYTES];
+    loop {
+        let Ok((length, client)) = host.recv_from(&mut buffer).await else {
+            // What an ICMP message left on the socket concerns a client that is gone.
+            tokio::task::yield_now().await;
+            continue;
+        };
+        let datagram = buffer[..length].to_vec();
+        let mut table = clients.lock().expect("never held across a panic");
+        if let Some(flow) = table.get(&client) {
+            // A full queue drops, as UDP does.
+            let _ = flow.try_send(datagram);
+            continue;
+        }
+        if table.len() >= CLIENTS {
+            continue;
+        }
+        let (sender, queue) = mpsc::channel(QUEUED);
+        let _ = sender.try_send(datagram);
+        table.insert(client, sender);
+        drop(table);
+        let (host, clients, node) =
+            (Arc::clone(&host), Arc::clone(&clients), surroundings.node.clone());
+        spawn(&surroundings, &token, async move {
+            if let Err(error) = carry(&node, &host, client, publication.target, queue).await {
+                tracing::debug!(%client, error = error.chain(), "a flow from the host failed");
+            }
+            clients.lock().expect("never held across a panic").remove(&client);
+        });
+    }
+}
+
+async fn carry(
+    node: &NetnsThread<Network>,
+    host: &UdpSocket,
+    client: SocketAddr,
+    target: SocketAddr,
+    mut queue: mpsc::Receiver<Vec<u8>>,
+) -> Result<(), Error> {
+    let failed = |e| Error::system(format!("carry datagrams to {target}"), e);
+    let make = move || -> io::Result<std::net::UdpSocket> {
+        let domain = Domain::for_address(target);
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
+        socket.connect(&target.into())?;
+        Ok(socket.into())
+    };
+    let inside = node.run(move |_| make()).await?.map_err(failed)?;
+    let inside = UdpSocket::from_std(inside).map_err(failed)?;
+    loop {
+        tokio::select! {
+            datagram = queue.recv() => match datagram {
+                // An endpoint that refuses may be replaced by one that does not.
+                Some(datagram) => drop(inside.send(&datagram).await),
+                None => return Ok(()),
+            },
+            ready = inside.readable() => {
+                ready.map_err(failed)?;
+                let mut buffer = Buffer::take();
+                while let Ok(length) = inside.try_recv(buffer.bytes()) {
+                    let _ = host.try_send_to(&buffer.bytes()[..length], client);
+                }
+            }
+            () = tokio::time::sleep(IDLE) => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The way out.
+
+use std::io::ErrorKind;
+use std::net::{TcpListener, UdpSocket};
+
+use crate::harness::{HOST, Pod, TIMEOUT, echo, run, serve, start};
+
+#[test]
+fn egress_reaches_the_host_and_refusals_arrive() {
+    run("egress::egress_reaches_the_host_and_refusals_arrive", async {
+        let (_node, control, _dir) = start().await;
+        let pod = Pod::new();
+        pod.attach(&control, "a").await;
+        let listener = TcpListener::bind((HOST, 0)).unwrap();
+        let server = listener.local_addr().unwrap();
+        serve(listener, "host");
+        assert_eq!(pod.ask(server).unwrap(), format!("host {HOST}\nhello"));
+        let free = TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap();
+        let refused = pod.ask(free).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
+    });
+}
+
+#[test]
+fn datagrams_reach_the_host_and_come_back() {
+    run("egress::datagrams_reach_the_host_and_come_back", async {
+        let (_node, control, _dir) = start().await;
+        let pod = Pod::new();
+        pod.attach(&control, "a").await;
+        let server = UdpSocket::bind((HOST, 0)).unwrap();
+        let address = server.local_addr().unwrap();
+        echo(server);
+        pod.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect(address).unwrap();
+            let mut buffer = vec![0; 65536];
+            for size in [1, 1000, 60_000] {
+                socket.send(&vec![7; size]).unwrap();
+                let received = socket.recv(&mut buffer);
+                assert_eq!(received.unwrap_or_else(|e| panic!("{size} bytes: {e}")), size);
+            }
+        });
+        let free = UdpSocket::bind((HOST, 0)).unwrap().local_addr().unwrap();
+        pod.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect(free).unwrap();
+            socket.send(b"anyone?").unwrap();
+            let refused = socket.recv(&mut [0; 8]).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        });
+    });
+}
+
+#[test]
+fn silence_outside_is_silence_for_the_pod() {
+    run("egress::silence_outside_is_silence_for_the_pod", async {
+        let (_node, control, _dir) = start().await;
+        let pod = Pod::new();
+        pod.attach(&control, "a").await;
+        // A listener whose queue is full answers no first packet (`listen(2)`, backlog 0 takes one).
+        let full =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        full.bind(&std::net::SocketAddr::from((HOST, 0)).into()).unwrap();
+        full.listen(0).unwrap();
+        let address = full.local_addr().unwrap().as_socket().unwrap();
+        let _first = std::net::TcpStream::connect(address).unwrap();
+        let patience = std::time::Duration::from_millis(300);
+        let silent =
+            pod.run(move || std::net::TcpStream::connect_timeout(&address, patience)).unwrap_err();
+        assert_eq!(silent.kind(), ErrorKind::TimedOut, "{silent}");
+        // From a namespace without routes the host's own answer would be this one.
+        let nowhere: std::net::SocketAddr = "203.0.113.1:80".parse().unwrap();
+        let unreachable = pod.ask(nowhere).unwrap_err();
+        let kinds = [ErrorKind::NetworkUnreachable, ErrorKind::HostUnreachable];
+        assert!(kinds.contains(&unreachable.kind()), "{unreachable}");
+    });
+}

@@ -1,0 +1,134 @@
+//! Services.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use netns::{Backend, Frontend, Protocol, ServiceTable};
+
+use crate::harness::{Pod, TIMEOUT, echo, run, start};
+
+#[test]
+fn services_lead_to_their_endpoints() {
+    run("services::services_lead_to_their_endpoints", async {
+        let (_node, control, _dir) = start().await;
+        let pods = [Pod::new(), Pod::new(), Pod::new()];
+        let mut addresses = Vec::new();
+        for (number, pod) in pods.iter().enumerate() {
+            addresses.push(pod.attach(&control, &number.to_string()).await.address);
+        }
+        pods[0].serve(8080, "zero");
+        pods[1].serve(8080, "one");
+        let frontend =
+            Frontend { address: [10, 43, 0, 7].into(), protocol: Protocol::Tcp, port: 80 };
+        let service = SocketAddr::from((frontend.address, 80));
+        let table = |endpoints: &[IpAddr], affinity_s| ServiceTable {
+            services: [(
+                frontend,
+                Backend {
+                    endpoints: endpoints.iter().map(|a| (*a, 8080).into()).collect(),
+                    affinity_s,
+                },
+            )]
+            .into(),
+        };
+        let refused = pods[2].ask(service).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "no such service");
+
+        control.apply_services(table(&addresses[..2], None)).await.unwrap();
+        let mut answers: Vec<_> = (0..40).map(|_| pods[2].ask(service).unwrap()).collect();
+        answers.sort();
+        answers.dedup();
+        let seen = |banner: &str, who: IpAddr| format!("{banner} {who}\nhello");
+        assert_eq!(answers, [seen("one", addresses[2]), seen("zero", addresses[2])]);
+        let stream = control.connect_tcp(service).await.unwrap();
+        assert_eq!(stream.local_addr().unwrap().ip(), IpAddr::from([10, 42, 0, 1]));
+
+        control.apply_services(table(&addresses[..1], None)).await.unwrap();
+        for _ in 0..10 {
+            assert_eq!(pods[2].ask(service).unwrap(), seen("zero", addresses[2]));
+        }
+        let hairpin = pods[0].ask(service).unwrap();
+        assert_eq!(hairpin, seen("zero", [10, 42, 0, 1].into()));
+
+        control.apply_services(table(&addresses[..2], Some(60))).await.unwrap();
+        let first = pods[2].ask(service).unwrap();
+        for _ in 0..20 {
+            assert_eq!(pods[2].ask(service).unwrap(), first, "affinity");
+        }
+
+        control.apply_services(table(&[], None)).await.unwrap();
+        let refused = pods[2].ask(service).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "no endpoints");
+    });
+}
+
+fn udp_table(endpoints: &[SocketAddr]) -> (SocketAddr, ServiceTable) {
+    let frontend = Frontend { address: [10, 43, 0, 8].into(), protocol: Protocol::Udp, port: 53 };
+    let backend = Backend { endpoints: endpoints.to_vec(), affinity_s: None };
+    ((frontend.address, 53).into(), ServiceTable { services: [(frontend, backend)].into() })
+}
+
+#[test]
+fn a_udp_client_moves_on_when_its_endpoint_goes() {
+    run("services::a_udp_client_moves_on_when_its_endpoint_goes", async {
+        let (_node, control, _dir) = start().await;
+        let pods = [Pod::new(), Pod::new(), Pod::new()];
+        let mut endpoints: Vec<SocketAddr> = Vec::new();
+        for (number, pod) in pods.iter().enumerate() {
+            let address = pod.attach(&control, &number.to_string()).await.address;
+            endpoints.push((address, 5300).into());
+        }
+        let [client, first, second] = pods;
+        let server = first.run(|| UdpSocket::bind("0.0.0.0:5300").unwrap());
+        server.set_read_timeout(Some(TIMEOUT)).unwrap();
+        echo(second.run(|| UdpSocket::bind("0.0.0.0:5300").unwrap()));
+        let (service, table) = udp_table(&endpoints[1..2]);
+        control.apply_services(table).await.unwrap();
+        let socket = client.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect(service).unwrap();
+            socket.send(b"one").unwrap();
+            socket
+        });
+        let mut buffer = [0; 8];
+        assert_eq!(server.recv(&mut buffer).unwrap(), 3);
+        control.apply_services(udp_table(&endpoints[2..]).1).await.unwrap();
+        socket.send(b"two!").unwrap();
+        assert_eq!(socket.recv(&mut buffer).unwrap(), 4, "the second endpoint answers");
+    });
+}
+
+#[test]
+fn a_sticky_client_moves_on_when_its_endpoint_goes() {
+    run("services::a_sticky_client_moves_on_when_its_endpoint_goes", async {
+        let (_node, control, _dir) = start().await;
+        let pods = [Pod::new(), Pod::new(), Pod::new()];
+        let mut endpoints: Vec<SocketAddr> = Vec::new();
+        for (number, pod) in pods.iter().enumerate() {
+            let address = pod.attach(&control, &number.to_string()).await.address;
+            endpoints.push((address, 80).into());
+        }
+        let [client, one, two] = pods;
+        one.serve(80, "one");
+        two.serve(80, "two");
+        // An address beyond the cluster's ranges, as external IPs have.
+        let frontend =
+            Frontend { address: [198, 51, 100, 7].into(), protocol: Protocol::Tcp, port: 80 };
+        let service = SocketAddr::from((frontend.address, 80));
+        let table = |endpoints: &[SocketAddr]| ServiceTable {
+            services: [(frontend, Backend { endpoints: endpoints.to_vec(), affinity_s: Some(60) })]
+                .into(),
+        };
+        control.apply_services(table(&endpoints[1..])).await.unwrap();
+        let first = client.ask(service).unwrap();
+        let kept = usize::from(first.starts_with("one"));
+        control.apply_services(table(&endpoints[1 + kept..2 + kept])).await.unwrap();
+        let answers: BTreeSet<_> = (0..5).map(|_| client.ask(service).unwrap()).collect();
+        assert!(answers.len() == 1 && !answers.contains(&first), "{first} then {answers:?}");
+        control.apply_services(table(&[])).await.unwrap();
+        let refused = client.ask(service).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "no endpoints");
+    });
+}

@@ -1,0 +1,180 @@
+//! Health checks of load balancers with `externalTrafficPolicy: Local`: a port per Service that says
+//! how many of its endpoints are on this node.
+//!
+//! Source: `pkg/proxy/healthcheck/service_health.go`.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use crate::table::{Place, Slices, local_endpoints};
+
+/// How long a client may take for its request.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest request that is read.
+const REQUEST_BYTES: usize = 8 << 10;
+
+/// What one port says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    namespace: String,
+    name: String,
+    local_endpoints: usize,
+}
+
+impl State {
+    fn response(&self) -> String {
+        let status = if self.local_endpoints > 0 { "200 OK" } else { "503 Service Unavailable" };
+        let body = format!(
+            "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{}\",\n\t\t\"name\": \"{}\"\n\t}},\n\t\
+             \"localEndpoints\": {},\n\t\"serviceProxyHealthy\": true\n}}",
+            self.namespace, self.name, self.local_endpoints
+        );
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n\
+             X-Content-Type-Options: nosniff\r\nX-Load-Balancing-Endpoint-Weight: {}\r\n\
+             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            self.local_endpoints,
+            body.len()
+        )
+    }
+}
+
+/// The ports that are wanted, and what they say.
+pub(crate) fn wanted(
+    services: &[Arc<Service>],
+    slices: &[Arc<EndpointSlice>],
+    place: &Place,
+) -> BTreeMap<u16, State> {
+    let slices = Slices::new(slices);
+    let ports = services.iter().filter_map(|service| {
+        let spec = service.spec.as_ref()?;
+        let port = u16::try_from(spec.health_check_node_port?).ok().filter(|port| *port != 0)?;
+        let state = State {
+            namespace: service.namespace().unwrap_or_default(),
+            name: service.name_any(),
+            local_endpoints: local_endpoints(slices.of(service), place),
+        };
+        Some((port, state))
+    });
+    ports.collect()
+}
+
+/// The servers, on the host's loopback.
+#[derive(Default)]
+pub(crate) struct HealthChecks {
+    active: BTreeMap<u16, (watch::Sender<State>, AbortHandle)>,
+}
+
+impl Drop for HealthChecks {
+    fn drop(&mut self) {
+        for (_, task) in self.active.values() {
+            task.abort();
+        }
+    }
+}
+
+impl HealthChecks {
+    /// Makes the ports exactly these; returns those that could not be had.
+    pub async fn set(&mut self, wanted: BTreeMap<u16, State>) -> Vec<(u16, std::io::Error)> {
+        self.active.retain(|port, (_, task)| {
+            let keep = wanted.contains_key(port);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        let mut failed = Vec::new();
+        for (port, state) in wanted {
+            if let Some((sender, _)) = self.active.get(&port) {
+                sender.send_replace(state);
+                continue;
+            }
+            match TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
+                Ok(listener) => {
+                    let (sender, receiver) = watch::channel(state);
+                    let task = tokio::spawn(serve(listener, receiver)).abort_handle();
+                    self.active.insert(port, (sender, task));
+                }
+                Err(error) => failed.push((port, error)),
+            }
+        }
+        failed
+    }
+
+    /// The ports that are served.
+    pub fn ports(&self) -> Vec<u16> {
+        self.active.keys().copied().collect()
+    }
+}
+
+async fn serve(listener: TcpListener, state: watch::Receiver<State>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let response = state.borrow().response();
+        tokio::spawn(tokio::time::timeout(PATIENCE, answer(stream, response)));
+    }
+}
+
+async fn answer(mut stream: TcpStream, response: String) -> std::io::Result<()> {
+    let mut request = Vec::new();
+    let mut piece = [0; 1024];
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        let read = stream.read(&mut piece).await?;
+        if read == 0 || request.len() > REQUEST_BYTES {
+            return Ok(());
+        }
+        request.extend_from_slice(&piece[..read]);
+    }
+    stream.write_all(response.as_bytes()).await?;
+    stream.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(port: u16) -> String {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        text
+    }
+
+    #[tokio::test]
+    async fn a_port_tells_how_many_endpoints_are_here() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let state = |local_endpoints| {
+            let (namespace, name) = ("shop".into(), "web".into());
+            BTreeMap::from([(port, State { namespace, name, local_endpoints })])
+        };
+        let mut checks = HealthChecks::default();
+        assert!(checks.set(state(2)).await.is_empty());
+        let healthy = ask(port).await;
+        assert!(healthy.starts_with("HTTP/1.1 200 OK\r\n"), "{healthy}");
+        let body: serde_json::Value =
+            serde_json::from_str(healthy.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+        assert_eq!(body["localEndpoints"], 2);
+        assert_eq!(body["service"]["name"], "web");
+        assert!(checks.set(state(0)).await.is_empty());
+        assert!(ask(port).await.starts_with("HTTP/1.1 503 "));
+        assert_eq!(checks.ports(), [port]);
+        checks.set(BTreeMap::new()).await;
+        assert!(checks.ports().is_empty());
+    }
+}

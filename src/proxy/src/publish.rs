@@ -1,0 +1,394 @@
+//! The way in: which ports of the host lead where, and what is told about it.
+//!
+//! Node ports and host ports are offered on the addresses that the cluster was started with, the
+//! host's loopback by default. A load balancer gets a loopback address of its own, where its ports are
+//! the Service's; where the host does not allow that, it is reached through its node ports.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use client::object_reference;
+use k8s_openapi::api::core::v1::{
+    LoadBalancerIngress, ObjectReference, Pod, PortStatus, Service, ServicePort,
+};
+use kube::ResourceExt;
+use netns::{Frontend, Protocol, Publication, Refused, ServiceTable};
+
+use crate::table::{HostPort, Place, cluster_ips, is_ours, node_port, protocol};
+
+/// Why a port is published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A Service's node port.
+    NodePort,
+    /// A container's host port.
+    HostPort,
+    /// A load balancer's port at its own address.
+    LoadBalancer,
+    /// A load balancer's port at the common address, since it has neither its own nor a node port.
+    Substitute,
+}
+
+/// A port to publish, and for whom.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The Service or the Pod.
+    pub object: ObjectReference,
+    /// Why.
+    pub purpose: Purpose,
+    /// What.
+    pub publication: Publication,
+}
+
+/// Where things are published.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub place: Place,
+    /// Addresses of the host on which node ports and host ports are offered.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Whether a Service wants a load balancer, and none of somebody else's.
+pub(crate) fn is_balanced(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|spec| {
+        spec.type_.as_deref() == Some("LoadBalancer") && spec.load_balancer_class.is_none()
+    }) && is_ours(service)
+        && service.metadata.deletion_timestamp.is_none()
+}
+
+/// Everything that is to be published. `substituted` are the uids of load balancers that could not
+/// have their own address.
+pub fn wanted(
+    services: &[Arc<Service>],
+    pods: &[Arc<Pod>],
+    table: &ServiceTable,
+    settings: &Settings,
+    substituted: &BTreeSet<String>,
+) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    let mut ordered: Vec<&Arc<Service>> = services.iter().filter(|s| is_ours(s)).collect();
+    ordered.sort_by_key(|service| (service.creation_timestamp(), service.uid()));
+    let mut taken = BTreeSet::new();
+    for service in ordered {
+        let mut add = |purpose, host, port: &ServicePort, target: SocketAddr| {
+            let Some(protocol) = protocol(port.protocol.as_deref()) else { return };
+            let frontend = Frontend { address: target.ip(), protocol, port: target.port() };
+            let backend = table.services.get(&frontend);
+            let served = backend.is_some_and(|backend| !backend.endpoints.is_empty());
+            let publication = Publication { host, protocol, target, served };
+            entries.push(Entry { object: object_reference(&**service), purpose, publication });
+        };
+        let Some(spec) = &service.spec else { continue };
+        let own = is_balanced(service).then(|| own_address(service, &settings.place, &mut taken));
+        for port in spec.ports.iter().flatten() {
+            if let Some(number) = node_port(port) {
+                for (host, node) in pairs(settings) {
+                    let purpose = Purpose::NodePort;
+                    add(purpose, (host, number).into(), port, (node, number).into());
+                }
+            }
+            let Some(own) = own else { continue };
+            let Some(target) = balanced_target(service, port, &settings.place) else { continue };
+            let Ok(number) = u16::try_from(port.port) else { continue };
+            add(Purpose::LoadBalancer, (own, number).into(), port, target);
+            let substitute = substituted.contains(&service.uid().unwrap_or_default());
+            if substitute && node_port(port).is_none() {
+                for (host, _) in pairs(settings) {
+                    let host = SocketAddr::new(host, substitute_port(number));
+                    add(Purpose::Substitute, host, port, target);
+                }
+            }
+        }
+    }
+    entries.extend(pods.iter().flat_map(|pod| host_ports(pod, settings)));
+    entries
+}
+
+/// Each address of the host with the node's address of the same family, or the first.
+fn pairs(settings: &Settings) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+    settings.addresses.iter().filter_map(|host| {
+        let nodes = &settings.place.addresses;
+        let same = nodes.iter().find(|node| node.is_ipv4() == host.is_ipv4());
+        Some((*host, *same.or(nodes.first())?))
+    })
+}
+
+fn balanced_target(service: &Service, port: &ServicePort, place: &Place) -> Option<SocketAddr> {
+    if let Some(number) = node_port(port) {
+        return Some(SocketAddr::new(*place.addresses.first()?, number));
+    }
+    let address = cluster_ips(service.spec.as_ref()?).into_iter().next()?;
+    Some(SocketAddr::new(address, u16::try_from(port.port).ok()?))
+}
+
+/// The loopback address of a load balancer: asked for, or made from its name, so that it is the same
+/// after a restart, and another in another cluster.
+fn own_address(service: &Service, place: &Place, taken: &mut BTreeSet<IpAddr>) -> IpAddr {
+    let asked = service.spec.as_ref().and_then(|spec| spec.load_balancer_ip.as_ref());
+    let asked: Option<IpAddr> = asked.and_then(|text| text.parse().ok());
+    if let Some(address) = asked.filter(IpAddr::is_loopback) {
+        return address;
+    }
+    let namespace = service.namespace().unwrap_or_default();
+    let name = format!("{}/{namespace}/{}", place.node, service.name_any());
+    let mut number = fnv(name.as_bytes());
+    loop {
+        let [a, b, c, _] = number.to_be_bytes();
+        // Away from 127.0.0.0/16, where people and distributions put addresses of their own.
+        let address = IpAddr::from(Ipv4Addr::new(127, 64 | a >> 2, b, c.clamp(1, 254)));
+        if taken.insert(address) {
+            return address;
+        }
+        number = number.wrapping_add(0x0100_0100);
+    }
+}
+
+/// FNV-1a of 32 bits: the same in every version of the program.
+fn fnv(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
+/// A port that needs no privilege.
+fn substitute_port(port: u16) -> u16 {
+    if port < 1024 { port + 8000 } else { port }
+}
+
+fn host_ports(pod: &Pod, settings: &Settings) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for port in HostPort::of(pod, &settings.place) {
+        let hosts = match port.host_ip {
+            // Within the pods' network, and nowhere else.
+            Some(ip) if settings.place.addresses.contains(&ip) => Vec::new(),
+            Some(ip) => vec![ip],
+            None => settings.addresses.clone(),
+        };
+        entries.extend(hosts.into_iter().map(|host| Entry {
+            object: object_reference(pod),
+            purpose: Purpose::HostPort,
+            publication: Publication {
+                host: SocketAddr::new(host, port.host_port),
+                protocol: port.protocol,
+                target: port.target,
+                served: true,
+            },
+        }));
+    }
+    entries
+}
+
+/// Uids of the load balancers that could not have all ports at their own address.
+pub fn without_own_address(entries: &[Entry], answers: &[Option<Refused>]) -> BTreeSet<String> {
+    let refused = entries
+        .iter()
+        .zip(answers)
+        .filter(|(entry, answer)| entry.purpose == Purpose::LoadBalancer && answer.is_some());
+    refused.filter_map(|(entry, _)| entry.object.uid.clone()).collect()
+}
+
+/// What the status of a load balancer says; nothing while no port of it can be reached.
+pub fn ingress(
+    service: &Service,
+    entries: &[Entry],
+    answers: &[Option<Refused>],
+) -> Option<Vec<LoadBalancerIngress>> {
+    let uid = service.uid();
+    let own: Vec<_> = entries.iter().zip(answers).filter(|(e, _)| e.object.uid == uid).collect();
+    let of = |purpose: &Purpose| {
+        let purpose = purpose.clone();
+        own.iter().filter(move |(entry, _)| entry.purpose == purpose)
+    };
+    let balanced = || of(&Purpose::LoadBalancer);
+    let at_own_address = balanced().count() > 0 && balanced().all(|(_, answer)| answer.is_none());
+    let reached: Vec<&Publication> = if at_own_address {
+        balanced().map(|(entry, _)| &entry.publication).collect()
+    } else {
+        let others = of(&Purpose::NodePort).chain(of(&Purpose::Substitute));
+        let open = others.filter(|(_, answer)| answer.is_none());
+        open.map(|(entry, _)| &entry.publication).collect()
+    };
+    let addresses: BTreeSet<IpAddr> = reached.iter().map(|p| p.host.ip()).collect();
+    let ingress: Vec<_> = addresses
+        .into_iter()
+        .map(|address| LoadBalancerIngress {
+            ip: Some(address.to_string()),
+            // Connections do not keep their addresses on the way in.
+            ip_mode: Some("Proxy".into()),
+            ports: Some(
+                reached
+                    .iter()
+                    .filter(|p| p.host.ip() == address)
+                    .map(|p| PortStatus {
+                        port: p.host.port().into(),
+                        protocol: word(p.protocol).into(),
+                        error: None,
+                    })
+                    .collect(),
+            ),
+            ..LoadBalancerIngress::default()
+        })
+        .collect();
+    (!ingress.is_empty()).then_some(ingress)
+}
+
+fn word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Sctp => "SCTP",
+    }
+}
+
+const EACCES: i32 = 13;
+const EADDRINUSE: i32 = 98;
+const EADDRNOTAVAIL: i32 = 99;
+
+/// Reason and message of the event about a port that could not be published.
+pub fn complaint(
+    entry: &Entry,
+    refused: &Refused,
+    otherwise: Option<&str>,
+) -> (&'static str, String) {
+    let Publication { host, protocol, .. } = entry.publication;
+    let what = format!("{host} ({}) of the host", word(protocol));
+    let (reason, mut message) = match refused.errno {
+        EACCES => (
+            "PortNeedsPrivilege",
+            format!(
+                "cannot listen on {what}: ports below net.ipv4.ip_unprivileged_port_start need a \
+                 privilege; to allow this one: sudo sysctl -w \
+                 net.ipv4.ip_unprivileged_port_start={}",
+                host.port()
+            ),
+        ),
+        EADDRINUSE => ("PortConflict", format!("cannot listen on {what}: it is in use already")),
+        EADDRNOTAVAIL => (
+            "AddressNotAvailable",
+            format!("cannot listen on {what}: the host has no such address"),
+        ),
+        _ => ("PublishFailed", format!("cannot listen on {what}: {}", refused.message)),
+    };
+    if let Some(otherwise) = otherwise {
+        message.push_str("; meanwhile it is at ");
+        message.push_str(otherwise);
+    }
+    (reason, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use netns::Backend;
+    use serde_json::{Value, json};
+
+    fn settings() -> Settings {
+        let place = Place { node: "here".into(), addresses: vec!["10.42.0.1".parse().unwrap()] };
+        Settings { place, addresses: vec!["127.0.0.1".parse().unwrap()] }
+    }
+
+    fn service(name: &str, spec: &Value) -> Arc<Service> {
+        let service =
+            json!({"metadata": {"name": name, "namespace": "d", "uid": name}, "spec": spec});
+        Arc::new(serde_json::from_value(service).unwrap())
+    }
+
+    fn balancer(node_port: Option<u16>) -> Arc<Service> {
+        let port = json!({"port": 80, "nodePort": node_port.unwrap_or_default()});
+        let spec = json!({"type": "LoadBalancer", "clusterIP": "10.43.0.9", "ports": [port]});
+        service("lb", &spec)
+    }
+
+    fn told(entries: &[Entry]) -> Vec<String> {
+        let line = |entry: &Entry| {
+            let Publication { host, target, served, .. } = entry.publication;
+            let host =
+                if host.ip() == Ipv4Addr::LOCALHOST { host.to_string() } else { "own".into() };
+            format!("{:?} {host} > {target} {served}", entry.purpose)
+        };
+        entries.iter().map(line).collect()
+    }
+
+    fn plain(services: &[Arc<Service>], substituted: &[&str]) -> Vec<Entry> {
+        let frontend = Frontend {
+            address: "10.42.0.1".parse().unwrap(),
+            protocol: Protocol::Tcp,
+            port: 30080,
+        };
+        let backend =
+            Backend { endpoints: vec!["10.42.0.2:80".parse().unwrap()], affinity_s: None };
+        let table = ServiceTable { services: [(frontend, backend)].into() };
+        let substituted = substituted.iter().map(ToString::to_string).collect();
+        wanted(services, &[], &table, &settings(), &substituted)
+    }
+
+    #[test]
+    fn node_ports_and_load_balancers_are_published() {
+        let ports = json!({"type": "NodePort", "clusterIP": "10.43.0.9",
+            "ports": [{"port": 80, "nodePort": 30080}, {"port": 81, "nodePort": 30081}]});
+        let cases = [
+            (
+                plain(&[service("a", &ports)], &[]),
+                vec![
+                    "NodePort 127.0.0.1:30080 > 10.42.0.1:30080 true",
+                    "NodePort 127.0.0.1:30081 > 10.42.0.1:30081 false",
+                ],
+            ),
+            (
+                plain(&[balancer(Some(30080))], &[]),
+                vec![
+                    "NodePort 127.0.0.1:30080 > 10.42.0.1:30080 true",
+                    "LoadBalancer own > 10.42.0.1:30080 true",
+                ],
+            ),
+            (plain(&[balancer(None)], &[]), vec!["LoadBalancer own > 10.43.0.9:80 false"]),
+            (
+                plain(&[balancer(None)], &["lb"]),
+                vec![
+                    "LoadBalancer own > 10.43.0.9:80 false",
+                    "Substitute 127.0.0.1:8080 > 10.43.0.9:80 false",
+                ],
+            ),
+        ];
+        for (entries, want) in cases {
+            assert_eq!(told(&entries), want);
+        }
+    }
+
+    #[test]
+    fn own_addresses_stay_and_differ() {
+        let spec =
+            json!({"type": "LoadBalancer", "clusterIP": "10.43.0.9", "ports": [{"port": 80}]});
+        let services: Vec<_> = (0..50).map(|n| service(&format!("s{n}"), &spec)).collect();
+        let hosts = |services: &[Arc<Service>]| -> Vec<IpAddr> {
+            plain(services, &[]).iter().map(|e| e.publication.host.ip()).collect()
+        };
+        let first = hosts(&services);
+        assert!(first.iter().all(IpAddr::is_loopback));
+        assert_eq!(first.iter().collect::<BTreeSet<_>>().len(), 50);
+        assert_eq!(hosts(&services), first);
+    }
+
+    #[test]
+    fn the_status_tells_where_a_load_balancer_is_reached() {
+        let refused = || Some(Refused { errno: EACCES, message: String::new() });
+        let lb = balancer(Some(30080));
+        let entries = plain(std::slice::from_ref(&lb), &[]);
+        let status = |answers: &[Option<Refused>]| {
+            let ingress = ingress(&lb, &entries, answers)?;
+            assert_eq!(ingress.len(), 1);
+            let ip: IpAddr = ingress[0].ip.as_ref()?.parse().ok()?;
+            Some((ip == Ipv4Addr::LOCALHOST, ingress[0].ports.as_ref()?[0].port))
+        };
+        assert_eq!(status(&[None, None]), Some((false, 80)));
+        assert_eq!(status(&[None, refused()]), Some((true, 30080)));
+        assert_eq!(status(&[refused(), refused()]), None);
+        assert_eq!(without_own_address(&entries, &[None, refused()]), ["lb".to_owned()].into());
+        let (reason, message) =
+            complaint(&entries[1], &refused().unwrap(), Some("127.0.0.1:30080"));
+        assert_eq!(reason, "PortNeedsPrivilege");
+        assert!(message.ends_with(
+            "sudo sysctl -w net.ipv4.ip_unprivileged_port_start=80; meanwhile it is at 127.0.0.1:30080"
+        ));
+    }
+}

@@ -1,0 +1,224 @@
+//! The loop over Services: tables, published ports, status and events.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use client::{Informer, Recorder};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
+use netns::{Forward, Publication, Refused, ServiceTable};
+use serde_json::json;
+
+use crate::health::{self, HealthChecks};
+use crate::publish::{self, Entry, Purpose, Settings};
+use crate::{Config, RETRY, SETTLE};
+
+/// The component that events name.
+const COMPONENT: &str = "service-controller";
+
+/// Keeps everything about Services in step with the API, for ever.
+pub(crate) async fn follow(config: Config) {
+    let services = config.informers.get::<Service>();
+    let slices = config.informers.get::<EndpointSlice>();
+    let pods = config.informers.get::<Pod>();
+    let mut changes = std::pin::pin!(futures::stream::select_all([
+        services.subscribe().map(drop).boxed(),
+        slices.subscribe().map(drop).boxed(),
+        pods.subscribe().map(drop).boxed(),
+    ]));
+    services.ready().await;
+    slices.ready().await;
+    pods.ready().await;
+    let control = config.control.clone();
+    let mut lost = std::pin::pin!(control.until_lost());
+    let mut keeper = Keeper::new(config, services, slices, pods);
+    loop {
+        if let Err(error) = keeper.sync().await {
+            tracing::warn!(error = error.chain(), "cannot apply the services");
+            tokio::time::sleep(RETRY).await;
+            continue;
+        }
+        tokio::select! {
+            change = changes.next() => if change.is_none() { return },
+            () = &mut lost => {
+                keeper.forget();
+                lost.set(control.until_lost());
+            }
+        }
+        tokio::time::sleep(SETTLE).await;
+        while let Some(Some(())) = futures::FutureExt::now_or_never(changes.next()) {}
+    }
+}
+
+struct Keeper {
+    config: Config,
+    settings: Settings,
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
+    pods: Informer<Pod>,
+    recorder: Recorder,
+    health: HealthChecks,
+    table: Option<ServiceTable>,
+    published: Option<(Vec<Publication>, Vec<Option<Refused>>)>,
+    forwards: Option<Vec<Forward>>,
+    /// Complaints that were told and still hold.
+    told: BTreeSet<(String, &'static str, String)>,
+    /// What the load balancers' status says, by uid.
+    balanced: BTreeMap<String, Option<Vec<LoadBalancerIngress>>>,
+}
+
+impl Keeper {
+    fn new(
+        config: Config,
+        services: Informer<Service>,
+        slices: Informer<EndpointSlice>,
+        pods: Informer<Pod>,
+    ) -> Self {
+        Self {
+            settings: Settings { place: config.place.clone(), addresses: config.publish.clone() },
+            recorder: Recorder::new(config.client.clone(), COMPONENT, ""),
+            services,
+            slices,
+            pods,
+            config,
+            health: HealthChecks::default(),
+            table: None,
+            published: None,
+            forwards: None,
+            told: BTreeSet::new(),
+            balanced: BTreeMap::new(),
+        }
+    }
+
+    /// The node process was started anew and knows nothing.
+    fn forget(&mut self) {
+        self.table = None;
+        self.published = None;
+        self.forwards = None;
+    }
+
+    async fn sync(&mut self) -> Result<(), netns::Error> {
+        let services = self.services.store().state();
+        let slices = self.slices.store().state();
+        let pods = self.pods.store().state();
+        let table = crate::table(&services, &slices, &pods, &self.settings.place);
+        if self.table.as_ref() != Some(&table) {
+            self.config.control.apply_services(table.clone()).await?;
+            self.table = Some(table.clone());
+        }
+        self.check_health(&services, &slices).await?;
+        let none = BTreeSet::new();
+        let mut entries = publish::wanted(&services, &pods, &table, &self.settings, &none);
+        let mut answers = self.publish(&entries).await?;
+        let homeless = publish::without_own_address(&entries, &answers);
+        if !homeless.is_empty() {
+            entries = publish::wanted(&services, &pods, &table, &self.settings, &homeless);
+            answers = self.publish(&entries).await?;
+        }
+        self.tell(&services, &entries, &answers).await;
+        Ok(())
+    }
+
+    async fn publish(&mut self, entries: &[Entry]) -> Result<Vec<Option<Refused>>, netns::Error> {
+        let wanted: Vec<_> = entries.iter().map(|entry| entry.publication).collect();
+        if let Some((published, answers)) = &self.published
+            && *published == wanted
+            && answers.iter().all(Option::is_none)
+        {
+            return Ok(answers.clone());
+        }
+        // Ports that could not be had are tried again whenever anything changes.
+        let answers = self.config.control.publish(wanted.clone()).await?;
+        self.published = Some((wanted, answers.clone()));
+        Ok(answers)
+    }
+
+    async fn check_health(
+        &mut self,
+        services: &[Arc<Service>],
+        slices: &[Arc<EndpointSlice>],
+    ) -> Result<(), netns::Error> {
+        let wanted = health::wanted(services, slices, &self.settings.place);
+        for (port, error) in self.health.set(wanted).await {
+            tracing::debug!(port, %error, "no health check port");
+        }
+        let mut forwards = self.config.forwards.clone();
+        for port in self.health.ports() {
+            for address in &self.settings.place.addresses {
+                let host = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
+                forwards.push(Forward { node: SocketAddr::new(*address, port), host });
+            }
+        }
+        if self.forwards.as_ref() != Some(&forwards) {
+            self.config.control.set_forwards(forwards.clone()).await?;
+            self.forwards = Some(forwards);
+        }
+        Ok(())
+    }
+
+    /// Status of load balancers, and events about ports that could not be had.
+    async fn tell(
+        &mut self,
+        services: &[Arc<Service>],
+        entries: &[Entry],
+        answers: &[Option<Refused>],
+    ) {
+        let balanced: Vec<_> = services.iter().filter(|s| publish::is_balanced(s)).collect();
+        let mut known = BTreeMap::new();
+        for service in balanced {
+            let ingress = publish::ingress(service, entries, answers);
+            self.set_status(service, ingress.as_ref()).await;
+            known.insert(service.uid().unwrap_or_default(), ingress);
+        }
+        self.balanced = known;
+        let mut holding = BTreeSet::new();
+        for (entry, answer) in entries.iter().zip(answers) {
+            let Some(refused) = answer else { continue };
+            let uid = entry.object.uid.clone().unwrap_or_default();
+            let otherwise = (entry.purpose == Purpose::LoadBalancer)
+                .then(|| self.balanced.get(&uid).cloned().flatten())
+                .flatten()
+                .and_then(|ingress| place_of(&ingress));
+            let (reason, message) = publish::complaint(entry, refused, otherwise.as_deref());
+            let key = (uid, reason, message.clone());
+            if !self.told.contains(&key) {
+                self.recorder.warning(entry.object.clone(), reason, message);
+            }
+            holding.insert(key);
+        }
+        self.told = holding;
+    }
+
+    async fn set_status(&self, service: &Service, ingress: Option<&Vec<LoadBalancerIngress>>) {
+        let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let said = status.and_then(|balancer| balancer.ingress.clone()).unwrap_or_default();
+        let wanted = ingress.cloned().unwrap_or_default();
+        if said == wanted {
+            return;
+        }
+        let namespace = service.namespace().unwrap_or_default();
+        let api: Api<Service> = Api::namespaced(self.config.client.clone(), &namespace);
+        let patch = json!({"status": {"loadBalancer": {"ingress": wanted}}});
+        let name = service.name_any();
+        match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) if !wanted.is_empty() => {
+                let object = client::object_reference(service);
+                self.recorder.normal(object, "EnsuredLoadBalancer", "Ensured load balancer");
+            }
+            // The service is gone, or a newer state of it is on its way here.
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, %namespace, name, "status not written"),
+        }
+    }
+}
+
+/// Where a load balancer is reached, for people.
+fn place_of(ingress: &[LoadBalancerIngress]) -> Option<String> {
+    let first = ingress.first()?;
+    let port = first.ports.as_ref()?.first()?.port;
+    Some(format!("{}:{port}", first.ip.as_ref()?))
+}

@@ -1,0 +1,274 @@
+//! The network, as pods and people on the host see it.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Answer, BUSYBOX, Cluster, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The host's own address, if it has one besides loopback: what its default route starts from.
+fn host_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a port is free");
+    socket.connect("192.0.2.255:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then_some(address)
+}
+
+/// A pod that serves `text` over HTTP on port 8080, which it calls `http`.
+fn server(name: &str, labels: &Value, text: &str) -> String {
+    let script =
+        format!("mkdir /tmp/w; echo {text} > /tmp/w/index.html; exec httpd -f -p 8080 -h /tmp/w");
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "main", "image": BUSYBOX, "command": ["sh", "-c", script],
+             "ports": [{"name": "http", "containerPort": 8080}],
+             "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1}}]}})
+    .to_string()
+}
+
+fn client(cluster: &Cluster, name: &str) {
+    let pod = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "main", "image": BUSYBOX, "command": ["sleep", "100000"]}]}});
+    cluster.apply(&pod.to_string());
+}
+
+fn service(name: &str, spec: &Value) -> String {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec})
+        .to_string()
+}
+
+fn sh(cluster: &Cluster, pod: &str, script: &str) -> Answer {
+    cluster.kubectl(&["exec", pod, "--", "sh", "-c", script])
+}
+
+/// What a script in a pod prints, once it succeeds.
+fn sh_ok(cluster: &Cluster, pod: &str, script: &str) -> String {
+    eventually(&format!("{pod}: {script}"), || {
+        let answer = sh(cluster, pod, script);
+        if answer.code == Some(0) { Ok(answer.out) } else { Err(answer.err + &answer.out) }
+    })
+}
+
+fn get(address: SocketAddr) -> Result<String, String> {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    ask().map_err(|error| error.to_string())
+}
+
+#[test]
+fn pods_reach_out_and_each_other() {
+    let cluster = Cluster::ephemeral();
+    cluster.apply(&server("web", &json!({"app": "web"}), "hello"));
+    client(&cluster, "client");
+    let ports = json!([{"name": "http", "port": 80, "targetPort": "http"},
+        {"name": "other", "port": 81, "targetPort": 8080}]);
+    cluster.apply(&service("web", &json!({"selector": {"app": "web"}, "ports": ports})));
+    cluster.apply(&service(
+        "direct",
+        &json!({"selector": {"app": "web"}, "clusterIP": "None", "ports": [
+            {"name": "http", "port": 8080}]}),
+    ));
+    let far = json!({"type": "ExternalName", "externalName": "web.default.svc.cluster.local"});
+    cluster.apply(&service("alias", &far));
+    let web = cluster.pod_ready("web");
+    cluster.pod_ready("client");
+    let ip = web["status"]["podIP"].as_str().expect("it has an address").to_owned();
+
+    assert_eq!(sh_ok(&cluster, "client", &format!("wget -qO- http://{ip}:8080/")), "hello\n");
+    for name in ["web", "web.default", "web.default.svc.cluster.local", "alias"] {
+        let got = sh_ok(&cluster, "client", &format!("wget -qO- http://{name}/"));
+        assert_eq!(got, "hello\n", "{name}");
+    }
+    assert_eq!(sh_ok(&cluster, "client", "wget -qO- http://direct:8080/"), "hello\n");
+    assert_eq!(
+        sh_ok(&cluster, "web", "wget -qO- http://web.default/"),
+        "hello\n",
+        "through itself"
+    );
+    assert_eq!(sh_ok(&cluster, "client", "wget -qO- http://web:81/"), "hello\n", "second port");
+    let looked = sh_ok(&cluster, "client", "nslookup -type=a direct.default.svc.cluster.local");
+    assert!(looked.contains(&ip), "{looked}");
+    let label = ip.replace('.', "-");
+    let looked =
+        sh_ok(&cluster, "client", &format!("nslookup -type=a {label}.default.pod.cluster.local"));
+    assert!(looked.contains(&ip), "{looked}");
+    let absent = sh(&cluster, "client", "nslookup -type=a none.default.svc.cluster.local");
+    assert!((absent.out + &absent.err).contains("NXDOMAIN"));
+    let nobody = json!({"selector": {"app": "nobody"}, "ports": [{"port": 80}]});
+    cluster.apply(&service("empty", &nobody));
+    eventually("a refusal", || {
+        let answer = sh(&cluster, "client", "timeout 3 wget -qO- http://empty/");
+        if answer.err.contains("refused") { Ok(()) } else { Err(answer.err) }
+    });
+
+    let Some(host) = host_address() else {
+        eprintln!("SKIPPED: this machine has no address besides loopback");
+        return;
+    };
+    let listener = TcpListener::bind((host, 0)).expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a pod connects");
+        let mut asked = Vec::new();
+        // Half-closed by the pod, answered after that.
+        stream.read_to_end(&mut asked).expect("it can be read");
+        stream.write_all(&asked).expect("it can be written");
+    });
+    let echoed = sh_ok(&cluster, "client", &format!("echo there and back | nc {host} {port}"));
+    assert_eq!(echoed, "there and back\n");
+    served.join().expect("the server is done");
+    let refused = sh(&cluster, "client", &format!("timeout 3 wget -qO- http://{host}:{port}/"));
+    assert!(refused.err.contains("Connection refused"), "{}", refused.err);
+    let datagrams = UdpSocket::bind((host, 0)).expect("a port is free");
+    let port = datagrams.local_addr().expect("it is bound").port();
+    let asked = std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        let (length, peer) = datagrams.recv_from(&mut buffer).expect("a pod asks");
+        // A DNS answer (RFC 1035, 4.1.1): the question again, marked as an answer, code 3.
+        buffer[2..4].copy_from_slice(&[0x81, 0x83]);
+        datagrams.send_to(&buffer[..length], peer).expect("it can be sent");
+    });
+    let told = sh(&cluster, "client", &format!("nslookup -type=a x.test. {host}:{port}"));
+    assert!((told.out.clone() + &told.err).contains("NXDOMAIN"), "{told:?}");
+    asked.join().expect("the server was asked");
+    let by_name = sh_ok(&cluster, "client", "nslookup -type=a host.rootlet.internal");
+    assert!(by_name.contains(&host.to_string()), "{by_name}");
+}
+
+#[test]
+fn ports_of_the_host_lead_to_pods() {
+    let cluster = Cluster::ephemeral();
+    cluster.apply(&server("web", &json!({"app": "web"}), "hello"));
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = free.local_addr().expect("it is bound").port();
+    let ports = json!([{"port": port, "targetPort": 8080}]);
+    let spec = json!({"type": "LoadBalancer", "selector": {"app": "web"}, "ports": ports});
+    cluster.apply(&service("lb", &spec));
+    let low = json!([{"port": 79, "targetPort": 8080}]);
+    let spec = json!({"type": "LoadBalancer", "selector": {"app": "web"}, "ports": low});
+    cluster.apply(&service("low", &spec));
+    drop(free);
+    cluster.pod_ready("web");
+    let ingress = |name: &str| {
+        eventually(&format!("the address of {name}"), || {
+            let service = cluster.get(&["service", name])?;
+            let ingress = &service["status"]["loadBalancer"]["ingress"][0];
+            let ip: IpAddr = ingress["ip"]
+                .as_str()
+                .and_then(|ip| ip.parse().ok())
+                .ok_or_else(|| service["status"].to_string())?;
+            let port = ingress["ports"][0]["port"].as_u64().unwrap_or_default();
+            let node_port = service["spec"]["ports"][0]["nodePort"].as_u64().unwrap_or_default();
+            Ok((SocketAddr::new(ip, port as u16), node_port as u16))
+        })
+    };
+    let (address, node_port) = ingress("lb");
+    assert!(address.ip().is_loopback() && address.port() == port, "{address}");
+    for host in [address, SocketAddr::from(([127, 0, 0, 1], node_port))] {
+        let text = eventually(&format!("an answer from {host}"), || {
+            let text = get(host)?;
+            if text.ends_with("hello\n") { Ok(text) } else { Err(text) }
+        });
+        assert!(text.contains(" 200 OK"), "{text}");
+    }
+    // Whether port 79 can be had depends on the host; either way the status tells the truth.
+    let (address, node_port) = ingress("low");
+    eventually(&format!("an answer from {address}"), || get(address));
+    if address.port() == node_port {
+        let message = cluster.event("low", "PortNeedsPrivilege");
+        assert!(message.contains("net.ipv4.ip_unprivileged_port_start=79"), "{message}");
+        assert!(message.contains(&format!("127.0.0.1:{node_port}")), "{message}");
+    }
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let clash = taken.local_addr().expect("it is bound").port();
+    let pod = |name: &str, port: u16| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+                {"name": "main", "image": BUSYBOX,
+                 "command": ["sh", "-c", "echo mine > /tmp/index.html; exec httpd -f -p 80 -h /tmp"],
+                 "ports": [{"containerPort": 80, "hostPort": port}]}]}})
+        .to_string()
+    };
+    cluster.apply(&pod("clash", clash));
+    let message = cluster.event("clash", "PortConflict");
+    assert!(message.contains(&format!("127.0.0.1:{clash}")), "{message}");
+    drop(taken);
+    let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = free.local_addr().expect("it is bound").port();
+    drop(free);
+    cluster.apply(&pod("hosted", port));
+    let host = SocketAddr::from(([127, 0, 0, 1], port));
+    eventually("the host port", || {
+        get(host).and_then(|t| t.ends_with("mine\n").then_some(()).ok_or(t))
+    });
+    cluster.kubectl_ok(&["delete", "pod", "hosted"]);
+    eventually("the port's return", || TcpListener::bind(host).map_err(|e| e.to_string()));
+}
+
+#[test]
+fn policies_say_who_may_speak_with_whom() {
+    let cluster = Cluster::ephemeral();
+    cluster.apply(&server("web", &json!({"app": "web"}), "hello"));
+    for name in ["friend", "stranger"] {
+        client(&cluster, name);
+    }
+    let web = cluster.pod_ready("web");
+    let url = format!("http://{}:8080/", web["status"]["podIP"].as_str().unwrap_or_default());
+    for name in ["friend", "stranger"] {
+        cluster.pod_ready(name);
+        assert_eq!(sh_ok(&cluster, name, &format!("timeout 5 wget -qO- {url}")), "hello\n");
+    }
+    let policy = |name: &str, spec: Value| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"name": name}, "spec": spec})
+        .to_string()
+    };
+    cluster.apply(&policy(
+        "web",
+        json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "friend"}}}],
+                "ports": [{"port": "http"}]}]}),
+    ));
+    let blocked = |name: &str| {
+        eventually(&format!("{name} to be kept away"), || {
+            let answer = sh(&cluster, name, &format!("timeout 1 wget -qO- {url}"));
+            // 143: what `timeout` says of a program that it had to end.
+            if answer.code == Some(143) { Ok(()) } else { Err(format!("{answer:?}")) }
+        })
+    };
+    blocked("stranger");
+    assert_eq!(sh_ok(&cluster, "friend", &format!("timeout 5 wget -qO- {url}")), "hello\n");
+    // The node's own probes still reach it.
+    cluster.pod_ready("web");
+    // A pod that comes now is under the policies from its first packet on.
+    cluster.apply(&policy(
+        "none",
+        json!({"podSelector": {"matchLabels": {"app": "late"}},
+        "policyTypes": ["Egress"]}),
+    ));
+    let script = format!(
+        "timeout 1 wget -qO- {url} && exit 0; nslookup kubernetes.default.svc.cluster.local && exit 7"
+    );
+    let late = json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "late", "labels": {"app": "late"}},
+        "spec": {"restartPolicy": "Never", "containers": [
+            {"name": "main", "image": BUSYBOX, "command": ["sh", "-c", script]}]}});
+    cluster.apply(&late.to_string());
+    let late = cluster.pod_phase("late", "Failed");
+    let state = &late["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(state["exitCode"], 7, "{state}");
+    cluster.kubectl_ok(&["delete", "networkpolicy", "web", "none"]);
+    assert_eq!(sh_ok(&cluster, "stranger", &format!("timeout 5 wget -qO- {url}")), "hello\n");
+}
