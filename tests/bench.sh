@@ -49,10 +49,12 @@ spec:
 YAML
     done
 }
-# Private and proportional memory of the processes whose command line matches, in KiB.
+# Private and proportional memory of this cluster's processes whose command line matches, in KiB.
 memory_kib() {
-    local total=0 pid value
+    local total=0 pid value space
+    space=$(readlink "/proc/$(pgrep -f "exe node-inside .*/rootlet/bench/")/ns/user")
     for pid in $(pgrep -f "$1" || true); do
+        [ "$(readlink "/proc/$pid/ns/user")" = "$space" ] || continue
         value=$(awk '/^Pss:/ {print $2}' "/proc/$pid/smaps_rollup" 2>/dev/null || echo 0)
         total=$((total + ${value:-0}))
     done
