@@ -3,6 +3,7 @@
 //! Mutating plugins run in upstream's order, then, after defaults and validation, the validating ones
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/>).
 
+pub mod dynamic;
 mod lifecycle;
 mod limit_ranger;
 mod node_restriction;
@@ -21,28 +22,43 @@ use crate::attributes::RequestContext;
 use crate::authz::{Authorizer, escalation};
 use crate::gate::{Gate, Operation};
 use crate::registry::Registry;
+use dynamic::{Asked, Dynamic};
 
 /// Runs the plugins. Cheap to clone.
 #[derive(Clone)]
 pub struct Admission {
     registry: Registry,
     authorizer: Authorizer,
+    dynamic: Dynamic,
 }
 
 impl Admission {
     /// Admission by the objects in `registry`; `authorizer` knows who may grant what.
     pub fn new(registry: Registry, authorizer: Authorizer) -> Self {
-        Self { registry, authorizer }
+        let dynamic = Dynamic::new(registry.clone(), authorizer.clone());
+        Self { registry, authorizer, dynamic }
     }
 
     async fn mutate_object(
         &self,
         ctx: &RequestContext,
         operation: Operation,
-        object: Option<&mut Value>,
+        mut object: Option<&mut Value>,
+        old: Option<&Value>,
     ) -> Result<(), Status> {
         lifecycle::admit(&self.registry, ctx, operation).await?;
-        let Some(object) = object else { return Ok(()) };
+        if let Some(object) = object.as_deref_mut() {
+            self.mutate_built_in(ctx, operation, object).await?;
+        }
+        self.dynamic.mutate(ctx, operation, object, old).await
+    }
+
+    async fn mutate_built_in(
+        &self,
+        ctx: &RequestContext,
+        operation: Operation,
+        object: &mut Value,
+    ) -> Result<(), Status> {
         if !ctx.subresource.is_empty() || operation != Operation::Create {
             return Ok(());
         }
@@ -100,9 +116,9 @@ impl Gate for Admission {
         ctx: &'a RequestContext,
         operation: Operation,
         object: Option<&'a mut Value>,
-        _old: Option<&'a Value>,
+        old: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<(), Status>> {
-        self.mutate_object(ctx, operation, object).boxed()
+        self.mutate_object(ctx, operation, object, old).boxed()
     }
 
     fn validate<'a>(
@@ -112,7 +128,10 @@ impl Gate for Admission {
         object: Option<&'a Value>,
         old: Option<&'a Value>,
     ) -> BoxFuture<'a, Result<(), Status>> {
-        let result = self.validate_object(ctx, operation, object, old);
-        async { result }.boxed()
+        async move {
+            self.validate_object(ctx, operation, object, old)?;
+            self.dynamic.validate(&Asked { ctx, operation, object, old }).await
+        }
+        .boxed()
     }
 }

@@ -10,6 +10,8 @@ mod reviews;
 mod tests;
 mod token;
 
+pub use reviews::{user_value, verb_of};
+
 use apimachinery::Status;
 use http::StatusCode;
 use serde_json::Value;

@@ -41,6 +41,9 @@ pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             errors.extend(definition::validate(object));
         }
+        ("admissionregistration.k8s.io", _) => {
+            crate::admission::dynamic::check_policy(plural, object, &mut errors);
+        }
         _ => workload::validate(group, plural, object, &mut errors),
     }
     errors

@@ -32,6 +32,11 @@ const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 /// The manager under which an operation is computed before its own earlier fields are joined.
 const CURRENT: &str = "current-operation";
 
+/// `old` with everything that `new` says, lists merged as their type tells.
+pub fn merge(of: Typed<'_>, old: &Value, new: &Value) -> Value {
+    walk::merge(of, old, new)
+}
+
 /// The versions of a kind.
 pub trait Versions {
     /// The type at a version; `None` when it is not served.

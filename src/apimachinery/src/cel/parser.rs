@@ -476,13 +476,7 @@ impl Parser {
                 self.expect("]")?;
                 node =
                     Node { at, expr: Expr::Index { of: Box::new(node), index, optional: false } };
-            } else if matches!(self.peek(), Token::Op("{"))
-                && dotted(&node).is_some_and(|n| {
-                    n.rsplit('.')
-                        .next()
-                        .is_some_and(|l| l.starts_with(|c: char| c.is_ascii_uppercase()))
-                })
-            {
+            } else if matches!(self.peek(), Token::Op("{")) && names_type(&node) {
                 self.at += 1;
                 let name = dotted(&node).unwrap_or_default();
                 let fields = self.fields()?;
@@ -675,6 +669,13 @@ impl Parser {
         let range = Box::new(target);
         Ok(Node { at, expr: Expr::Fold { kind, range, key, value, condition, step } })
     }
+}
+
+/// Whether a brace after the node begins a message: a word of its name is a type's.
+fn names_type(node: &Node) -> bool {
+    dotted(node).is_some_and(|name| {
+        name.split('.').any(|word| word.starts_with(|c: char| c.is_ascii_uppercase()))
+    })
 }
 
 /// `a.b.c` as text, if the node is nothing else.

@@ -100,6 +100,17 @@ impl Custom {
         Ok(objects)
     }
 
+    /// One object at another version.
+    pub async fn convert_value(
+        &self,
+        registry: &Registry,
+        object: Value,
+        wanted: &str,
+    ) -> Result<Value, Status> {
+        let mut objects = self.convert(registry, vec![object], wanted).await?;
+        Ok(objects.pop().unwrap_or_default())
+    }
+
     async fn convert(
         &self,
         registry: &Registry,

@@ -142,7 +142,7 @@ fn subject(spec: &Value) -> UserInfo {
 }
 
 /// Verbs as the request context keeps them; any other is none that a rule names, save `*`.
-fn verb_of(text: &str) -> &'static str {
+pub fn verb_of(text: &str) -> &'static str {
     const VERBS: [&str; 22] = [
         "get",
         "list",

@@ -1,0 +1,243 @@
+//! Mutating and validating webhooks.
+//!
+//! Source: `k8s.io/apiserver/pkg/admission/plugin/webhook/{mutating,validating}/dispatcher.go`.
+
+use std::time::Duration;
+
+use apimachinery::{Status, meta, patch};
+use base64::Engine as _;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::matching::{Condition, Matcher};
+use super::variables::{Variables, request_value};
+use super::{Asked, Dynamic, reshape};
+use crate::attributes::RequestContext;
+use crate::gate::Operation;
+use crate::resource::Resource;
+use crate::zero::Zero;
+
+const DEFAULT_TIMEOUT_SECONDS: u64 = 10;
+const CONDITION_NAMES: [&str; 4] = ["object", "oldObject", "request", "authorizer"];
+
+/// One webhook of one configuration.
+#[derive(Debug)]
+pub struct Hook {
+    name: String,
+    client: Value,
+    matcher: Matcher,
+    conditions: Vec<Condition>,
+    ignore_failure: bool,
+    timeout: Duration,
+    dry_run: bool,
+    again: bool,
+}
+
+/// All webhooks of the configurations, in the order in which they are called.
+pub fn compile(configurations: &[Value]) -> Vec<Hook> {
+    let mut sorted: Vec<&Value> = configurations.iter().collect();
+    sorted.sort_by_key(|configuration| meta::name(configuration).to_owned());
+    sorted.iter().flat_map(|c| c["webhooks"].items()).map(Hook::parse).collect()
+}
+
+impl Hook {
+    fn parse(hook: &Value) -> Self {
+        let seconds = hook["timeoutSeconds"].as_u64().unwrap_or(DEFAULT_TIMEOUT_SECONDS);
+        Self {
+            name: hook["name"].text().to_owned(),
+            client: hook["clientConfig"].clone(),
+            matcher: Matcher::of_webhook(hook),
+            conditions: Condition::compile_all(&hook["matchConditions"], &CONDITION_NAMES),
+            ignore_failure: hook["failurePolicy"] == "Ignore",
+            timeout: Duration::from_secs(seconds),
+            dry_run: matches!(hook["sideEffects"].text(), "None" | "NoneOnDryRun"),
+            again: hook["reinvocationPolicy"] == "IfNeeded",
+        }
+    }
+
+    /// Asks the webhook; `None` when the request is none of its business or its failure is ignored.
+    async fn ask(
+        &self,
+        dynamic: &Dynamic,
+        asked: &Asked<'_>,
+    ) -> Result<Option<(Value, String)>, Status> {
+        let Some(at) = self.matcher.matches(dynamic, asked) else { return Ok(None) };
+        let uid = Uuid::new_v4().to_string();
+        let mut request = request_value(asked, &at, &uid);
+        if !self.conditions.is_empty() {
+            let variables = Variables::new(dynamic, asked, &request, None, None);
+            match Condition::all(&self.conditions, &variables) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
+                Err(_) if self.ignore_failure => return Ok(None),
+                Err(error) => {
+                    let ctx = asked.ctx;
+                    let name = request["name"].text();
+                    return Err(Status::forbidden(&ctx.group, &ctx.plural, name, &error));
+                }
+            }
+        }
+        if asked.ctx.dry_run && !self.dry_run {
+            let text = format!("admission webhook {:?} does not support dry run", self.name);
+            return Err(Status::bad_request(text));
+        }
+        for (key, object) in [("object", asked.object), ("oldObject", asked.old)] {
+            if let Some(object) = object {
+                request[key] = self.at_version(dynamic, asked.ctx, object, &at).await?;
+            }
+        }
+        let review = json!({
+            "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request,
+        });
+        let answer = dynamic
+            .registry
+            .webhooks()
+            .call(&dynamic.registry, &self.client, &review, self.timeout)
+            .await;
+        let answer = answer.map_err(|error| format!("failed to call webhook: {error}")).and_then(
+            |mut answer| match answer["response"].take() {
+                response if !response.is_object() => Err("webhook response was absent".to_owned()),
+                response if response["uid"] != uid.as_str() => {
+                    Err(format!("expected response.uid={uid:?}, got {}", response["uid"]))
+                }
+                response => Ok(response),
+            },
+        );
+        match answer {
+            Ok(response) => {
+                for warning in response["warnings"].texts() {
+                    asked.ctx.warnings.add(warning);
+                }
+                Ok(Some((response, at.version.clone())))
+            }
+            Err(error) if self.ignore_failure => {
+                tracing::warn!(webhook = self.name, error, "a failing webhook is ignored");
+                Ok(None)
+            }
+            Err(error) => {
+                Err(Status::internal(format!("failed calling webhook {:?}: {error}", self.name)))
+            }
+        }
+    }
+
+    /// The object at the version the webhook asked for.
+    async fn at_version(
+        &self,
+        dynamic: &Dynamic,
+        ctx: &RequestContext,
+        object: &Value,
+        at: &Resource,
+    ) -> Result<Value, Status> {
+        let own = ctx.resource.as_deref();
+        match own.and_then(|own| own.custom.as_ref().filter(|_| own.version != at.version)) {
+            Some(custom) => {
+                custom.convert_value(&dynamic.registry, object.clone(), &at.api_version()).await
+            }
+            None if own.is_some_and(|own| own.version != at.version) => {
+                let mut object = object.clone();
+                crate::conversion::to_served(at, &mut object);
+                Ok(object)
+            }
+            None => Ok(object.clone()),
+        }
+    }
+
+    /// The refusal in an answer.
+    fn refusal(&self, response: &Value) -> Option<Status> {
+        if response["allowed"].flag() {
+            return None;
+        }
+        let result = &response["status"];
+        let denied = format!("admission webhook {:?} denied the request", self.name);
+        let message = match (result["message"].text(), result["reason"].text()) {
+            ("", "") => format!("{denied} without explanation"),
+            ("", reason) => format!("{denied}: {reason}"),
+            (message, _) => format!("{denied}: {message}"),
+        };
+        let code = result["code"].as_u64().and_then(|c| u16::try_from(c).ok()).unwrap_or(0);
+        let mut status = Status::failure(code.max(400), result["reason"].text(), message);
+        status.details = serde_json::from_value(result["details"].clone()).ok();
+        Some(status)
+    }
+
+    /// Asks and applies what the answer changes.
+    async fn change(
+        &self,
+        dynamic: &Dynamic,
+        ctx: &RequestContext,
+        operation: Operation,
+        object: Option<&mut Value>,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        let asked = Asked { ctx, operation, object: object.as_deref(), old };
+        let Some((response, version)) = self.ask(dynamic, &asked).await? else { return Ok(()) };
+        if let Some(status) = self.refusal(&response) {
+            return Err(status);
+        }
+        let (Some(object), text) = (object, response["patch"].text()) else { return Ok(()) };
+        if text.is_empty() {
+            return Ok(());
+        }
+        let failed = |error: String| {
+            Status::internal(format!("failed calling webhook {:?}: {error}", self.name))
+        };
+        if response["patchType"] != "JSONPatch" {
+            return Err(failed("webhook response patchType must be JSONPatch".into()));
+        }
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(text)
+            .map_err(|error| failed(error.to_string()))?;
+        let own = ctx.resource.as_ref().map(|r| r.version.clone()).unwrap_or_default();
+        let mut seen = object.clone();
+        let custom = ctx.resource.as_ref().and_then(|r| r.custom.clone());
+        let foreign = version != own;
+        let group = ctx.group.clone();
+        if let (true, Some(custom)) = (foreign, &custom) {
+            let wanted = format!("{group}/{version}");
+            seen = custom.convert_value(&dynamic.registry, seen, &wanted).await?;
+        }
+        let mut patched =
+            patch::json(&seen, &bytes).map_err(|error| Status::internal(error.to_string()))?;
+        if let (true, Some(custom)) = (foreign, &custom) {
+            let wanted = format!("{group}/{own}");
+            patched = custom.convert_value(&dynamic.registry, patched, &wanted).await?;
+        }
+        *object = patched;
+        reshape(ctx, object)
+    }
+}
+
+/// Calls mutating webhooks one after another; those that want to see the others' changes twice.
+pub async fn mutate(
+    dynamic: &Dynamic,
+    hooks: &[Hook],
+    ctx: &RequestContext,
+    operation: Operation,
+    mut object: Option<&mut Value>,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let mut seen: Vec<(&Hook, Option<Value>)> = Vec::new();
+    for hook in hooks {
+        hook.change(dynamic, ctx, operation, object.as_deref_mut(), old).await?;
+        if hook.again {
+            seen.push((hook, object.as_deref().cloned()));
+        }
+    }
+    for (hook, after) in seen {
+        if object.as_deref() != after.as_ref() {
+            hook.change(dynamic, ctx, operation, object.as_deref_mut(), old).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Calls validating webhooks side by side; the first refusal in their order counts.
+pub async fn validate(dynamic: &Dynamic, hooks: &[Hook], asked: &Asked<'_>) -> Result<(), Status> {
+    let calls = hooks.iter().map(|hook| async move {
+        match hook.ask(dynamic, asked).await? {
+            Some((response, _)) => hook.refusal(&response).map_or(Ok(()), Err),
+            None => Ok(()),
+        }
+    });
+    futures::future::join_all(calls).await.into_iter().collect()
+}
