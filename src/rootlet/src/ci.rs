@@ -46,6 +46,7 @@ fn inside(arguments: &cli::args::Ci, paths: &Paths) -> anyhow::Result<u8> {
         api_port: None,
         registries: arguments.registries.clone(),
         kubeconfig: None,
+        publish: Vec::new(),
         foreground: false,
     };
     drop(up::launch(&flags, paths)?);
