@@ -25,7 +25,7 @@ pub struct Cli {
 }
 
 /// Which cluster a command is about.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Cluster {
     /// Name of the cluster; several run side by side.
     #[arg(long, value_name = "N", default_value = "default", env = "ROOTLET_NAME", value_parser = cluster_name)]
@@ -33,7 +33,7 @@ pub struct Cluster {
 }
 
 /// Flags of `up`.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Up {
     /// The cluster.
     #[command(flatten)]

@@ -43,11 +43,8 @@ fn inside(arguments: &cli::args::Ci, paths: &Paths) -> anyhow::Result<u8> {
     let flags = cli::args::Up {
         cluster: cli::args::Cluster { name: paths.name.clone() },
         ephemeral: true,
-        api_port: None,
         registries: arguments.registries.clone(),
-        kubeconfig: None,
-        publish: Vec::new(),
-        foreground: false,
+        ..cli::args::Up::default()
     };
     drop(up::launch(&flags, paths)?);
     let client = Client::new(paths);
