@@ -7,9 +7,12 @@ mod affinity;
 mod container;
 mod core;
 mod metadata;
+mod network;
 mod pod;
 mod pod_update;
+mod policy;
 mod service;
+mod storage;
 mod volume;
 mod workload;
 
@@ -44,9 +47,50 @@ pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
         ("admissionregistration.k8s.io", _) => {
             crate::admission::dynamic::check_policy(plural, object, &mut errors);
         }
-        _ => workload::validate(group, plural, object, &mut errors),
+        ("" | "events.k8s.io", "events") => {
+            policy::event(object, ctx.group == "events.k8s.io", &mut errors);
+        }
+        _ => {
+            workload::validate(group, plural, object, &mut errors);
+            others(group, plural, object, None, &mut errors);
+        }
     }
     errors
+}
+
+/// The rules of the kinds that are no workloads; of a changed object (`old` is given) also what may not
+/// change.
+fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    match (group, plural) {
+        ("networking.k8s.io", "ingresses") => network::ingress(object, old, errors),
+        ("networking.k8s.io", "ingressclasses") => network::ingress_class(object, old, errors),
+        ("networking.k8s.io", "networkpolicies") => network::network_policy(object, errors),
+        ("discovery.k8s.io", "endpointslices") => network::endpoint_slice(object, old, errors),
+        ("", "persistentvolumeclaims") => {
+            storage::claim_spec(&object["spec"], &Path::new("spec"), errors);
+            if let Some(old) = old {
+                storage::claim_update(object, old, errors);
+            }
+        }
+        ("", "persistentvolumes") => {
+            storage::volume(object, errors);
+            if let Some(old) = old {
+                storage::volume_update(object, old, errors);
+            }
+        }
+        ("storage.k8s.io", "storageclasses") => {
+            storage::class(object, errors);
+            if let Some(old) = old {
+                storage::class_update(object, old, errors);
+            }
+        }
+        ("policy", "poddisruptionbudgets") => policy::budget(object, errors),
+        ("autoscaling", "horizontalpodautoscalers") => policy::autoscaler(object, errors),
+        ("", "limitranges") => policy::limit_range(object, errors),
+        ("node.k8s.io", "runtimeclasses") => policy::runtime_class(object, old, errors),
+        ("coordination.k8s.io", "leases") => policy::lease(object, errors),
+        _ => {}
+    }
 }
 
 /// The rules for a changed object.
@@ -101,6 +145,7 @@ pub fn validate_update(ctx: &RequestContext, object: &Value, old: &Value) -> Err
         _ => {
             workload::validate(group, plural, object, &mut errors);
             workload::validate_update(group, plural, object, old, &mut errors);
+            others(group, plural, object, Some(old), &mut errors);
         }
     }
     errors

@@ -152,15 +152,12 @@ fn place<'s>(schema: &'s Schema, of: &'s Type, name: &str) -> Option<Place<'s>> 
 fn within(schema: &Schema, of: &Type, parts: &[Embedded], name: &str) -> Option<(Vec<u32>, u32)> {
     parts.iter().filter(|part| part.proto.contains('.')).find_map(|part| {
         let message = super::qualified(of, &part.proto);
-        let (tag, nested) = match schema.message(&message) {
-            Some(fields) => {
-                (fields.iter().find(|field| field.name == name).map(|field| field.tag), fields)
-            }
-            None => {
-                let inner = schema.get(schema.named(&message.replacen("k8s.io.", "io.k8s.", 1))?);
-                let tag = inner.field(name).map(|field| field.tag).filter(|tag| *tag != 0);
-                (tag, inner.embedded.as_slice())
-            }
+        let (tag, nested) = if let Some(fields) = schema.message(&message) {
+            (fields.iter().find(|field| field.name == name).map(|field| field.tag), fields)
+        } else {
+            let inner = schema.get(schema.named(&message.replacen("k8s.io.", "io.k8s.", 1))?);
+            let tag = inner.field(name).map(|field| field.tag).filter(|tag| *tag != 0);
+            (tag, inner.embedded.as_slice())
         };
         if let Some(tag) = tag {
             return Some((vec![part.tag], tag));

@@ -120,7 +120,7 @@ fn scheduling_gates(new: &Value, old: &Value, path: &Path, errors: &mut ErrorLis
 }
 
 /// The fields that differ, as lines with the old and the new value.
-fn difference(old: &Value, new: &Value) -> Vec<String> {
+pub fn difference(old: &Value, new: &Value) -> Vec<String> {
     let mut lines = Vec::new();
     walk("", old, new, &mut lines);
     lines

@@ -9,6 +9,8 @@ use super::core::immutable;
 use super::{label_selector, non_negative, one_of, pod, required_one_of};
 use crate::zero::Zero;
 
+const CRON_JOB_NAME_MAX: usize = 52;
+
 /// A workload, new or changed.
 pub fn validate(group: &str, plural: &str, object: &Value, errors: &mut ErrorList) {
     let (spec, path) = (&object["spec"], Path::new("spec"));
@@ -28,29 +30,15 @@ pub fn validate(group: &str, plural: &str, object: &Value, errors: &mut ErrorLis
             pod::template(&spec["template"], &path.child("template"), &["Always"], errors);
         }
         ("batch", "jobs") => job(spec, &path, errors),
-        ("batch", "cronjobs") => cron_job(spec, &path, errors),
-        ("policy", "poddisruptionbudgets") => {
-            if spec["minAvailable"].is_set() && spec["maxUnavailable"].is_set() {
-                let detail = "minAvailable and maxUnavailable cannot be both set";
-                errors.push(Error::invalid(&path, spec.clone(), detail));
+        ("batch", "cronjobs") => {
+            // A job's name is the cron job's with eleven characters more.
+            let (name, at) = (meta::name(object), Path::new("metadata").child("name"));
+            if name.len() > CRON_JOB_NAME_MAX {
+                let detail = format!("must be no more than {CRON_JOB_NAME_MAX} characters");
+                errors.push(Error::invalid(&at, name, detail));
             }
-            label_selector(errors, &path.child("selector"), &spec["selector"]);
+            cron_job(spec, &path, errors);
         }
-        ("autoscaling", "horizontalpodautoscalers") => {
-            let (min, max) = (spec["minReplicas"].int(), spec["maxReplicas"].int());
-            if spec["minReplicas"].is_set() && min < 1 {
-                let detail = "must be greater than or equal to 1";
-                errors.push(Error::invalid(&path.child("minReplicas"), min, detail));
-            }
-            if max < 1 {
-                let detail = "must be greater than 0";
-                errors.push(Error::invalid(&path.child("maxReplicas"), max, detail));
-            } else if max < min {
-                let detail = "must be greater than or equal to `minReplicas`";
-                errors.push(Error::invalid(&path.child("maxReplicas"), max, detail));
-            }
-        }
-        ("", "persistentvolumeclaims") => claim(spec, &path, errors),
         _ => {}
     }
 }
@@ -201,6 +189,9 @@ fn cron_job(spec: &Value, path: &Path, errors: &mut ErrorList) {
     let at = path.child("schedule");
     if schedule.is_empty() {
         errors.push(Error::required(&at, ""));
+    } else if schedule.contains("TZ") {
+        let detail = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
+        errors.push(Error::invalid(&at, schedule, detail));
     } else if !schedule.starts_with('@') && schedule.split_whitespace().count() != 5 {
         let detail = format!(
             "expected exactly 5 fields, found {}: [{}]",
@@ -219,22 +210,6 @@ fn cron_job(spec: &Value, path: &Path, errors: &mut ErrorList) {
         non_negative(errors, &path.child(key), &spec[key]);
     }
     job(&spec["jobTemplate"]["spec"], &path.child("jobTemplate").child("spec"), errors);
-}
-
-fn claim(spec: &Value, path: &Path, errors: &mut ErrorList) {
-    let modes = &spec["accessModes"];
-    let at = path.child("accessModes");
-    if modes.items().is_empty() {
-        errors.push(Error::required(&at, "at least 1 access mode is required"));
-    }
-    let known = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-    for mode in modes.texts() {
-        one_of(errors, &at, mode, &known);
-    }
-    let request = &spec["resources"]["requests"]["storage"];
-    if request.is_null() {
-        errors.push(Error::required(&path.child("resources").key("storage"), ""));
-    }
 }
 
 #[cfg(test)]
