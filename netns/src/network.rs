@@ -556,6 +556,10 @@ fn configure_pod(ifname: &str, pairs: &[(IpAddr, IpAddr)], mac: Mac) -> Result<(
         let missing = io::Error::from_raw_os_error(libc::ENODEV);
         Error::system(format!("find interface {ifname} in the pod"), missing)
     })?;
+    if pairs.iter().any(|(address, _)| address.is_ipv6()) {
+        // New namespaces may inherit a host's refusal of IPv6. Without it the address below fails.
+        let _ = write_sysctl("net/ipv6/conf/all/disable_ipv6", "0");
+    }
     let mut requests = Requests::new();
     requests.set_up(LOOPBACK_INDEX);
     for (address, _) in pairs {

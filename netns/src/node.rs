@@ -242,6 +242,12 @@ impl Node {
         self.shared.thread.run(|network| network.cidr()).await
     }
 
+    /// The node's own addresses in its network, one of each family that it has.
+    pub async fn gateways(&self) -> Result<Vec<IpAddr>, Error> {
+        let ranges = self.shared.thread.run(|network| network.ranges()).await?;
+        Ok(ranges.iter().map(|ranges| ranges.gateway).collect())
+    }
+
     /// Makes the services exactly these.
     pub async fn apply_services(&self, table: ServiceTable) -> Result<(), Error> {
         let thread = &self.shared.thread;

@@ -109,14 +109,12 @@ impl Policies {
         let mut after = Self { next: self.next, ..Self::default() };
         for ((direction, address), rules) in wanted(table, attached) {
             let profile = (direction, rules);
-            let number = match after.chains.get(&profile).or_else(|| self.chains.get(&profile)) {
-                Some(number) => *number,
-                None => {
-                    after.next += 1;
-                    create(batch, after.next, &profile);
-                    after.next
-                }
-            };
+            let known = after.chains.get(&profile).or_else(|| self.chains.get(&profile));
+            let number = known.copied().unwrap_or_else(|| {
+                after.next += 1;
+                create(batch, after.next, &profile);
+                after.next
+            });
             after.chains.insert(profile, number);
             after.pods.insert((direction, address), number);
         }
@@ -264,7 +262,7 @@ fn create(batch: &mut Batch, number: u64, (direction, rules): &Profile) {
                 Some(ports) => {
                     for port in ports {
                         if let Some(rule) = peers() {
-                            batch.rule(&chain, &on_port(rule, port).back());
+                            batch.rule(&chain, &on_port(rule, *port).back());
                         }
                     }
                 }
@@ -274,7 +272,7 @@ fn create(batch: &mut Batch, number: u64, (direction, rules): &Profile) {
     batch.rule(&chain, &Rule::new().drop());
 }
 
-fn on_port(rule: Rule, port: &PortRange) -> Rule {
+fn on_port(rule: Rule, port: PortRange) -> Rule {
     let rule = rule.transport(i32::from(port.protocol.number()));
     let (first, last) = (port.first.to_be_bytes(), port.last.to_be_bytes());
     if port.first == 0 && port.last == u16::MAX {

@@ -246,7 +246,7 @@ fn policies_say_who_may_speak_with_whom() {
             let answer = sh(&cluster, name, &format!("timeout 1 wget -qO- {url}"));
             // 143: what `timeout` says of a program that it had to end.
             if answer.code == Some(143) { Ok(()) } else { Err(format!("{answer:?}")) }
-        })
+        });
     };
     blocked("stranger");
     assert_eq!(sh_ok(&cluster, "friend", &format!("timeout 5 wget -qO- {url}")), "hello\n");
@@ -271,4 +271,32 @@ fn policies_say_who_may_speak_with_whom() {
     assert_eq!(state["exitCode"], 7, "{state}");
     cluster.kubectl_ok(&["delete", "networkpolicy", "web", "none"]);
     assert_eq!(sh_ok(&cluster, "stranger", &format!("timeout 5 wget -qO- {url}")), "hello\n");
+}
+
+#[test]
+fn pods_and_services_have_both_families() {
+    let cluster = Cluster::prepared();
+    cluster.up(&["--ephemeral", "--ip-family", "dual"]);
+    cluster.load_busybox();
+    cluster.apply(&server("web", &json!({"app": "web"}), "hello"));
+    client(&cluster, "client");
+    let web = cluster.pod_ready("web");
+    let ips = web["status"]["podIPs"].as_array().cloned().unwrap_or_default();
+    if ips.len() < 2 {
+        eprintln!("SKIPPED: this kernel has no IPv6");
+        return;
+    }
+    let spec = json!({"ipFamilyPolicy": "RequireDualStack", "selector": {"app": "web"},
+        "ports": [{"port": 80, "targetPort": 8080}]});
+    cluster.apply(&service("both", &spec));
+    let both = cluster.get(&["service", "both"]).expect("it is there");
+    assert_eq!(both["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
+    let six = both["spec"]["clusterIPs"][1].as_str().expect("it has two addresses").to_owned();
+    cluster.pod_ready("client");
+    let pod = ips[1]["ip"].as_str().expect("it has an address");
+    for url in [format!("http://[{pod}]:8080/"), format!("http://[{six}]/")] {
+        assert_eq!(sh_ok(&cluster, "client", &format!("wget -qO- {url}")), "hello\n", "{url}");
+    }
+    let looked = sh_ok(&cluster, "client", "nslookup -type=aaaa both.default.svc.cluster.local");
+    assert!(looked.contains(&six), "{looked}");
 }

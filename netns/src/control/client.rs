@@ -1,6 +1,6 @@
 //! The other processes' side.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -108,6 +108,14 @@ impl Control {
     pub async fn pod_cidr(&self) -> Result<Cidr, Error> {
         match self.call(&Request::PodCidr, None).await? {
             (Response::PodCidr(cidr), _) => Ok(cidr),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// The node's own addresses in its network, one of each family that it has.
+    pub async fn gateways(&self) -> Result<Vec<IpAddr>, Error> {
+        match self.call(&Request::Gateways, None).await? {
+            (Response::Gateways(gateways), _) => Ok(gateways),
             (other, _) => Err(unexpected(&other)),
         }
     }

@@ -8,7 +8,7 @@ mod client;
 mod frame;
 mod server;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,7 @@ enum Request {
     Publish(Vec<Publication>),
     SetForwards(Vec<Forward>),
     PodCidr,
+    Gateways,
     /// Answered at once; then the connection stays open as long as the node process lives.
     Watch,
 }
@@ -45,6 +46,7 @@ enum Response {
     Attachment(Attachment),
     Attachments(Vec<Attachment>),
     PodCidr(crate::Cidr),
+    Gateways(Vec<IpAddr>),
     Published(Vec<Option<Refused>>),
     Error { message: String },
 }

@@ -96,6 +96,7 @@ impl Node {
                 Response::Done
             }
             Request::Watch => Response::Done,
+            Request::Gateways => Response::Gateways(self.gateways().await?),
             Request::PodCidr => Response::PodCidr(self.pod_cidr().await?),
         };
         Ok((response, None))

@@ -1,8 +1,11 @@
 //! Pods among themselves.
 
-use std::net::{IpAddr, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
-use crate::harness::{Pod, TIMEOUT, run, start};
+use netns::{Backend, Frontend, NodeConfig, Protocol, Ranges6, ServiceTable};
+
+use crate::harness::{Pod, TIMEOUT, config, echo, run, serve, start, start_with};
 
 #[test]
 fn pods_reach_each_other_and_keep_their_addresses() {
@@ -50,5 +53,69 @@ fn a_pod_cannot_use_another_address() {
         let mut buffer = [0; 16];
         let (length, _) = receiver.recv_from(&mut buffer).unwrap();
         assert_eq!(&buffer[..length], b"honest", "the first to arrive");
+    });
+}
+
+#[test]
+fn pods_have_both_families() {
+    run("pods::pods_have_both_families", async {
+        let ipv6 = Some(Ranges6 {
+            pod_cidr: "fd00:10:42::/64".parse().unwrap(),
+            gateway: "fd00:10:42::1".parse().unwrap(),
+            service_cidr: "fd00:10:43::/112".parse().unwrap(),
+        });
+        let (_node, control, _dir) = start_with(NodeConfig { ipv6, ..config() }).await;
+        if control.gateways().await.unwrap().len() < 2 {
+            eprintln!("SKIPPED: this kernel has no IPv6");
+            return;
+        }
+        let (a, b) = (Pod::new(), Pod::new());
+        let first = a.attach(&control, "a").await.address6.unwrap();
+        let second = b.attach(&control, "b").await.address6.unwrap();
+        assert_eq!(first, "fd00:10:42::2".parse::<IpAddr>().unwrap());
+        let serve6 = |pod: &Pod, port: u16| {
+            serve(pod.run(move || TcpListener::bind(("::", port)).unwrap()), "six");
+        };
+        serve6(&b, 8080);
+        let seen = |who: IpAddr| format!("six {who}\nhello");
+        assert_eq!(a.ask((second, 8080)).unwrap(), seen(first), "pod to pod");
+
+        let address = "fd00:10:43::9".parse().unwrap();
+        let frontend = Frontend { address, protocol: Protocol::Tcp, port: 80 };
+        let table = |endpoints: Vec<SocketAddr>, affinity_s| ServiceTable {
+            services: [(frontend, Backend { endpoints, affinity_s })].into(),
+        };
+        control.apply_services(table(vec![(second, 8080).into()], None)).await.unwrap();
+        assert_eq!(a.ask((address, 80)).unwrap(), seen(first), "service");
+        let gateway = "fd00:10:42::1".parse().unwrap();
+        assert_eq!(b.ask((address, 80)).unwrap(), seen(gateway), "hairpin");
+        control.apply_services(table(vec![(second, 8080).into()], Some(60))).await.unwrap();
+        assert_eq!(a.ask((address, 80)).unwrap(), seen(first), "sticky");
+        control.apply_services(table(Vec::new(), None)).await.unwrap();
+        let refused = a.ask((address, 80)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+
+        // The way out, to the host's IPv6 address.
+        let added = std::process::Command::new("ip")
+            .args(["address", "add", "2001:db8::10/128", "dev", "lo"])
+            .status();
+        assert!(added.unwrap().success());
+        let host: IpAddr = "2001:db8::10".parse().unwrap();
+        let listener = TcpListener::bind((host, 0)).unwrap();
+        let server = listener.local_addr().unwrap();
+        serve(listener, "six");
+        assert_eq!(a.ask(server).unwrap(), seen(host));
+        let free = TcpListener::bind((host, 0)).unwrap().local_addr().unwrap();
+        assert_eq!(a.ask(free).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        let datagrams = UdpSocket::bind((host, 0)).unwrap();
+        let far = datagrams.local_addr().unwrap();
+        echo(datagrams);
+        a.run(move || {
+            let socket = UdpSocket::bind("[::]:0").unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect(far).unwrap();
+            socket.send(b"six").unwrap();
+            assert_eq!(socket.recv(&mut [0; 8]).unwrap(), 3);
+        });
     });
 }

@@ -282,7 +282,7 @@ fn network_objects(options: &Options) -> Vec<(&'static str, &'static str, Value)
             json!({
                 "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
                 "metadata": {"name": "kubernetes"},
-                "spec": {"cidrs": [options.service_cidr]},
+                "spec": {"cidrs": options.service_cidr.split(',').collect::<Vec<_>>()},
             }),
         ),
         (

@@ -44,6 +44,9 @@ pub struct Up {
     /// Port of the API server on 127.0.0.1 [default: the last one used, or 6443, or a free one].
     #[arg(long, value_name = "P")]
     pub api_port: Option<u16>,
+    /// Addresses of pods and services: `ipv4`, or `dual` for both [default: as the last time, or dual].
+    #[arg(long, value_name = "FAMILY", value_parser = ["ipv4", "dual"])]
+    pub ip_family: Option<String>,
     /// Address of this machine on which node ports and host ports are offered, besides or instead of
     /// loopback; may be repeated [default: those of the last time, or 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]

@@ -67,9 +67,12 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
     }
 }
 
-fn endpoint(service: &Service, pod: &Pod) -> Option<Endpoint> {
+fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<Endpoint> {
     let status = pod.status.as_ref()?;
-    let address = status.pod_ip.clone().filter(|address| !address.is_empty())?;
+    let all = status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip);
+    let address = all
+        .filter(|address| !address.is_empty())
+        .find(|address| address.contains(':') == (family == "IPv6"))?;
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
@@ -84,7 +87,7 @@ fn endpoint(service: &Service, pod: &Pod) -> Option<Endpoint> {
         .clone()
         .filter(|_| pod_spec.subdomain.as_deref() == service.metadata.name.as_deref());
     Some(Endpoint {
-        addresses: vec![address],
+        addresses: vec![address.clone()],
         conditions: Some(EndpointConditions {
             ready: Some(publish || (serving && !terminating)),
             serving: Some(serving),
@@ -101,13 +104,25 @@ fn endpoint(service: &Service, pod: &Pod) -> Option<Endpoint> {
     })
 }
 
-/// What the Service's slices shall say: ports, and the endpoints that have exactly these ports.
-fn wanted(service: &Service, pods: &[&Pod]) -> Vec<(Vec<EndpointPort>, Vec<Endpoint>)> {
+/// The families of a Service's addresses, for each of which it has slices.
+fn families(service: &Service) -> Vec<String> {
+    let spec = service.spec.as_ref();
+    let families = spec.and_then(|spec| spec.ip_families.clone()).unwrap_or_default();
+    if families.is_empty() { vec!["IPv4".to_owned()] } else { families }
+}
+
+/// What the Service's slices of a family shall say: ports, and the endpoints that have exactly these
+/// ports.
+fn wanted(
+    service: &Service,
+    pods: &[&Pod],
+    family: &str,
+) -> Vec<(Vec<EndpointPort>, Vec<Endpoint>)> {
     let empty = Vec::new();
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).unwrap_or(&empty);
     let mut groups: BTreeMap<Vec<Option<i32>>, Vec<Endpoint>> = BTreeMap::new();
     for pod in pods {
-        if let Some(endpoint) = endpoint(service, pod) {
+        if let Some(endpoint) = endpoint(service, pod, family) {
             let numbers = ports.iter().map(|port| target(port, pod)).collect();
             groups.entry(numbers).or_default().push(endpoint);
         }
@@ -157,11 +172,29 @@ struct Changes {
 }
 
 fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice]) -> Changes {
-    let labels = labels(service);
     let mut changes = Changes::default();
+    let families = families(service);
+    for family in &families {
+        // A slice's family cannot be changed.
+        let own: Vec<_> = found.iter().copied().filter(|s| s.address_type == *family).collect();
+        decide_family(service, pods, &own, family, &mut changes);
+    }
+    let others = found.iter().filter(|slice| !families.contains(&slice.address_type));
+    changes.delete.extend(others.map(|slice| slice.name_any()));
+    changes
+}
+
+fn decide_family(
+    service: &Service,
+    pods: &[&Pod],
+    found: &[&EndpointSlice],
+    family: &str,
+    changes: &mut Changes,
+) {
+    let labels = labels(service);
     let mut free: Vec<&EndpointSlice> = found.to_vec();
     let mut missing = Vec::new();
-    for (ports, endpoints) in wanted(service, pods) {
+    for (ports, endpoints) in wanted(service, pods, family) {
         let same = |slice: &&EndpointSlice| {
             slice.endpoints.as_deref().unwrap_or_default() == endpoints
                 && slice.ports.clone().unwrap_or_default() == ports
@@ -176,7 +209,7 @@ fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice]) -> Changes
         let mut slice = match free.pop() {
             Some(known) => known.clone(),
             None => EndpointSlice {
-                address_type: "IPv4".into(),
+                address_type: family.to_owned(),
                 metadata: ObjectMeta {
                     generate_name: Some(format!("{}-", service.name_any())),
                     namespace: service.namespace(),
@@ -198,8 +231,7 @@ fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice]) -> Changes
             changes.create.push(slice);
         }
     }
-    changes.delete = free.iter().map(|slice| slice.name_any()).collect();
-    changes
+    changes.delete.extend(free.iter().map(|slice| slice.name_any()));
 }
 
 /// Runs until `shutdown`.
@@ -299,7 +331,7 @@ mod tests {
     fn named_ports_are_each_pods_own() {
         let service = service(&json!([{"port": 80, "targetPort": "web"}]));
         let (one, two) = (pod("10.0.0.1", "True", 8080), pod("10.0.0.2", "True", 9090));
-        let ports: Vec<_> = wanted(&service, &[&one, &two])
+        let ports: Vec<_> = wanted(&service, &[&one, &two], "IPv4")
             .into_iter()
             .map(|(ports, endpoints)| (ports[0].port, endpoints[0].addresses[0].clone()))
             .collect();
@@ -326,12 +358,39 @@ mod tests {
     }
 
     #[test]
+    fn each_family_has_slices_of_its_own() {
+        let mut service = service(&json!([{"port": 80}]));
+        let mut pod = pod("10.0.0.1", "True", 80);
+        let ips = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]);
+        pod.status.as_mut().unwrap().pod_ips = serde_json::from_value(ips).unwrap();
+        service.spec.as_mut().unwrap().ip_families = Some(vec!["IPv6".into(), "IPv4".into()]);
+        let made = decide(&service, &[&pod], &[]).create;
+        let told: Vec<_> = made
+            .iter()
+            .map(|slice| {
+                let endpoint = &slice.endpoints.as_ref().unwrap()[0];
+                (slice.address_type.as_str(), endpoint.addresses[0].as_str())
+            })
+            .collect();
+        assert_eq!(told, [("IPv6", "fd00::1"), ("IPv4", "10.0.0.1")]);
+        let mut slices = made.clone();
+        for (number, slice) in slices.iter_mut().enumerate() {
+            slice.metadata.name = Some(format!("s-{number}"));
+        }
+        let found: Vec<_> = slices.iter().collect();
+        assert_eq!(decide(&service, &[&pod], &found), Changes::default());
+        service.spec.as_mut().unwrap().ip_families = Some(vec!["IPv4".into()]);
+        assert_eq!(decide(&service, &[&pod], &found).delete, ["s-0"]);
+    }
+
+    #[test]
     fn many_endpoints_fill_several_slices() {
         let service = service(&json!([{"port": 80}]));
         let pods: Vec<Pod> =
             (0..250).map(|n| pod(&format!("10.0.{}.{}", n / 250, n % 250), "True", 80)).collect();
         let pods: Vec<&Pod> = pods.iter().collect();
-        let sizes: Vec<usize> = wanted(&service, &pods).iter().map(|(_, e)| e.len()).collect();
+        let sizes: Vec<usize> =
+            wanted(&service, &pods, "IPv4").iter().map(|(_, e)| e.len()).collect();
         assert_eq!(sizes, [100, 100, 50]);
     }
 }

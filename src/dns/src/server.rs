@@ -239,13 +239,11 @@ fn name_host(answer: &mut Message, name: &str, kind: Kind) {
         Kind::Aaaa if name == HOST_NAME => host::own_address(false),
         _ => None,
     };
-    match address.and_then(|address| record(name, &Data::address(address))) {
-        Some(record) => answer.add_answers([record]),
-        None => {
-            answer.authorities.extend(start_of_authority(HOST_DOMAIN));
-            answer
-        }
-    };
+    if let Some(record) = address.and_then(|address| record(name, &Data::address(address))) {
+        answer.add_answers([record]);
+    } else {
+        answer.authorities.extend(start_of_authority(HOST_DOMAIN));
+    }
 }
 
 impl Server {

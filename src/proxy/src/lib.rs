@@ -48,8 +48,8 @@ pub struct Config {
 
 /// Keeps the node's services and policies in step with the API until `shutdown`.
 pub async fn run(config: Config, shutdown: CancellationToken) {
-    let policies = follow_policies(config.informers.clone(), config.control.clone());
-    let services = services::follow(config);
+    let policies = Box::pin(follow_policies(config.informers.clone(), config.control.clone()));
+    let services = Box::pin(services::follow(config));
     shutdown.run_until_cancelled(async { tokio::join!(policies, services) }).await;
 }
 

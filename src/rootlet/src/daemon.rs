@@ -1,7 +1,7 @@
 //! The daemon: the control plane, the kubelet and the runtime in one process, wired together.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{self, Admin};
-use crate::node::{CLUSTER_CIDR, DNS_ADDRESS, DOMAIN, NODE_ADDRESS, REVERSE, SERVICE_CIDR};
+use crate::node::{
+    CLUSTER_CIDR, DNS_ADDRESS, DOMAIN, NODE_ADDRESS, REVERSE, SERVICE_CIDR, SERVICE_CIDR6,
+};
 use crate::settings::Settings;
 use crate::tracer::Tracer;
 use crate::{lock, logging};
@@ -108,7 +110,8 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
             .context("cannot start the container runtime")?;
     let informers = Informers::new(component(&server, "system:kube-controller-manager", &[]));
     let mut tasks = Tasks::new(shutdown.clone());
-    start_components(&mut tasks, &server, &informers, (&network, forwards), &settings);
+    let link = Link { gateways: network.gateways().await?, network: network.clone(), forwards };
+    start_components(&mut tasks, &server, &informers, link, &settings);
     start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &network)?;
 
     let (down, mut asked) = mpsc::channel(1);
@@ -304,7 +307,10 @@ async fn start_api(
         data_dir: settings.paths.data.clone(),
         advertise: SocketAddr::new(NODE_ADDRESS, listener.local_addr()?.port()),
         listen: vec![listener],
-        service_cidr: SERVICE_CIDR.into(),
+        service_cidr: match dual_stack(network).await? {
+            true => format!("{SERVICE_CIDR},{SERVICE_CIDR6}"),
+            false => SERVICE_CIDR.into(),
+        },
         cluster_domain: DOMAIN.into(),
         extra_sans: vec![own.clone()],
         // The own kubelet listens on loopback, where the node's address does not lead.
@@ -317,6 +323,12 @@ async fn start_api(
     .await
     .context("cannot start the API server")?;
     Ok((server, store))
+}
+
+/// Whether the node's network has both families of addresses.
+async fn dual_stack(network: &netns::Control) -> anyhow::Result<bool> {
+    let gateways = network.gateways().await.context("cannot reach the node process")?;
+    Ok(gateways.len() > 1)
 }
 
 /// The API server reaches webhooks and proxied pods through the node process, the rest from here.
@@ -375,11 +387,19 @@ fn service_account(server: &ApiServer, name: &str) -> kube::Client {
     )
 }
 
+/// What the service proxy needs of the node's network.
+struct Link {
+    network: netns::Control,
+    /// The node's own addresses there.
+    gateways: Vec<IpAddr>,
+    forwards: Vec<netns::Forward>,
+}
+
 fn start_components(
     tasks: &mut Tasks,
     server: &ApiServer,
     informers: &Informers,
-    (network, forwards): (&netns::Control, Vec<netns::Forward>),
+    link: Link,
     settings: &Settings,
 ) {
     let stop = tasks.shutdown.clone();
@@ -403,11 +423,11 @@ fn start_components(
     let stop = tasks.shutdown.clone();
     let config = proxy::Config {
         informers: informers.clone(),
-        control: network.clone(),
+        control: link.network,
         client: service_account(server, "service-controller"),
-        place: proxy::Place { node: settings.paths.context(), addresses: vec![NODE_ADDRESS] },
+        place: proxy::Place { node: settings.paths.context(), addresses: link.gateways },
         publish: settings.publish.clone(),
-        forwards,
+        forwards: link.forwards,
     };
     let proxied = proxy::run(config, stop);
     tasks.spawn("service proxy", async move {

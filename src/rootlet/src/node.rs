@@ -2,7 +2,7 @@
 //! the daemon, so that pods keep their network while the daemon is restarted.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -14,18 +14,29 @@ use crate::{lock, logging};
 
 /// Addresses of all pods.
 pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
+/// The same of IPv6, and of this node's pods in it.
+pub const POD_CIDR6: &str = "fd00:10:42::/64";
+/// IPv6 addresses of services.
+pub const SERVICE_CIDR6: &str = "fd00:10:43::/112";
 /// Addresses of this node's pods until the API says otherwise.
 pub const POD_CIDR: &str = "10.42.0.0/24";
 /// Virtual addresses of services.
 pub const SERVICE_CIDR: &str = "10.43.0.0/16";
 /// The node in its own network: gateway of the pods, and the address of the node.
 pub const NODE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 42, 0, 1));
+/// The node's IPv6 address there, where there is one.
+pub const NODE_ADDRESS6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x42, 0, 0, 0, 0, 1));
 /// The service address of the cluster's DNS.
 pub const DNS_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 43, 0, 10));
 /// Domain of the cluster's names.
 pub const DOMAIN: &str = "cluster.local";
 /// Domains of the addresses of pods and services.
-pub const REVERSE: [&str; 2] = ["42.10.in-addr.arpa", "43.10.in-addr.arpa"];
+pub const REVERSE: [&str; 4] = [
+    "42.10.in-addr.arpa",
+    "43.10.in-addr.arpa",
+    "0.0.0.0.2.4.0.0.0.1.0.0.0.0.d.f.ip6.arpa",
+    "0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.4.0.0.0.1.0.0.0.0.d.f.ip6.arpa",
+];
 /// Largest packet between pods.
 const MTU: u32 = 65520;
 
@@ -43,7 +54,9 @@ pub fn run(settings: &str) -> anyhow::Result<()> {
 }
 
 async fn serve(settings: &Settings) -> anyhow::Result<()> {
-    let node = netns::Node::start(network()?).await.context("cannot make the node's network")?;
+    let node = netns::Node::start(network(settings.dual_stack)?)
+        .await
+        .context("cannot make the node's network")?;
     node.serve_control(listen(&settings.paths.node_socket())?)
         .context("cannot serve the node's socket")?;
 
@@ -66,15 +79,23 @@ async fn serve(settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// What the node's network looks like.
-pub fn network() -> anyhow::Result<netns::NodeConfig> {
+pub fn network(dual: bool) -> anyhow::Result<netns::NodeConfig> {
     Ok(netns::NodeConfig {
         pod_cidr: POD_CIDR.parse()?,
         gateway: NODE_ADDRESS,
         service_cidr: SERVICE_CIDR.parse()?,
-        ipv6: None,
+        ipv6: dual.then(ranges6).transpose()?,
         mtu: MTU,
         forwards: Vec::new(),
         existing: None,
+    })
+}
+
+fn ranges6() -> anyhow::Result<netns::Ranges6> {
+    Ok(netns::Ranges6 {
+        pod_cidr: POD_CIDR6.parse()?,
+        gateway: NODE_ADDRESS6,
+        service_cidr: SERVICE_CIDR6.parse()?,
     })
 }
 

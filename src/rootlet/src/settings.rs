@@ -23,6 +23,9 @@ pub struct Settings {
     pub api_port_fixed: bool,
     /// The kubelet's port on loopback, used the last time.
     pub kubelet_port: Option<u16>,
+    /// Whether pods and services have IPv6 addresses as well, where the kernel allows it.
+    #[serde(default)]
+    pub dual_stack: bool,
     /// Addresses of the host on which node ports and host ports are offered.
     #[serde(default = "loopback")]
     pub publish: Vec<IpAddr>,

@@ -52,6 +52,10 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         ephemeral: arguments.ephemeral,
         api_port: arguments.api_port.or(known.as_ref().and_then(|known| known.api_port)),
         api_port_fixed: arguments.api_port.is_some(),
+        dual_stack: match &arguments.ip_family {
+            Some(family) => family == "dual",
+            None => known.as_ref().is_none_or(|known| known.dual_stack),
+        },
         publish: match (&arguments.publish[..], &known) {
             ([], Some(known)) => known.publish.clone(),
             ([], None) => crate::settings::loopback(),

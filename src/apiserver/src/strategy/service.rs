@@ -4,6 +4,7 @@
 //! Source: `patchAllocatedValues` and `dropTypeDependentFields` of `pkg/registry/core/service`.
 
 pub mod allocation;
+mod families;
 
 use serde_json::{Value, json};
 

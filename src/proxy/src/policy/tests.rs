@@ -99,7 +99,7 @@ fn without_policies_everybody_is_free() {
 fn default_deny_isolates_the_namespace_in_the_directions_named() {
     let ingress = json!({"podSelector": {}, "policyTypes": ["Ingress"]});
     check(
-        &[ingress.clone()],
+        std::slice::from_ref(&ingress),
         &["tcp 80 shop/web > lab/web", "tcp 80 shop/web > 8.8.8.8"],
         &["tcp 80 lab/web > shop/web", "tcp 80 shop/db > shop/web"],
     );

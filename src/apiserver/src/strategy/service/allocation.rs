@@ -4,7 +4,7 @@
 //! themselves; a request holds what it was given until its Service shows up, or for a moment.
 
 use std::collections::{HashMap, HashSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use apimachinery::field::{Error, Path};
 use apimachinery::{Status, meta};
 use serde_json::{Value, json};
 
+use super::families::{self, Network6};
 use crate::registry::Registry;
 use crate::zero::Zero;
 
@@ -20,20 +21,25 @@ pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 /// How long an allocation is held for a Service that is being written.
 const HELD: Duration = Duration::from_secs(30);
 
-/// A network of cluster addresses.
+/// A network of cluster addresses, and in a dual-stack cluster that of the other family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     base: u32,
     bits: u32,
+    second: Option<Network6>,
 }
 
 impl Network {
-    /// Reads `10.43.0.0/16`.
+    /// Reads `10.43.0.0/16`, or `10.43.0.0/16,fd00:43::/112` (`--service-cluster-ip-range`).
     pub fn parse(text: &str) -> Option<Self> {
+        let (text, second) = match text.split_once(',') {
+            Some((first, second)) => (first, Some(Network6::parse(second)?)),
+            None => (text, None),
+        };
         let (base, bits) = text.split_once('/')?;
         let base = u32::from(base.parse::<Ipv4Addr>().ok()?);
         let bits = bits.parse::<u32>().ok().filter(|bits| (1..=28).contains(bits))?;
-        Some(Self { base: base & (u32::MAX << (32 - bits)), bits })
+        Some(Self { base: base & (u32::MAX << (32 - bits)), bits, second })
     }
 
     /// The first address, that of the Service `kubernetes`.
@@ -63,7 +69,7 @@ impl Network {
 impl Default for Network {
     /// `10.43.0.0/16`
     fn default() -> Self {
-        Self { base: u32::from(Ipv4Addr::new(10, 43, 0, 0)), bits: 16 }
+        Self { base: u32::from(Ipv4Addr::new(10, 43, 0, 0)), bits: 16, second: None }
     }
 }
 
@@ -87,9 +93,9 @@ struct State {
     /// The change of the Services that `addresses` and `ports` were computed from.
     revision: u64,
     /// What stored Services have, to their uids.
-    addresses: HashMap<Ipv4Addr, String>,
+    addresses: HashMap<IpAddr, String>,
     ports: HashMap<Port, String>,
-    held_addresses: HashMap<Ipv4Addr, (String, Instant)>,
+    held_addresses: HashMap<IpAddr, (String, Instant)>,
     held_ports: HashMap<Port, (String, Instant)>,
     next: u32,
 }
@@ -104,7 +110,7 @@ fn node_ports(spec: &Value) -> Vec<Port> {
         .collect()
 }
 
-fn invalid(service: &Value, error: Error) -> Status {
+pub(super) fn invalid(service: &Value, error: Error) -> Status {
     Status::invalid("", "Service", meta::name(service), &[error])
 }
 
@@ -132,13 +138,13 @@ impl Allocator {
         let uid = meta::uid(service).to_owned();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.refresh(registry);
-        let address = self.address(&mut state, service, &uid)?;
+        let addresses = self.addresses(&mut state, service, &uid)?;
         let ports = ports(&state, service, old, &uid)?;
         if dry_run {
             return Ok(());
         }
         let now = Instant::now();
-        if let Some(address) = address {
+        for address in addresses {
             state.held_addresses.insert(address, (uid.clone(), now));
         }
         for port in ports {
@@ -147,69 +153,97 @@ impl Allocator {
         Ok(())
     }
 
-    /// Sets `clusterIP` and `clusterIPs`; returns the address that is the Service's now.
-    fn address(
+    /// Sets `clusterIP`, `clusterIPs` and the families; returns the addresses that are the Service's
+    /// now.
+    fn addresses(
         &self,
         state: &mut State,
         service: &mut Value,
         uid: &str,
-    ) -> Result<Option<Ipv4Addr>, Status> {
+    ) -> Result<Vec<IpAddr>, Status> {
         let spec = &service["spec"];
         if spec["type"] == "ExternalName" {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let first = spec["clusterIPs"].items().first().map_or("", Zero::text);
-        let given = if first.is_empty() { spec["clusterIP"].text() } else { first }.to_owned();
-        if given.is_empty() {
-            let Some(address) = state.free_address(self.network) else {
-                return Err(Status::internal(format!(
-                    "failed to allocate a serviceIP: range {} is full",
-                    self.network
-                )));
+        let first = if first.is_empty() { spec["clusterIP"].text() } else { first }.to_owned();
+        let second = spec["clusterIPs"].items().get(1).map_or("", Zero::text).to_owned();
+        let families = families::decide(service, &first, self.network.second.is_some())
+            .map_err(|error| invalid(service, error))?;
+        service["spec"]["ipFamilyPolicy"] = families.policy.into();
+        service["spec"]["ipFamilies"] = json!(families.list);
+        if first == "None" {
+            set_addresses(service, &[first]);
+            return Ok(Vec::new());
+        }
+        let mut given = Vec::new();
+        for (family, asked) in families.list.iter().zip([first, second]) {
+            let address = match *family {
+                "IPv4" => self.address4(state, service, uid, &asked)?,
+                _ => self.address6(state, service, uid, &asked)?,
             };
-            set_address(service, &address.to_string());
-            return Ok(Some(address));
+            given.push(address);
         }
-        if given == "None" {
-            set_address(service, &given);
-            return Ok(None);
+        set_addresses(service, &given.iter().map(ToString::to_string).collect::<Vec<_>>());
+        Ok(given)
+    }
+
+    fn address4(
+        &self,
+        state: &mut State,
+        service: &Value,
+        uid: &str,
+        asked: &str,
+    ) -> Result<IpAddr, Status> {
+        if asked.is_empty() {
+            let free = state.free_address(self.network);
+            return free.map(IpAddr::V4).ok_or_else(|| exhausted(&self.network.to_string()));
         }
-        let refused = |why: &str| {
-            let path = Path::new("spec").child("clusterIPs");
-            let detail = format!("failed to allocate IP {given}: {why}");
-            Err(invalid(service, Error::invalid(&path, json!([given]), detail)))
+        let Ok(address) = asked.parse::<Ipv4Addr>() else {
+            return Err(refused(service, asked, OTHER_FAMILY));
         };
-        let Ok(address) = given.parse::<Ipv4Addr>() else {
-            return refused("the provided network does not match the current range");
+        let range = (self.network.contains(address), self.network.to_string());
+        state.reserve(service, uid, address.into(), &range)
+    }
+
+    fn address6(
+        &self,
+        state: &mut State,
+        service: &Value,
+        uid: &str,
+        asked: &str,
+    ) -> Result<IpAddr, Status> {
+        let Some(network) = self.network.second else {
+            return Err(refused(service, asked, OTHER_FAMILY));
         };
-        match state.address_holder(address) {
-            Some(holder) if holder != uid => {
-                return refused("provided IP is already allocated");
-            }
-            None if !self.network.contains(address) => {
-                return refused(&format!(
-                    "the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
-                    self.network
-                ));
-            }
-            _ => {}
+        if asked.is_empty() {
+            let free = network.candidates().find(|ip| state.address_holder(*ip).is_none());
+            return free.ok_or_else(|| exhausted(&network.to_string()));
         }
-        set_address(service, &given);
-        Ok(Some(address))
+        let Ok(IpAddr::V6(address)) = asked.parse() else {
+            return Err(refused(service, asked, OTHER_FAMILY));
+        };
+        let range = (network.contains(address), network.to_string());
+        state.reserve(service, uid, address.into(), &range)
     }
 }
 
-fn set_address(service: &mut Value, address: &str) {
+const OTHER_FAMILY: &str = "the provided network does not match the current range";
+
+fn exhausted(range: &str) -> Status {
+    Status::internal(format!("failed to allocate a serviceIP: range {range} is full"))
+}
+
+fn refused(service: &Value, address: &str, why: &str) -> Status {
+    let path = Path::new("spec").child("clusterIPs");
+    let detail = format!("failed to allocate IP {address}: {why}");
+    invalid(service, Error::invalid(&path, json!([address]), detail))
+}
+
+fn set_addresses(service: &mut Value, addresses: &[String]) {
     let spec = &mut service["spec"];
-    spec["clusterIP"] = address.into();
-    spec["clusterIPs"] = json!([address]);
-    if spec["ipFamilies"].items().is_empty() {
-        spec["ipFamilies"] = json!(["IPv4"]);
-    }
-    // One family is all there is: a preference for two is kept, and answered with one.
-    if spec["ipFamilyPolicy"].text().is_empty() {
-        spec["ipFamilyPolicy"] = "SingleStack".into();
-    }
+    spec["clusterIP"] = addresses.first().cloned().unwrap_or_default().into();
+    spec["clusterIPs"] = json!(addresses);
 }
 
 impl State {
@@ -234,7 +268,29 @@ impl State {
         self.held_ports.retain(|_, (_, since)| since.elapsed() < HELD);
     }
 
-    fn address_holder(&self, address: Ipv4Addr) -> Option<&str> {
+    /// Takes an address that was asked for, if it is in range and nobody else's.
+    fn reserve(
+        &self,
+        service: &Value,
+        uid: &str,
+        address: IpAddr,
+        (in_range, range): &(bool, String),
+    ) -> Result<IpAddr, Status> {
+        match self.address_holder(address) {
+            Some(holder) if holder != uid => {
+                Err(refused(service, &address.to_string(), "provided IP is already allocated"))
+            }
+            None if !in_range => {
+                let why = format!(
+                    "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
+                );
+                Err(refused(service, &address.to_string(), &why))
+            }
+            _ => Ok(address),
+        }
+    }
+
+    fn address_holder(&self, address: IpAddr) -> Option<&str> {
         let held = self.held_addresses.get(&address).map(|(uid, _)| uid);
         self.addresses.get(&address).or(held).map(String::as_str)
     }
@@ -249,7 +305,7 @@ impl State {
         let (low, size) = (network.static_part(), network.size());
         let (upper, start) = (size - low, self.next);
         let mut candidates = (0..upper).map(|i| low + (start + i) % upper).chain(0..low);
-        let index = candidates.find(|i| self.address_holder(network.at(*i)).is_none())?;
+        let index = candidates.find(|i| self.address_holder(network.at(*i).into()).is_none())?;
         self.next = (index.max(low) - low + 1) % upper;
         Some(network.at(index))
     }
@@ -393,6 +449,55 @@ mod tests {
         let mut headless = service("h", json!({"type": "ClusterIP", "clusterIP": "None"}));
         allocator.allocate(&registry, &mut headless, None, false).unwrap();
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    }
+
+    #[test]
+    fn a_dual_stack_cluster_gives_both_families() {
+        let allocator = Allocator::new(Network::parse("10.43.0.0/16,fd00:43::/112").unwrap());
+        let registry = Registry::default();
+        let give = |uid: &str, spec: Value| {
+            let mut s = service(uid, spec);
+            allocator.allocate(&registry, &mut s, None, false).map_err(|status| status.message)?;
+            let families = s["spec"]["ipFamilies"].texts().collect::<Vec<_>>().join(",");
+            let ips: Vec<IpAddr> =
+                s["spec"]["clusterIPs"].texts().filter_map(|ip| ip.parse().ok()).collect();
+            let told: Vec<_> = ips.iter().map(|ip| if ip.is_ipv4() { "4" } else { "6" }).collect();
+            assert_eq!(s["spec"]["clusterIP"], s["spec"]["clusterIPs"][0]);
+            Ok::<_, String>(format!("{families} {}", told.join("")))
+        };
+        let cases = [
+            (json!({}), "IPv4 4"),
+            (json!({"ipFamilyPolicy": "PreferDualStack"}), "IPv4,IPv6 46"),
+            (json!({"ipFamilyPolicy": "RequireDualStack"}), "IPv4,IPv6 46"),
+            (json!({"ipFamilies": ["IPv6"]}), "IPv6 6"),
+            (json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]}), "IPv6,IPv4 64"),
+            (json!({"ipFamilies": ["IPv6", "IPv4"]}), "IPv6,IPv4 64"),
+            (json!({"clusterIP": "fd00:43::77"}), "IPv6 6"),
+            (json!({"clusterIP": "None", "ipFamilyPolicy": "PreferDualStack"}), "IPv4,IPv6 "),
+            // What was dual and asks for one keeps its first.
+            (
+                json!({"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"],
+                    "clusterIPs": ["10.43.0.99", "fd00:43::99"]}),
+                "IPv4 4",
+            ),
+        ];
+        for (index, (spec, want)) in cases.into_iter().enumerate() {
+            assert_eq!(give(&index.to_string(), spec.clone()).as_deref(), Ok(want), "{spec}");
+        }
+        let taken = give("other", json!({"clusterIP": "fd00:43::77"})).unwrap_err();
+        assert!(taken.contains("already allocated"), "{taken}");
+        let single = |spec: Value| {
+            let mut s = service("x", spec);
+            let (allocator, registry) = self::allocator();
+            allocator.allocate(&registry, &mut s, None, false).unwrap_err().message
+        };
+        assert!(
+            single(json!({"ipFamilyPolicy": "RequireDualStack"}))
+                .ends_with("this cluster is not configured for dual-stack services")
+        );
+        assert!(
+            single(json!({"ipFamilies": ["IPv6"]})).ends_with("not configured on this cluster")
+        );
     }
 
     #[test]
