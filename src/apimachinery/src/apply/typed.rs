@@ -195,10 +195,18 @@ impl<'s> Typed<'s> {
         Some(format!("expected {wrong}, got &{{{}}}", go(value)))
     }
 
+    /// What an absent key of this list's items is taken for.
+    fn default_of(self, key: &str) -> Option<Value> {
+        let Of::Shape(Shape::List(item), _) = self.of else { return None };
+        let Shape::Object(id) = &**item else { return None };
+        self.schema.get(*id).field(key)?.default.clone()
+    }
+
     /// The step to an item of a list.
     pub(super) fn step(self, names: Names<'s>, value: &Value) -> Result<String, String> {
-        // The only keys with a default in the API are the protocols of ports.
-        let default = |key: &str| (key == "protocol").then(|| Value::from("TCP"));
+        // The only keys with a default among the built-in kinds are the protocols of ports.
+        let default =
+            |key: &str| self.default_of(key).or((key == "protocol").then(|| Value::from("TCP")));
         match names {
             Names::Themselves => element::item(value),
             Names::Keys(keys) => element::keyed(keys, value, default),

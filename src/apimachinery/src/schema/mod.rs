@@ -96,6 +96,8 @@ pub struct Field {
     pub tag: u32,
     /// Protobuf type where it is not what [`Shape`] implies.
     pub proto: Option<Text>,
+    /// What an absent field is taken for, where the schema says so (custom resources).
+    pub default: Option<serde_json::Value>,
 }
 
 /// A protobuf field that has no JSON field of its own name: an embedded Go struct, whose fields are

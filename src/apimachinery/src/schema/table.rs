@@ -81,6 +81,7 @@ fn field(
         merge_key: None,
         tag: 0,
         proto: None,
+        default: None,
     };
     for word in words {
         match word.split_once('=') {

@@ -65,6 +65,7 @@ fn field(name: &str, shape: Shape) -> Field {
         merge_key: None,
         tag: 0,
         proto: None,
+        default: None,
     }
 }
 
@@ -99,6 +100,7 @@ impl Builder {
             }
             let mut made = field(key, self.shape(schema, &format!("{name}.{key}")));
             made.required = of.required.contains(key);
+            made.default.clone_from(&schema.default);
             if schema.kind == "array" {
                 made.list_type = Some(schema.list_type.unwrap_or(ListType::Atomic));
                 made.list_map_keys =

@@ -212,3 +212,97 @@ async fn versions_own_fields_of_their_own() {
         "Apply failed with 1 conflict: conflict with \"one\": .spec.maxReplicas",
     );
 }
+
+/// Waits until a definition is served.
+async fn define(f: &Fixture, definition: &Value) {
+    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let made = f.post(path, definition).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    let mut watch = f.watch(&format!("{path}?watch=true")).await;
+    loop {
+        let event = watch.next().await.expect("an event");
+        let conditions = event["object"]["status"]["conditions"].as_array().cloned();
+        let done = |c: &Value| c["type"] == "Established" && c["status"] == "True";
+        if conditions.is_some_and(|list| list.iter().any(done)) {
+            return;
+        }
+    }
+}
+
+fn foo(spec: Value) -> Value {
+    json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a"}, "spec": spec})
+}
+
+const FOO: &str = "/apis/example.com/v1/namespaces/default/foos/a";
+
+async fn with_foos() -> Fixture {
+    let f = Fixture::new().await;
+    let port = json!({"type": "object", "required": ["port"], "properties": {
+        "port": {"type": "integer"}, "kind": {"type": "string", "default": "http"}, "note": {"type": "string"}}});
+    let spec = json!({"type": "object", "properties": {
+        "ports": {"type": "array", "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["port", "kind"], "items": port},
+        "tags": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+        "list": {"type": "array", "items": {"type": "string"}},
+        "whole": {"type": "object", "x-kubernetes-map-type": "atomic",
+            "additionalProperties": {"type": "string"}},
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}});
+    let version = json!({"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+        "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec,
+            "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}});
+    define(&f, &json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "foos.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "foos", "kind": "Foo"}, "versions": [version]}})).await;
+    f
+}
+
+#[tokio::test]
+async fn custom_resources_are_applied_by_their_schema() {
+    let f = with_foos().await;
+    let first = foo(json!({"ports": [{"port": 80, "note": "x"}], "tags": ["a"], "list": ["x"],
+        "whole": {"a": "b"}, "free": {"deep": {"er": 1}, "list": [1]}}));
+    let made = apply(&f, FOO, "fieldManager=one", &first).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    // A key that the schema has a default for may be left out.
+    let port = "k:{\"kind\":\"http\",\"port\":80}";
+    assert_eq!(
+        made.body["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"],
+        json!({"f:ports": {port: {".": {}, "f:note": {}, "f:port": {}}},
+            "f:tags": {"v:\"a\"": {}}, "f:list": {}, "f:whole": {},
+            "f:free": {"f:deep": {".": {}, "f:er": {}}, "f:list": {}}})
+    );
+    // Another applier adds items and entries; what is atomic conflicts.
+    let second =
+        foo(json!({"ports": [{"port": 81}], "tags": ["b"], "free": {"deep": {"other": 2}}}));
+    let merged = apply(&f, FOO, "fieldManager=two", &second).await;
+    assert_eq!(merged.code, 200, "{}", merged.body);
+    assert_eq!(merged.body["spec"]["tags"], json!(["a", "b"]));
+    assert_eq!(merged.body["spec"]["ports"].as_array().map(Vec::len), Some(2));
+    assert_eq!(merged.body["spec"]["free"]["deep"], json!({"er": 1, "other": 2}));
+    let refused = apply(&f, FOO, "fieldManager=two", &foo(json!({"whole": {"c": "d"}}))).await;
+    assert_eq!(
+        refused.body["message"],
+        "Apply failed with 1 conflict: conflict with \"one\": .spec.whole"
+    );
+    // What the first drops goes, what the second owns stays.
+    let left = apply(&f, FOO, "fieldManager=one", &foo(json!({"list": ["x"]}))).await;
+    assert_eq!(left.code, 200, "{}", left.body);
+    assert_eq!(left.body["spec"]["tags"], json!(["b"]));
+    assert_eq!(left.body["spec"]["ports"], json!([{"port": 81, "kind": "http"}]));
+    assert_eq!(left.body["spec"].get("whole"), None);
+}
+
+#[tokio::test]
+async fn custom_resources_have_a_status_of_their_own() {
+    let f = with_foos().await;
+    apply(&f, FOO, "fieldManager=one", &foo(json!({"list": ["x"]}))).await;
+    let odd = apply(&f, FOO, "fieldManager=one", &foo(json!({"unknown": 1}))).await;
+    assert_eq!(
+        odd.body["message"],
+        "failed to create typed patch object (/a; example.com/v1, Kind=Foo): .spec.unknown: field not declared in schema"
+    );
+    let status = json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a"}, "status": {"n": 1}});
+    let told = apply(&f, &format!("{FOO}/status"), "fieldManager=three", &status).await;
+    assert_eq!((told.code.as_u16(), &told.body["status"]), (200, &json!({"n": 1})));
+    assert!(owners(&told).contains(&"three Apply status".to_owned()), "{:?}", owners(&told));
+}

@@ -4,6 +4,8 @@ mod create;
 mod delete;
 mod get;
 mod list;
+#[cfg(test)]
+mod list_tests;
 mod managed;
 #[cfg(test)]
 mod managed_tests;
