@@ -61,6 +61,21 @@ pub fn selector(selector: &Value) -> Value {
     joined(parts.iter().map(String::as_str))
 }
 
+/// Access modes in short, as kubectl writes them.
+pub fn access_modes(modes: &Value) -> String {
+    let short: Vec<&str> = modes
+        .texts()
+        .map(|mode| match mode {
+            "ReadWriteOnce" => "RWO",
+            "ReadOnlyMany" => "ROX",
+            "ReadWriteMany" => "RWX",
+            "ReadWriteOncePod" => "RWOP",
+            other => other,
+        })
+        .collect();
+    short.join(",")
+}
+
 /// The number of entries of a map.
 pub fn count(map: &Value) -> usize {
     map.as_object().map_or(0, Map::len)

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::cells::{NONE, age, condition, count, joined, name, or_none};
+use super::cells::{NONE, access_modes, age, condition, count, joined, name, or_none};
 use super::{Column, Printer, pods};
 use crate::zero::Zero;
 
@@ -79,11 +79,6 @@ pub fn printer(kind: (&str, &str)) -> Option<Printer> {
                 ]
             },
         ),
-        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => {
-            (&[NAME, ("Created At", "string", 0)], |object, _| {
-                vec![name(object), object["metadata"]["creationTimestamp"].clone()]
-            })
-        }
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => (
             &[
                 NAME,
@@ -181,21 +176,6 @@ fn binding(binding: &Value, now: Timestamp) -> Vec<Value> {
         of("Group"),
         of("ServiceAccount"),
     ]
-}
-
-/// Access modes in short, as kubectl writes them.
-fn access_modes(modes: &Value) -> String {
-    let short: Vec<&str> = modes
-        .texts()
-        .map(|mode| match mode {
-            "ReadWriteOnce" => "RWO",
-            "ReadOnlyMany" => "ROX",
-            "ReadWriteMany" => "RWX",
-            "ReadWriteOncePod" => "RWOP",
-            other => other,
-        })
-        .collect();
-    short.join(",")
 }
 
 fn claim(claim: &Value, now: Timestamp) -> Vec<Value> {

@@ -4,6 +4,7 @@
 
 pub mod cells;
 mod cluster;
+mod fields;
 mod pods;
 mod services;
 mod workloads;
@@ -27,8 +28,8 @@ struct Printer {
 
 /// The columns of a kind that has none of its own.
 const PLAIN: Printer = Printer {
-    columns: &[("Name", "string", 0), ("Age", "string", 0)],
-    cells: |object, now| vec![cells::name(object), cells::age(object, now)],
+    columns: &[("Name", "string", 0), ("Created At", "date", 0)],
+    cells: |object, _| vec![cells::name(object), object["metadata"]["creationTimestamp"].clone()],
 };
 
 fn printer(resource: &Resource) -> Printer {
@@ -37,6 +38,7 @@ fn printer(resource: &Resource) -> Printer {
         .or_else(|| cluster::printer(kind))
         .or_else(|| services::printer(kind))
         .or_else(|| workloads::printer(kind))
+        .or_else(|| fields::printer(kind))
         .unwrap_or(PLAIN)
 }
 

@@ -112,8 +112,8 @@ fn deployment(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![
         name(object),
         format!("{}/{}", status["readyReplicas"].int(), desired(object)).into(),
-        status["updatedReplicas"].int().to_string().into(),
-        status["availableReplicas"].int().to_string().into(),
+        status["updatedReplicas"].int().into(),
+        status["availableReplicas"].int().into(),
         age(object, now),
         names,
         images,
@@ -211,12 +211,18 @@ fn cron_job(object: &Value, now: Timestamp) -> Vec<Value> {
         "" => NONE,
         zone => zone,
     };
+    // Upstream's printer writes Go's truth values, and what stands for none.
+    let suspended = match spec["suspend"].as_bool() {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "<unset>",
+    };
     let last = &status["lastScheduleTime"];
     vec![
         name(object),
         spec["schedule"].clone(),
         zone.into(),
-        spec["suspend"].flag().into(),
+        suspended.into(),
         status["active"].items().len().into(),
         if last.is_set() { since(last, now) } else { NONE.into() },
         age(object, now),
