@@ -112,7 +112,8 @@ impl Cluster {
         self.home.path().join(name)
     }
 
-    fn command(&self, program: &str) -> Command {
+    /// A program of this cluster's user.
+    pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(place().join(program));
         self.settle(&mut command);
         command

@@ -2,11 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, BUSYBOX, Cluster, eventually};
+use crate::harness::{Answer, BUSYBOX, Cluster, eventually, run, run_with};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -299,4 +300,82 @@ fn pods_and_services_have_both_families() {
     }
     let looked = sh_ok(&cluster, "client", "nslookup -type=aaaa both.default.svc.cluster.local");
     assert!(looked.contains(&six), "{looked}");
+}
+
+/// A process that lives in a network namespace of its own within the cluster's user namespace, as the
+/// container of another runtime would.
+struct Foreign(std::process::Child);
+
+impl Foreign {
+    fn start(cluster: &Cluster) -> Self {
+        let lock = cluster.path("rootlet").join(&cluster.name).join("node.pid");
+        let node = std::fs::read_to_string(lock).expect("the node process has a lock file");
+        let child = Command::new("nsenter")
+            .args(["--preserve-credentials", "--user", "--target", node.trim()])
+            .args(["unshare", "--net", "sleep", "100000"])
+            .spawn()
+            .expect("nsenter starts");
+        let own = std::fs::read_link("/proc/self/ns/net").expect("/proc is mounted");
+        let foreign = Self(child);
+        eventually("a namespace", || {
+            let link = std::fs::read_link(foreign.namespace()).map_err(|e| e.to_string())?;
+            if link == own { Err("still the own one".into()) } else { Ok(()) }
+        });
+        foreign
+    }
+
+    fn namespace(&self) -> String {
+        format!("/proc/{}/ns/net", self.0.id())
+    }
+
+    fn run(&self, words: &[&str]) -> Answer {
+        let target = self.0.id().to_string();
+        let enter = ["--preserve-credentials", "--user", "--net", "--target", &target];
+        run(Command::new("nsenter").args(enter).args(words))
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test then noticed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn other_runtimes_get_interfaces_through_cni() {
+    let cluster = Cluster::ephemeral();
+    cluster.apply(&server("web", &json!({"app": "web"}), "hello"));
+    let foreign = Foreign::start(&cluster);
+    let cni = |command: &str, extra: &Value| {
+        let mut conf = json!({"cniVersion": "1.1.0", "name": "pods", "type": "rootlet",
+            "cluster": cluster.name});
+        let fields = extra.as_object().cloned().unwrap_or_default();
+        conf.as_object_mut().expect("it is an object").extend(fields);
+        let mut plugin = cluster.command("rootlet");
+        plugin.arg("cni").env("CNI_COMMAND", command).env("CNI_CONTAINERID", "c1");
+        plugin.env("CNI_IFNAME", "eth0").env("CNI_NETNS", foreign.namespace());
+        let answer = run_with(&mut plugin, conf.to_string().as_bytes());
+        (answer.code, serde_json::from_str::<Value>(&answer.out).unwrap_or_default())
+    };
+    assert_eq!(cni("VERSION", &Value::Null).1["supportedVersions"][3], "1.1.0");
+    assert_eq!(cni("STATUS", &Value::Null).0, Some(0));
+    let (code, result) = cni("ADD", &Value::Null);
+    assert_eq!(code, Some(0), "{result}");
+    let address = result["ips"][0]["address"].as_str().expect("it has an address").to_owned();
+    assert!(address.starts_with("10.42.0.") && address.ends_with("/32"), "{result}");
+    assert_eq!(cni("CHECK", &json!({"prevResult": result})).0, Some(0));
+    let web = cluster.pod_ready("web");
+    let url = format!("http://{}:8080/", web["status"]["podIP"].as_str().unwrap_or_default());
+    let got = foreign.run(&["busybox", "wget", "-qO-", &url]);
+    assert_eq!(got.out, "hello\n", "{}", got.err);
+    assert_eq!(cni("GC", &json!({"cni.dev/valid-attachments": []})).0, Some(0));
+    let (code, error) = cni("CHECK", &json!({"prevResult": result}));
+    assert_eq!(code, Some(1), "{error}");
+    assert!(error["msg"].as_str().is_some_and(|text| text.contains("c1")), "{error}");
+    assert_eq!(cni("ADD", &Value::Null).0, Some(0));
+    assert_eq!(cni("DEL", &Value::Null).0, Some(0));
+    assert_eq!(cni("DEL", &Value::Null).0, Some(0), "again is no error");
+    assert_eq!(cni("ADD", &json!({"cniVersion": "9.0.0"})).1["code"], 1);
 }

@@ -21,6 +21,7 @@ use crate::{Cidr, Error};
 const IDLE: Duration = Duration::from_secs(30);
 const QUEUED: usize = 16;
 const FLOWS: usize = 1024;
+const FLOWS_PER_POD: usize = 128;
 const PACKET_BYTES: usize = 65_535;
 const IP_HEADER: usize = 20;
 const ICMP_HEADER: usize = 8;
@@ -111,7 +112,8 @@ impl Ping {
             let _ = flow.try_send(echo.message.to_vec());
             return;
         }
-        if flows.len() >= FLOWS {
+        let own = || flows.keys().filter(|(pod, _, _)| *pod == echo.pod).count();
+        if flows.len() >= FLOWS || own() >= FLOWS_PER_POD {
             return;
         }
         let (sender, queue) = mpsc::channel(QUEUED);

@@ -7,10 +7,11 @@ mod udp;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use hold::{Held, open as open_queue, serve as serve_queue};
@@ -34,10 +35,19 @@ pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
+/// Connections of one pod at a time: two descriptors each, of which all pods together have what the
+/// hard limit of the process allows.
+const CONNECTIONS_PER_POD: usize = 8192;
+
 /// The flows of each pod, so that they end with it: a pod that is gone sends no FIN.
 pub(crate) struct Flows {
     root: CancellationToken,
-    pods: Mutex<HashMap<IpAddr, CancellationToken>>,
+    pods: Mutex<HashMap<IpAddr, PodFlows>>,
+}
+
+struct PodFlows {
+    token: CancellationToken,
+    connections: Arc<Semaphore>,
 }
 
 impl Flows {
@@ -45,18 +55,47 @@ impl Flows {
         Self { root, pods: Mutex::default() }
     }
 
+    fn with<T>(&self, pod: IpAddr, read: impl FnOnce(&PodFlows) -> T) -> T {
+        let mut pods = self.pods.lock().expect("never held across a panic");
+        read(pods.entry(pod).or_insert_with(|| PodFlows {
+            token: self.root.child_token(),
+            connections: Arc::new(Semaphore::new(CONNECTIONS_PER_POD)),
+        }))
+    }
+
     /// Cancelled when the pod with this address goes away.
     pub fn of(&self, pod: IpAddr) -> CancellationToken {
-        let mut pods = self.pods.lock().expect("never held across a panic");
-        let token = pods.entry(pod).or_insert_with(|| self.root.child_token());
-        token.child_token()
+        self.with(pod, |flows| flows.token.child_token())
+    }
+
+    /// A place for one more connection of a pod; None when it has its share.
+    pub fn admit(&self, pod: IpAddr) -> Option<OwnedSemaphorePermit> {
+        let connections = self.with(pod, |flows| Arc::clone(&flows.connections));
+        connections.try_acquire_owned().ok()
     }
 
     /// Ends all flows of a pod.
     pub fn end(&self, pod: IpAddr) {
         let mut pods = self.pods.lock().expect("never held across a panic");
-        if let Some(token) = pods.remove(&pod) {
-            token.cancel();
+        if let Some(flows) = pods.remove(&pod) {
+            flows.token.cancel();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_has_its_share_of_connections_and_no_more() {
+        let flows = Flows::new(CancellationToken::new());
+        let (greedy, modest) = ([10, 42, 0, 2].into(), [10, 42, 0, 3].into());
+        let held: Vec<_> = (0..CONNECTIONS_PER_POD).map_while(|_| flows.admit(greedy)).collect();
+        assert_eq!(held.len(), CONNECTIONS_PER_POD);
+        assert!(flows.admit(greedy).is_none());
+        assert!(flows.admit(modest).is_some());
+        drop(held);
+        assert!(flows.admit(greedy).is_some());
     }
 }

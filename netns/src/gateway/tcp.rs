@@ -50,9 +50,14 @@ pub(crate) async fn serve(
             continue;
         }
         let server = held.claim(source, destination);
+        let Some(place) = flows.admit(source.ip()) else {
+            reset_on_close(&client);
+            continue;
+        };
         let token = flows.of(source.ip());
         tasks.spawn(async move {
             token.run_until_cancelled(carry(client, server, destination)).await;
+            drop(place);
         });
     }
 }

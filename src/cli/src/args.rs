@@ -123,6 +123,14 @@ pub enum Command {
 
 When the command fails, what is wrong in the cluster is printed before it goes.")]
     Ci(Ci),
+    /// Act as a CNI plugin: give another runtime's container an interface in the pods' network.
+    #[command(
+        after_help = "CNI calls a plugin by the name of a file, so make a script of that name:
+  printf '#!/bin/sh\\nexec rootlet cni\\n' > ~/cni/bin/rootlet && chmod +x ~/cni/bin/rootlet
+and name it in the network's configuration:
+  {\"cniVersion\": \"1.1.0\", \"name\": \"pods\", \"type\": \"rootlet\", \"cluster\": \"default\"}"
+    )]
+    Cni,
     /// Print the version.
     Version,
     /// Print a shell completion script.

@@ -1,10 +1,11 @@
 //! The server: messages in, messages out, over UDP and TCP.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
@@ -27,6 +28,8 @@ const UDP_MAX_BYTES: u16 = 1232;
 const UDP_PLAIN_BYTES: u16 = 512;
 /// Questions that may wait for the host's name servers.
 const WAITING_MAX: usize = 1024;
+/// Questions of one client that may wait: a flood from one pod leaves room for the others.
+const WAITING_PER_CLIENT: usize = 128;
 /// How long a TCP connection may be silent.
 const TCP_IDLE: Duration = Duration::from_secs(10);
 
@@ -43,6 +46,25 @@ struct Server {
     turn: AtomicUsize,
     host: Host,
     waiting: Semaphore,
+    clients: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// A client's place among those who wait.
+struct Place<'a> {
+    server: &'a Server,
+    client: IpAddr,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut clients = self.server.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = clients.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                clients.remove(&self.client);
+            }
+        }
+    }
 }
 
 /// A running server.
@@ -76,6 +98,7 @@ pub fn serve(
         turn: AtomicUsize::new(0),
         host: Host::default(),
         waiting: Semaphore::new(WAITING_MAX),
+        clients: Mutex::default(),
     });
     let handle = Handle { shutdown: CancellationToken::new(), tasks: TaskTracker::new() };
     let spawn = |task: futures::future::BoxFuture<'static, ()>| {
@@ -119,7 +142,7 @@ async fn serve_udp(server: Arc<Server>, socket: Arc<UdpSocket>) {
         }
         let (server, socket, bytes) = (server.clone(), socket.clone(), buffer[..length].to_vec());
         tokio::spawn(async move {
-            let answer = server.foreign(&question, &bytes, false).await;
+            let answer = server.foreign((&question, &bytes), client.ip(), false).await;
             let _ = socket.send_to(&answer, client).await;
         });
     }
@@ -136,13 +159,14 @@ async fn serve_tcp(server: Arc<Server>, listener: TcpListener) {
 }
 
 async fn serve_connection(server: Arc<Server>, mut stream: TcpStream) {
+    let Ok(client) = stream.peer_addr() else { return };
     while let Ok(Ok(Some(bytes))) =
         tokio::time::timeout(TCP_IDLE, host::read_message(&mut stream)).await
     {
         let Ok(question) = Message::from_vec(&bytes) else { return };
         let answer = match server.own(&question, false) {
             Some(answer) => answer,
-            None => server.foreign(&question, &bytes, true).await,
+            None => server.foreign((&question, &bytes), client.ip(), true).await,
         };
         if host::write_message(&mut stream, &answer).await.is_err() {
             return;
@@ -311,9 +335,26 @@ impl Server {
         Some(encode(&answer, question, udp))
     }
 
+    /// A place among those who wait for other name servers; None when the client has its share.
+    fn admit(&self, client: IpAddr) -> Option<Place<'_>> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = clients.entry(client).or_default();
+        if *count >= WAITING_PER_CLIENT {
+            return None;
+        }
+        *count += 1;
+        Some(Place { server: self, client })
+    }
+
     /// The answer of the host's name servers.
-    async fn foreign(&self, question: &Message, bytes: &[u8], tcp: bool) -> Vec<u8> {
+    async fn foreign(
+        &self,
+        (question, bytes): (&Message, &[u8]),
+        client: IpAddr,
+        tcp: bool,
+    ) -> Vec<u8> {
         let failed = || failure(question, ResponseCode::ServFail, !tcp);
+        let Some(_place) = self.admit(client) else { return failed() };
         let Ok(_permit) = self.waiting.try_acquire() else { return failed() };
         let Some(query) = question.queries.first() else { return failed() };
         let name = plain(query.name());
@@ -367,6 +408,7 @@ mod tests {
             zone: RwLock::new(Arc::new(zone)),
             host: Host::default(),
             waiting: Semaphore::new(1),
+            clients: Mutex::default(),
         }
     }
 
@@ -385,6 +427,18 @@ mod tests {
         let tcp = Message::from_vec(&server.own(&asked, false).unwrap()).unwrap();
         assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (200, false));
         assert_eq!(tcp.metadata.id, asked.metadata.id);
+    }
+
+    #[test]
+    fn a_flood_from_one_client_leaves_room_for_others() {
+        let server = server();
+        let (greedy, modest) = ([10, 42, 0, 2].into(), [10, 42, 0, 3].into());
+        let places: Vec<_> = (0..200).map_while(|_| server.admit(greedy)).collect();
+        assert_eq!(places.len(), WAITING_PER_CLIENT);
+        assert!(server.admit(modest).is_some());
+        drop(places);
+        assert!(server.admit(greedy).is_some());
+        assert!(server.clients.lock().unwrap().is_empty(), "nothing is left of those who came");
     }
 
     #[test]

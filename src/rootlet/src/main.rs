@@ -2,6 +2,7 @@
 //! codes. Roles that need a process with a single thread are dispatched before anything else.
 
 mod ci;
+mod cni;
 mod control;
 mod daemon;
 mod doctor;
@@ -54,6 +55,8 @@ fn role(words: &[&str]) -> Option<ExitCode> {
         ["daemon", settings, node, "sweep"] => join(node, &["daemon-inside", settings, "sweep"]),
         ["daemon-inside", settings] => daemon::run(settings),
         ["daemon-inside", settings, "sweep"] => daemon::sweep(settings),
+        // The CNI specification calls a plugin without arguments, by the name of its file.
+        ["cni"] => return Some(cni::run()),
         ["guard", name] => ci::guard(name),
         ["remove", folder] => userns::enter_new(&["remove-inside", folder]).map(drop),
         ["remove-inside", folder] => probe::remove(folder),
@@ -125,6 +128,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Why(arguments) => why(&arguments)?,
         Command::Ci(arguments) => return ci::run(&arguments),
+        Command::Cni => return Ok(cni::run()),
         Command::Version => println!("rootlet {} (Kubernetes 1.36)", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "rootlet", &mut std::io::stdout());
