@@ -14,6 +14,7 @@ mod policy;
 mod service;
 mod storage;
 mod volume;
+mod webhooks;
 mod workload;
 
 use apimachinery::field::{Error, ErrorList, Path};
@@ -44,6 +45,10 @@ pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             errors.extend(definition::validate(object));
         }
+        (
+            "admissionregistration.k8s.io",
+            "mutatingwebhookconfigurations" | "validatingwebhookconfigurations",
+        ) => webhooks::validate(object, &mut errors),
         ("admissionregistration.k8s.io", _) => {
             crate::admission::dynamic::check_policy(plural, object, &mut errors);
         }
@@ -87,6 +92,10 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
         ("policy", "poddisruptionbudgets") => policy::budget(object, errors),
         ("autoscaling", "horizontalpodautoscalers") => policy::autoscaler(object, errors),
         ("", "limitranges") => policy::limit_range(object, errors),
+        (
+            "admissionregistration.k8s.io",
+            "mutatingwebhookconfigurations" | "validatingwebhookconfigurations",
+        ) => webhooks::validate(object, errors),
         ("node.k8s.io", "runtimeclasses") => policy::runtime_class(object, old, errors),
         ("coordination.k8s.io", "leases") => policy::lease(object, errors),
         _ => {}

@@ -141,7 +141,7 @@ fn below(of: Typed<'_>, value: &Value) -> (Set, bool) {
 
 /// What differs between two whole objects.
 pub(super) fn compare(of: Typed<'_>, old: &Value, new: &Value) -> Diff {
-    diff(of, Some(old), Some(new)).1
+    if old == new { Diff::default() } else { diff(of, Some(old), Some(new)).1 }
 }
 
 fn leaf(old: Option<&Value>, new: Option<&Value>) -> Mark {
@@ -162,11 +162,9 @@ fn is_void(value: Option<&Value>) -> bool {
     }
 }
 
+/// What differs between two values that are not equal, and what became of the value itself.
 fn diff(of: Typed<'_>, old: Option<&Value>, new: Option<&Value>) -> (Mark, Diff) {
     let mut found = Diff::default();
-    if old == new {
-        return (Mark::Same, found);
-    }
     let atom = match (old, new) {
         (Some(Value::Null), Some(new)) => of.atom(new),
         (Some(old), Some(new)) => match (of.atom(old), of.atom(new)) {

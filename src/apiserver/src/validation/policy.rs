@@ -18,18 +18,28 @@ const PERCENT: &str = "a valid percent string must be a numeric string followed 
 const NOTE_MAX: usize = 1024;
 const EVENT_TEXT_MAX: usize = 128;
 
-/// A whole number that is not negative, or a percentage of at most 100.
+/// The digits of a percentage; `None` for other text.
+fn percent(text: &str) -> Option<&str> {
+    let number = text.strip_suffix('%').filter(|number| !number.is_empty())?;
+    number.bytes().all(|byte| byte.is_ascii_digit()).then_some(number)
+}
+
+/// A whole number that is not negative, or a percentage.
 pub fn amount_or_percent(value: &Value, path: &Path, errors: &mut ErrorList) {
-    let Some(text) = value.as_str() else {
-        return non_negative(errors, path, value);
-    };
-    let number = text.strip_suffix('%').filter(|n| !n.is_empty());
-    match number.filter(|n| n.bytes().all(|b| b.is_ascii_digit())) {
-        None => errors.push(Error::invalid(path, text, PERCENT)),
-        Some(number) if number.parse().map_or(true, |n: u64| n > 100) => {
-            errors.push(Error::invalid(path, text, "must not be greater than 100%"));
+    match value.as_str() {
+        None => non_negative(errors, path, value),
+        Some(text) if percent(text).is_none() => {
+            errors.push(Error::invalid(path, text, PERCENT));
         }
         Some(_) => {}
+    }
+}
+
+/// A percentage of at most 100.
+pub fn at_most_all(value: &Value, path: &Path, errors: &mut ErrorList) {
+    let Some(number) = value.as_str().and_then(percent) else { return };
+    if number.parse().map_or(true, |number: u64| number > 100) {
+        errors.push(Error::invalid(path, value.clone(), "must not be greater than 100%"));
     }
 }
 
@@ -43,6 +53,7 @@ pub fn budget(budget: &Value, errors: &mut ErrorList) {
     for key in ["minAvailable", "maxUnavailable"] {
         if spec[key].is_set() {
             amount_or_percent(&spec[key], &path.child(key), errors);
+            at_most_all(&spec[key], &path.child(key), errors);
         }
     }
     label_selector(errors, &path.child("selector"), &spec["selector"]);

@@ -6,7 +6,7 @@ use apimachinery::meta;
 use serde_json::Value;
 
 use super::core::immutable;
-use super::{label_selector, non_negative, one_of, pod, required_one_of};
+use super::{label_selector, non_negative, one_of, pod, policy, required_one_of};
 use crate::zero::Zero;
 
 const CRON_JOB_NAME_MAX: usize = 52;
@@ -136,6 +136,17 @@ fn strategy(plural: &str, spec: &Value, path: &Path, errors: &mut ErrorList) {
         let detail = "may not be specified when strategy `type` is 'Recreate'";
         errors.push(Error::forbidden(&at.child("rollingUpdate"), detail));
     }
+    for key in ["maxSurge", "maxUnavailable"] {
+        if rolling[key].is_set() {
+            let at = at.child("rollingUpdate").child(key);
+            policy::amount_or_percent(&rolling[key], &at, errors);
+            if key == "maxUnavailable" || plural == "daemonsets" {
+                policy::at_most_all(&rolling[key], &at, errors);
+            }
+        }
+    }
+    let partition = at.child("rollingUpdate").child("partition");
+    non_negative(errors, &partition, &rolling["partition"]);
     let zero = |value: &Value| matches!(value.as_str(), Some("0%")) || value.as_i64() == Some(0);
     if plural == "deployments" && zero(&rolling["maxSurge"]) && zero(&rolling["maxUnavailable"]) {
         let value = rolling["maxUnavailable"].clone();
