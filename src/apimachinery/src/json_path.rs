@@ -262,15 +262,13 @@ impl<'t> Parser<'t> {
         let mut operand = None;
         if operator.is_some() {
             self.blanks();
-            operand = Some(match self.rest().chars().next() {
-                Some(quote @ ('\'' | '"')) => self.quoted(quote)?.into(),
-                _ => {
-                    let end = self.rest().find(')').ok_or("unterminated filter")?;
-                    let text = self.rest()[..end].trim();
-                    self.at += end;
-                    serde_json::from_str(text)
-                        .map_err(|_| format!("unrecognized operand {text}"))?
-                }
+            operand = Some(if let Some(quote @ ('\'' | '"')) = self.rest().chars().next() {
+                self.quoted(quote)?.into()
+            } else {
+                let end = self.rest().find(')').ok_or("unterminated filter")?;
+                let text = self.rest()[..end].trim();
+                self.at += end;
+                serde_json::from_str(text).map_err(|_| format!("unrecognized operand {text}"))?
             });
         }
         self.blanks();
@@ -300,7 +298,7 @@ mod tests {
             (r".spec.a\.b", json!([1])),
             (".spec['a.b']", json!([1])),
             (r#".status.conditions[?(@.type=="B")].status"#, json!(["False"])),
-            (r#"{.status.conditions[?(@.type == 'A')].status}"#, json!(["True"])),
+            (r"{.status.conditions[?(@.type == 'A')].status}", json!(["True"])),
             (".spec.list[?(@.n>1)].n", json!([2, 3])),
             ("..n", json!([1, 2, 3])),
             (".nothing.here", json!([])),

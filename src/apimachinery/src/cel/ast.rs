@@ -102,7 +102,9 @@ impl Node {
                 if let Some(target) = target {
                     target.walk(visit);
                 }
-                args.iter().for_each(|arg| arg.walk(visit));
+                for arg in args {
+                    arg.walk(visit);
+                }
             }
             Expr::List(items) => items.iter().for_each(|(_, item)| item.walk(visit)),
             Expr::Map(entries) => entries.iter().for_each(|(_, key, value)| {

@@ -33,7 +33,7 @@ pub(super) struct Checker<'s> {
     root: Option<&'s Structural>,
 }
 
-impl<'s> Type<'s> {
+impl Type<'_> {
     fn name(&self) -> &'static str {
         match self {
             Self::Plain(name) => name,

@@ -117,7 +117,7 @@ impl Evaluator {
                     match (optional, value) {
                         (true, Value::Optional(None)) => {}
                         (true, Value::Optional(Some(value))) => {
-                            map.push((key, value.as_ref().clone()))
+                            map.push((key, value.as_ref().clone()));
                         }
                         (_, value) => map.push((key, value)),
                     }

@@ -206,7 +206,7 @@ impl Lexer {
         }
         // The least integer has no positive counterpart; its sign follows as an operator.
         match text.parse::<u64>() {
-            Ok(n) if n <= i64::MAX as u64 => Ok(Token::Literal(Literal::Int(n as i64))),
+            Ok(n) if i64::try_from(n).is_ok() => Ok(Token::Literal(Literal::Int(n as i64))),
             Ok(n) if n == i64::MAX as u64 + 1 => Ok(Token::Literal(Literal::Uint(n))),
             _ => error(at, "invalid int literal"),
         }

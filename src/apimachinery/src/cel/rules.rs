@@ -28,7 +28,7 @@ pub struct Rules {
     values: Option<Box<Rules>>,
 }
 
-fn declared<'s>(schema: &'s Structural) -> Vec<(String, Type<'s>)> {
+fn declared(schema: &Structural) -> Vec<(String, Type<'_>)> {
     vec![("self".into(), Type::Of(schema)), ("oldSelf".into(), Type::Of(schema))]
 }
 
@@ -229,7 +229,7 @@ impl Rules {
                         },
                     };
                     if let Some(schema) = schema.child(name)
-                        && !(value.is_null() && !schema.nullable)
+                        && (!value.is_null() || schema.nullable)
                     {
                         rules.validate_at(schema, value, before, &path, run);
                     }

@@ -457,10 +457,7 @@ impl<'a> Value<'a> {
             Self::Uint(n) => n.to_string(),
             Self::Double(n) => n.to_string(),
             Self::Bytes(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-            Self::Time(time) => {
-                let text = time.to_string();
-                text
-            }
+            Self::Time(time) => time.to_string(),
             Self::Duration(duration) => super::library::duration_text(*duration),
             Self::Semver(version) => {
                 let ([a, b, c], pre, build) = version.as_ref();

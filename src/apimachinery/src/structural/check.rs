@@ -489,14 +489,11 @@ fn complete(part: &Value, proper: &Value, at: &Path, path: &Path, errors: &mut E
     let why = |place: &Path| format!("must be defined because of {place}");
     for (name, below) in entries(part, "properties") {
         let place = path.child("properties").key(name);
-        match proper["properties"].get(name) {
-            Some(found) => {
-                complete(below, found, &at.child("properties").key(name), &place, errors)
-            }
-            None => {
-                let field = at.child("properties").key(name);
-                errors.push(Error::required(&field, &why(&place)));
-            }
+        if let Some(found) = proper["properties"].get(name) {
+            complete(below, found, &at.child("properties").key(name), &place, errors);
+        } else {
+            let field = at.child("properties").key(name);
+            errors.push(Error::required(&field, &why(&place)));
         }
     }
     if part["items"].is_object() {

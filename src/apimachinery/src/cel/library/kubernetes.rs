@@ -16,11 +16,11 @@ pub(super) fn function<'a>(name: &str, args: &[Value<'a>]) -> Result<'a> {
         ("url", [Value::Text(text)]) => parse_url(text).map(|url| Value::Url(Arc::new(url))),
         ("isURL", [Value::Text(text)]) => Ok(parse_url(text).is_ok().into()),
         ("semver", [Value::Text(text), rest @ ..]) => {
-            parse_version(text, rest == [] || matches!(rest, [Value::Bool(false)]))
+            parse_version(text, rest.is_empty() || matches!(rest, [Value::Bool(false)]))
                 .map(|version| Value::Semver(Arc::new(version)))
         }
         ("isSemver", [Value::Text(text), rest @ ..]) => {
-            Ok(parse_version(text, rest == [] || matches!(rest, [Value::Bool(false)]))
+            Ok(parse_version(text, rest.is_empty() || matches!(rest, [Value::Bool(false)]))
                 .is_ok()
                 .into())
         }
@@ -35,7 +35,7 @@ impl PartialEq for Value<'_> {
 }
 
 pub(super) fn quantity_method<'a>(this: &Quantity, name: &str, args: &[Value<'a>]) -> Result<'a> {
-    let whole = || this.value() as f64 == this.to_f64() && this.to_f64().abs() < 9.2e18;
+    let whole = || this.to_f64().fract() == 0.0 && this.to_f64().abs() < 9.2e18;
     let make = |quantity: Quantity| Value::Quantity(Arc::new(quantity));
     Ok(match (name, args) {
         ("isInteger", []) => whole().into(),
