@@ -15,9 +15,9 @@ place=$(as_user mktemp -d "$scratch/e2e.XXXXXX")
 clean() { rm -rf "$place"; }
 trap clean EXIT
 # The user may not be able to read where the project lies.
-cp "$target/rootlet" target/tools/kubectl target/tools/helm "$place/"
+cp "$target/rootlet" target/tools/{kubectl,kubectl-old,helm} "$place/"
 cp "$suite" "$place/e2e"
 cp -r examples "$place/examples"
 tests/busybox-image.sh "$place/busybox.tar" localhost/busybox:test
-chmod 755 "$place"/{rootlet,kubectl,helm,e2e} && chmod -R a+rX "$place"
+chmod 755 "$place"/{rootlet,kubectl,kubectl-old,helm,e2e} && chmod -R a+rX "$place"
 as_user env ROOTLET_E2E="$place" RUST_BACKTRACE=0 "$place/e2e" --test-threads=2 "$@"

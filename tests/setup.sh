@@ -59,6 +59,13 @@ if [ ! -x "$tools/kubectl" ]; then
 fi
 
 if [ "$what" = test ]; then
+    if [ ! -x "$tools/kubectl-old" ]; then
+        say "fetching Debian's kubectl (1.20 in bookworm), which speaks SPDY"
+        folder=$(mktemp -d)
+        (cd "$folder" && apt-get download -qq kubernetes-client 2>/dev/null && dpkg -x ./*.deb .)
+        cp "$folder/usr/bin/kubectl" "$tools/kubectl-old"
+        rm -r "$folder"
+    fi
     if ! command -v cargo-nextest >/dev/null; then
         say "installing cargo-nextest (some minutes)"
         cargo install --locked cargo-nextest

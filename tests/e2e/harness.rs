@@ -158,9 +158,20 @@ impl Cluster {
 
     /// A kubectl command that speaks with this cluster.
     pub fn kubectl_command(&self) -> Command {
-        let mut command = self.command("kubectl");
+        self.kubectl_named("kubectl")
+    }
+
+    /// A command of one of the kubectls there are: `kubectl`, or `kubectl-old`, which speaks SPDY.
+    pub fn kubectl_named(&self, program: &str) -> Command {
+        let mut command = self.command(program);
         command.arg("--kubeconfig").arg(self.path("kubeconfig"));
         command
+    }
+
+    /// The words of [`Cluster::kubectl_named`] for a shell.
+    pub fn kubectl_words(&self, program: &str) -> String {
+        let (program, config) = (place().join(program), self.path("kubeconfig"));
+        format!("{} --kubeconfig {}", program.display(), config.display())
     }
 
     /// Runs kubectl.

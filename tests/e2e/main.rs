@@ -10,3 +10,4 @@ mod lifecycle;
 mod network;
 mod pods;
 mod registry;
+mod streams;

@@ -254,9 +254,18 @@ impl RuntimeService for Runtime {
 
     async fn port_forward(
         &self,
-        _: Request<v1::PortForwardRequest>,
+        request: Request<v1::PortForwardRequest>,
     ) -> Reply<v1::PortForwardResponse> {
-        unimplemented("port forward")
+        let mut request = request.into_inner();
+        let record = self.state().sandbox(&request.pod_sandbox_id)?.record();
+        if !record.ready {
+            let id = &request.pod_sandbox_id;
+            let text = format!("sandbox container {id:?} is not running");
+            return Err(Error::FailedPrecondition(text).into());
+        }
+        request.pod_sandbox_id = record.id;
+        let url = self.streams().url(Wanted::PortForward(request))?;
+        Ok(Response::new(v1::PortForwardResponse { url }))
     }
 
     async fn container_stats(

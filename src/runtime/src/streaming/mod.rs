@@ -1,10 +1,13 @@
-//! The streaming server behind Exec and Attach: CRI answers with a URL that holds a token good for one
-//! use, and the bytes then go over a WebSocket between the client and the container.
+//! The streaming server behind Exec, Attach and PortForward: CRI answers with a URL that holds a token
+//! good for one use, and the bytes then go over a WebSocket or SPDY/3.1 between client and container.
 //!
 //! Source: `k8s.io/kubelet/pkg/cri/streaming` (URLs, tokens) and
 //! `k8s.io/apimachinery/pkg/util/remotecommand` (the protocols).
 
+mod forward;
 mod session;
+mod socket;
+mod spdy;
 mod websocket;
 
 use std::collections::HashMap;
@@ -15,6 +18,7 @@ use std::time::{Duration, Instant};
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1;
 use tokio::net::TcpListener;
@@ -27,6 +31,9 @@ const TOKEN_TTL: Duration = Duration::from_mins(1);
 /// URLs that may wait to be used.
 const TOKENS_MAX: usize = 1000;
 
+/// The first part of the path of port-forward URLs.
+const PORT_FORWARD: &str = "portforward";
+
 type Body = Full<bytes::Bytes>;
 
 /// What a URL stands for.
@@ -35,6 +42,8 @@ pub enum Wanted {
     Exec(v1::ExecRequest),
     /// The container's own streams.
     Attach(v1::AttachRequest),
+    /// Connections to ports of the pod.
+    PortForward(v1::PortForwardRequest),
 }
 
 /// The server's address and the URLs that are out.
@@ -49,6 +58,7 @@ impl Streams {
         let kind = match wanted {
             Wanted::Exec(_) => "exec",
             Wanted::Attach(_) => "attach",
+            Wanted::PortForward(_) => PORT_FORWARD,
         };
         let token = uuid::Uuid::new_v4().simple().to_string();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,25 +116,124 @@ fn refuse(status: StatusCode, text: &str) -> Response<Body> {
     response
 }
 
+/// How the bytes will be carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Carrier {
+    WebSocket(&'static str),
+    Spdy(&'static str),
+}
+
+/// What a request for a URL wants to switch to; `forward` tells the URLs of port-forward.
+fn negotiate(headers: &http::HeaderMap, forward: bool) -> Result<Carrier, Box<Response<Body>>> {
+    if spdy::asked(headers) {
+        let served: &[&'static str] =
+            if forward { &[forward::PROTOCOL] } else { &["v4.channel.k8s.io"] };
+        return spdy::negotiate(headers, served).map(Carrier::Spdy).ok_or_else(|| {
+            let text = format!("unable to upgrade: the protocols served are {}", served.join(", "));
+            let mut refusal = refuse(StatusCode::FORBIDDEN, &text);
+            spdy::name_served(&mut refusal, served);
+            Box::new(refusal)
+        });
+    }
+    let served: &[&'static str] = if forward { &[forward::TUNNEL] } else { &websocket::CHANNELS };
+    websocket::negotiate(headers, served)
+        .map(Carrier::WebSocket)
+        .map_err(|problem| Box::new(refuse(StatusCode::BAD_REQUEST, &problem)))
+}
+
 fn answer(runtime: &Runtime, mut request: Request<Incoming>) -> Response<Body> {
-    let protocol = match websocket::negotiate(request.headers()) {
-        Ok(protocol) => protocol,
-        Err(problem) => return refuse(StatusCode::BAD_REQUEST, &problem),
+    let forward = request.uri().path().starts_with(&format!("/{PORT_FORWARD}/"));
+    let carrier = match negotiate(request.headers(), forward) {
+        Ok(carrier) => carrier,
+        Err(refusal) => return *refusal,
     };
     let Some(wanted) = runtime.streams().take(request.uri().path()) else {
         return refuse(StatusCode::NOT_FOUND, "the streaming URL is unknown or was used already");
     };
-    let response = websocket::accept(request.headers(), protocol);
+    let response = match carrier {
+        Carrier::WebSocket(protocol) => websocket::accept(request.headers(), protocol),
+        Carrier::Spdy(protocol) => spdy::accept(protocol),
+    };
     let upgrade = hyper::upgrade::on(&mut request);
     let runtime = runtime.clone();
     tokio::spawn(async move {
         match upgrade.await {
-            Ok(stream) => {
-                let socket = websocket::Socket::new(TokioIo::new(stream)).await;
-                session::run(&runtime, wanted, socket).await;
-            }
+            Ok(stream) => run(&runtime, wanted, carrier, TokioIo::new(stream)).await,
             Err(error) => tracing::debug!(%error, "the client left before its session began"),
         }
     });
     response
+}
+
+async fn run(runtime: &Runtime, wanted: Wanted, carrier: Carrier, stream: TokioIo<Upgraded>) {
+    let command = match wanted {
+        Wanted::Exec(request) => session::Command::Exec(request),
+        Wanted::Attach(request) => session::Command::Attach(request),
+        Wanted::PortForward(request) => {
+            let (read, write) = match carrier {
+                Carrier::WebSocket(_) => websocket::tunnel(stream).await,
+                Carrier::Spdy(_) => halves(stream),
+            };
+            match spdy::start(read, write) {
+                Ok(connection) => forward::run(runtime, &request, connection).await,
+                Err(error) => tracing::debug!(%error, "no port-forward session"),
+            }
+            return;
+        }
+    };
+    let socket = match carrier {
+        Carrier::WebSocket(_) => {
+            socket::Socket::Web(Box::new(websocket::Socket::new(stream).await))
+        }
+        Carrier::Spdy(_) => {
+            let (read, write) = halves(stream);
+            match spdy::start(read, write) {
+                Ok(connection) => socket::Socket::Spdy(Box::new(spdy::Channels::new(connection))),
+                Err(error) => return tracing::debug!(%error, "no session"),
+            }
+        }
+    };
+    session::run(runtime, command, socket).await;
+}
+
+fn halves(stream: TokioIo<Upgraded>) -> (spdy::ReadHalf, spdy::WriteHalf) {
+    let (read, write) = tokio::io::split(stream);
+    (Box::new(read), Box::new(write))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+    use http::header::{SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, UPGRADE};
+
+    use super::*;
+
+    #[test]
+    fn clients_of_all_ages_find_a_protocol() {
+        let web = |protocols: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(UPGRADE, "websocket".parse().unwrap());
+            headers.insert(SEC_WEBSOCKET_KEY, "x".parse().unwrap());
+            headers.insert(SEC_WEBSOCKET_PROTOCOL, protocols.parse().unwrap());
+            headers
+        };
+        let spdy = |protocols: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(UPGRADE, "SPDY/3.1".parse().unwrap());
+            headers.insert("x-stream-protocol-version", protocols.parse().unwrap());
+            headers
+        };
+        let v4 = "v4.channel.k8s.io";
+        for (headers, forward, want) in [
+            (web("v5.channel.k8s.io"), false, Ok(Carrier::WebSocket("v5.channel.k8s.io"))),
+            (spdy("v4.channel.k8s.io, v3.channel.k8s.io"), false, Ok(Carrier::Spdy(v4))),
+            (web(forward::TUNNEL), true, Ok(Carrier::WebSocket(forward::TUNNEL))),
+            (spdy("portforward.k8s.io"), true, Ok(Carrier::Spdy(forward::PROTOCOL))),
+            (spdy("portforward.k8s.io"), false, Err(403)),
+            (web("v5.channel.k8s.io"), true, Err(400)),
+        ] {
+            let got = negotiate(&headers, forward).map_err(|refusal| refusal.status().as_u16());
+            assert_eq!(got, want, "{headers:?}");
+        }
+    }
 }

@@ -3,14 +3,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use bytes::{Bytes, BytesMut};
+use k8s_cri::v1::{AttachRequest, ExecRequest};
 use rustix::fs::OFlags;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
-use super::Wanted;
-use super::websocket::{Incoming, Size, Socket, channel};
+use super::socket::{Incoming, Size, Socket, channel};
 use crate::error::Error;
 use crate::exec::output;
 use crate::runtime::Runtime;
@@ -72,11 +72,38 @@ fn null() -> Result<OwnedFd, Error> {
     Ok(file.map_err(failed("open /dev/null"))?.into())
 }
 
+/// What is to be run.
+pub enum Command {
+    /// A further process.
+    Exec(ExecRequest),
+    /// The container's own streams.
+    Attach(AttachRequest),
+}
+
+impl Command {
+    /// The channels that the client has to open first.
+    fn channels(&self) -> Vec<u8> {
+        let (stdin, stdout, stderr) = match self {
+            Self::Exec(request) => (request.stdin, request.stdout, request.stderr && !request.tty),
+            Self::Attach(request) => {
+                (request.stdin, request.stdout, request.stderr && !request.tty)
+            }
+        };
+        let asked = [(stdin, channel::STDIN), (stdout, channel::STDOUT), (stderr, channel::STDERR)];
+        let asked = asked.into_iter().filter(|(asked, _)| *asked).map(|(_, channel)| channel);
+        asked.chain([channel::ERROR]).collect()
+    }
+}
+
 /// Runs a session to its end and tells the client how that was.
-pub async fn run(runtime: &Runtime, wanted: Wanted, mut socket: Socket) {
-    let outcome = match wanted {
-        Wanted::Exec(request) => exec(runtime, &request, &mut socket).await,
-        Wanted::Attach(request) => attach(runtime, &request, &mut socket).await,
+pub async fn run(runtime: &Runtime, command: Command, mut socket: Socket) {
+    if !socket.opened(&command.channels()).await {
+        tracing::debug!("the client did not open its streams");
+        return;
+    }
+    let outcome = match command {
+        Command::Exec(request) => exec(runtime, &request, &mut socket).await,
+        Command::Attach(request) => attach(runtime, &request, &mut socket).await,
     };
     let Some(status) = outcome.map_or_else(|error| Some(failure(error)), |code| code.map(ended))
     else {
@@ -112,7 +139,7 @@ fn failure(error: Error) -> serde_json::Value {
 
 async fn exec(
     runtime: &Runtime,
-    request: &k8s_cri::v1::ExecRequest,
+    request: &ExecRequest,
     socket: &mut Socket,
 ) -> Result<Option<i32>, Error> {
     let container = &request.container_id;
@@ -149,7 +176,7 @@ async fn exec(
 
 async fn attach(
     runtime: &Runtime,
-    request: &k8s_cri::v1::AttachRequest,
+    request: &AttachRequest,
     socket: &mut Socket,
 ) -> Result<Option<i32>, Error> {
     let record = runtime.state().container(&request.container_id)?.record();
@@ -223,7 +250,8 @@ async fn carry(
     let (mut out, mut err) = (BytesMut::new(), BytesMut::new());
     let code = loop {
         // Input that the process does not take holds the client back, and nothing else.
-        let listening = sender.as_ref().is_none_or(|sender| sender.capacity() > 0);
+        let full =
+            sender.as_ref().filter(|sender| sender.capacity() == 0 && !sender.is_closed()).cloned();
         tokio::select! {
             code = &mut end => break code,
             some = read(&mut ends.output, &mut out), if ends.output.is_some() => {
@@ -232,7 +260,8 @@ async fn carry(
             some = read(&mut ends.error, &mut err), if ends.error.is_some() => {
                 if some { socket.send(channel::STDERR, &err).await; }
             }
-            word = socket.next(), if listening => match word {
+            () = room(full.as_ref()), if full.is_some() => {}
+            word = socket.next(), if full.is_none() => match word {
                 None => {
                     feeding.abort();
                     return Ok(None);
@@ -264,6 +293,13 @@ async fn carry(
         }
     }
     code.map(Some)
+}
+
+/// Waits until the process has taken a piece of its input, or takes no more.
+async fn room(full: Option<&mpsc::Sender<Bytes>>) {
+    if let Some(sender) = full {
+        let _ = sender.reserve().await;
+    }
 }
 
 /// Writes input to the process as it takes it, and closes it after the last.

@@ -11,48 +11,21 @@ use http::header::{
 use http::{Response, StatusCode};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
+use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
-/// Numbers of the channels.
-pub mod channel {
-    /// Standard input, from the client.
-    pub const STDIN: u8 = 0;
-    /// Standard output.
-    pub const STDOUT: u8 = 1;
-    /// Standard error.
-    pub const STDERR: u8 = 2;
-    /// How it ended, as a `Status`.
-    pub const ERROR: u8 = 3;
-    /// Sizes of the terminal, from the client.
-    pub const RESIZE: u8 = 4;
-    /// The channel named by the next byte is closed (version 5).
-    pub const CLOSE: u8 = 255;
-}
+use super::socket::{Incoming, channel};
+use super::spdy::{ReadHalf, WriteHalf};
 
-/// A version of the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// `v5.channel.k8s.io`
-    V5,
-    /// `v4.channel.k8s.io`
-    V4,
-}
+/// The versions of remote commands that are spoken, newest first.
+pub const CHANNELS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 
-impl Protocol {
-    fn name(self) -> &'static str {
-        match self {
-            Self::V5 => "v5.channel.k8s.io",
-            Self::V4 => "v4.channel.k8s.io",
-        }
-    }
-}
-
-fn has_token(headers: &HeaderMap, name: http::header::HeaderName, token: &str) -> bool {
+/// Whether a list of words in a header has this one.
+pub fn has_token(headers: &HeaderMap, name: http::header::HeaderName, token: &str) -> bool {
     headers
         .get_all(name)
         .iter()
@@ -61,56 +34,32 @@ fn has_token(headers: &HeaderMap, name: http::header::HeaderName, token: &str) -
         .any(|value| value.trim().eq_ignore_ascii_case(token))
 }
 
-/// The newest version that both sides speak, or what is wrong with the request.
-pub fn negotiate(headers: &HeaderMap) -> Result<Protocol, String> {
+/// The first of the served subprotocols that the client speaks, or what is wrong with the request.
+pub fn negotiate(headers: &HeaderMap, served: &[&'static str]) -> Result<&'static str, String> {
     if !has_token(headers, UPGRADE, "websocket") || !headers.contains_key(SEC_WEBSOCKET_KEY) {
         let asked = headers.get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or("nothing");
-        return Err(format!("only an upgrade to websocket is served, not to {asked}"));
+        return Err(format!("only upgrades to websocket and SPDY/3.1 are served, not to {asked}"));
     }
-    [Protocol::V5, Protocol::V4]
-        .into_iter()
-        .find(|protocol| has_token(headers, SEC_WEBSOCKET_PROTOCOL, protocol.name()))
-        .ok_or_else(|| {
-            "none of the subprotocols is served: v5.channel.k8s.io, v4.channel.k8s.io".to_owned()
-        })
+    served
+        .iter()
+        .find(|name| has_token(headers, SEC_WEBSOCKET_PROTOCOL, name))
+        .copied()
+        .ok_or_else(|| format!("none of the subprotocols is served: {}", served.join(", ")))
 }
 
 /// The answer that switches protocols.
-pub fn accept<B: Default>(headers: &HeaderMap, protocol: Protocol) -> Response<B> {
+pub fn accept<B: Default>(headers: &HeaderMap, protocol: &'static str) -> Response<B> {
     let mut response = Response::new(B::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let key = headers.get(SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
     let answer = response.headers_mut();
     answer.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     answer.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol.name()));
+    answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
     if let Ok(value) = HeaderValue::from_str(&derive_accept_key(key)) {
         answer.insert(SEC_WEBSOCKET_ACCEPT, value);
     }
     response
-}
-
-/// A size of the terminal, in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Size {
-    /// Columns.
-    pub width: u16,
-    /// Rows.
-    pub height: u16,
-}
-
-/// What the client says.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Incoming {
-    /// Input for the process.
-    Input(Bytes),
-    /// There is no more input.
-    InputEnd,
-    /// The terminal has another size.
-    Resize(Size),
-    /// Nothing that concerns the process.
-    Other,
 }
 
 /// What a binary message means.
@@ -164,8 +113,29 @@ impl Socket {
     }
 }
 
+/// A byte stream in the binary messages of a WebSocket.
+pub async fn tunnel(stream: TokioIo<Upgraded>) -> (ReadHalf, WriteHalf) {
+    let socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
+    let (sink, stream) = socket.split();
+    let bytes = stream
+        .take_while(|message| std::future::ready(!matches!(message, Ok(Message::Close(_)))))
+        .filter_map(|message| {
+            std::future::ready(match message {
+                Ok(Message::Binary(bytes)) => Some(Ok(bytes)),
+                Ok(_) => None,
+                Err(error) => Some(Err(std::io::Error::other(error))),
+            })
+        });
+    let sink = sink
+        .sink_map_err(std::io::Error::other)
+        .with(|bytes: Bytes| std::future::ready(std::io::Result::Ok(Message::Binary(bytes))));
+    let write = SinkWriter::new(CopyToBytes::new(sink));
+    (Box::new(StreamReader::new(bytes)), Box::new(write))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::socket::Size;
     use super::*;
 
     fn headers(protocols: &'static str) -> HeaderMap {
@@ -179,16 +149,16 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_spoken() {
         let cases = [
-            ("v5.channel.k8s.io, v4.channel.k8s.io", Some(Protocol::V5)),
-            ("v4.channel.k8s.io", Some(Protocol::V4)),
+            ("v5.channel.k8s.io, v4.channel.k8s.io", Some("v5.channel.k8s.io")),
+            ("v4.channel.k8s.io", Some("v4.channel.k8s.io")),
             ("channel.k8s.io", None),
         ];
         for (protocols, want) in cases {
-            assert_eq!(negotiate(&headers(protocols)).ok(), want, "{protocols}");
+            assert_eq!(negotiate(&headers(protocols), &CHANNELS).ok(), want, "{protocols}");
         }
-        let mut spdy = HeaderMap::new();
-        spdy.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-        assert!(negotiate(&spdy).unwrap_err().contains("SPDY/3.1"));
+        let mut other = HeaderMap::new();
+        other.insert(UPGRADE, HeaderValue::from_static("h2c"));
+        assert!(negotiate(&other, &CHANNELS).unwrap_err().contains("h2c"));
     }
 
     #[test]

@@ -1,0 +1,87 @@
+//! The client's end of a remote command, whichever protocol carries it.
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::{spdy, websocket};
+
+/// Numbers of the channels.
+pub mod channel {
+    /// Standard input, from the client.
+    pub const STDIN: u8 = 0;
+    /// Standard output.
+    pub const STDOUT: u8 = 1;
+    /// Standard error.
+    pub const STDERR: u8 = 2;
+    /// How it ended, as a `Status`.
+    pub const ERROR: u8 = 3;
+    /// Sizes of the terminal, from the client.
+    pub const RESIZE: u8 = 4;
+    /// The channel named by the next byte is closed (WebSocket, version 5).
+    pub const CLOSE: u8 = 255;
+}
+
+/// A size of the terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Size {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// What the client says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// Input for the process.
+    Input(Bytes),
+    /// There is no more input.
+    InputEnd,
+    /// The terminal has another size.
+    Resize(Size),
+    /// Nothing that concerns the process.
+    Other,
+}
+
+/// The client's end of a session.
+pub enum Socket {
+    /// Channels are the first byte of each message.
+    Web(Box<websocket::Socket>),
+    /// Channels are streams.
+    Spdy(Box<spdy::Channels>),
+}
+
+impl Socket {
+    /// Waits until the client is ready to use these channels; false when it does not become so.
+    pub async fn opened(&mut self, wanted: &[u8]) -> bool {
+        match self {
+            Self::Web(_) => true,
+            Self::Spdy(channels) => channels.opened(wanted).await,
+        }
+    }
+
+    /// The next word of the client; `None` when it has gone. Safe to cancel.
+    pub async fn next(&mut self) -> Option<Incoming> {
+        match self {
+            Self::Web(socket) => socket.next().await,
+            Self::Spdy(channels) => channels.next().await,
+        }
+    }
+
+    /// Sends bytes on a channel. A client that has gone is noticed by [`Socket::next`].
+    pub async fn send(&mut self, channel: u8, bytes: &[u8]) -> bool {
+        match self {
+            Self::Web(socket) => socket.send(channel, bytes).await,
+            Self::Spdy(channels) => channels.send(channel, bytes).await,
+        }
+    }
+
+    /// Says good-bye.
+    pub async fn close(self) {
+        match self {
+            Self::Web(socket) => socket.close().await,
+            Self::Spdy(channels) => channels.close().await,
+        }
+    }
+}
