@@ -19,7 +19,7 @@ use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{self, Failure, Next};
-use crate::{pods, touched, unless_code};
+use crate::{history, ownership, pods, share, touched, unless_code};
 
 const HASH: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -37,28 +37,9 @@ fn bare(template: &PodTemplateSpec) -> PodTemplateSpec {
     template
 }
 
-/// A short name for a template: FNV-1a of its JSON, in letters that spell no words.
+/// A short name for a template.
 fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
-    let text = serde_json::to_string(&bare(template)).unwrap_or_default();
-    let mut sum: u32 = 0x811c_9dc5;
-    for byte in text.bytes().chain(collisions.to_le_bytes()) {
-        sum = (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    }
-    let letters = b"bcdfghjklmnpqrstvwxz2456789";
-    sum.to_string().bytes().map(|b| char::from(letters[usize::from(b) % letters.len()])).collect()
-}
-
-/// A number, or a share of `total`.
-fn scaled(value: Option<&IntOrString>, total: i32, up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(number)) => *number,
-        Some(IntOrString::String(text)) => {
-            let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = percent * i64::from(total);
-            ((product + if up { 99 } else { 0 }) / 100) as i32
-        }
-    }
+    history::hash(&serde_json::to_string(&bare(template)).unwrap_or_default(), collisions)
 }
 
 /// How many pods more, and how many fewer, than asked for there may be while rolling.
@@ -69,8 +50,8 @@ fn bounds(spec: &DeploymentSpec) -> (i32, i32) {
     }
     let rolling = spec.strategy.as_ref().and_then(|s| s.rolling_update.clone()).unwrap_or_default();
     let share = Some(IntOrString::String("25%".into()));
-    let surge = scaled(rolling.max_surge.as_ref().or(share.as_ref()), replicas, true);
-    let down = scaled(rolling.max_unavailable.as_ref().or(share.as_ref()), replicas, false);
+    let surge = share::of(rolling.max_surge.as_ref().or(share.as_ref()), replicas, true);
+    let down = share::of(rolling.max_unavailable.as_ref().or(share.as_ref()), replicas, false);
     // Without room in either direction nothing could ever move.
     if surge == 0 && down == 0 { (0, 1) } else { (surge, down.min(replicas)) }
 }
@@ -177,7 +158,7 @@ fn new_set(deployment: &Deployment, spec: &DeploymentSpec, revision: i64) -> Rep
             namespace: deployment.namespace(),
             labels: Some(labels),
             annotations: Some(annotations),
-            owner_references: Some(vec![pods::owner_reference(deployment)]),
+            owner_references: Some(vec![ownership::owner_reference(deployment)]),
             ..ObjectMeta::default()
         },
         spec: Some(ReplicaSetSpec {
@@ -366,7 +347,7 @@ impl Controller {
             .store()
             .state()
             .into_iter()
-            .filter(|set| pods::is_controlled_by(set.as_ref(), deployment))
+            .filter(|set| ownership::is_controlled_by(set.as_ref(), deployment))
             .collect();
         let wanted = bare(&spec.template);
         let is_new = |set: &ReplicaSet| {
@@ -399,8 +380,8 @@ impl Controller {
             .collect();
         let old_pods_run = is_recreate(spec)
             && self.pods.store().state().iter().any(|pod| {
-                !matches!(pods::phase(pod), "Succeeded" | "Failed")
-                    && old.iter().any(|set| pods::is_controlled_by(pod.as_ref(), *set))
+                !pods::is_finished(pod)
+                    && old.iter().any(|set| ownership::is_controlled_by(pod.as_ref(), *set))
             });
         let sizes = sizes(spec, new.as_deref(), &old, old_pods_run);
         for set in new.as_deref().into_iter().chain(old.iter().copied()) {
@@ -425,7 +406,8 @@ impl Controller {
         is_new: &(impl Fn(&ReplicaSet) -> bool + Sync),
     ) -> Result<Next, Failure> {
         let found = api.get_opt(&made.name_any()).await?;
-        let ours = found.is_none_or(|set| pods::is_controlled_by(&set, deployment) && is_new(&set));
+        let ours =
+            found.is_none_or(|set| ownership::is_controlled_by(&set, deployment) && is_new(&set));
         if ours {
             return Err("the set is there, but the cache does not show it yet".into());
         }
@@ -516,8 +498,9 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let (sets, deployments) = (sets.clone(), deployments.clone());
         // Only Recreate waits for pods to be gone.
         move |pod: &Pod| {
-            let set = pods::controller_key(pod, "ReplicaSet").and_then(|(ns, n)| sets.get(&ns, &n));
-            let key = set.and_then(|set| pods::controller_key(set.as_ref(), "Deployment"));
+            let set =
+                ownership::controller_key(pod, "ReplicaSet").and_then(|(ns, n)| sets.get(&ns, &n));
+            let key = set.and_then(|set| ownership::controller_key(set.as_ref(), "Deployment"));
             let recreates = |(ns, n): &(String, String)| {
                 deployments.get(ns, n).is_some_and(|d| d.spec.as_ref().is_some_and(is_recreate))
             };
@@ -525,9 +508,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         }
     };
     let changes = futures::stream::select(
-        touched(&deployments, |deployment| vec![pods::key(deployment)]),
+        touched(&deployments, |deployment| vec![ownership::key(deployment)]),
         futures::stream::select(
-            touched(&sets, |set| pods::controller_key(set, "Deployment").into_iter().collect()),
+            touched(&sets, |set| {
+                ownership::controller_key(set, "Deployment").into_iter().collect()
+            }),
             touched(&pods, of_pod),
         ),
     );

@@ -7,31 +7,31 @@ use std::collections::BTreeMap;
 use client::{Informers, object_reference};
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
+use crate::ownership;
 use crate::queue::{self, Next};
 use crate::{touched, unless_code};
 
 /// Most endpoints of one slice.
-const PER_SLICE: usize = 100;
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub const PER_SLICE: usize = 100;
+pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
-const HEADLESS: &str = "service.kubernetes.io/headless";
+pub const HEADLESS: &str = "service.kubernetes.io/headless";
 
-type Labels = BTreeMap<String, String>;
+pub type Labels = BTreeMap<String, String>;
 
-fn selects(selector: &Labels, labels: Option<&Labels>) -> bool {
+pub fn selects(selector: &Labels, labels: Option<&Labels>) -> bool {
     let empty = Labels::new();
     let labels = labels.unwrap_or(&empty);
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
-fn selector(service: &Service) -> Option<&Labels> {
+pub fn selector(service: &Service) -> Option<&Labels> {
     let spec = service.spec.as_ref()?;
     if spec.type_.as_deref() == Some("ExternalName") {
         return None;
@@ -39,7 +39,7 @@ fn selector(service: &Service) -> Option<&Labels> {
     spec.selector.as_ref().filter(|selector| !selector.is_empty())
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|conditions| {
         conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
@@ -47,7 +47,7 @@ fn is_ready(pod: &Pod) -> bool {
 }
 
 /// The pod's port that `port` of a Service means; `None` when the pod has none of that name.
-fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
+pub fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
     match &port.target_port {
         None => Some(port.port),
         Some(IntOrString::Int(0)) => Some(port.port),
@@ -165,73 +165,104 @@ fn labels(service: &Service) -> Labels {
 
 /// The changes that make `found` say what is wanted.
 #[derive(Debug, Default, PartialEq)]
-struct Changes {
+pub struct Changes {
     create: Vec<EndpointSlice>,
     update: Vec<EndpointSlice>,
     delete: Vec<String>,
 }
 
-fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice]) -> Changes {
-    let mut changes = Changes::default();
-    let families = families(service);
-    for family in &families {
-        // A slice's family cannot be changed.
-        let own: Vec<_> = found.iter().copied().filter(|s| s.address_type == *family).collect();
-        decide_family(service, pods, &own, family, &mut changes);
+impl Changes {
+    /// All of them go.
+    pub fn none_left(found: &[&EndpointSlice]) -> Self {
+        let delete = found.iter().map(|slice| slice.name_any()).collect();
+        Self { delete, ..Self::default() }
     }
-    let others = found.iter().filter(|slice| !families.contains(&slice.address_type));
-    changes.delete.extend(others.map(|slice| slice.name_any()));
-    changes
+
+    /// Writes them.
+    pub async fn write(self, api: &Api<EndpointSlice>) -> Result<(), kube::Error> {
+        for slice in &self.create {
+            api.create(&PostParams::default(), slice).await?;
+        }
+        for slice in &self.update {
+            api.replace(&slice.name_any(), &PostParams::default(), slice).await?;
+        }
+        for name in &self.delete {
+            unless_code(api.delete(name, &DeleteParams::default()).await.map(drop), 404)?;
+        }
+        Ok(())
+    }
 }
 
-fn decide_family(
-    service: &Service,
-    pods: &[&Pod],
+/// What one slice shall say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Content {
+    pub address_type: String,
+    pub ports: Vec<EndpointPort>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// Changes as little as possible so that there is a slice for each of `wanted`. New slices are named
+/// after `owner`, which controls them.
+pub fn reconcile<O: Resource<DynamicType = ()>>(
+    owner: &O,
+    labels: &Labels,
+    wanted: Vec<Content>,
     found: &[&EndpointSlice],
-    family: &str,
-    changes: &mut Changes,
-) {
-    let labels = labels(service);
+) -> Changes {
+    let mut changes = Changes::default();
     let mut free: Vec<&EndpointSlice> = found.to_vec();
     let mut missing = Vec::new();
-    for (ports, endpoints) in wanted(service, pods, family) {
+    for content in wanted {
         let same = |slice: &&EndpointSlice| {
-            slice.endpoints.as_deref().unwrap_or_default() == endpoints
-                && slice.ports.clone().unwrap_or_default() == ports
-                && slice.metadata.labels.as_ref() == Some(&labels)
+            slice.address_type == content.address_type
+                && slice.endpoints.as_deref().unwrap_or_default() == content.endpoints
+                && slice.ports.as_deref().unwrap_or_default() == content.ports
+                && slice.metadata.labels.as_ref() == Some(labels)
         };
         match free.iter().position(same) {
             Some(index) => drop(free.swap_remove(index)),
-            None => missing.push((ports, endpoints)),
+            None => missing.push(content),
         }
     }
-    for (ports, endpoints) in missing {
-        let mut slice = match free.pop() {
+    for content in missing {
+        let usable = free.iter().position(|slice| slice.address_type == content.address_type);
+        let mut slice = match usable.map(|index| free.swap_remove(index)) {
             Some(known) => known.clone(),
             None => EndpointSlice {
-                address_type: family.to_owned(),
+                address_type: content.address_type,
                 metadata: ObjectMeta {
-                    generate_name: Some(format!("{}-", service.name_any())),
-                    namespace: service.namespace(),
-                    owner_references: Some(vec![OwnerReference {
-                        block_owner_deletion: Some(true),
-                        ..service.controller_owner_ref(&()).unwrap_or_default()
-                    }]),
+                    generate_name: Some(format!("{}-", owner.name_any())),
+                    namespace: owner.namespace(),
+                    owner_references: Some(vec![ownership::owner_reference(owner)]),
                     ..ObjectMeta::default()
                 },
                 ..EndpointSlice::default()
             },
         };
         slice.metadata.labels = Some(labels.clone());
-        slice.ports = Some(ports);
-        slice.endpoints = Some(endpoints);
+        slice.ports = Some(content.ports);
+        slice.endpoints = Some(content.endpoints);
         if slice.metadata.name.is_some() {
             changes.update.push(slice);
         } else {
             changes.create.push(slice);
         }
     }
-    changes.delete.extend(free.iter().map(|slice| slice.name_any()));
+    changes.delete = free.iter().map(|slice| slice.name_any()).collect();
+    changes
+}
+
+fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice]) -> Changes {
+    let mut contents = Vec::new();
+    for family in families(service) {
+        let of_family = wanted(service, pods, &family).into_iter();
+        contents.extend(of_family.map(|(ports, endpoints)| Content {
+            address_type: family.clone(),
+            ports,
+            endpoints,
+        }));
+    }
+    reconcile(service, &labels(service), contents, found)
 }
 
 /// Runs until `shutdown`.
@@ -281,22 +312,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 decide(service, &chosen, &found)
             }
             // The slices of a Service that is gone, or has no selector any more, are not ours to keep.
-            _ => Changes {
-                delete: found.iter().map(|slice| slice.name_any()).collect(),
-                ..Changes::default()
-            },
+            _ => Changes::none_left(&found),
         };
         let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &namespace);
         Box::pin(async move {
-            for slice in &changes.create {
-                api.create(&PostParams::default(), slice).await?;
-            }
-            for slice in &changes.update {
-                api.replace(&slice.name_any(), &PostParams::default(), slice).await?;
-            }
-            for name in &changes.delete {
-                unless_code(api.delete(name, &DeleteParams::default()).await.map(drop), 404)?;
-            }
+            changes.write(&api).await?;
             Ok(Next::Done)
         })
     })

@@ -2,24 +2,40 @@
 //! declares. They read through shared informers, write under an identity of their own, and keep nothing
 //! that could not be read again. Each file is one controller: a pure decision, and a thin loop around it.
 
+mod cron_job;
+mod daemon_set;
 mod deployment;
 mod endpoint_slice;
+mod endpoint_slice_mirroring;
+mod endpoints;
+mod ephemeral_volume;
 mod garbage_collector;
+mod history;
+mod job;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
+mod node_selector;
+mod ownership;
+mod persistent_volume;
 mod pod_gc;
 mod pods;
 mod queue;
 mod replica_set;
+mod replication_controller;
 mod root_ca;
 mod service_account;
+mod share;
+mod stateful_set;
+mod ttl_after_finished;
+mod volume_protection;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use client::Informers;
-use futures::Stream;
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
 use kube::{Client, Resource, ResourceExt};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +50,11 @@ pub struct Config {
     pub cluster_cidr: String,
     /// The cluster's CA, published to every namespace.
     pub root_ca_pem: String,
+    /// Where the built-in provisioner makes its folders; on this machine, where pods run.
+    pub volumes_dir: PathBuf,
+    /// Which controllers run, as `--controllers` of kube-controller-manager has it: `foo` is one, `-foo`
+    /// not, `*` all others. The first that names a controller decides.
+    pub enabled: Vec<String>,
 }
 
 /// Why the controllers cannot run.
@@ -45,27 +66,143 @@ pub enum Error {
         /// What was given.
         cidr: String,
     },
+    /// A name given by the user is nobody's.
+    #[error("{name:?} is not the name of a controller")]
+    UnknownController {
+        /// What was given.
+        name: String,
+    },
     /// A controller has a bug.
     #[error("a controller panicked")]
     Panic(#[source] tokio::task::JoinError),
 }
 
-/// Runs all controllers until `shutdown`.
+/// What a controller is started with.
+struct Setup {
+    config: Config,
+    ranges: node_ipam::Ranges,
+    shutdown: CancellationToken,
+}
+
+impl Setup {
+    /// A client of this service account, the caches, and the end.
+    fn parts(&self, account: &str) -> (Client, Informers, CancellationToken) {
+        let client = (self.config.client_for)(account);
+        (client, self.config.informers.clone(), self.shutdown.clone())
+    }
+}
+
+type Start = fn(&Setup) -> BoxFuture<'static, ()>;
+
+/// Starts `$module::run` under the service account.
+macro_rules! controller {
+    ($name:literal, $account:literal, $module:ident) => {
+        ($name, |setup: &Setup| {
+            let (client, caches, stop) = setup.parts($account);
+            $module::run(client, caches, stop).boxed()
+        })
+    };
+}
+
+/// The controllers, under the names kube-controller-manager gives them.
+const CONTROLLERS: &[(&str, Start)] = &[
+    controller!("serviceaccount-controller", "service-account-controller", service_account),
+    ("root-ca-certificate-publisher-controller", |setup| {
+        let (client, caches, stop) = setup.parts("root-ca-cert-publisher");
+        root_ca::run(client, caches, setup.config.root_ca_pem.clone(), stop).boxed()
+    }),
+    controller!("namespace-controller", "namespace-controller", namespace),
+    ("node-ipam-controller", |setup| {
+        let (client, caches, stop) = setup.parts("node-controller");
+        node_ipam::run(client, caches, setup.ranges.clone(), stop).boxed()
+    }),
+    controller!("node-lifecycle-controller", "node-controller", node_lifecycle),
+    controller!("endpoints-controller", "endpoint-controller", endpoints),
+    controller!("endpointslice-controller", "endpointslice-controller", endpoint_slice),
+    controller!(
+        "endpointslice-mirroring-controller",
+        "endpointslicemirroring-controller",
+        endpoint_slice_mirroring
+    ),
+    controller!("replicaset-controller", "replicaset-controller", replica_set),
+    controller!(
+        "replicationcontroller-controller",
+        "replication-controller",
+        replication_controller
+    ),
+    controller!("deployment-controller", "deployment-controller", deployment),
+    controller!("daemonset-controller", "daemon-set-controller", daemon_set),
+    controller!("statefulset-controller", "statefulset-controller", stateful_set),
+    controller!("job-controller", "job-controller", job),
+    controller!("cronjob-controller", "cronjob-controller", cron_job),
+    controller!(
+        "ttl-after-finished-controller",
+        "ttl-after-finished-controller",
+        ttl_after_finished
+    ),
+    ("garbage-collector-controller", |setup| {
+        let (client, _, stop) = setup.parts("generic-garbage-collector");
+        garbage_collector::run(client, stop).boxed()
+    }),
+    controller!("pod-garbage-collector-controller", "pod-garbage-collector", pod_gc),
+    ("persistentvolume-binder-controller", |setup| {
+        let (client, caches, stop) = setup.parts("persistent-volume-binder");
+        persistent_volume::run(client, caches, setup.config.volumes_dir.clone(), stop).boxed()
+    }),
+    ("persistentvolumeclaim-protection-controller", |setup| {
+        let (client, caches, stop) = setup.parts("pvc-protection-controller");
+        volume_protection::run_claims(client, caches, stop).boxed()
+    }),
+    ("persistentvolume-protection-controller", |setup| {
+        let (client, caches, stop) = setup.parts("pv-protection-controller");
+        volume_protection::run_volumes(client, caches, stop).boxed()
+    }),
+    controller!("ephemeral-volume-controller", "ephemeral-volume-controller", ephemeral_volume),
+];
+
+/// The names that [`Config::enabled`] knows.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    CONTROLLERS.iter().map(|(name, _)| *name)
+}
+
+/// Whether `choice` names only controllers that there are.
+pub fn check(choice: &[String]) -> Result<(), Error> {
+    let unknown = choice.iter().find(|word| {
+        let name = word.strip_prefix('-').unwrap_or(word);
+        name != "*" && !names().any(|known| known == name)
+    });
+    match unknown {
+        Some(name) => Err(Error::UnknownController { name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
+fn is_enabled(choice: &[String], name: &str) -> bool {
+    for word in choice {
+        if word == name {
+            return true;
+        }
+        if word.strip_prefix('-') == Some(name) {
+            return false;
+        }
+    }
+    choice.iter().any(|word| word == "*")
+}
+
+/// Runs the controllers until `shutdown`.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
-    let Config { client_for, informers, cluster_cidr, root_ca_pem } = config;
-    let ranges = node_ipam::Ranges::parse(&cluster_cidr)?;
-    let (stop, caches) = (|| shutdown.clone(), || informers.clone());
+    let ranges = node_ipam::Ranges::parse(&config.cluster_cidr)?;
+    check(&config.enabled)?;
+    let setup = Setup { config, ranges, shutdown };
     let mut set = JoinSet::new();
-    set.spawn(service_account::run(client_for("service-account-controller"), caches(), stop()));
-    set.spawn(root_ca::run(client_for("root-ca-cert-publisher"), caches(), root_ca_pem, stop()));
-    set.spawn(namespace::run(client_for("namespace-controller"), caches(), stop()));
-    set.spawn(node_ipam::run(client_for("node-controller"), caches(), ranges, stop()));
-    set.spawn(node_lifecycle::run(client_for("node-controller"), caches(), stop()));
-    set.spawn(endpoint_slice::run(client_for("endpointslice-controller"), caches(), stop()));
-    set.spawn(replica_set::run(client_for("replicaset-controller"), caches(), stop()));
-    set.spawn(deployment::run(client_for("deployment-controller"), caches(), stop()));
-    set.spawn(garbage_collector::run(client_for("generic-garbage-collector"), stop()));
-    set.spawn(pod_gc::run(client_for("pod-garbage-collector"), caches(), stop()));
+    for (name, start) in CONTROLLERS {
+        if is_enabled(&setup.config.enabled, name) {
+            set.spawn(start(&setup));
+        }
+    }
+    if set.is_empty() {
+        setup.shutdown.cancelled().await;
+    }
     while let Some(ended) = set.join_next().await {
         ended.map_err(Error::Panic)?;
     }
@@ -111,5 +248,25 @@ fn unless_code<T>(outcome: Result<T, kube::Error>, code: u16) -> Result<(), kube
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == code => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn controllers_are_chosen_by_name() {
+        let choice = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+        for (text, name, want) in [
+            ("*", "job-controller", true),
+            ("*,-job-controller", "job-controller", false),
+            ("*,-job-controller", "cronjob-controller", true),
+            ("job-controller", "job-controller", true),
+            ("job-controller", "cronjob-controller", false),
+        ] {
+            assert_eq!(is_enabled(&choice(text), name), want, "{text} {name}");
+        }
+        assert!(check(&choice("*,-job-controller")).is_ok() && check(&choice("*,-jobs")).is_err());
     }
 }

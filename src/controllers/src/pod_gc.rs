@@ -12,20 +12,12 @@ use kube::api::{Api, DeleteParams, Preconditions};
 use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::{pods, unless_code};
+use crate::{ownership, pods, unless_code};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(20);
 /// Finished pods that are kept (`--terminated-pod-gc-threshold`).
 const FINISHED_MAX: usize = 12_500;
-
-fn node(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
-}
-
-fn is_finished(pod: &Pod) -> bool {
-    matches!(pods::phase(pod), "Succeeded" | "Failed")
-}
 
 /// The pods to remove. A node counts as gone when two looks in a row did not see it: pods may be known
 /// before their node is.
@@ -35,13 +27,14 @@ fn decide<'a>(
     missed: &HashSet<String>,
     keep: usize,
 ) -> Vec<&'a Pod> {
-    let pods: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
-    let mut finished: Vec<&Pod> = pods.iter().copied().filter(|pod| is_finished(pod)).collect();
+    let all: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
+    let mut finished: Vec<&Pod> =
+        all.iter().copied().filter(|pod| pods::is_finished(pod)).collect();
     finished.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
     let surplus = finished.len().saturating_sub(keep);
     let mut unwanted = finished[..surplus].to_vec();
-    for pod in pods {
-        let name = node(pod);
+    for pod in all {
+        let name = pods::node(pod);
         let orphaned = !name.is_empty() && !nodes.contains(name) && missed.contains(name);
         let unscheduled = name.is_empty() && pod.metadata.deletion_timestamp.is_some();
         if (orphaned || unscheduled) && !unwanted.iter().any(|other| std::ptr::eq(*other, pod)) {
@@ -67,7 +60,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
             nodes.store().state().iter().map(|node| node.name_any()).collect();
         let state = pods.store().state();
         for pod in decide(&state, &known, &missed, FINISHED_MAX) {
-            let (namespace, name) = pods::key(pod);
+            let (namespace, name) = ownership::key(pod);
             let preconditions = Preconditions { uid: pod.uid(), ..Preconditions::default() };
             let parameters = DeleteParams::default().grace_period(0).preconditions(preconditions);
             let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
@@ -75,7 +68,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 tracing::debug!(namespace, name, %error, "a pod without a node stays for now");
             }
         }
-        let named = state.iter().map(|pod| node(pod).to_owned());
+        let named = state.iter().map(|pod| pods::node(pod).to_owned());
         missed = named.filter(|name| !name.is_empty() && !known.contains(name)).collect();
     }
 }

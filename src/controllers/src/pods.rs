@@ -1,61 +1,59 @@
 //! What the controllers of pods share: pods made from templates, whose they are, and how they do.
 //!
-//! Source: `pkg/controller/controller_utils.go`, `pkg/controller/controller_ref_manager.go`.
+//! Source: `pkg/controller/controller_utils.go`.
 
 use std::collections::HashSet;
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::labels::Selector;
 use client::{Change, Informer, Recorder, object_reference};
 use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Client, Resource, ResourceExt};
-use serde_json::json;
+
+use crate::ownership;
 
 /// How long the cache may take to show what was just written.
 const SETTLE: Duration = Duration::from_secs(5);
-
-/// The reference by which `owner` controls what it makes.
-pub fn owner_reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
-    OwnerReference {
-        api_version: K::api_version(&()).into_owned(),
-        kind: K::kind(&()).into_owned(),
-        name: owner.name_any(),
-        uid: owner.uid().unwrap_or_default(),
-        controller: Some(true),
-        block_owner_deletion: Some(true),
-    }
-}
-
-/// The reference of the object's controller.
-pub fn controller_of<K: Resource>(object: &K) -> Option<&OwnerReference> {
-    object.owner_references().iter().find(|owner| owner.controller == Some(true))
-}
-
-/// Whether `owner` controls the object.
-pub fn is_controlled_by<K: Resource, O: Resource>(object: &K, owner: &O) -> bool {
-    controller_of(object).is_some_and(|found| Some(&found.uid) == owner.meta().uid.as_ref())
-}
-
-/// The key, `namespace/name`, of the object's controller when that is of `kind`.
-pub fn controller_key<K: Resource>(object: &K, kind: &str) -> Option<(String, String)> {
-    let owner = controller_of(object).filter(|owner| owner.kind == kind)?;
-    Some((object.namespace()?, owner.name.clone()))
-}
-
-/// Namespace and name of an object.
-pub fn key<K: Resource>(object: &K) -> (String, String) {
-    (object.namespace().unwrap_or_default(), object.name_any())
-}
 
 /// The labels a selector picks; one that cannot be read picks nothing.
 pub fn selector(selector: &LabelSelector) -> Selector {
     let value = serde_json::to_value(selector).unwrap_or_default();
     Selector::from_label_selector(Some(&value)).unwrap_or_else(|_| Selector::nothing())
+}
+
+/// The keys of those a pod concerns: its controller when that is of `kind`, or, for an orphan, all whose
+/// selector picks it.
+pub fn owners<O>(
+    pod: &Pod,
+    kind: &str,
+    owners: &Informer<O>,
+    selector: impl Fn(&O) -> Option<LabelSelector>,
+) -> Vec<ownership::Key>
+where
+    O: Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    if ownership::controller_of(pod).is_some() {
+        return ownership::controller_key(pod, kind).into_iter().collect();
+    }
+    let all = owners.store().state();
+    let picking = all.iter().filter(|owner| {
+        owner.namespace() == pod.namespace()
+            && selector(owner).is_some_and(|s| self::selector(&s).matches(pod.labels()))
+    });
+    picking.map(|owner| ownership::key(owner.as_ref())).collect()
 }
 
 /// A pod as the template says, to be named by the API server from `generate_name`.
@@ -84,9 +82,49 @@ pub fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
 }
 
+/// Whether the pod has run to an end.
+pub fn is_finished(pod: &Pod) -> bool {
+    matches!(phase(pod), "Succeeded" | "Failed")
+}
+
 /// Whether the pod runs or still may: neither finished nor on its way out.
 pub fn is_active(pod: &Pod) -> bool {
-    !matches!(phase(pod), "Succeeded" | "Failed") && pod.metadata.deletion_timestamp.is_none()
+    !is_finished(pod) && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// Whether the pod is asked to go and has not ended yet.
+pub fn is_terminating(pod: &Pod) -> bool {
+    !is_finished(pod) && pod.metadata.deletion_timestamp.is_some()
+}
+
+/// The node the pod is on; empty until it has one.
+pub fn node(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+/// The names of the claims the pod uses, its own ephemeral ones included.
+pub fn claims(pod: &Pod) -> impl Iterator<Item = String> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| match &volume.persistent_volume_claim {
+        Some(source) => Some(source.claim_name.clone()),
+        None => volume.ephemeral.as_ref().map(|_| format!("{}-{}", pod.name_any(), volume.name)),
+    })
+}
+
+/// The pod's condition of this type.
+pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
+}
+
+/// When all containers had ended; the deletion, where they never started.
+pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let ends = statuses.into_iter().flatten().filter_map(|status| {
+        Some(status.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0)
+    });
+    ends.max()
+        .or_else(|| condition(pod, "Ready")?.last_transition_time.as_ref().map(|time| time.0))
+        .or_else(|| pod.metadata.deletion_timestamp.as_ref().map(|time| time.0))
 }
 
 /// Since when the pod has been ready.
@@ -255,51 +293,17 @@ impl Hands<'_> {
         (made, outcome)
     }
 
-    /// The pods that `owner` controls. Orphans that its selector picks are adopted; pods whose labels no
-    /// longer match are let go.
-    pub async fn claim<O: Resource<DynamicType = ()>>(
-        &self,
-        owner: &O,
-        picks: &Selector,
-    ) -> Result<Vec<std::sync::Arc<Pod>>, kube::Error> {
-        let namespace = owner.namespace().unwrap_or_default();
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-        let mut own = Vec::new();
-        for pod in self.pods.store().state() {
-            if pod.namespace().as_deref() != Some(&namespace) {
-                continue;
-            }
-            let matches = picks.matches(pod.labels());
-            let references = match controller_of(pod.as_ref()) {
-                Some(_) if !is_controlled_by(pod.as_ref(), owner) => continue,
-                Some(_) if matches || owner.meta().deletion_timestamp.is_some() => {
-                    own.push(pod);
-                    continue;
-                }
-                Some(mine) => {
-                    let others = pod.owner_references().iter().filter(|o| o.uid != mine.uid);
-                    others.cloned().collect()
-                }
-                None if !matches || !is_active(&pod) => continue,
-                None if owner.meta().deletion_timestamp.is_some() => continue,
-                None => {
-                    let mut references = pod.owner_references().to_vec();
-                    references.push(owner_reference(owner));
-                    references
-                }
-            };
-            let adopted = matches;
-            let patch = json!({"metadata": {"uid": pod.uid(), "ownerReferences": references}});
-            let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
-            match api.patch(&pod.name_any(), &parameters, &patch).await {
-                Ok(patched) if adopted => own.push(std::sync::Arc::new(patched)),
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        own.sort_by_key(|pod| pod.name_any());
-        Ok(own)
+    /// The pods that `owner` controls; orphans that its selector picks are adopted while they are of use.
+    pub async fn claim<O>(&self, owner: &O, picks: &Selector) -> Result<Vec<Arc<Pod>>, kube::Error>
+    where
+        O: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + serde::de::DeserializeOwned,
+    {
+        let all = self.pods.store().state();
+        let picks = |pod: &Pod| picks.matches(pod.labels());
+        ownership::claim(self.client, owner, all, picks, is_active).await
     }
 }
 
@@ -313,6 +317,8 @@ pub fn text(error: &kube::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn pod(value: serde_json::Value) -> Pod {

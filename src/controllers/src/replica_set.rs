@@ -2,18 +2,23 @@
 //!
 //! Source: `pkg/controller/replicaset`.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::{Informers, Recorder};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, PostParams};
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use crate::ownership::{self, Key};
 use crate::pods::{self, Hands};
 use crate::queue::{self, Failure, Next};
 use crate::{touched, unless_code};
@@ -72,10 +77,7 @@ fn status(
     }
     let terminating = own
         .iter()
-        .filter(|pod| {
-            pod.metadata.deletion_timestamp.is_some()
-                && !matches!(pods::phase(pod), "Succeeded" | "Failed")
-        })
+        .filter(|pod| pod.metadata.deletion_timestamp.is_some() && !pods::is_finished(pod))
         .count() as i32;
     ReplicaSetStatus {
         replicas: count(&|_| true),
@@ -99,31 +101,61 @@ fn next_look(set: &ReplicaSet, status: &ReplicaSetStatus) -> Next {
     Next::Done
 }
 
-async fn sync(set: &ReplicaSet, hands: &Hands<'_>) -> Result<Next, Failure> {
+/// What is kept at a number of pods: a ReplicaSet, or what can be seen as one.
+pub trait Replicated:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    /// It as a ReplicaSet.
+    fn as_set(&self) -> ReplicaSet;
+    /// It with this status.
+    fn with_status(&self, status: ReplicaSetStatus) -> Self;
+}
+
+impl Replicated for ReplicaSet {
+    fn as_set(&self) -> ReplicaSet {
+        self.clone()
+    }
+
+    fn with_status(&self, status: ReplicaSetStatus) -> Self {
+        Self { status: Some(status), ..self.clone() }
+    }
+}
+
+async fn sync<R: Replicated>(owner: &R, hands: &Hands<'_>) -> Result<Next, Failure> {
+    let set = owner.as_set();
     let Some(spec) = set.spec.as_ref() else { return Ok(Next::Done) };
     let picks = pods::selector(&spec.selector);
-    let own = hands.claim(set, &picks).await?;
-    let plan = plan(set, &own);
+    let own = hands.claim(owner, &picks).await?;
+    let plan = plan(&set, &own);
     let template = spec.template.clone().unwrap_or_default();
     let pod = pods::from_template(
         &template,
-        pods::owner_reference(set),
+        ownership::owner_reference(owner),
         Some(format!("{}-", set.name_any())),
     );
     let unwanted: Vec<&Pod> =
         own.iter().filter(|p| plan.delete.contains(&p.name_any())).map(AsRef::as_ref).collect();
-    let (_, outcome) = hands.change(set, vec![pod; plan.create], &unwanted).await;
+    let more = plan.create;
+    let (_, outcome) = hands.change(owner, vec![pod; more], &unwanted).await;
     let failure = outcome.as_ref().err().map(pods::text);
-    let seen = hands.pods.store().state();
-    let own: Vec<Arc<Pod>> =
-        seen.into_iter().filter(|pod| pods::is_controlled_by(pod.as_ref(), set)).collect();
-    let status = status(set, &own, failure.as_deref(), Timestamp::now());
-    let next = next_look(set, &status);
+    let own = hands.pods.store().state_filter(|pod| ownership::is_controlled_by(pod, owner));
+    let status = status(&set, &own, failure.as_deref(), Timestamp::now());
+    let mut next = next_look(&set, &status);
+    if more == BURST {
+        // There is more to make than one go allows.
+        next = Next::After(Duration::ZERO);
+    }
     if set.status.as_ref() != Some(&status) {
-        let mut told = set.clone();
-        told.status = Some(status);
         let namespace = set.namespace().unwrap_or_default();
-        let api: Api<ReplicaSet> = Api::namespaced(hands.client.clone(), &namespace);
+        let api: Api<R> = Api::namespaced(hands.client.clone(), &namespace);
+        let told = owner.with_status(status);
         let parameters = PostParams::default();
         unless_code(api.replace_status(&set.name_any(), &parameters, &told).await, 404)?;
     }
@@ -133,39 +165,38 @@ async fn sync(set: &ReplicaSet, hands: &Hands<'_>) -> Result<Next, Failure> {
 
 /// Runs until `shutdown`.
 pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
-    let sets = informers.get::<ReplicaSet>();
+    run_for::<ReplicaSet>("replicaset-controller", client, informers, shutdown).await;
+}
+
+/// Looks after everything of kind `R`, its events in the name of `component`, until `shutdown`.
+pub async fn run_for<R: Replicated>(
+    component: &'static str,
+    client: Client,
+    informers: Informers,
+    shutdown: CancellationToken,
+) {
+    let sets = informers.get::<R>();
     let pods = informers.get::<Pod>();
-    let events = Recorder::new(client.clone(), "replicaset-controller", "");
+    let events = Recorder::new(client.clone(), component, "");
     sets.ready().await;
     pods.ready().await;
     let of_pod = {
         let sets = sets.clone();
-        move |pod: &Pod| match pods::controller_of(pod) {
-            Some(_) => pods::controller_key(pod, "ReplicaSet").into_iter().collect(),
-            // An orphan concerns every set whose selector picks it.
-            None => sets
-                .store()
-                .state()
-                .iter()
-                .filter(|set| {
-                    set.namespace() == pod.namespace()
-                        && set.spec.as_ref().is_some_and(|spec| {
-                            pods::selector(&spec.selector).matches(pod.labels())
-                        })
-                })
-                .map(|set| pods::key(set.as_ref()))
-                .collect(),
+        move |pod: &Pod| {
+            pods::owners(pod, &R::kind(&()), &sets, |set| Some(set.as_set().spec?.selector))
         }
     };
-    let changes =
-        futures::stream::select(touched(&sets, |set| vec![pods::key(set)]), touched(&pods, of_pod));
-    queue::run("replicaset", changes, shutdown, |(namespace, name): (String, String)| {
-        let set = sets.get(&namespace, &name);
+    let changes = futures::stream::select(
+        touched(&sets, |set: &R| vec![ownership::key(set)]),
+        touched(&pods, of_pod),
+    );
+    queue::run(component, changes, shutdown, |key: Key| {
+        let set = sets.get(&key.0, &key.1);
         let (client, pods, events) = (client.clone(), pods.clone(), events.clone());
         Box::pin(async move {
             let Some(set) = set else { return Ok(Next::Done) };
             let hands = Hands { client: &client, pods: &pods, events: &events };
-            sync(&set, &hands).await
+            sync(set.as_ref(), &hands).await
         })
     })
     .await;

@@ -417,6 +417,8 @@ fn start_components(
         informers: informers.clone(),
         cluster_cidr: CLUSTER_CIDR.into(),
         root_ca_pem: server.pki().ca_pem().to_owned(),
+        volumes_dir: settings.paths.data.join("volumes"),
+        enabled: settings.controllers.clone(),
     };
     tasks.spawn("controller manager", async move { Ok(controllers::run(config, stop).await?) });
 

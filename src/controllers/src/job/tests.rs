@@ -1,0 +1,184 @@
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::decide::{FINALIZER, Plan, decide, holds};
+use super::indexes::{FAILURES, INDEX};
+
+fn now() -> Timestamp {
+    "2026-01-01T01:00:00Z".parse().expect("a time")
+}
+
+fn job(spec: Value, status: Value) -> Job {
+    let mut all = json!({"selector": {}, "template": {"spec": {"containers": []}}, "parallelism": 2,
+        "completions": 3, "backoffLimit": 6, "podReplacementPolicy": "TerminatingOrFailed"});
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        all[key] = value.clone();
+    }
+    serde_json::from_value(json!({"metadata": {"name": "j", "namespace": "n", "uid": "u"},
+        "spec": all, "status": status}))
+    .expect("a job")
+}
+
+fn pod(name: &str, phase: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "n", "uid": name, "finalizers": [FINALIZER]},
+        "status": {"phase": phase, "containerStatuses": [{"name": "c", "image": "", "imageID": "",
+            "ready": false, "restartCount": 0,
+            "state": {"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T00:00:00Z"}}}]}})
+}
+
+fn indexed(name: &str, phase: &str, index: i32) -> Value {
+    let mut pod = pod(name, phase);
+    pod["metadata"]["annotations"] = json!({INDEX: index.to_string(), FAILURES: "0"});
+    pod
+}
+
+fn plan(job: &Job, pods: &[Value]) -> Plan {
+    let pods: Vec<Box<Pod>> = pods
+        .iter()
+        .map(|pod| Box::new(serde_json::from_value(pod.clone()).expect("a pod")))
+        .collect();
+    decide(job, &pods, now())
+}
+
+fn conditions(plan: &Plan) -> Vec<String> {
+    let all = plan.status.conditions.iter().flatten();
+    all.filter(|c| c.status == "True").map(|c| c.type_.clone()).collect()
+}
+
+#[test]
+fn as_many_pods_run_as_should() {
+    let cases = [
+        // spec, pods → made, deleted
+        (json!({}), vec![], 2, 0),
+        (json!({"parallelism": 9}), vec![], 3, 0),
+        (json!({}), vec![pod("a", "Running")], 1, 0),
+        (json!({"parallelism": 1}), vec![pod("a", "Running"), pod("b", "Pending")], 0, 1),
+        (json!({}), vec![pod("a", "Succeeded"), pod("b", "Succeeded")], 1, 0),
+        (json!({"completions": null}), vec![pod("a", "Succeeded"), pod("b", "Running")], 0, 0),
+        (json!({"suspend": true}), vec![pod("a", "Running")], 0, 1),
+    ];
+    for (spec, pods, made, deleted) in cases {
+        let plan = plan(&job(spec.clone(), json!({})), &pods);
+        assert_eq!((plan.create.len(), plan.delete.len()), (made, deleted), "{spec}");
+    }
+}
+
+#[test]
+fn ends_are_noted_released_and_counted_once() {
+    let job_0 = job(json!({"completions": 1}), json!({"startTime": "2026-01-01T00:00:00Z"}));
+    let first = plan(&job_0, &[pod("a", "Succeeded")]);
+    let uncounted = first.status.uncounted_terminated_pods.clone().expect("some");
+    assert_eq!(uncounted.succeeded, Some(vec!["a".into()]));
+    assert_eq!((first.release.as_slice(), first.status.succeeded), (&["a".to_owned()][..], None));
+    assert_eq!(conditions(&first), ["SuccessCriteriaMet"]);
+
+    let mut job_1 = job_0.clone();
+    job_1.status = Some(first.status);
+    let mut free = pod("a", "Succeeded");
+    free["metadata"]["finalizers"] = json!([]);
+    let second = plan(&job_1, &[free.clone()]);
+    assert_eq!(second.status.succeeded, Some(1));
+    assert_eq!(conditions(&second), ["SuccessCriteriaMet", "Complete"]);
+    assert_eq!(second.events[0].reason, "Completed");
+    assert!(second.status.completion_time.is_some() && second.release.is_empty());
+
+    // A pod that is gone was counted as well.
+    assert_eq!(plan(&job_1, &[]).status.succeeded, Some(1));
+}
+
+#[test]
+fn too_many_failures_end_the_job() {
+    let limited = job(json!({"backoffLimit": 1}), json!({"failed": 1}));
+    let first = plan(&limited, &[pod("a", "Failed"), pod("b", "Running")]);
+    assert_eq!(
+        (conditions(&first), first.delete.as_slice()),
+        (vec!["FailureTarget".into()], &["b".to_owned()][..])
+    );
+    let found = holds(&first.status, "FailureTarget").expect("it failed");
+    assert_eq!(found.reason.as_deref(), Some("BackoffLimitExceeded"));
+    assert!(holds(&plan(&limited, &[]).status, "FailureTarget").is_none());
+
+    let late =
+        job(json!({"activeDeadlineSeconds": 10}), json!({"startTime": "2026-01-01T00:00:00Z"}));
+    let found = plan(&late, &[]);
+    let reason = holds(&found.status, "Failed").and_then(|c| c.reason.clone());
+    assert_eq!(reason.as_deref(), Some("DeadlineExceeded"));
+}
+
+#[test]
+fn failures_delay_the_next_try() {
+    let mut recent = pod("a", "Failed");
+    recent["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] =
+        json!("2026-01-01T00:59:57Z");
+    let waiting = plan(&job(json!({}), json!({})), &[recent]);
+    assert_eq!((waiting.create.len(), waiting.again), (0, Some(Duration::from_secs(7))));
+    assert_eq!(plan(&job(json!({}), json!({})), &[pod("a", "Failed")]).create.len(), 2);
+}
+
+#[test]
+fn indexes_are_filled_in_order() {
+    let spec = json!({"completionMode": "Indexed", "completions": 4, "parallelism": 3});
+    let made = plan(&job(spec, json!({"completedIndexes": "1"})), &[indexed("a", "Running", 0)]);
+    let indexes: Vec<_> = made.create.iter().map(|wanted| wanted.index).collect();
+    assert_eq!(indexes, [Some(2), Some(3)]);
+    assert_eq!(made.status.succeeded, Some(1));
+}
+
+#[test]
+fn an_index_may_fail_alone() {
+    let spec = json!({"completionMode": "Indexed", "completions": 2, "parallelism": 2,
+        "backoffLimitPerIndex": 0, "backoffLimit": i32::MAX});
+    let failed =
+        plan(&job(spec, json!({})), &[indexed("a", "Failed", 0), indexed("b", "Succeeded", 1)]);
+    assert_eq!(failed.status.failed_indexes.as_deref(), Some("0"));
+    let reason = holds(&failed.status, "FailureTarget").and_then(|c| c.reason.clone());
+    assert_eq!(reason.as_deref(), Some("FailedIndexes"));
+
+    let spec = json!({"completionMode": "Indexed", "completions": 2, "parallelism": 2,
+        "backoffLimitPerIndex": 1, "backoffLimit": i32::MAX});
+    let again =
+        plan(&job(spec, json!({})), &[indexed("a", "Failed", 0), indexed("b", "Running", 1)]);
+    assert_eq!(again.create[0].failures, Some((1, 0)));
+    // It keeps the count until its successor is there.
+    assert!(again.release.is_empty());
+}
+
+#[test]
+fn success_may_come_before_completion() {
+    let spec = json!({"completionMode": "Indexed", "completions": 3, "parallelism": 3,
+        "successPolicy": {"rules": [{"succeededIndexes": "0,2", "succeededCount": 1}]}});
+    let early =
+        plan(&job(spec, json!({})), &[indexed("a", "Running", 1), indexed("b", "Succeeded", 2)]);
+    assert_eq!((conditions(&early), early.delete.len()), (vec!["SuccessCriteriaMet".into()], 1));
+    let found = holds(&early.status, "SuccessCriteriaMet").expect("it is told");
+    assert_eq!(found.message.as_deref(), Some("Matched rules at index 0"));
+}
+
+#[test]
+fn replacement_may_wait_for_the_end() {
+    let mut going = pod("a", "Running");
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let strict = job(json!({"podReplacementPolicy": "Failed"}), json!({}));
+    let plan_strict = plan(&strict, &[going.clone()]);
+    assert_eq!((plan_strict.create.len(), plan_strict.status.terminating), (1, Some(1)));
+    let plan_early = plan(&job(json!({"backoffLimit": 6}), json!({})), &[going]);
+    assert_eq!(plan_early.release, ["a"]);
+}
+
+#[test]
+fn suspension_is_told() {
+    let stopped = plan(&job(json!({"suspend": true}), json!({})), &[]);
+    assert_eq!(
+        (conditions(&stopped), stopped.events[0].reason.as_str()),
+        (vec!["Suspended".into()], "Suspended")
+    );
+    let mut job = job(json!({}), json!({}));
+    job.status = Some(stopped.status);
+    let resumed = plan(&job, &[]);
+    assert_eq!((conditions(&resumed), resumed.events[0].reason.as_str()), (vec![], "Resumed"));
+    assert_eq!(resumed.create.len(), 2);
+}
