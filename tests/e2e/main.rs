@@ -11,3 +11,4 @@ mod network;
 mod pods;
 mod registry;
 mod streams;
+mod workloads;

@@ -14,6 +14,7 @@ pub mod patch;
 pub mod pattern;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
 pub mod schema;
 pub mod status;
 pub mod structural;

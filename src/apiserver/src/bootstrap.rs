@@ -38,6 +38,9 @@ pub async fn run(registry: &Registry, options: &Options) -> Result<(), Status> {
     for class in priority_classes() {
         ensure(registry, "scheduling.k8s.io", "priorityclasses", class, keep).await?;
     }
+    for class in storage_classes() {
+        ensure(registry, "storage.k8s.io", "storageclasses", class, keep).await?;
+    }
     for (plural, object) in rbac_objects() {
         let mend = if plural.ends_with("bindings") { mend_binding } else { mend_role };
         ensure(registry, RBAC, plural, object, mend).await?;
@@ -175,6 +178,24 @@ fn priority_classes() -> [Value; 2] {
         ),
         class("system-node-critical", 2_000_001_000, "must not be moved from their current node"),
     ]
+}
+
+/// The classes of the built-in provisioner, under the names that k3s and kind have made usual.
+fn storage_classes() -> [Value; 2] {
+    let class = |name: &str, default: &str| {
+        json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+            "metadata": {
+                "name": name,
+                "annotations": {"storageclass.kubernetes.io/is-default-class": default},
+            },
+            "provisioner": "rootlet.dev/local-path",
+            "reclaimPolicy": "Delete",
+            "volumeBindingMode": "WaitForFirstConsumer",
+            "allowVolumeExpansion": true,
+        })
+    };
+    [class("local-path", "true"), class("standard", "false")]
 }
 
 fn role_metadata(name: &str, namespace: Option<&str>, aggregate_to: &str) -> Value {

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
@@ -194,6 +194,39 @@ impl Pki {
         self.issue(common_name, params)
     }
 
+    /// The certificate that a signing request (PEM) asks for, for a client, a server or both, valid for so
+    /// long, as PEM. What the request says of a CA or of usages is not taken over; its subject and names are.
+    pub fn sign_request(
+        &self,
+        request_pem: &str,
+        (client, server): (bool, bool),
+        validity: Duration,
+    ) -> Result<String, Error> {
+        let usages = [
+            client.then_some(ExtendedKeyUsagePurpose::ClientAuth),
+            server.then_some(ExtendedKeyUsagePurpose::ServerAuth),
+        ];
+        let failed = |source| Error::Issue { name: "the request's subject".into(), source };
+        let mut request = CertificateSigningRequestParams::from_pem(request_pem).map_err(failed)?;
+        let organisations = organisations(request_pem);
+        if organisations.len() > 2 {
+            let name = "the request's subject".to_owned();
+            return Err(Error::TooManyGroups { name, count: organisations.len() });
+        }
+        if let [first, second] = organisations.as_slice() {
+            let name = &mut request.params.distinguished_name;
+            name.push(DnType::OrganizationName, first.as_str());
+            name.push(DnType::CustomDnType(vec![2, 5, 4, 10]), second.as_str());
+        }
+        request.params.is_ca = IsCa::ExplicitNoCa;
+        request.params.extended_key_usages = usages.into_iter().flatten().collect();
+        request.params.key_usages =
+            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        request.params.use_authority_key_identifier_extension = true;
+        set_validity(&mut request.params, validity.min(CA_VALIDITY));
+        Ok(request.signed_by(&self.0.issuer).map_err(failed)?.pem())
+    }
+
     /// The API server's own certificate: kept on disk, issued anew when it runs out, when the
     /// authority changed, or when other names are wanted.
     pub fn serving(&self, sans: &[String]) -> Result<KeyPair, Error> {
@@ -298,6 +331,19 @@ pub fn serving_sans(
     let mut seen = BTreeSet::new();
     sans.retain(|san| seen.insert(san.clone()));
     sans
+}
+
+/// The organisations in a signing request's subject.
+fn organisations(request_pem: &str) -> Vec<String> {
+    use x509_parser::prelude::FromDer;
+    let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(request_pem.as_bytes()) else {
+        return Vec::new();
+    };
+    let request =
+        x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents);
+    let Ok((_, request)) = request else { return Vec::new() };
+    let subject = &request.certification_request_info.subject;
+    subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect()
 }
 
 type Chain = (Vec<CertificateDer<'static>>, rustls_pki_types::PrivateKeyDer<'static>);

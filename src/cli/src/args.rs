@@ -54,6 +54,15 @@ pub struct Up {
     /// Registry mirrors, credentials and CAs, in the format of k3s' registries.yaml.
     #[arg(long, value_name = "FILE")]
     pub registries: Option<PathBuf>,
+    /// Controllers to run: `foo` names one, `-foo` leaves it out, `*` stands for all others.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "*",
+        allow_hyphen_values = true
+    )]
+    pub controllers: Vec<String>,
     /// Write the kubeconfig of this cluster alone to FILE, instead of adding a context to your own.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,

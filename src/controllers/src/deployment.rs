@@ -80,6 +80,81 @@ fn sum(sets: &[&ReplicaSet], of: fn(&ReplicaSet) -> i32) -> i32 {
     sets.iter().map(|set| of(set)).sum()
 }
 
+fn number(set: &ReplicaSet, annotation: &str) -> Option<i32> {
+    set.annotations().get(annotation)?.parse().ok()
+}
+
+/// Whether the Deployment's size was changed while its sets were of another.
+fn is_resized(spec: &DeploymentSpec, all: &[&ReplicaSet]) -> bool {
+    let wanted = replicas(spec);
+    all.iter().any(|set| size(set) > 0 && number(set, DESIRED).is_some_and(|known| known != wanted))
+}
+
+/// A change of size alone: what is there grows or shrinks in proportion, without rolling on.
+fn resized(
+    spec: &DeploymentSpec,
+    new: Option<&ReplicaSet>,
+    old: &[&ReplicaSet],
+) -> BTreeMap<String, i32> {
+    let wanted = replicas(spec);
+    let all: Vec<&ReplicaSet> = new.into_iter().chain(old.iter().copied()).collect();
+    let mut active: Vec<&ReplicaSet> = all.iter().copied().filter(|set| size(set) > 0).collect();
+    let latest = || new.or_else(|| old.iter().copied().max_by_key(|set| revision(set)));
+    let only = match active.as_slice() {
+        [] => latest(),
+        [one] => Some(*one),
+        _ => None,
+    };
+    if let Some(set) = only {
+        return BTreeMap::from([(set.name_any(), wanted)]);
+    }
+    let saturated = |set: &&ReplicaSet| {
+        size(set) == wanted && number(set, DESIRED) == Some(wanted) && available(set) == wanted
+    };
+    if new.filter(saturated).is_some() {
+        return old.iter().map(|set| (set.name_any(), 0)).collect();
+    }
+    if is_recreate(spec) {
+        return BTreeMap::new();
+    }
+    let most = if wanted > 0 { wanted + bounds(spec).0 } else { 0 };
+    let add = most - sum(&active, size);
+    let created = |set: &ReplicaSet| set.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    active.sort_by(|a, b| {
+        let by_age = created(a).cmp(&created(b));
+        size(b).cmp(&size(a)).then(if add > 0 { by_age.reverse() } else { by_age })
+    });
+    let mut added = 0;
+    let mut sizes = BTreeMap::new();
+    for set in &active {
+        let share = share_of(spec, set, add, added);
+        added += share;
+        sizes.insert(set.name_any(), size(set) + share);
+    }
+    // What rounding leaves goes to the largest.
+    if let Some(first) = active.first() {
+        sizes.entry(first.name_any()).and_modify(|size| *size = (*size + add - added).max(0));
+    }
+    sizes
+}
+
+/// A set's part of `add` more pods, of which `added` are given out.
+fn share_of(spec: &DeploymentSpec, set: &ReplicaSet, add: i32, added: i32) -> i32 {
+    let wanted = replicas(spec);
+    if add == 0 || add == added {
+        return 0;
+    }
+    let fraction = if wanted == 0 {
+        -size(set)
+    } else {
+        let most = f64::from(wanted + bounds(spec).0);
+        let before = f64::from(number(set, MAX).unwrap_or_else(|| size(set)).max(1));
+        (f64::from(size(set)) * most / before).round() as i32 - size(set)
+    };
+    let rest = add - added;
+    if add > 0 { fraction.min(rest) } else { fraction.max(rest) }
+}
+
 /// The sizes the sets shall have now, by name; sets that stay as they are, are not named.
 fn sizes(
     spec: &DeploymentSpec,
@@ -91,12 +166,8 @@ fn sizes(
     let wanted = replicas(spec);
     let (surge, down) = bounds(spec);
     let all: Vec<&ReplicaSet> = new.into_iter().chain(old.iter().copied()).collect();
-    if spec.paused == Some(true) {
-        // A paused roll-out keeps its shape; only a change of size is passed on, to the newest set.
-        if let Some(set) = new.filter(|_| sum(old, size) == 0) {
-            sizes.insert(set.name_any(), wanted);
-        }
-        return sizes;
+    if spec.paused == Some(true) || is_resized(spec, &all) {
+        return resized(spec, new, old);
     }
     if is_recreate(spec) {
         sizes.extend(old.iter().map(|set| (set.name_any(), 0)));
@@ -342,13 +413,10 @@ impl Controller {
         }
         let namespace = deployment.namespace().unwrap_or_default();
         let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &namespace);
-        let own: Vec<Arc<ReplicaSet>> = self
-            .sets
-            .store()
-            .state()
-            .into_iter()
-            .filter(|set| ownership::is_controlled_by(set.as_ref(), deployment))
-            .collect();
+        let picks = pods::selector(&spec.selector);
+        let matches = |set: &ReplicaSet| picks.matches(set.labels());
+        let all = self.sets.store().state();
+        let own = ownership::claim(&self.client, deployment, all, matches, |_| true).await?;
         let wanted = bare(&spec.template);
         let is_new = |set: &ReplicaSet| {
             set.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| bare(t) == wanted)
@@ -388,7 +456,7 @@ impl Controller {
             let to = sizes.get(&set.name_any()).copied().unwrap_or_else(|| size(set));
             let current = new.as_ref().is_some_and(|new| new.uid() == set.uid());
             let revision = (current && revision(set) < newest).then_some(newest + 1);
-            self.resize(deployment, spec, &api, set, to, revision).await?;
+            self.resize(deployment, spec, &api, set, to, (current, revision)).await?;
         }
         for name in outdated(spec, &old) {
             unless_code(api.delete(&name, &DeleteParams::background()).await, 404)?;
@@ -427,7 +495,7 @@ impl Controller {
         api: &Api<ReplicaSet>,
         set: &ReplicaSet,
         to: i32,
-        revision: Option<i64>,
+        (current, revision): (bool, Option<i64>),
     ) -> Result<(), Failure> {
         let from = size(set);
         let mut changed = set.clone();
@@ -437,6 +505,12 @@ impl Controller {
         annotations.insert(MAX.into(), (replicas(spec) + bounds(spec).0).to_string());
         if let Some(revision) = revision {
             annotations.insert(REVISION.into(), revision.to_string());
+        }
+        if current {
+            let own =
+                deployment.annotations().iter().filter(|(key, _)| !OWN.contains(&key.as_str()));
+            annotations.extend(own.map(|(key, value)| (key.clone(), value.clone())));
+            changed.spec.get_or_insert_default().min_ready_seconds = spec.min_ready_seconds;
         }
         if &changed == set {
             return Ok(());
@@ -507,14 +581,26 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
             key.filter(recreates).into_iter().collect()
         }
     };
+    let of_set = {
+        let deployments = deployments.clone();
+        move |set: &ReplicaSet| -> Vec<ownership::Key> {
+            if ownership::controller_of(set).is_some() {
+                return ownership::controller_key(set, "Deployment").into_iter().collect();
+            }
+            let all = deployments.store().state();
+            let picking = all.iter().filter(|deployment| {
+                deployment.namespace() == set.namespace()
+                    && deployment
+                        .spec
+                        .as_ref()
+                        .is_some_and(|spec| pods::selector(&spec.selector).matches(set.labels()))
+            });
+            picking.map(|deployment| ownership::key(deployment.as_ref())).collect()
+        }
+    };
     let changes = futures::stream::select(
         touched(&deployments, |deployment| vec![ownership::key(deployment)]),
-        futures::stream::select(
-            touched(&sets, |set| {
-                ownership::controller_key(set, "Deployment").into_iter().collect()
-            }),
-            touched(&pods, of_pod),
-        ),
+        futures::stream::select(touched(&sets, of_set), touched(&pods, of_pod)),
     );
     let controller = Arc::new(Controller { client, sets, pods, events });
     queue::run("deployment", changes, shutdown, |(namespace, name): (String, String)| {
@@ -571,6 +657,32 @@ mod tests {
             let got = (sizes["new"], sizes.get("old").copied().unwrap_or(old_size));
             assert_eq!(got, (want, old_want), "new {size}/{ready}, old {old_size}/{old_ready}");
         }
+    }
+
+    #[test]
+    fn a_change_of_size_is_shared_in_proportion() {
+        let marked = |name: &str, size: i32, desired: i32, most: i32| {
+            let mut set = set(name, size, size);
+            set.annotations_mut().insert(DESIRED.into(), desired.to_string());
+            set.annotations_mut().insert(MAX.into(), most.to_string());
+            set
+        };
+        for (replicas, new, old, want) in [
+            // 10 with surge 3 grow to 20 with surge 5.
+            (20, 5, 8, (10, 15)),
+            (5, 5, 8, (3, 4)),
+            (0, 5, 8, (0, 0)),
+        ] {
+            let (new, old) = (marked("new", new, 10, 13), marked("old", old, 10, 13));
+            let sizes = sizes(&spec(replicas, rolling("25%", "25%")), Some(&new), &[&old], false);
+            let sum = sizes["new"] + sizes["old"];
+            let most = if replicas > 0 { replicas + (replicas + 3) / 4 } else { 0 };
+            assert_eq!(((sizes["new"], sizes["old"]), sum), (want, most), "{replicas}");
+        }
+        let mut paused = spec(3, rolling("1", "0%"));
+        paused.paused = Some(true);
+        let (new, empty) = (marked("new", 2, 2, 3), set("old", 0, 0));
+        assert_eq!(resized(&paused, Some(&new), &[&empty]), BTreeMap::from([("new".into(), 3)]));
     }
 
     #[test]

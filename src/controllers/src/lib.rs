@@ -2,9 +2,12 @@
 //! declares. They read through shared informers, write under an identity of their own, and keep nothing
 //! that could not be read again. Each file is one controller: a pure decision, and a thin loop around it.
 
+mod certificates;
+mod cluster_role_aggregation;
 mod cron_job;
 mod daemon_set;
 mod deployment;
+mod disruption;
 mod endpoint_slice;
 mod endpoint_slice_mirroring;
 mod endpoints;
@@ -16,6 +19,7 @@ mod namespace;
 mod node_ipam;
 mod node_lifecycle;
 mod node_selector;
+mod node_ttl;
 mod ownership;
 mod persistent_volume;
 mod pod_gc;
@@ -23,12 +27,17 @@ mod pods;
 mod queue;
 mod replica_set;
 mod replication_controller;
+mod resource_quota;
 mod root_ca;
 mod service_account;
+mod service_cidr;
 mod share;
 mod stateful_set;
+mod taint_eviction;
 mod ttl_after_finished;
 mod volume_protection;
+
+pub use certificates::{Order, Sign};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -50,10 +59,12 @@ pub struct Config {
     pub cluster_cidr: String,
     /// The cluster's CA, published to every namespace.
     pub root_ca_pem: String,
+    /// Signs certificates with the cluster's authority.
+    pub sign: Arc<Sign>,
     /// Where the built-in provisioner makes its folders; on this machine, where pods run.
     pub volumes_dir: PathBuf,
     /// Which controllers run, as `--controllers` of kube-controller-manager has it: `foo` is one, `-foo`
-    /// not, `*` all others. The first that names a controller decides.
+    /// not, `*` all others. The first that names a controller decides; none at all means all of them.
     pub enabled: Vec<String>,
 }
 
@@ -145,6 +156,28 @@ const CONTROLLERS: &[(&str, Start)] = &[
         garbage_collector::run(client, stop).boxed()
     }),
     controller!("pod-garbage-collector-controller", "pod-garbage-collector", pod_gc),
+    controller!("taint-eviction-controller", "node-controller", taint_eviction),
+    controller!("disruption-controller", "disruption-controller", disruption),
+    controller!("resourcequota-controller", "resourcequota-controller", resource_quota),
+    controller!(
+        "clusterrole-aggregation-controller",
+        "clusterrole-aggregation-controller",
+        cluster_role_aggregation
+    ),
+    controller!("ttl-controller", "ttl-controller", node_ttl),
+    controller!("service-cidr-controller", "service-cidrs-controller", service_cidr),
+    ("certificatesigningrequest-approving-controller", |setup| {
+        let (client, caches, stop) = setup.parts("certificate-controller");
+        certificates::run_approving(client, caches, stop).boxed()
+    }),
+    ("certificatesigningrequest-signing-controller", |setup| {
+        let (client, caches, stop) = setup.parts("certificate-controller");
+        certificates::run_signing(client, caches, setup.config.sign.clone(), stop).boxed()
+    }),
+    ("certificatesigningrequest-cleaner-controller", |setup| {
+        let (client, caches, stop) = setup.parts("certificate-controller");
+        certificates::run_cleaning(client, caches, stop).boxed()
+    }),
     ("persistentvolume-binder-controller", |setup| {
         let (client, caches, stop) = setup.parts("persistent-volume-binder");
         persistent_volume::run(client, caches, setup.config.volumes_dir.clone(), stop).boxed()
@@ -186,7 +219,7 @@ fn is_enabled(choice: &[String], name: &str) -> bool {
             return false;
         }
     }
-    choice.iter().any(|word| word == "*")
+    choice.is_empty() || choice.iter().any(|word| word == "*")
 }
 
 /// Runs the controllers until `shutdown`.

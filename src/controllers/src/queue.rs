@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
-use tokio_util::time::DelayQueue;
+use tokio_util::time::{DelayQueue, delay_queue};
 
 /// First delay after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(5);
@@ -53,6 +53,8 @@ pub async fn run<K, F>(
     let mut waiting: HashSet<K> = HashSet::new();
     let mut busy: HashSet<K> = HashSet::new();
     let mut delayed: DelayQueue<K> = DelayQueue::new();
+    // At most one later look at each key: the last outcome decides when.
+    let mut timers: HashMap<K, delay_queue::Key> = HashMap::new();
     let mut failures: HashMap<K, u32> = HashMap::new();
     let mut running = FuturesUnordered::new();
     loop {
@@ -69,24 +71,36 @@ pub async fn run<K, F>(
         tokio::select! {
             () = shutdown.cancelled() => return,
             Some(keys) = changes.next() => wanted = keys,
-            Some(expired) = delayed.next(), if !delayed.is_empty() => wanted.push(expired.into_inner()),
+            Some(expired) = delayed.next(), if !delayed.is_empty() => {
+                let key = expired.into_inner();
+                timers.remove(&key);
+                wanted.push(key);
+            }
             Some((key, outcome)) = running.next(), if !running.is_empty() => {
                 busy.remove(&key);
                 if waiting.contains(&key) {
                     ready.push_back(key.clone());
                 }
-                match outcome {
-                    Ok(Next::Done) => { failures.remove(&key); }
-                    Ok(Next::After(delay)) => {
+                if let Some(timer) = timers.remove(&key) {
+                    delayed.remove(&timer);
+                }
+                let later = match outcome {
+                    Ok(next) => {
                         failures.remove(&key);
-                        delayed.insert(key, delay);
+                        match next {
+                            Next::Done => None,
+                            Next::After(delay) => Some(delay),
+                        }
                     }
                     Err(error) => {
                         let count = failures.entry(key.clone()).or_default();
                         tracing::debug!(controller = name, ?key, %error, "trying again");
-                        delayed.insert(key, backoff(*count));
                         *count += 1;
+                        Some(backoff(*count - 1))
                     }
+                };
+                if let Some(delay) = later {
+                    timers.insert(key.clone(), delayed.insert(key, delay));
                 }
             }
         }

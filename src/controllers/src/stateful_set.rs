@@ -16,9 +16,8 @@ use client::{Informer, Informers, Recorder, object_reference};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::decide::{Plan, Revisions, decide, status};
@@ -236,10 +235,9 @@ impl Controller {
                 let Some(claim) = self.claims.get(&namespace, &name) else { continue };
                 let condemned = !wanted.contains(&number);
                 let Some(owners) = retention::owners(set, &claim, pod, condemned) else { continue };
-                let patch = json!({"metadata": {"uid": claim.uid(),
-                    "resourceVersion": claim.resource_version(), "ownerReferences": owners}});
-                let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
-                unless_code(api.patch(&name, &parameters, &patch).await, 404)?;
+                let mut owned = PersistentVolumeClaim::clone(&claim);
+                owned.metadata.owner_references = Some(owners);
+                unless_code(api.replace(&name, &PostParams::default(), &owned).await, 404)?;
             }
         }
         Ok(())

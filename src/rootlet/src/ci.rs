@@ -44,6 +44,7 @@ fn inside(arguments: &cli::args::Ci, paths: &Paths) -> anyhow::Result<u8> {
         cluster: cli::args::Cluster { name: paths.name.clone() },
         ephemeral: true,
         registries: arguments.registries.clone(),
+        controllers: vec!["*".to_owned()],
         ..cli::args::Up::default()
     };
     drop(up::launch(&flags, paths)?);

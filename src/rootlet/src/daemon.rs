@@ -387,6 +387,16 @@ fn service_account(server: &ApiServer, name: &str) -> kube::Client {
     )
 }
 
+/// Signs certificates for the controllers with the cluster's authority.
+fn sign(server: &ApiServer) -> Arc<controllers::Sign> {
+    let pki = server.pki().clone();
+    Arc::new(move |order| {
+        let purposes = (order.client, order.server);
+        let signed = pki.sign_request(order.request_pem, purposes, order.validity);
+        signed.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+    })
+}
+
 /// What the service proxy needs of the node's network.
 struct Link {
     network: netns::Control,
@@ -417,6 +427,7 @@ fn start_components(
         informers: informers.clone(),
         cluster_cidr: CLUSTER_CIDR.into(),
         root_ca_pem: server.pki().ca_pem().to_owned(),
+        sign: sign(server),
         volumes_dir: settings.paths.data.join("volumes"),
         enabled: settings.controllers.clone(),
     };

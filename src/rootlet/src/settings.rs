@@ -31,6 +31,9 @@ pub struct Settings {
     pub publish: Vec<IpAddr>,
     /// `registries.yaml`.
     pub registries: Option<PathBuf>,
+    /// Which controllers run, as `--controllers` says.
+    #[serde(default = "all_controllers")]
+    pub controllers: Vec<String>,
     /// Where the user's own kubeconfig has this cluster's context, if it was added.
     pub merged_into: Option<PathBuf>,
 }
@@ -38,6 +41,10 @@ pub struct Settings {
 /// Only programs on the host itself.
 pub fn loopback() -> Vec<IpAddr> {
     vec![Ipv4Addr::LOCALHOST.into()]
+}
+
+fn all_controllers() -> Vec<String> {
+    vec!["*".to_owned()]
 }
 
 impl Settings {

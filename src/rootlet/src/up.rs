@@ -41,6 +41,7 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
 
 fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings> {
     let known = Settings::read(&paths.settings())?;
+    controllers::check(&arguments.controllers).context("--controllers")?;
     let registries = match &arguments.registries {
         Some(file) => Some(
             std::fs::canonicalize(file)
@@ -64,6 +65,7 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
         merged_into: known.and_then(|known| known.merged_into),
         registries,
+        controllers: arguments.controllers.clone(),
         paths,
     })
 }

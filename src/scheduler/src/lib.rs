@@ -10,6 +10,7 @@ pub mod affinity;
 pub mod cache;
 pub mod cluster;
 pub mod framework;
+pub mod late_binding;
 pub mod node;
 mod nominator;
 pub mod plugins;

@@ -1,6 +1,7 @@
 //! The loop: takes in what the API server tells, decides about one pod after the other, and has the
 //! decisions written while it goes on. Nothing here waits for a request.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
 use crate::framework::{Event, Profiles};
+use crate::late_binding::{self, Promise, promises, reserved};
 use crate::nominator::Nominator;
+use crate::plugins::late_claims;
 use crate::pod::PodInfo;
 use crate::preemption::{Preemption, preempt};
 use crate::queue::{Queue, Waiting};
@@ -45,8 +48,23 @@ pub(crate) enum Input {
 
 /// A write that has come to an end.
 enum Written {
-    Bound { pod: Arc<PodInfo>, node: String, started: SystemTime, result: Result<(), kube::Error> },
+    Bound { pod: Arc<PodInfo>, node: String, started: SystemTime, result: Result<(), Refusal> },
     Told,
+}
+
+/// Why a decision could not be carried out.
+enum Refusal {
+    Binding(kube::Error),
+    Volumes(late_binding::Error),
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Binding(error) => write!(f, "binding rejected: {error}"),
+            Self::Volumes(error) => error.fmt(f),
+        }
+    }
 }
 
 pub(crate) struct Scheduler {
@@ -63,11 +81,13 @@ pub(crate) struct Scheduler {
     inputs: SelectAll<BoxStream<'static, Input>>,
     writes: JoinSet<Written>,
     /// Pods whose binding is being written.
-    binding: std::collections::HashMap<String, Waiting>,
+    binding: HashMap<String, Waiting>,
     queue: Queue,
     cache: Cache,
     nominator: Nominator,
     rotation: Rotation,
+    /// Volumes that are set aside for claims of pods being bound, by name.
+    reserved: HashMap<String, Arc<PersistentVolume>>,
 }
 
 impl Scheduler {
@@ -99,11 +119,12 @@ impl Scheduler {
             budgets: informers.get::<PodDisruptionBudget>(),
             inputs,
             writes: JoinSet::new(),
-            binding: std::collections::HashMap::new(),
+            binding: HashMap::new(),
             queue: Queue::default(),
             cache: Cache::default(),
             nominator: Nominator::default(),
             rotation: Rotation::default(),
+            reserved: HashMap::new(),
         }
     }
 
@@ -232,10 +253,20 @@ impl Scheduler {
             Some(((meta.namespace.clone()?, meta.name.clone()?), claim))
         });
         let volumes = self.volumes.store().state().into_iter();
+        let volumes = volumes.filter_map(|v| Some((v.metadata.name.clone()?, v)));
+        let mut volumes: HashMap<_, _> = volumes.collect();
+        for (name, reserved) in &self.reserved {
+            let claimed = |volume: &PersistentVolume| {
+                volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_some())
+            };
+            if let Some(known) = volumes.get_mut(name).filter(|known| !claimed(known)) {
+                *known = Arc::clone(reserved);
+            }
+        }
         let classes = self.classes.store().state().into_iter();
         let storage = Volumes {
             claims: claims.collect(),
-            volumes: volumes.filter_map(|v| Some((v.metadata.name.clone()?, v))).collect(),
+            volumes,
             classes: classes.filter_map(|c| Some((c.metadata.name.clone()?, c))).collect(),
         };
         self.cache.cluster.volumes = Arc::new(storage);
@@ -336,20 +367,70 @@ impl Scheduler {
         let detail =
             format!("{node}: {feasible} of {evaluated} nodes fit, attempt {}", waiting.attempts);
         trace::step("schedule", &pod.uid, arrived, &detail);
+        let promised = self.reserve(&pod, &node);
         self.cache.assume(Arc::new(pod.on(&node)));
         self.nominator.remove(&pod.uid);
         self.binding.insert(pod.uid.clone(), waiting);
-        let (client, started) = (self.client.clone(), SystemTime::now());
+        let (client, claims) = (self.client.clone(), self.claims.clone());
+        let started = SystemTime::now();
         self.writes.spawn(async move {
-            let result = report::bind(client, Arc::clone(&pod), &node).await;
+            let kept = match promised.as_slice() {
+                [] => Ok(()),
+                promised => late_binding::keep(client.clone(), &claims, promised, &node).await,
+            };
+            let result = match kept {
+                Ok(()) => {
+                    report::bind(client, Arc::clone(&pod), &node).await.map_err(Refusal::Binding)
+                }
+                Err(error) => Err(Refusal::Volumes(error)),
+            };
             Written::Bound { pod, node, started, result }
         });
     }
 
+    /// Sets aside what the pod's claims are to be bound to (Reserve).
+    fn reserve(&mut self, pod: &PodInfo, node: &str) -> Vec<Promise> {
+        let claims = late_claims(pod, &self.cache.cluster);
+        if claims.is_empty() {
+            return Vec::new();
+        }
+        let Some(place) = self.cache.cluster.node(node).cloned() else { return Vec::new() };
+        let promised = promises(&claims, &self.cache.cluster.volumes, &place).unwrap_or_default();
+        for Promise { claim, volume } in &promised {
+            let Some(volume) = volume else { continue };
+            let name = volume.metadata.name.clone().unwrap_or_default();
+            let kept = Arc::new(reserved(volume, claim));
+            let storage = Arc::make_mut(&mut self.cache.cluster.volumes);
+            storage.volumes.insert(name.clone(), Arc::clone(&kept));
+            self.reserved.insert(name, kept);
+        }
+        promised
+    }
+
+    /// What was set aside for the pod is bound, or free again.
+    fn unreserve(&mut self, pod: &PodInfo) {
+        let before = self.reserved.len();
+        if before == 0 {
+            return;
+        }
+        let names: Vec<String> = crate::plugins::claim_names(pod).map(|(name, _)| name).collect();
+        self.reserved.retain(|_, volume| {
+            let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+            claim.is_none_or(|claim| {
+                claim.namespace.as_deref() != Some(&pod.namespace)
+                    || claim.name.as_ref().is_none_or(|name| !names.contains(name))
+            })
+        });
+        if self.reserved.len() < before {
+            self.sync_storage();
+        }
+    }
+
     fn finish(&mut self, written: Result<Written, tokio::task::JoinError>) {
         let Ok(Written::Bound { pod, node, started, result }) = written else { return };
+        self.unreserve(&pod);
         let Some(mut waiting) = self.binding.remove(&pod.uid) else { return };
-        let Err(error) = result else {
+        let Err(refusal) = result else {
             trace::step("bind", &pod.uid, started, &node);
             let message = format!("Successfully assigned {} to {node}", pod.key());
             self.recorder.normal(object_reference(pod.pod.as_ref()), "Scheduled", message);
@@ -364,10 +445,10 @@ impl Scheduler {
         }
         waiting.pod = Arc::clone(&latest);
         self.queue.give_back_errored(&self.profiles, waiting);
-        if report::is_settled(&error) {
+        if matches!(&refusal, Refusal::Binding(error) if report::is_settled(error)) {
             return;
         }
-        let message = format!("binding rejected: {error}");
+        let message = refusal.to_string();
         self.recorder.warning(object_reference(latest.pod.as_ref()), "FailedScheduling", &*message);
         self.tell(latest, Unscheduled { reason: "SchedulerError", message }, None);
     }

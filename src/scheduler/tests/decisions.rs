@@ -276,7 +276,18 @@ fn pods_wait_for_their_claims_and_follow_their_volumes() {
     };
     let volume = json!([{"metadata": {"name": "v"}, "spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [
         {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["b"]}]}]}}}}]);
-    let late = json!([{"metadata": {"name": "late"}, "provisioner": "x", "volumeBindingMode": "WaitForFirstConsumer"}]);
+    let late = |provisioner: &str, zone: &str| {
+        json!([{"metadata": {"name": "late"}, "provisioner": provisioner,
+            "volumeBindingMode": "WaitForFirstConsumer", "allowedTopologies": [
+                {"matchLabelExpressions": [{"key": "kubernetes.io/hostname", "values": [zone]}]}]}])
+    };
+    let mut free = volume.clone();
+    free[0]["spec"]["storageClassName"] = json!("late");
+    let mut taken = free.clone();
+    taken[0]["spec"]["claimRef"] = json!({"namespace": "default", "name": "other"});
+    let nothing =
+        "0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind.";
+    let by_hand = || late("kubernetes.io/no-provisioner", "a");
     let none = || json!([]);
     let cases = [
         (
@@ -298,12 +309,10 @@ fn pods_wait_for_their_claims_and_follow_their_volumes() {
             "0/2 nodes are available: persistentvolumeclaim \"data\" bound to non-existent persistentvolume \"v\".",
         ),
         (claim("now", json!("v")), volume, none(), "b"),
-        (
-            claim("late", json!(null)),
-            none(),
-            late,
-            "0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind.",
-        ),
+        (claim("late", json!(null)), none(), by_hand(), nothing),
+        (claim("late", json!(null)), taken, by_hand(), nothing),
+        (claim("late", json!(null)), free, by_hand(), "b"),
+        (claim("late", json!(null)), none(), late("x", "a"), "a"),
     ];
     for (claims, volumes, classes, want) in cases {
         assert_eq!(decided(claims, volumes, classes), want);

@@ -119,7 +119,28 @@ fn selected_template(plural: &str, spec: &Value, path: &Path, errors: &mut Error
             ));
         }
     }
-    pod::template(&spec["template"], &template, &["Always"], errors);
+    pod::template(&with_claims(spec), &template, &["Always"], errors);
+}
+
+/// The template with the volumes that a stateful set's claim templates stand for.
+fn with_claims(spec: &Value) -> Value {
+    let mut template = spec["template"].clone();
+    let claims = spec["volumeClaimTemplates"].items();
+    if claims.is_empty() || !template["spec"].is_object() {
+        return template;
+    }
+    if !template["spec"]["volumes"].is_array() {
+        template["spec"]["volumes"] = serde_json::json!([]);
+    }
+    if let Some(volumes) = template["spec"]["volumes"].as_array_mut() {
+        for name in claims.iter().map(|claim| &claim["metadata"]["name"]) {
+            // The claim takes the place of a volume of the same name.
+            volumes.retain(|volume| volume["name"] != *name);
+            let source = serde_json::json!({"claimName": name});
+            volumes.push(serde_json::json!({"name": name, "persistentVolumeClaim": source}));
+        }
+    }
+    template
 }
 
 fn strategy(plural: &str, spec: &Value, path: &Path, errors: &mut ErrorList) {

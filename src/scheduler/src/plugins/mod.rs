@@ -15,6 +15,9 @@ mod volume_binding;
 
 use crate::framework::{Plugin, Profile, Weighted};
 
+pub(crate) use node_affinity::selects;
+pub(crate) use volume_binding::{claim_names, late_claims};
+
 /// The profile of `default-scheduler`.
 ///
 /// Source: `pkg/scheduler/apis/config/v1/default_plugins.go`.

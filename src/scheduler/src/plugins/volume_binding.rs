@@ -1,28 +1,28 @@
-//! VolumeBinding: a pod goes where its volumes can be reached, once its claims are bound.
-//!
-//! Claims that wait for their first consumer are not bound here yet: a pod with one waits, and says
-//! so, until something else has bound the claim.
+//! VolumeBinding: a pod goes where its volumes can be reached, or where those can be had that its claims
+//! still wait for.
 
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 
-use super::node_affinity::selects;
 use crate::cluster::Cluster;
 use crate::framework::{Event, Filter, Plugin, Rejection};
+use crate::late_binding::{is_bound, is_reachable, promises, volume_name};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
+use crate::volumes::Volumes;
 
 pub struct VolumeBinding;
 
-/// The bound volumes of the pod, and whether a claim still waits for its first consumer.
+/// The bound volumes of the pod, and the claims that wait for their first consumer.
 struct Claimed<'a> {
     volumes: Vec<&'a Arc<PersistentVolume>>,
-    waits: bool,
+    late: Vec<Arc<PersistentVolumeClaim>>,
+    storage: &'a Volumes,
 }
 
 /// The names of the pod's claims, and whether each is made for the pod itself (ephemeral).
-fn claim_names(pod: &PodInfo) -> impl Iterator<Item = (String, bool)> {
+pub fn claim_names(pod: &PodInfo) -> impl Iterator<Item = (String, bool)> {
     pod.spec().volumes.iter().flatten().filter_map(|volume| {
         if let Some(source) = &volume.persistent_volume_claim {
             return Some((source.claim_name.clone(), false));
@@ -63,22 +63,27 @@ fn usable<'a>(
     Ok(claim)
 }
 
+/// The claims of the pod that are to be bound when it has a node.
+pub fn late_claims(pod: &PodInfo, cluster: &Cluster) -> Vec<Arc<PersistentVolumeClaim>> {
+    claimed(pod, cluster).map(|claimed| claimed.late).unwrap_or_default()
+}
+
 fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Claimed<'a>, Rejection> {
-    let mut claimed = Claimed { volumes: Vec::new(), waits: false };
+    let storage = &cluster.volumes;
+    let mut claimed = Claimed { volumes: Vec::new(), late: Vec::new(), storage };
     for (name, ephemeral) in claim_names(pod) {
         let claim = usable(pod, cluster, &name, ephemeral)?;
-        let bound = claim.metadata.annotations.as_ref();
-        let bound = bound.is_some_and(|all| all.contains_key("pv.kubernetes.io/bind-completed"));
-        let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref());
-        let Some(volume) = volume.filter(|volume| bound && !volume.is_empty()) else {
-            if cluster.volumes.binds_late(claim) {
-                claimed.waits = true;
+        if !is_bound(claim) {
+            // A claim that names a volume is bound by the controller, whatever its class says.
+            if volume_name(claim).is_empty() && storage.binds_late(claim) {
+                claimed.late.push(Arc::clone(claim));
                 continue;
             }
             let reason = "pod has unbound immediate PersistentVolumeClaims";
             return Err(Rejection::unresolvable(reason));
         };
-        let Some(volume) = cluster.volumes.volumes.get(volume) else {
+        let volume = volume_name(claim);
+        let Some(volume) = storage.volumes.get(volume) else {
             let reason = format!(
                 "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"
             );
@@ -100,7 +105,7 @@ impl Plugin for VolumeBinding {
         cluster: &'a Cluster,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
         let claimed = claimed(pod, cluster)?;
-        let any = claimed.waits || !claimed.volumes.is_empty();
+        let any = !(claimed.late.is_empty() && claimed.volumes.is_empty());
         Ok(any.then(|| Box::new(claimed) as Box<dyn Filter>))
     }
 
@@ -115,16 +120,11 @@ impl Plugin for VolumeBinding {
 
 impl Filter for Claimed<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        let reachable = |volume: &Arc<PersistentVolume>| {
-            let affinity = volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
-            let required = affinity.and_then(|affinity| affinity.required.as_ref());
-            required.is_none_or(|required| selects(&required.node_selector_terms, node))
-        };
-        if !self.volumes.iter().all(|volume| reachable(volume)) {
+        if !self.volumes.iter().all(|volume| is_reachable(volume, node)) {
             let reason = "node(s) didn't match PersistentVolume's node affinity";
             return Err(Rejection::unresolvable(reason));
         }
-        if self.waits {
+        if !self.late.is_empty() && promises(&self.late, self.storage, node).is_none() {
             let reason = "node(s) didn't find available persistent volumes to bind";
             return Err(Rejection::unresolvable(reason));
         }

@@ -1,0 +1,147 @@
+//! Pods leave nodes with taints of effect NoExecute, at once or when their tolerations end.
+//!
+//! Source: `pkg/controller/tainteviction/taint_eviction.go`.
+
+use std::time::Duration;
+
+use client::{Informers, Recorder, object_reference};
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::ownership::{self, Key};
+use crate::queue::{self, Failure, Next};
+use crate::{node_selector, pods, touched, unless_code};
+
+/// When the pod has to go.
+#[derive(Debug, PartialEq)]
+enum Fate {
+    Stay,
+    Leave(Duration),
+}
+
+fn fate(pod: &Pod, node: &Node, now: Timestamp) -> Fate {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    let taints: Vec<&Taint> = taints.iter().filter(|taint| taint.effect == "NoExecute").collect();
+    if taints.is_empty() {
+        return Fate::Stay;
+    }
+    let tolerations =
+        pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
+    let mut first: Option<Timestamp> = None;
+    for taint in taints {
+        let mut matching =
+            tolerations.iter().filter(|t| node_selector::tolerates(t, taint)).peekable();
+        if matching.peek().is_none() {
+            return Fate::Leave(Duration::ZERO);
+        }
+        // The shortest of the tolerations counts; one without an end does not shorten it.
+        let Some(seconds) = matching.filter_map(|t| t.toleration_seconds).min() else { continue };
+        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
+        let end = since + SignedDuration::from_secs(seconds.max(0));
+        first = Some(first.map_or(end, |known| known.min(end)));
+    }
+    first.map_or(Fate::Stay, |end| {
+        let rest_ms = end.duration_since(now).as_millis().max(0);
+        Fate::Leave(Duration::from_millis(rest_ms as u64))
+    })
+}
+
+async fn evict(client: &Client, events: &Recorder, pod: &Pod) -> Result<(), Failure> {
+    let (namespace, name) = ownership::key(pod);
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let message = format!("Marking for deletion Pod {namespace}/{name}");
+    events.normal(object_reference(pod), "TaintManagerEviction", message);
+    let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [{
+        "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
+        "message": "Taint manager: deleting due to NoExecute taint",
+        "lastTransitionTime": Time(Timestamp::now())}]}});
+    let told = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+    unless_code(told, 404)?;
+    let preconditions = Preconditions { uid: pod.uid(), ..Preconditions::default() };
+    let parameters = DeleteParams::default().preconditions(preconditions);
+    unless_code(api.delete(&name, &parameters).await, 404)?;
+    Ok(())
+}
+
+/// Runs until `shutdown`.
+pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
+    let (nodes, pods) = (informers.get::<Node>(), informers.get::<Pod>());
+    let events = Recorder::new(client.clone(), "taint-eviction-controller", "");
+    nodes.ready().await;
+    pods.ready().await;
+    let of_node = {
+        let pods = pods.clone();
+        move |node: &Node| {
+            let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+            if !taints.into_iter().any(|taint| taint.effect == "NoExecute") {
+                return Vec::new();
+            }
+            let name = node.name_any();
+            let here = pods.store().state_filter(|pod| pods::node(pod) == name);
+            here.iter().map(|pod| ownership::key(pod.as_ref())).collect()
+        }
+    };
+    let placed = |pod: &Pod| {
+        let here = !pods::node(pod).is_empty() && pods::is_active(pod);
+        here.then(|| ownership::key(pod)).into_iter().collect()
+    };
+    let changes = futures::stream::select(touched(&nodes, of_node), touched(&pods, placed));
+    queue::run("taint-eviction", changes, shutdown, |key: Key| {
+        let pod = pods.get(&key.0, &key.1).filter(|pod| pods::is_active(pod));
+        let node = pod.as_ref().and_then(|pod| nodes.get("", pods::node(pod)));
+        let (client, events) = (client.clone(), events.clone());
+        Box::pin(async move {
+            let (Some(pod), Some(node)) = (pod, node) else { return Ok(Next::Done) };
+            match fate(&pod, &node, Timestamp::now()) {
+                Fate::Stay => Ok(Next::Done),
+                Fate::Leave(rest) if rest.is_zero() => {
+                    evict(&client, &events, &pod).await?;
+                    Ok(Next::Done)
+                }
+                Fate::Leave(rest) => Ok(Next::After(rest)),
+            }
+        })
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn tolerations_end() {
+        let node = |taints: Value| -> Node {
+            serde_json::from_value(json!({"spec": {"taints": taints}})).expect("a node")
+        };
+        let pod = |tolerations: Value| -> Pod {
+            serde_json::from_value(json!({"spec": {"containers": [], "tolerations": tolerations}}))
+                .expect("a pod")
+        };
+        let down =
+            json!([{"key": "down", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
+        let now = "2026-01-01T00:01:00Z".parse().expect("a time");
+        let bears = |seconds: Option<i64>| json!([{"key": "down", "operator": "Exists", "tolerationSeconds": seconds}]);
+        for (taints, tolerations, want) in [
+            (json!([]), json!([]), Fate::Stay),
+            (json!([{"key": "k", "effect": "NoSchedule"}]), json!([]), Fate::Stay),
+            (down.clone(), json!([]), Fate::Leave(Duration::ZERO)),
+            (down.clone(), bears(None), Fate::Stay),
+            (down.clone(), bears(Some(300)), Fate::Leave(Duration::from_mins(4))),
+            (down, bears(Some(30)), Fate::Leave(Duration::ZERO)),
+        ] {
+            assert_eq!(
+                fate(&pod(tolerations.clone()), &node(taints.clone()), now),
+                want,
+                "{taints} {tolerations}"
+            );
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Claims that are bound when their first pod has a node: to a volume that is there, or to one that is
+//! then made.
+//!
+//! Source: `pkg/scheduler/framework/plugins/volumebinding/binder.go` (`FindPodVolumes`,
+//! `BindPodVolumes`), `k8s.io/component-helpers/storage/volume` (`FindMatchingVolume`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::quantity::Quantity;
+use client::Informer;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
+use kube::Client;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+
+use crate::affinity::selector;
+use crate::node::NodeInfo;
+use crate::plugins::selects;
+use crate::volumes::Volumes;
+
+/// How long binding may take (`bindTimeoutSeconds`).
+const TIMEOUT: Duration = Duration::from_mins(10);
+const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
+const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
+
+/// How a claim comes to its volume.
+#[derive(Clone, Debug)]
+pub struct Promise {
+    /// The claim.
+    pub claim: Arc<PersistentVolumeClaim>,
+    /// The volume that is set aside for it; without one the class' provisioner makes one.
+    pub volume: Option<Arc<PersistentVolume>>,
+}
+
+/// Why claims could not be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused.
+    #[error("binding volumes: {0}")]
+    Api(#[from] kube::Error),
+    /// Nobody bound them in time.
+    #[error("binding volumes: context deadline exceeded")]
+    Timeout,
+    /// A claim went away.
+    #[error("binding volumes: persistentvolumeclaim {0:?} is gone")]
+    Gone(String),
+}
+
+/// Whether the claim has its volume for good.
+pub fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    let done = claim.metadata.annotations.as_ref();
+    done.is_some_and(|all| all.contains_key(BIND_COMPLETED)) && !volume_name(claim).is_empty()
+}
+
+/// The name of the claim's volume; empty while it has none.
+pub fn volume_name(claim: &PersistentVolumeClaim) -> &str {
+    let name = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref());
+    name.unwrap_or_default()
+}
+
+fn bytes(text: Option<&str>) -> i64 {
+    text.and_then(|text| text.parse::<Quantity>().ok()).map_or(0, |quantity| quantity.value())
+}
+
+fn capacity(volume: &PersistentVolume) -> i64 {
+    let capacity = volume.spec.as_ref().and_then(|spec| spec.capacity.as_ref());
+    bytes(capacity.and_then(|all| all.get("storage")).map(|size| size.0.as_str()))
+}
+
+fn request(claim: &PersistentVolumeClaim) -> i64 {
+    let resources = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    let requests = resources.and_then(|resources| resources.requests.as_ref());
+    bytes(requests.and_then(|all| all.get("storage")).map(|size| size.0.as_str()))
+}
+
+fn is_for(reference: &ObjectReference, claim: &PersistentVolumeClaim) -> bool {
+    let uid = reference.uid.as_ref().filter(|uid| !uid.is_empty());
+    reference.name == claim.metadata.name
+        && reference.namespace == claim.metadata.namespace
+        && uid.is_none_or(|uid| Some(uid) == claim.metadata.uid.as_ref())
+}
+
+/// Whether the volume can be used on the node.
+pub fn is_reachable(volume: &PersistentVolume, node: &NodeInfo) -> bool {
+    let affinity = volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
+    let required = affinity.and_then(|affinity| affinity.required.as_ref());
+    required.is_none_or(|required| selects(&required.node_selector_terms, node))
+}
+
+fn serves(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let (Some(offered), Some(wanted)) = (volume.spec.as_ref(), claim.spec.as_ref()) else {
+        return false;
+    };
+    let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".into());
+    let modes = offered.access_modes.as_deref().unwrap_or_default();
+    let picked = wanted.selector.as_ref().is_none_or(|wanted| {
+        selector(Some(wanted)).matches(&volume.metadata.labels.clone().unwrap_or_default())
+    });
+    let free = offered.claim_ref.as_ref().is_none_or(|reference| is_for(reference, claim));
+    free && picked
+        && volume.metadata.deletion_timestamp.is_none()
+        && offered.storage_class_name.as_deref().unwrap_or_default()
+            == wanted.storage_class_name.as_deref().unwrap_or_default()
+        && mode(&offered.volume_mode) == mode(&wanted.volume_mode)
+        && wanted.access_modes.iter().flatten().all(|mode| modes.contains(mode))
+        && capacity(volume) >= request(claim)
+}
+
+/// Whether the class' provisioner can make a volume for the node.
+fn can_provision(claim: &PersistentVolumeClaim, volumes: &Volumes, node: &NodeInfo) -> bool {
+    let name = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
+    let Some(class) = name.and_then(|name| volumes.classes.get(name)) else { return false };
+    let topologies = class.allowed_topologies.as_deref().unwrap_or_default();
+    let within = topologies.is_empty()
+        || topologies.iter().any(|term| {
+            let mut labels = term.match_label_expressions.iter().flatten();
+            labels.all(|wanted| {
+                node.label(&wanted.key)
+                    .is_some_and(|value| wanted.values.iter().any(|known| known == value))
+            })
+        });
+    class.provisioner != NO_PROVISIONER && within
+}
+
+/// How the claims would be bound, were the pod on `node`; `None` when they could not be.
+pub fn promises(
+    claims: &[Arc<PersistentVolumeClaim>],
+    volumes: &Volumes,
+    node: &NodeInfo,
+) -> Option<Vec<Promise>> {
+    let mut promises: Vec<Promise> = Vec::with_capacity(claims.len());
+    for claim in claims {
+        let selected = claim.metadata.annotations.as_ref().and_then(|all| all.get(SELECTED_NODE));
+        if selected.is_some_and(|selected| *selected != node.name) {
+            return None;
+        }
+        let taken = |volume: &Arc<PersistentVolume>| {
+            promises
+                .iter()
+                .filter_map(|p| p.volume.as_ref())
+                .any(|known| Arc::ptr_eq(known, volume))
+        };
+        let candidates = volumes
+            .volumes
+            .values()
+            .filter(|volume| serves(volume, claim) && is_reachable(volume, node) && !taken(volume));
+        // What is set aside for the claim comes first, then the smallest.
+        let found = candidates
+            .min_by_key(|volume| {
+                let kept = volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_some());
+                (!kept, capacity(volume), volume.metadata.name.clone())
+            })
+            .cloned();
+        if found.is_none() && !can_provision(claim, volumes, node) {
+            return None;
+        }
+        promises.push(Promise { claim: Arc::clone(claim), volume: found });
+    }
+    Some(promises)
+}
+
+/// The volume with the claim's name on it.
+pub fn reserved(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> PersistentVolume {
+    let mut volume = volume.clone();
+    volume.spec.get_or_insert_default().claim_ref = Some(ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("PersistentVolumeClaim".into()),
+        namespace: claim.metadata.namespace.clone(),
+        name: claim.metadata.name.clone(),
+        uid: claim.metadata.uid.clone(),
+        resource_version: claim.metadata.resource_version.clone(),
+        ..ObjectReference::default()
+    });
+    volume
+}
+
+/// Has the promises kept (PreBind): tells the API server of them, and waits until the claims are bound.
+pub async fn keep(
+    client: Client,
+    claims: &Informer<PersistentVolumeClaim>,
+    promises: &[Promise],
+    node: &str,
+) -> Result<(), Error> {
+    let changes = claims.subscribe();
+    let parameters = PatchParams::default();
+    for Promise { claim, volume } in promises {
+        let (namespace, name) = key(claim);
+        if let Some(volume) = volume {
+            let api: Api<PersistentVolume> = Api::all(client.clone());
+            let reserved = reserved(volume, claim);
+            let patch = json!({
+                "metadata": {"resourceVersion": volume.metadata.resource_version,
+                    "annotations": {BOUND_BY_CONTROLLER: "yes"}},
+                "spec": {"claimRef": reserved.spec.and_then(|spec| spec.claim_ref)},
+            });
+            let name = volume.metadata.name.as_deref().unwrap_or_default();
+            api.patch(name, &parameters, &Patch::Merge(patch)).await?;
+        } else {
+            let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+            let patch = json!({"metadata": {
+                "uid": claim.metadata.uid, "annotations": {SELECTED_NODE: node}}});
+            api.patch(name, &parameters, &Patch::Merge(patch)).await?;
+        }
+    }
+    let mut changes = std::pin::pin!(changes);
+    let wait = async {
+        loop {
+            let mut open = false;
+            for Promise { claim, .. } in promises {
+                let (namespace, name) = key(claim);
+                match claims.get(namespace, name) {
+                    None => return Err(Error::Gone(name.to_owned())),
+                    Some(now) => open |= !is_bound(&now),
+                }
+            }
+            if !open {
+                return Ok(());
+            }
+            if changes.next().await.is_none() {
+                return Err(Error::Timeout);
+            }
+        }
+    };
+    tokio::time::timeout(TIMEOUT, wait).await.unwrap_or(Err(Error::Timeout))
+}
+
+fn key(claim: &PersistentVolumeClaim) -> (&str, &str) {
+    (
+        claim.metadata.namespace.as_deref().unwrap_or_default(),
+        claim.metadata.name.as_deref().unwrap_or_default(),
+    )
+}

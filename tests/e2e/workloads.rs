@@ -1,0 +1,164 @@
+//! Workloads, as kubectl's user sees them.
+
+use serde_json::{Value, json};
+
+use crate::harness::{BUSYBOX, Cluster, eventually};
+
+/// A pod template with one busybox container that runs `script`.
+fn template(app: &str, restart: &str, script: &str) -> Value {
+    json!({"metadata": {"labels": {"app": app}}, "spec": {
+        "restartPolicy": restart, "terminationGracePeriodSeconds": 1, "containers": [
+            {"name": "main", "image": BUSYBOX, "command": ["/bin/sh", "-c", script]}]}})
+}
+
+/// Stays until it is told to go, and goes at once.
+const STAY: &str = "trap 'exit 0' TERM; while :; do sleep 1000 & wait; done";
+
+fn wait(cluster: &Cluster, what: &str, words: &[&str], check: impl Fn(&Value) -> bool) -> Value {
+    eventually(what, || {
+        let found = cluster.get(words)?;
+        if check(&found) { Ok(found) } else { Err(found["status"].to_string()) }
+    })
+}
+
+fn count(cluster: &Cluster, words: &[&str]) -> usize {
+    cluster.get(words).map_or(0, |list| list["items"].as_array().map_or(0, Vec::len))
+}
+
+#[test]
+fn a_deployment_is_rolled_out_undone_and_collected() {
+    let cluster = Cluster::ephemeral();
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}},
+            "template": template("web", "Always", STAY)}});
+    cluster.apply(&deployment.to_string());
+    let status = ["rollout", "status", "deployment/web", "--timeout=60s"];
+    assert!(cluster.kubectl_ok(&status).contains("successfully rolled out"));
+    cluster.kubectl_ok(&["set", "env", "deployment/web", "COLOUR=green"]);
+    cluster.kubectl_ok(&status);
+    let history = cluster.kubectl_ok(&["rollout", "history", "deployment/web"]);
+    assert!(history.contains("\n1 ") && history.contains("\n2 "), "{history}");
+    cluster.kubectl_ok(&["rollout", "undo", "deployment/web"]);
+    cluster.kubectl_ok(&status);
+    let now = cluster.get(&["deployment", "web"]).expect("it is there");
+    assert_eq!(now["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "3");
+    assert!(now["spec"]["template"]["spec"]["containers"][0]["env"].is_null(), "{now}");
+
+    cluster.kubectl_ok(&["rollout", "pause", "deployment/web"]);
+    cluster.kubectl_ok(&["scale", "deployment/web", "--replicas=3"]);
+    wait(&cluster, "the third pod", &["deployment", "web"], |d| d["status"]["readyReplicas"] == 3);
+    cluster.kubectl_ok(&["rollout", "resume", "deployment/web"]);
+    cluster.kubectl_ok(&["rollout", "restart", "deployment/web"]);
+    cluster.kubectl_ok(&status);
+
+    // Orphans stay, and what has no owner any more is adopted again.
+    cluster.kubectl_ok(&["delete", "deployment", "web", "--cascade=orphan"]);
+    eventually("the last old pods' end", || match count(&cluster, &["pods", "-l", "app=web"]) {
+        3 => Ok(()),
+        other => Err(format!("{other} pods")),
+    });
+    cluster.apply(&deployment.to_string());
+    cluster.kubectl_ok(&status);
+    cluster.kubectl_ok(&["delete", "deployment", "web", "--cascade=foreground"]);
+    assert_eq!(count(&cluster, &["replicasets,pods", "-l", "app=web"]), 0);
+}
+
+#[test]
+fn jobs_count_what_succeeded() {
+    let cluster = Cluster::ephemeral();
+    let job = |name: &str, more: Value, script: &str| {
+        let mut job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name},
+            "spec": {"template": template(name, "Never", script)}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            job["spec"][key] = value.clone();
+        }
+        job.to_string()
+    };
+    let indexed = json!({"completions": 3, "parallelism": 2, "completionMode": "Indexed"});
+    cluster.apply(&job("indexed", indexed, "echo $JOB_COMPLETION_INDEX on $(hostname)"));
+    cluster.apply(&job("failing", json!({"backoffLimit": 0}), "exit 3"));
+    let policy = json!({"backoffLimit": 6, "podFailurePolicy": {"rules": [
+        {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}}]}});
+    cluster.apply(&job("hopeless", policy, "exit 42"));
+    cluster.kubectl_ok(&["wait", "--for=condition=complete", "job/indexed", "--timeout=60s"]);
+    cluster.kubectl_ok(&[
+        "wait",
+        "--for=condition=failed",
+        "job/failing",
+        "job/hopeless",
+        "--timeout=60s",
+    ]);
+    let done = cluster.get(&["job", "indexed"]).expect("it is there");
+    assert_eq!(done["status"]["completedIndexes"], "0-2");
+    assert_eq!(done["status"]["succeeded"], 3);
+    let logs = cluster.kubectl_ok(&["logs", "-l", "batch.kubernetes.io/job-completion-index=2"]);
+    assert_eq!(logs, "2 on indexed-2\n");
+    let reason = |name: &str| {
+        let job = cluster.get(&["job", name]).expect("it is there");
+        let conditions = job["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let failed = conditions.iter().find(|c| c["type"] == "Failed").cloned().unwrap_or_default();
+        failed["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(reason("failing"), "BackoffLimitExceeded");
+    assert_eq!(reason("hopeless"), "PodFailurePolicy");
+    assert_eq!(cluster.event("indexed", "Completed"), "Job completed");
+
+    let cron = json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "nightly"},
+        "spec": {"schedule": "0 3 * * *", "timeZone": "Etc/UTC", "jobTemplate": {"spec": {
+            "ttlSecondsAfterFinished": 0, "template": template("nightly", "Never", "true")}}}});
+    cluster.apply(&cron.to_string());
+    cluster.kubectl_ok(&["create", "job", "manual", "--from=cronjob/nightly"]);
+    // It ends, and then goes by itself.
+    cluster.kubectl_ok(&["wait", "--for=delete", "job/manual", "--timeout=60s"]);
+    eventually("the pods' end", || match count(&cluster, &["pods", "-l", "app=nightly"]) {
+        0 => Ok(()),
+        some => Err(format!("{some} pods")),
+    });
+}
+
+#[test]
+fn daemons_and_stateful_pods_are_updated_and_keep_their_data() {
+    let cluster = Cluster::ephemeral();
+    let daemons = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent"},
+        "spec": {"selector": {"matchLabels": {"app": "agent"}}, "template": template("agent", "Always", STAY)}});
+    cluster.apply(&daemons.to_string());
+    let stateful = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db"},
+        "spec": {"replicas": 2, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}},
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Retain"},
+            "template": template("db", "Always", &format!("hostname >> /data/names; {STAY}")),
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}}]}});
+    let mut stateful = stateful;
+    stateful["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "data", "mountPath": "/data"}]);
+    cluster.apply(&stateful.to_string());
+    let rolled = |kind: &str| {
+        cluster.kubectl_ok(&["rollout", "status", kind, "--timeout=60s"]);
+    };
+    rolled("daemonset/agent");
+    rolled("statefulset/db");
+    let claims = cluster.get(&["pvc", "-l", "app=db"]).expect("claims");
+    let phases: Vec<&Value> =
+        claims["items"].as_array().into_iter().flatten().map(|c| &c["status"]["phase"]).collect();
+    assert_eq!(phases, ["Bound", "Bound"]);
+    for kind in ["daemonset/agent", "statefulset/db"] {
+        cluster.kubectl_ok(&["set", "env", kind, "COLOUR=green"]);
+        rolled(kind);
+        let history = cluster.kubectl_ok(&["rollout", "history", kind]);
+        assert!(history.contains("\n2 "), "{history}");
+        cluster.kubectl_ok(&["rollout", "undo", kind]);
+        rolled(kind);
+    }
+    // Each of the three generations of db-0 wrote to the same volume.
+    assert_eq!(
+        cluster.kubectl_ok(&["exec", "db-0", "--", "cat", "/data/names"]),
+        "db-0\n".repeat(3)
+    );
+    cluster.kubectl_ok(&["delete", "statefulset", "db"]);
+    eventually("the claims' and volumes' end", || {
+        match count(&cluster, &["pvc"]) + count(&cluster, &["pv"]) {
+            0 => Ok(()),
+            some => Err(format!("{some} are left")),
+        }
+    });
+}
