@@ -26,6 +26,14 @@ const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
 const IFLA_BRPORT_BCAST_FLOOD: u16 = 30;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_BRPORT_LOCKED: u16 = 39;
+// pkt_sched.h and rtnetlink.h.
+const TC_ROOT: u32 = u32::MAX;
+const TC_LINKLAYER_ETHERNET: u8 = 1;
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_TBF_PARMS: u16 = 1;
+const TCA_TBF_RATE64: u16 = 4;
+const TCA_TBF_BURST: u16 = 6;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFLA_BR_STP_STATE: u16 = 5;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
@@ -145,6 +153,32 @@ impl Requests {
     pub fn get_link(&mut self, index: u32) {
         let header = link_header(index, 0, 0);
         self.push("look at a link", libc::RTM_GETLINK, CHANGE, &header, |_| {});
+    }
+
+    /// Lets a link send no more than so many bits a second (`tc-tbf(8)`), with bursts of a tenth of a
+    /// second.
+    pub fn limit_rate(&mut self, index: u32, bits_per_s: u64) {
+        let bytes_per_s = bits_per_s / 8;
+        // The largest packets are those that segmentation offload makes.
+        let burst = (bytes_per_s / 10).clamp(128 << 10, 64 << 20) as u32;
+        let limit = burst.saturating_add((bytes_per_s / 40).min(64 << 20) as u32);
+        let mut header = [0; 20];
+        header[4..8].copy_from_slice(&index.to_ne_bytes());
+        header[12..16].copy_from_slice(&TC_ROOT.to_ne_bytes());
+        // `struct tc_tbf_qopt`: rate, peak rate, limit, buffer, mtu.
+        let mut options = [0; 36];
+        options[1] = TC_LINKLAYER_ETHERNET;
+        let rate = u32::try_from(bytes_per_s).unwrap_or(u32::MAX);
+        options[8..12].copy_from_slice(&rate.to_ne_bytes());
+        options[24..28].copy_from_slice(&limit.to_ne_bytes());
+        self.push("limit a link's rate", libc::RTM_NEWQDISC, REPLACE, &header, |a| {
+            a.string(TCA_KIND, "tbf").nest(TCA_OPTIONS, |a| {
+                a.bytes(TCA_TBF_PARMS, &options).u32(TCA_TBF_BURST, burst);
+                if u32::try_from(bytes_per_s).is_err() {
+                    a.bytes(TCA_TBF_RATE64, &bytes_per_s.to_ne_bytes());
+                }
+            });
+        });
     }
 
     /// Gives a link an address, to be used at once: duplicates cannot be here.

@@ -64,6 +64,18 @@ pub struct AttachRequest {
     /// only when they know it: so they hold before its first packet.
     #[serde(default)]
     pub member: Option<String>,
+    /// How fast it may receive and send; for a pod that is attached already it stays as it is.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+}
+
+/// Limits in bits a second; None is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Towards the pod.
+    pub ingress_bps: Option<u64>,
+    /// From the pod.
+    pub egress_bps: Option<u64>,
 }
 
 /// Fixed properties of the network.
@@ -176,8 +188,12 @@ impl Network {
             if let Some(Ok(label)) = label
                 && self.ipam.claim(label.address, &label.id)
             {
-                let request =
-                    AttachRequest { id: label.id, ifname: label.ifname, member: label.member };
+                let request = AttachRequest {
+                    id: label.id,
+                    ifname: label.ifname,
+                    member: label.member,
+                    bandwidth: Bandwidth::default(),
+                };
                 let pod = self.pod(request, label.address, label.namespace);
                 self.pods.insert(pod.attachment.id.clone(), pod);
             }
@@ -280,11 +296,15 @@ impl Network {
             self.detach(&request.id)?;
         }
         let address = self.ipam.allocate(&request.id)?;
+        let bandwidth = request.bandwidth;
         let pod = self.pod(request, address, inode);
         let attachment = pod.attachment.clone();
-        let link = self.connect_link(&pod, &namespace);
+        let link = self.connect_link(&pod, &namespace, bandwidth.ingress_bps);
         self.pods.insert(attachment.id.clone(), pod);
-        match link.and_then(|()| self.connect_pod(&attachment, address, &namespace)) {
+        let egress_bps = bandwidth.egress_bps;
+        let connected =
+            link.and_then(|()| self.connect_pod(&attachment, address, (&namespace, egress_bps)));
+        match connected {
             Ok(()) => Ok(attachment),
             Err(error) => {
                 let _ = self.detach(&attachment.id);
@@ -293,7 +313,12 @@ impl Network {
         }
     }
 
-    fn connect_link(&mut self, pod: &Pod, namespace: &OwnedFd) -> Result<(), Error> {
+    fn connect_link(
+        &mut self,
+        pod: &Pod,
+        namespace: &OwnedFd,
+        ingress_bps: Option<u64>,
+    ) -> Result<(), Error> {
         let (address, mac) = (pod.address, mac_of(pod.address));
         let index = self.veth_index(address);
         let label = Label {
@@ -316,6 +341,9 @@ impl Network {
             requests.add_neighbour(BRIDGE_INDEX, address, mac);
         }
         requests.add_forwarding(index, mac);
+        if let Some(bps) = ingress_bps {
+            requests.limit_rate(index, bps);
+        }
         requests.set_up(index);
         self.route.execute(&requests)?;
         self.isolate(index)
@@ -325,7 +353,7 @@ impl Network {
         &mut self,
         attachment: &Attachment,
         address: Ipv4Addr,
-        namespace: &OwnedFd,
+        (namespace, egress_bps): (&OwnedFd, Option<u64>),
     ) -> Result<(), Error> {
         let mut batch = Batch::new(TABLE);
         if let Some(pod) = self.pods.get(&attachment.id) {
@@ -337,7 +365,7 @@ impl Network {
         let pairs: Vec<_> = addresses.into_iter().zip(gateways).collect();
         let pairs: Vec<_> = pairs.into_iter().filter_map(|(a, g)| Some((a?, g?))).collect();
         let mac = mac_of(self.shape.gateway);
-        inside(namespace, || configure_pod(&attachment.ifname, &pairs, mac))?;
+        inside(namespace, || configure_pod(&attachment.ifname, &pairs, mac, egress_bps))?;
         self.await_forwarding(self.veth_index(address))
     }
 
@@ -549,7 +577,12 @@ fn inode_of(namespace: &OwnedFd) -> Result<u64, Error> {
 }
 
 /// The pod's side, run inside its namespace: each address with its gateway.
-fn configure_pod(ifname: &str, pairs: &[(IpAddr, IpAddr)], mac: Mac) -> Result<(), Error> {
+fn configure_pod(
+    ifname: &str,
+    pairs: &[(IpAddr, IpAddr)],
+    mac: Mac,
+    egress_bps: Option<u64>,
+) -> Result<(), Error> {
     let links = links()?;
     let interface = links.iter().find(|link| link.name == ifname);
     let index = interface.map(|link| link.index).ok_or_else(|| {
@@ -564,6 +597,9 @@ fn configure_pod(ifname: &str, pairs: &[(IpAddr, IpAddr)], mac: Mac) -> Result<(
     requests.set_up(LOOPBACK_INDEX);
     for (address, _) in pairs {
         requests.add_address(index, *address, if address.is_ipv4() { 32 } else { 128 });
+    }
+    if let Some(bps) = egress_bps {
+        requests.limit_rate(index, bps);
     }
     requests.set_up(index);
     for (address, gateway) in pairs {

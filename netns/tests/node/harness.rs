@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use netns::{AttachRequest, Attachment, Control, Node, NodeConfig};
+use netns::{AttachRequest, Attachment, Bandwidth, Control, Node, NodeConfig};
 use nix::sched::{CloneFlags, setns, unshare};
 
 const INNER: &str = "NETNS_TEST_INNER";
@@ -89,8 +89,12 @@ impl Pod {
     }
 
     pub async fn attach(&self, control: &Control, id: &str) -> Attachment {
-        let request =
-            AttachRequest { id: id.into(), ifname: "eth0".into(), member: Some(id.into()) };
+        let request = AttachRequest {
+            id: id.into(),
+            ifname: "eth0".into(),
+            member: Some(id.into()),
+            bandwidth: Bandwidth::default(),
+        };
         control.attach(request, self.namespace.as_fd()).await.unwrap()
     }
 

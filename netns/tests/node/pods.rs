@@ -1,9 +1,13 @@
 //! Pods among themselves.
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Instant;
 
-use netns::{Backend, Frontend, NodeConfig, Protocol, Ranges6, ServiceTable};
+use netns::{
+    AttachRequest, Backend, Bandwidth, Frontend, NodeConfig, Protocol, Ranges6, ServiceTable,
+};
 
 use crate::harness::{Pod, TIMEOUT, config, echo, run, serve, start, start_with};
 
@@ -117,5 +121,56 @@ fn pods_have_both_families() {
             socket.send(b"six").unwrap();
             assert_eq!(socket.recv(&mut [0; 8]).unwrap(), 3);
         });
+    });
+}
+
+#[test]
+fn bandwidth_is_limited_in_each_direction() {
+    run("pods::bandwidth_is_limited_in_each_direction", async {
+        const BPS: u64 = 16_000_000;
+        const BYTES: usize = 2 << 20;
+        let (_node, control, _dir) = start().await;
+        let free = Pod::new();
+        let server = free.attach(&control, "free").await.address;
+        // Takes everything and gives as much back.
+        let listener = free.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut bytes = vec![0; BYTES];
+                stream.read_exact(&mut bytes).unwrap();
+                stream.write_all(&bytes).unwrap();
+            }
+        });
+        let limits = [(None, None), (Some(BPS), None), (None, Some(BPS))];
+        for (number, (ingress_bps, egress_bps)) in limits.into_iter().enumerate() {
+            let pod = Pod::new();
+            let request = AttachRequest {
+                id: number.to_string(),
+                ifname: "eth0".into(),
+                member: None,
+                bandwidth: Bandwidth { ingress_bps, egress_bps },
+            };
+            control.attach(request, pod.namespace.as_fd()).await.unwrap();
+            let (sent, received) = pod.run(move || {
+                let mut stream = TcpStream::connect((server, 80)).unwrap();
+                let start = Instant::now();
+                stream.write_all(&vec![0; BYTES]).unwrap();
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                let sent = start.elapsed();
+                let mut rest = vec![0; BYTES - 1];
+                stream.read_exact(&mut rest).unwrap();
+                (sent, start.elapsed().checked_sub(sent).unwrap())
+            });
+            // A second in theory; less the burst, which passes at once.
+            let slow = std::time::Duration::from_millis(600);
+            assert_eq!(egress_bps.is_some(), sent > slow, "{number}: sent in {sent:?}");
+            assert_eq!(
+                ingress_bps.is_some(),
+                received > slow,
+                "{number}: received in {received:?}"
+            );
+        }
     });
 }

@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use netns::{AttachRequest, Control, Member, PolicyRule, PolicyTable, PortRange, Protocol};
+use netns::{
+    AttachRequest, Bandwidth, Control, Member, PolicyRule, PolicyTable, PortRange, Protocol,
+};
 
 use crate::harness::{HOST, Pod, TIMEOUT, echo, run, serve, start};
 
@@ -140,8 +142,12 @@ fn policies_hold_before_a_pods_first_packet() {
         assert!(connects(&early, (address, 80)), "known as a peer as soon as it is attached");
 
         let late = Pod::new();
-        let request =
-            AttachRequest { id: "late".into(), ifname: "eth0".into(), member: Some("late".into()) };
+        let request = AttachRequest {
+            id: "late".into(),
+            ifname: "eth0".into(),
+            member: Some("late".into()),
+            bandwidth: Bandwidth::default(),
+        };
         let namespace = late.namespace.try_clone().unwrap();
         let waiting = control.clone();
         let attached =

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
-use netns::{AttachRequest, Attachment, Control};
+use netns::{AttachRequest, Attachment, Bandwidth, Control};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -162,8 +162,12 @@ async fn add(control: &Control) -> Result<Value, Failure> {
     let path = variable("CNI_NETNS")?;
     let namespace = File::open(&path)
         .map_err(|error| failure(IO_FAILURE, &format!("cannot open {path}"), error))?;
-    let request =
-        AttachRequest { id: id_of(&container, &ifname), ifname: ifname.clone(), member: None };
+    let request = AttachRequest {
+        id: id_of(&container, &ifname),
+        ifname: ifname.clone(),
+        member: None,
+        bandwidth: Bandwidth::default(),
+    };
     let attachment = control
         .attach(request, namespace.as_fd())
         .await

@@ -65,15 +65,25 @@ pub trait Images: Send + Sync + 'static {
     fn usage(&self) -> Usage;
 }
 
+/// What the network has to know of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkPod {
+    /// Its namespace and name, as `namespace/name`, by which network policies know it.
+    pub name: String,
+    /// How fast it may receive, in bits a second.
+    pub ingress_bps: Option<u64>,
+    /// How fast it may send, in bits a second.
+    pub egress_bps: Option<u64>,
+}
+
 /// The node's network.
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
     /// Attaches the network namespace to the pod network; the same id gets the same addresses.
-    /// `pod` is its namespace and name, by which network policies know it.
     async fn attach(
         &self,
         id: &str,
-        pod: &str,
+        pod: &NetworkPod,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<IpAddr>, Error>;
     /// Undoes it; nothing when it is not attached.

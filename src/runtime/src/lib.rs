@@ -31,7 +31,7 @@ mod streaming;
 mod sys;
 mod wire;
 
-pub use backend::{Credentials, Image, Images, Network, Usage};
+pub use backend::{Credentials, Image, Images, Network, NetworkPod, Usage};
 pub use error::Error;
 pub use oci::container_main;
 pub use oci::launch::Root;

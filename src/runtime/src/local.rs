@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use images::ErrorKind;
 use tonic::Code;
 
-use crate::backend::{Credentials, Image, Images, Network, Usage};
+use crate::backend::{Credentials, Image, Images, Network, NetworkPod, Usage};
 use crate::error::Error;
 use crate::oci::launch::Root;
 
@@ -135,13 +135,17 @@ impl Network for netns::Control {
     async fn attach(
         &self,
         id: &str,
-        pod: &str,
+        pod: &NetworkPod,
         netns: BorrowedFd<'_>,
     ) -> Result<Vec<IpAddr>, Error> {
         let request = netns::AttachRequest {
             id: id.to_owned(),
             ifname: INTERFACE.to_owned(),
-            member: Some(pod.to_owned()),
+            member: Some(pod.name.clone()),
+            bandwidth: netns::Bandwidth {
+                ingress_bps: pod.ingress_bps,
+                egress_bps: pod.egress_bps,
+            },
         };
         let attachment = Self::attach(self, request, netns).await?;
         Ok([Some(attachment.address), attachment.address6].into_iter().flatten().collect())

@@ -159,7 +159,8 @@ impl Runtime {
         }
         let Some(shim) = record.shim else { return };
         let Ok(netns) = std::fs::File::open(format!("/proc/{}/ns/net", shim.pid)) else { return };
-        let pod = crate::sandbox::pod_name(&record.config);
+        // What was refused at the start was never attached.
+        let Ok(pod) = crate::sandbox::network_pod(&record.config) else { return };
         let netns = std::os::fd::AsFd::as_fd(&netns);
         if let Err(error) = self.network().attach(&record.id, &pod, netns).await {
             tracing::warn!(sandbox = record.id, %error, "network not attached again");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use k8s_cri::v1;
 
+use crate::backend::NetworkPod;
 use crate::error::Error;
 use crate::link::{self, Link};
 use crate::runtime::Runtime;
@@ -30,10 +31,45 @@ pub fn node_network(config: &v1::PodSandboxConfig) -> bool {
     namespaces(config).network() == v1::NamespaceMode::Node
 }
 
-/// Namespace and name of the pod.
-pub fn pod_name(config: &v1::PodSandboxConfig) -> String {
+/// What the network has to know of the pod. Bandwidth is annotated as upstream has it
+/// (`pkg/util/bandwidth/utils.go`).
+pub fn network_pod(config: &v1::PodSandboxConfig) -> Result<NetworkPod, Error> {
     let metadata = config.metadata.clone().unwrap_or_default();
-    format!("{}/{}", metadata.namespace, metadata.name)
+    let bandwidth = |direction: &str| {
+        let key = format!("kubernetes.io/{direction}-bandwidth");
+        let Some(text) = config.annotations.get(&key) else { return Ok(None) };
+        let bps = bits_per_s(text).filter(|bps| (BANDWIDTH_MIN..=BANDWIDTH_MAX).contains(bps));
+        bps.map(Some).ok_or_else(|| {
+            Error::InvalidArgument(format!("{key}: {text:?} is no bandwidth from 1k to 1P"))
+        })
+    };
+    Ok(NetworkPod {
+        name: format!("{}/{}", metadata.namespace, metadata.name),
+        ingress_bps: bandwidth("ingress")?,
+        egress_bps: bandwidth("egress")?,
+    })
+}
+
+const BANDWIDTH_MIN: u64 = 1_000;
+const BANDWIDTH_MAX: u64 = 1_000_000_000_000_000;
+
+/// A whole quantity such as `10M` or `512Ki`.
+fn bits_per_s(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let factor: u64 = match &text[digits..] {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "P" => 1_000_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return None,
+    };
+    text[..digits].parse::<u64>().ok()?.checked_mul(factor)
 }
 
 impl Runtime {
@@ -136,11 +172,13 @@ impl Runtime {
         if !node_network {
             let netns = std::fs::File::open(format!("/proc/{pid}/ns/net"))
                 .map_err(Error::io("open the pod's network namespace"))?;
-            let ips = self.network().attach(id, &pod_name(config), netns.as_fd()).await.map_err(
-                |error| {
-                    Error::Failed(format!("failed to setup network for sandbox {id:?}: {error}"))
-                },
-            )?;
+            let attached = match network_pod(config) {
+                Ok(pod) => self.network().attach(id, &pod, netns.as_fd()).await,
+                Err(error) => Err(error),
+            };
+            let ips = attached.map_err(|error| {
+                Error::Failed(format!("failed to setup network for sandbox {id:?}: {error}"))
+            })?;
             sandbox.update(|record| record.ips = ips);
         }
         sandbox.update(|record| record.ready = true);
@@ -367,4 +405,32 @@ fn resolv_conf(dns: &v1::DnsConfig) -> String {
         text += &format!("options {}\n", dns.options.join(" "));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bandwidth_is_annotated_as_a_quantity() {
+        let cases = [
+            ("10M", Some(10_000_000)),
+            ("512Ki", Some(524_288)),
+            ("1000", Some(1000)),
+            ("999", None),
+            ("2P", None),
+            ("M", None),
+            ("-1M", None),
+            ("1.5M", None),
+        ];
+        for (text, want) in cases {
+            let key = "kubernetes.io/egress-bandwidth".to_owned();
+            let config = v1::PodSandboxConfig {
+                annotations: [(key, text.to_owned())].into(),
+                ..v1::PodSandboxConfig::default()
+            };
+            let read = network_pod(&config).map(|pod| (pod.egress_bps, pod.ingress_bps));
+            assert_eq!(read.ok(), want.map(|bps| (Some(bps), None)), "{text}");
+        }
+    }
 }

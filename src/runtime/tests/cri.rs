@@ -18,7 +18,9 @@ use k8s_cri::v1::runtime_service_server::RuntimeService;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
-use runtime::{Config, Credentials, Error, Image, Images, Network, Root, Runtime, Usage};
+use runtime::{
+    Config, Credentials, Error, Image, Images, Network, NetworkPod, Root, Runtime, Usage,
+};
 use tonic::{Code, Request};
 
 /// No step of these tests takes this long unless it hangs.
@@ -178,7 +180,12 @@ struct Loopback;
 
 #[async_trait::async_trait]
 impl Network for Loopback {
-    async fn attach(&self, _: &str, _: &str, _: BorrowedFd<'_>) -> Result<Vec<IpAddr>, Error> {
+    async fn attach(
+        &self,
+        _: &str,
+        _: &NetworkPod,
+        _: BorrowedFd<'_>,
+    ) -> Result<Vec<IpAddr>, Error> {
         Ok(vec!["10.42.0.9".parse().unwrap()])
     }
 
