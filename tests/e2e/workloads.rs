@@ -162,3 +162,48 @@ fn daemons_and_stateful_pods_are_updated_and_keep_their_data() {
         }
     });
 }
+
+#[test]
+fn budgets_quotas_and_autoscalers_are_kept() {
+    let cluster = Cluster::ephemeral();
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}},
+            "template": template("web", "Always", STAY)}});
+    cluster.apply(&deployment.to_string());
+    let autoscaler = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
+        "metadata": {"name": "web"}, "spec": {"minReplicas": 2, "maxReplicas": 3,
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}}});
+    cluster.apply(&autoscaler.to_string());
+    wait(&cluster, "two pods", &["deployment", "web"], |d| d["status"]["readyReplicas"] == 2);
+    let message = cluster.event("web", "SuccessfulRescale");
+    assert_eq!(message, "New size: 2; reason: Current number of replicas below Spec.MinReplicas");
+    cluster.kubectl_ok(&[
+        "create",
+        "poddisruptionbudget",
+        "web",
+        "--selector=app=web",
+        "--min-available=2",
+    ]);
+    cluster.kubectl_ok(&["create", "quota", "small", "--hard=pods=5,count/deployments.apps=3"]);
+    wait(&cluster, "the budget", &["pdb", "web"], |budget| {
+        budget["status"]["currentHealthy"] == 2 && budget["status"]["disruptionsAllowed"] == 0
+    });
+    let used =
+        wait(&cluster, "the quota", &["quota", "small"], |q| q["status"]["used"]["pods"] == "2");
+    assert_eq!(used["status"]["used"]["count/deployments.apps"], "1");
+    let nodes = cluster.get(&["nodes"]).expect("nodes");
+    let node = nodes["items"][0]["metadata"]["name"].as_str().expect("a name").to_owned();
+    let drain = cluster.kubectl(&["drain", &node, "--timeout=1s", "--ignore-daemonsets"]);
+    assert!(drain.err.contains("violate the pod's disruption budget"), "{}", drain.err);
+    cluster.kubectl_ok(&["uncordon", &node]);
+    // What does not tolerate NoExecute leaves at once.
+    cluster.kubectl_ok(&["delete", "deployment,pdb,hpa", "web"]);
+    cluster.apply(
+        &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "guest"},
+        "spec": template("guest", "Always", STAY)["spec"]})
+        .to_string(),
+    );
+    cluster.pod_ready("guest");
+    cluster.kubectl_ok(&["taint", "node", &node, "away=now:NoExecute"]);
+    cluster.kubectl_ok(&["wait", "--for=delete", "pod/guest", "--timeout=30s"]);
+}

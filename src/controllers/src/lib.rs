@@ -14,6 +14,7 @@ mod endpoints;
 mod ephemeral_volume;
 mod garbage_collector;
 mod history;
+mod horizontal_pod_autoscaler;
 mod job;
 mod namespace;
 mod node_ipam;
@@ -165,6 +166,11 @@ const CONTROLLERS: &[(&str, Start)] = &[
         cluster_role_aggregation
     ),
     controller!("ttl-controller", "ttl-controller", node_ttl),
+    controller!(
+        "horizontal-pod-autoscaler-controller",
+        "horizontal-pod-autoscaler",
+        horizontal_pod_autoscaler
+    ),
     controller!("service-cidr-controller", "service-cidrs-controller", service_cidr),
     ("certificatesigningrequest-approving-controller", |setup| {
         let (client, caches, stop) = setup.parts("certificate-controller");

@@ -319,6 +319,42 @@ fn pods_wait_for_their_claims_and_follow_their_volumes() {
     }
 }
 
+#[test]
+fn volumes_have_zones_and_exclusive_users() {
+    let zone = |name: &str, zone: &str| {
+        node(name, json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}}))
+    };
+    let volume =
+        json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
+    let mut other = volume.clone();
+    other["nodeName"] = json!("b");
+    let storage = |mode: &str, zones: &str| {
+        support::volumes(
+            json!([{"metadata": {"namespace": "default", "name": "data",
+                    "annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+                "spec": {"volumeName": "v", "accessModes": [mode]}}]),
+            json!([{"metadata": {"name": "v", "labels": {"topology.kubernetes.io/zone": zones}}}]),
+            json!([]),
+        )
+    };
+    let decided = |mode: &str, zones: &str, user: bool| {
+        let user = user.then(|| pod("user", json!({"spec": other})));
+        let mut cluster = cluster([zone("a", "east"), zone("b", "west")], user);
+        cluster.volumes = storage(mode, zones);
+        outcome(&pod("p", json!({"spec": volume})), &cluster)
+    };
+    assert_eq!(decided("ReadWriteOnce", "west", true), "b");
+    assert_eq!(decided("ReadWriteOnce", "north__east", false), "a");
+    assert_eq!(
+        decided("ReadWriteOnce", "north", false),
+        "0/2 nodes are available: 2 node(s) had no available volume zone."
+    );
+    assert_eq!(
+        decided("ReadWriteOncePod", "west", true),
+        "0/2 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode, 1 node(s) had no available volume zone."
+    );
+}
+
 /// What preemption comes to, as text.
 fn preempted(pod: &scheduler::pod::PodInfo, cluster: &scheduler::cluster::Cluster) -> String {
     let Err(Failure::Unfit(unfit)) = decide(pod, cluster) else { panic!("the pod fits") };

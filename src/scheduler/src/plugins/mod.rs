@@ -12,6 +12,8 @@ mod pod_topology_spread;
 mod scheduling_gates;
 mod taint_toleration;
 mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 use crate::framework::{Plugin, Profile, Weighted};
 
@@ -22,7 +24,7 @@ pub(crate) use volume_binding::{claim_names, late_claims};
 ///
 /// Source: `pkg/scheduler/apis/config/v1/default_plugins.go`.
 pub fn default_profile() -> Profile {
-    let plugins: [(Box<dyn Plugin>, i64); 12] = [
+    let plugins: [(Box<dyn Plugin>, i64); 14] = [
         (Box::new(scheduling_gates::SchedulingGates), 0),
         (Box::new(node_unschedulable::NodeUnschedulable), 0),
         (Box::new(node_name::NodeName), 0),
@@ -30,7 +32,9 @@ pub fn default_profile() -> Profile {
         (Box::new(node_affinity::NodeAffinity), 2),
         (Box::new(node_ports::NodePorts), 0),
         (Box::new(node_resources_fit::NodeResourcesFit), 1),
+        (Box::new(volume_restrictions::VolumeRestrictions), 0),
         (Box::new(volume_binding::VolumeBinding), 0),
+        (Box::new(volume_zone::VolumeZone), 0),
         (Box::new(pod_topology_spread::PodTopologySpread), 2),
         (Box::new(inter_pod_affinity::InterPodAffinity), 2),
         (Box::new(node_resources_balanced_allocation::NodeResourcesBalancedAllocation), 1),

@@ -1,0 +1,461 @@
+//! HorizontalPodAutoscalers: sizes that follow what pods use.
+//!
+//! Metrics come from `metrics.k8s.io`; where nobody serves it the conditions say so. Metrics of types
+//! Pods, Object and External need APIs that this cluster does not have, and are answered the same way.
+//!
+//! Source: `pkg/controller/podautoscaler/horizontal.go`.
+
+mod limits;
+mod metrics;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use apimachinery::labels::Selector;
+use apimachinery::quantity::Quantity;
+use client::{Informer, Informers, Recorder, object_reference};
+use k8s_openapi::api::autoscaling::v1::Scale;
+use k8s_openapi::api::autoscaling::v2::{
+    ContainerResourceMetricStatus, HorizontalPodAutoscaler, HorizontalPodAutoscalerCondition,
+    HorizontalPodAutoscalerStatus, MetricSpec, MetricStatus, MetricTarget, MetricValueStatus,
+    ResourceMetricStatus,
+};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, PostParams};
+use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::discovery::pinned_kind;
+use kube::{Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use self::limits::{Past, limited};
+use self::metrics::Target;
+use crate::ownership::{self, Key};
+use crate::queue::{self, Failure, Next};
+use crate::{pods, touched, unless_code};
+
+/// How often each is looked at (`--horizontal-pod-autoscaler-sync-period`).
+const PERIOD: Duration = Duration::from_secs(15);
+/// How long recommendations and changes are remembered.
+const MEMORY_S: i64 = 3600;
+
+/// Why a metric gives no size: the reason of the condition and event, and what went wrong.
+struct Problem {
+    reason: &'static str,
+    message: String,
+}
+
+/// Sets a condition; its time stays while its status does.
+fn set_condition(
+    status: &mut HorizontalPodAutoscalerStatus,
+    kind: &str,
+    holds: bool,
+    reason: &str,
+    message: impl Into<String>,
+) {
+    let all = status.conditions.get_or_insert_default();
+    let state = if holds { "True" } else { "False" };
+    let same = all.iter().find(|c| c.type_ == kind && c.status == state);
+    let since = same.and_then(|c| c.last_transition_time.clone());
+    let made = HorizontalPodAutoscalerCondition {
+        type_: kind.into(),
+        status: state.into(),
+        reason: Some(reason.into()),
+        message: Some(message.into()),
+        last_transition_time: since.or_else(|| Some(Time(Timestamp::now()))),
+    };
+    match all.iter_mut().find(|c| c.type_ == kind) {
+        Some(known) => *known = made,
+        None => all.push(made),
+    }
+}
+
+fn milli(text: &Text) -> i64 {
+    text.0.parse::<Quantity>().map_or(0, |quantity| quantity.milli_value())
+}
+
+fn target(target: &MetricTarget) -> Option<Target> {
+    let percent = target.average_utilization.map(|percent| Target::Utilization(percent.into()));
+    percent.or_else(|| Some(Target::Average(milli(target.average_value.as_ref()?))))
+}
+
+/// Use in thousandths by pod, of the whole pod or one container, from a `PodMetricsList`.
+fn used(list: &Value, resource: &str, container: Option<&str>) -> BTreeMap<String, i64> {
+    let items = list["items"].as_array().into_iter().flatten();
+    items
+        .filter_map(|pod| {
+            let mut sum = 0;
+            for found in pod["containers"].as_array()? {
+                if container.is_none_or(|name| found["name"] == name) {
+                    let text = found["usage"][resource].as_str()?;
+                    sum += text.parse::<Quantity>().ok()?.milli_value();
+                }
+            }
+            Some((pod["metadata"]["name"].as_str()?.to_owned(), sum))
+        })
+        .collect()
+}
+
+struct Controller {
+    client: Client,
+    pods: Informer<Pod>,
+    events: Recorder,
+    past: Mutex<HashMap<Key, Past>>,
+}
+
+/// What is scaled: its API, and its size as read.
+struct Scaled {
+    api: Api<DynamicObject>,
+    name: String,
+    scale: Scale,
+}
+
+impl Controller {
+    async fn scaled(&self, of: &HorizontalPodAutoscaler) -> Result<Scaled, kube::Error> {
+        let target = &of.spec.scale_target_ref;
+        let version = target.api_version.as_deref().unwrap_or("v1");
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        let kind = GroupVersionKind::gvk(group, version, &target.kind);
+        let resource: ApiResource = match pinned_kind(&self.client, &kind).await {
+            Ok((resource, _)) => resource,
+            Err(_) => ApiResource::from_gvk(&kind),
+        };
+        let namespace = of.namespace().unwrap_or_default();
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), &namespace, &resource);
+        let name = target.name.clone();
+        let scale = api.get_scale(&name).await?;
+        Ok(Scaled { api, name, scale })
+    }
+
+    /// What one metric asks for: replicas, what it is called, and its present value.
+    async fn evaluate(
+        &self,
+        namespace: &str,
+        metric: &MetricSpec,
+        (labels, picks): (&str, &Selector),
+        current: i32,
+    ) -> Result<(i32, String, MetricStatus), Problem> {
+        let (resource, container, wanted, reason) =
+            match (&metric.resource, &metric.container_resource) {
+                (Some(source), _) => {
+                    (&source.name, None, &source.target, "FailedGetResourceMetric")
+                }
+                (_, Some(source)) => (
+                    &source.name,
+                    Some(source.container.as_str()),
+                    &source.target,
+                    "FailedGetContainerResourceMetric",
+                ),
+                _ => {
+                    let reason = match metric.type_.as_str() {
+                        "Pods" => "FailedGetPodsMetric",
+                        "Object" => "FailedGetObjectMetric",
+                        _ => "FailedGetExternalMetric",
+                    };
+                    let message = "unable to fetch metrics: no API that serves them is registered";
+                    return Err(Problem { reason, message: message.into() });
+                }
+            };
+        let problem = |message: String| Problem {
+            reason,
+            message: format!("failed to get {resource} utilization: {message}"),
+        };
+        let target = target(wanted).ok_or_else(|| problem("the target has no value".into()))?;
+        let query: String = labels.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let path = format!(
+            "/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods?labelSelector={query}"
+        );
+        let list = async {
+            let request = http::Request::get(&path).body(Vec::new());
+            let request = request.map_err(|error| error.to_string())?;
+            self.client.request::<Value>(request).await.map_err(|error| pods::text(&error))
+        };
+        let list = list.await.map_err(|error| {
+            problem(format!("unable to get metrics for resource {resource}: unable to fetch metrics from resource metrics API: {error}"))
+        })?;
+        let used = used(&list, resource, container);
+        if used.is_empty() {
+            return Err(problem(format!(
+                "unable to get metrics for resource {resource}: no metrics returned from resource metrics API"
+            )));
+        }
+        let near = self.pods.store().state_filter(|pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace) && picks.matches(pod.labels())
+        });
+        let what = (resource.as_str(), container);
+        let outcome = metrics::replicas(&near, &used, what, target, current, Timestamp::now())
+            .map_err(problem)?;
+        let value = MetricValueStatus {
+            average_utilization: outcome.utilization.map(|percent| percent as i32),
+            average_value: Some(Text(Quantity::milli(outcome.average).canonical())),
+            value: None,
+        };
+        let called = match outcome.utilization {
+            Some(_) => format!("{resource} resource utilization (percentage of request)"),
+            None => format!("{resource} resource"),
+        };
+        let told = match container {
+            None => MetricStatus {
+                type_: "Resource".into(),
+                resource: Some(ResourceMetricStatus { current: value, name: resource.clone() }),
+                ..MetricStatus::default()
+            },
+            Some(container) => MetricStatus {
+                type_: "ContainerResource".into(),
+                container_resource: Some(ContainerResourceMetricStatus {
+                    container: container.into(),
+                    current: value,
+                    name: resource.clone(),
+                }),
+                ..MetricStatus::default()
+            },
+        };
+        Ok((outcome.replicas, called, told))
+    }
+
+    /// The largest size that a metric asks for. A metric that fails keeps the others from shrinking.
+    async fn recommended(
+        &self,
+        of: &HorizontalPodAutoscaler,
+        scale: &Scale,
+        current: i32,
+        status: &mut HorizontalPodAutoscalerStatus,
+    ) -> Result<(i32, String), Problem> {
+        let labels = scale.status.as_ref().and_then(|status| status.selector.clone());
+        let labels = labels.unwrap_or_default();
+        let Some(picks) = Selector::parse(&labels).ok().filter(|_| !labels.is_empty()) else {
+            return Err(Problem {
+                reason: "InvalidSelector",
+                message: "selector is required".into(),
+            });
+        };
+        let namespace = of.namespace().unwrap_or_default();
+        let (mut best, mut problem, mut told) = (None::<(i32, String)>, None, Vec::new());
+        for metric in of.spec.metrics.iter().flatten() {
+            match self.evaluate(&namespace, metric, (&labels, &picks), current).await {
+                Ok((replicas, called, value)) => {
+                    told.push(value);
+                    if best.as_ref().is_none_or(|(known, _)| replicas > *known) {
+                        best = Some((replicas, called));
+                    }
+                }
+                Err(found) => {
+                    self.events.warning(object_reference(of), found.reason, found.message.clone());
+                    problem.get_or_insert(found);
+                }
+            }
+        }
+        status.current_metrics = Some(told).filter(|told| !told.is_empty());
+        match (best, problem) {
+            (Some((replicas, called)), problem) if problem.is_none() || replicas >= current => {
+                let message = format!(
+                    "the HPA was able to successfully calculate a replica count from {called}"
+                );
+                set_condition(status, "ScalingActive", true, "ValidMetricFound", message);
+                Ok((replicas, called))
+            }
+            (_, Some(problem)) => Err(problem),
+            (best, None) => best.ok_or_else(|| Problem {
+                reason: "InvalidMetricSourceType",
+                message: "no metrics are given".into(),
+            }),
+        }
+    }
+
+    async fn sync(&self, of: &HorizontalPodAutoscaler) -> Result<Next, Failure> {
+        let mut status = of.status.clone().unwrap_or_default();
+        status.observed_generation = of.metadata.generation;
+        let scaled = match self.scaled(of).await {
+            Ok(scaled) => scaled,
+            Err(error) => {
+                let text = pods::text(&error);
+                self.events.warning(object_reference(of), "FailedGetScale", text.clone());
+                let message = format!(
+                    "the HPA controller was unable to get the target's current scale: {text}"
+                );
+                set_condition(&mut status, "AbleToScale", false, "FailedGetScale", message);
+                return self.tell(of, status).await;
+            }
+        };
+        let message = "the HPA controller was able to get the target's current scale";
+        set_condition(&mut status, "AbleToScale", true, "SucceededGetScale", message);
+        let current = scaled.scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
+        let (min, max) = (of.spec.min_replicas.unwrap_or(1), of.spec.max_replicas);
+        status.current_replicas = Some(current);
+        let (wanted, reason) = if current == 0 && min != 0 {
+            let message = "scaling is disabled since the replica count of the target is zero";
+            set_condition(&mut status, "ScalingActive", false, "ScalingDisabled", message);
+            (0, String::new())
+        } else if current > max {
+            (max, "Current number of replicas above Spec.MaxReplicas".to_owned())
+        } else if current < min {
+            (min, "Current number of replicas below Spec.MinReplicas".to_owned())
+        } else {
+            match self.recommended(of, &scaled.scale, current, &mut status).await {
+                Ok((replicas, called)) => {
+                    let behavior = of.spec.behavior.as_ref();
+                    let now = Timestamp::now().as_second();
+                    let past = self.remember(of, |past| past.recommended.push((now, replicas)));
+                    let (to, told) = limited(behavior, &past, (replicas, current), (min, max), now);
+                    for (kind, holds, reason, message) in told {
+                        set_condition(&mut status, kind, holds, reason, message);
+                    }
+                    let above = format!("{called} above target");
+                    (to, if to > current { above } else { "All metrics below target".into() })
+                }
+                Err(problem) => {
+                    let message = format!(
+                        "the HPA was unable to compute the replica count: {}",
+                        problem.message
+                    );
+                    set_condition(&mut status, "ScalingActive", false, problem.reason, message);
+                    let message = format!(
+                        "invalid metrics (1 invalid out of {}), first error is: {}",
+                        of.spec.metrics.as_ref().map_or(0, Vec::len),
+                        problem.message
+                    );
+                    self.events.warning(
+                        object_reference(of),
+                        "FailedComputeMetricsReplicas",
+                        message,
+                    );
+                    return self.tell(of, status).await;
+                }
+            }
+        };
+        status.desired_replicas = wanted;
+        if wanted != current {
+            self.rescale(of, &scaled, (current, wanted), &reason, &mut status).await?;
+        }
+        self.tell(of, status).await
+    }
+
+    async fn rescale(
+        &self,
+        of: &HorizontalPodAutoscaler,
+        scaled: &Scaled,
+        (from, to): (i32, i32),
+        reason: &str,
+        status: &mut HorizontalPodAutoscalerStatus,
+    ) -> Result<(), Failure> {
+        let mut scale = scaled.scale.clone();
+        scale.spec.get_or_insert_default().replicas = Some(to);
+        let written = scaled.api.replace_scale(&scaled.name, &PostParams::default(), &scale).await;
+        if let Err(error) = written {
+            let text = pods::text(&error);
+            let message = format!("New size: {to}; reason: {reason}; error: {text}");
+            self.events.warning(object_reference(of), "FailedRescale", message);
+            let message =
+                format!("the HPA controller was unable to update the target scale: {text}");
+            set_condition(status, "AbleToScale", false, "FailedUpdateScale", message);
+            return Ok(());
+        }
+        let message = format!("the HPA controller was able to update the target scale to {to}");
+        set_condition(status, "AbleToScale", true, "SucceededRescale", message);
+        let message = format!("New size: {to}; reason: {reason}");
+        self.events.normal(object_reference(of), "SuccessfulRescale", message);
+        let now = Timestamp::now();
+        status.last_scale_time = Some(Time(now));
+        self.remember(of, |past| {
+            let list = if to > from { &mut past.grown } else { &mut past.shrunk };
+            list.push((now.as_second(), (to - from).abs()));
+        });
+        Ok(())
+    }
+
+    /// Notes something and returns all that is remembered, what is too old left out.
+    fn remember(&self, of: &HorizontalPodAutoscaler, note: impl FnOnce(&mut Past)) -> Past {
+        let mut all = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = all.entry(ownership::key(of)).or_default();
+        note(past);
+        let since = Timestamp::now().as_second() - MEMORY_S;
+        for list in [&mut past.recommended, &mut past.grown, &mut past.shrunk] {
+            list.retain(|(at, _)| *at >= since);
+        }
+        past.clone()
+    }
+
+    async fn tell(
+        &self,
+        of: &HorizontalPodAutoscaler,
+        status: HorizontalPodAutoscalerStatus,
+    ) -> Result<Next, Failure> {
+        if of.status.as_ref() != Some(&status) {
+            let (namespace, name) = ownership::key(of);
+            let api: Api<HorizontalPodAutoscaler> =
+                Api::namespaced(self.client.clone(), &namespace);
+            let told = HorizontalPodAutoscaler { status: Some(status), ..of.clone() };
+            unless_code(api.replace_status(&name, &PostParams::default(), &told).await, 404)?;
+        }
+        Ok(Next::After(PERIOD))
+    }
+}
+
+/// Runs until `shutdown`.
+pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
+    let all = informers.get::<HorizontalPodAutoscaler>();
+    let pods = informers.get::<Pod>();
+    let events = Recorder::new(client.clone(), "horizontal-pod-autoscaler", "");
+    pods.ready().await;
+    // Its own status does not make it look again: that is what the period is for.
+    let seen: Mutex<HashMap<String, Value>> = Mutex::default();
+    let changes = touched(&all, move |of: &HorizontalPodAutoscaler| {
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (uid, spec) = (of.uid().unwrap_or_default(), json!(of.spec));
+        if of.metadata.deletion_timestamp.is_some() {
+            seen.remove(&uid);
+        } else if seen.get(&uid) == Some(&spec) {
+            return Vec::new();
+        } else {
+            seen.insert(uid, spec);
+        }
+        vec![ownership::key(of)]
+    });
+    let controller = Arc::new(Controller { client, pods, events, past: Mutex::default() });
+    queue::run("horizontal-pod-autoscaler", changes, shutdown, |key: Key| {
+        let (controller, found) = (controller.clone(), all.get(&key.0, &key.1));
+        Box::pin(async move {
+            match found {
+                Some(of) => controller.sync(&of).await,
+                None => {
+                    controller.past.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                    Ok(Next::Done)
+                }
+            }
+        })
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn use_is_summed_by_pod() {
+        let list = json!({"items": [
+            {"metadata": {"name": "a"}, "containers": [
+                {"name": "x", "usage": {"cpu": "100m", "memory": "1Mi"}}, {"name": "y", "usage": {"cpu": "1"}}]},
+            {"metadata": {"name": "b"}, "containers": [{"name": "x", "usage": {}}]}]});
+        assert_eq!(used(&list, "cpu", None), BTreeMap::from([("a".to_owned(), 1100)]));
+        assert_eq!(used(&list, "cpu", Some("x")), BTreeMap::from([("a".to_owned(), 100)]));
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time() {
+        let mut status = HorizontalPodAutoscalerStatus::default();
+        set_condition(&mut status, "AbleToScale", true, "A", "");
+        let first = status.conditions.clone().expect("one")[0].last_transition_time.clone();
+        set_condition(&mut status, "AbleToScale", true, "B", "");
+        let now = status.conditions.expect("one");
+        assert_eq!(
+            (now.len(), now[0].reason.as_deref(), &now[0].last_transition_time),
+            (1, Some("B"), &first)
+        );
+    }
+}
