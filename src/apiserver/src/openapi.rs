@@ -21,7 +21,7 @@ use crate::resource::Resource;
 use crate::served::Served;
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
-/// Bodies of patches, by content type.
+/// Bodies of patches, by content type; custom resources take all but the last.
 const PATCHES: [&str; 4] = [
     "application/apply-patch+yaml",
     "application/json-patch+json",
@@ -194,6 +194,8 @@ fn v2(served: &Served) -> Value {
 }
 
 struct Builder {
+    /// Content types of patches of the resource at hand.
+    patches: &'static [&'static str],
     dialect: Dialect,
     schema: &'static Schema,
     /// Types that are referred to, by the name of their definition.
@@ -212,6 +214,7 @@ fn quantity(dialect: Dialect) -> Value {
 impl Builder {
     fn new(dialect: Dialect) -> Self {
         Self {
+            patches: &PATCHES,
             dialect,
             schema: schema::builtin(),
             wanted: BTreeMap::new(),
@@ -400,6 +403,8 @@ impl Builder {
     }
 
     fn resource(&mut self, resource: &Resource, paths: &mut Map<String, Value>) {
+        let taken = PATCHES.len() - usize::from(resource.custom.is_some());
+        self.patches = &PATCHES[..taken];
         let own = (resource.group.as_str(), resource.version.as_str(), resource.kind.as_str());
         let scope = if resource.namespaced { "namespaces/{namespace}/" } else { "" };
         let collection = format!("/{}/{scope}{}", root(resource), resource.plural);
@@ -527,7 +532,7 @@ impl Builder {
             "delete" | "deletecollection" => self.named(&format!("{META}.DeleteOptions")),
             _ => None,
         };
-        let types: &[&str] = if action == "patch" { &PATCHES } else { &["application/json"] };
+        let types: &[&str] = if action == "patch" { self.patches } else { &["application/json"] };
         let mut operation = json!({});
         match self.dialect {
             Dialect::V3 => {

@@ -235,6 +235,12 @@ fn job_selector(object: &mut Value) {
         spec["selector"]["matchLabels"] = json!({});
     }
     spec["selector"]["matchLabels"]["batch.kubernetes.io/controller-uid"] = uid.into();
+    // Upstream defaults them whenever it reads a job.
+    let labels = spec["template"]["metadata"]["labels"].clone();
+    let own = meta::child_mut(object, "metadata").entry("labels").or_insert_with(|| json!({}));
+    if own.entries().next().is_none() {
+        *own = labels;
+    }
 }
 
 fn meta_of(template: &mut Value) -> &mut Value {
@@ -340,5 +346,6 @@ mod tests {
             json!({"matchLabels": {"batch.kubernetes.io/controller-uid": "u"}})
         );
         assert_eq!(job["spec"]["template"]["metadata"]["labels"]["job-name"], "j");
+        assert_eq!(job["metadata"]["labels"], job["spec"]["template"]["metadata"]["labels"]);
     }
 }

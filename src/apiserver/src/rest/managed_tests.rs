@@ -301,6 +301,21 @@ async fn custom_resources_have_a_status_of_their_own() {
         odd.body["message"],
         "failed to create typed patch object (/a; example.com/v1, Kind=Foo): .spec.unknown: field not declared in schema"
     );
+    // Nobody offers strategic patches of them, so that clients choose merge patches.
+    let document = f.get("/openapi/v3/apis/example.com/v1").await.body;
+    let patch =
+        &document["paths"]["/apis/example.com/v1/namespaces/{namespace}/foos/{name}"]["patch"];
+    let kinds: Vec<&String> =
+        patch["requestBody"]["content"].as_object().expect("bodies").keys().collect();
+    assert_eq!(
+        kinds,
+        [
+            "application/apply-patch+yaml",
+            "application/json-patch+json",
+            "application/merge-patch+json"
+        ]
+    );
+    assert_eq!(f.patch(FOO, "strategic-merge", &json!({})).await.code, 415);
     let status = json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": "a"}, "status": {"n": 1}});
     let told = apply(&f, &format!("{FOO}/status"), "fieldManager=three", &status).await;
     assert_eq!((told.code.as_u16(), &told.body["status"]), (200, &json!({"n": 1})));

@@ -15,6 +15,8 @@ use crate::conversion;
 use crate::negotiate::{self, Format};
 use crate::options::{FieldValidation, WriteOptions};
 
+const ACCEPTED_CUSTOM: &str =
+    "application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml";
 const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
 
 /// What a patch makes of an object.
@@ -28,6 +30,7 @@ pub fn editor<'a>(
     validation: FieldValidation,
 ) -> Result<Editor<'a>, Status> {
     let warnings = call.ctx.warnings.clone();
+    let accepted = if expected.custom.is_some() { ACCEPTED_CUSTOM } else { ACCEPTED };
     let reshape = move |value: &Value| codec::reshape(value, expected, validation, &warnings);
     match negotiate::content_type(&call.parts.headers) {
         "application/json-patch+json" => {
@@ -45,13 +48,13 @@ pub fn editor<'a>(
             let changes = codec::parse(bytes, Format::Json)?;
             let known = codec::type_of(expected).filter(|_| expected.custom.is_none());
             let Some((schema, of)) = known else {
-                return Err(negotiate::unsupported(ACCEPTED));
+                return Err(negotiate::unsupported(accepted));
             };
             Ok(Box::new(move |old| {
                 reshape(&patch::strategic(schema, of, old, changes.clone()).map_err(refused)?)
             }))
         }
-        _ => Err(negotiate::unsupported(ACCEPTED)),
+        _ => Err(negotiate::unsupported(accepted)),
     }
 }
 
