@@ -114,6 +114,30 @@ fn process_with(script: &str) -> Option<i32> {
 }
 
 #[test]
+fn components_can_be_left_to_others() {
+    let cluster = Cluster::prepared();
+    cluster.up(&["--ephemeral", "--disable", "scheduler"]);
+    cluster.load_busybox();
+    let image = crate::harness::BUSYBOX;
+    cluster.kubectl_ok(&["run", "waits", "--image", image, "--", "sleep", "100000"]);
+    let why = cluster.rootlet_ok(&["why", "pod/waits"]);
+    assert!(why.contains("scheduler \"default-scheduler\" has not looked at it"), "{why}");
+    let binding = serde_json::json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "waits"},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": format!("rootlet-{}", cluster.name)}});
+    let path = "/api/v1/namespaces/default/pods/waits/binding";
+    let mut bind = cluster.kubectl_command();
+    bind.args(["create", "--raw", path, "-f", "-"]);
+    let bound = crate::harness::run_with(&mut bind, binding.to_string().as_bytes());
+    assert_eq!(bound.code, Some(0), "{}{}", bound.out, bound.err);
+    cluster.pod_ready("waits");
+
+    let control_plane = Cluster::prepared();
+    control_plane.up(&["--ephemeral", "--disable", "kubelet,scheduler,proxy,dns"]);
+    assert!(control_plane.kubectl_ok(&["get", "nodes"]).is_empty(), "it has no node of its own");
+    assert!(control_plane.kubectl_ok(&["get", "sa", "-n", "kube-system"]).contains("default"));
+}
+
+#[test]
 fn the_machine_is_told_about() {
     let answer = run(Command::new(crate::harness::place().join("rootlet")).arg("doctor"));
     for check in ["user namespaces", "subordinate ids", "overlay", "nf_tables", "cgroup delegation"]

@@ -32,6 +32,24 @@ pub struct Cluster {
     pub name: String,
 }
 
+/// A part of a cluster that another program can take over.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Component {
+    /// Places pods on nodes.
+    Scheduler,
+    /// Everything that kube-controller-manager does; `--controllers` chooses among them.
+    ControllerManager,
+    /// Runs the pods; without it the cluster has no node of its own.
+    Kubelet,
+    /// Leads services' addresses to pods.
+    Proxy,
+    /// Answers names of services and pods.
+    Dns,
+}
+
 /// Flags of `up`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Up {
@@ -63,6 +81,9 @@ pub struct Up {
         allow_hyphen_values = true
     )]
     pub controllers: Vec<String>,
+    /// Leave a component out, to run another in its place; several are separated by commas.
+    #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
+    pub disable: Vec<Component>,
     /// Write the kubeconfig of this cluster alone to FILE, instead of adding a context to your own.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
@@ -98,7 +119,8 @@ pub enum Command {
     #[command(after_help = "Examples:
   rootlet up
   rootlet up --name ci --ephemeral --kubeconfig ./kubeconfig
-  rootlet up --registries ./registries.yaml")]
+  rootlet up --registries ./registries.yaml
+  rootlet up --disable scheduler          then start one of your own with `rootlet kubeconfig`")]
     Up(Up),
     /// Tell whether the cluster runs, where its API is, and how its node and pods are.
     Status(Cluster),

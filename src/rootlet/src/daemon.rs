@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use apiserver::{ApiServer, UserInfo};
+use cli::args::Component;
 use client::Informers;
 use k8s_openapi::api::core::v1::Node;
 use tokio::sync::{mpsc, oneshot};
@@ -112,7 +113,10 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     let mut tasks = Tasks::new(shutdown.clone());
     let link = Link { gateways: network.gateways().await?, network: network.clone(), forwards };
     start_components(&mut tasks, &server, &informers, link, &settings);
-    start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &network)?;
+    let own_node = settings.runs(Component::Kubelet);
+    if own_node {
+        start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &network)?;
+    }
 
     let (down, mut asked) = mpsc::channel(1);
     let state = control::State {
@@ -127,7 +131,8 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     let socket = control::serve(&paths.daemon_socket(), state, serving.clone()).await?;
 
     tokio::select! {
-        () = node_ready(&informers, &node_name) => {}
+        () = node_ready(&informers, &node_name), if own_node => {}
+        () = std::future::ready(()), if !own_node => {}
         () = tokio::time::sleep(READY_TIMEOUT) => {
             bail!("node {node_name} is not Ready after {} s", READY_TIMEOUT.as_secs())
         }
@@ -412,6 +417,21 @@ fn start_components(
     link: Link,
     settings: &Settings,
 ) {
+    if settings.runs(Component::Scheduler) {
+        start_scheduler(tasks, server, informers);
+    }
+    if settings.runs(Component::ControllerManager) {
+        start_controllers(tasks, server, informers, settings);
+    }
+    if settings.runs(Component::Proxy) {
+        start_proxy(tasks, server, informers, link, settings);
+    }
+    if settings.runs(Component::Dns) {
+        start_dns(tasks, server, informers, settings);
+    }
+}
+
+fn start_scheduler(tasks: &mut Tasks, server: &ApiServer, informers: &Informers) {
     let stop = tasks.shutdown.clone();
     let client = component(server, "system:kube-scheduler", &[]);
     let config = scheduler::Config::new(client, informers.clone());
@@ -419,7 +439,14 @@ fn start_components(
         scheduler::run(config, stop).await;
         Ok(())
     });
+}
 
+fn start_controllers(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    informers: &Informers,
+    settings: &Settings,
+) {
     let stop = tasks.shutdown.clone();
     let accounts = server.clone();
     let config = controllers::Config {
@@ -432,7 +459,15 @@ fn start_components(
         enabled: settings.controllers.clone(),
     };
     tasks.spawn("controller manager", async move { Ok(controllers::run(config, stop).await?) });
+}
 
+fn start_proxy(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    informers: &Informers,
+    link: Link,
+    settings: &Settings,
+) {
     let stop = tasks.shutdown.clone();
     let config = proxy::Config {
         informers: informers.clone(),
@@ -447,7 +482,9 @@ fn start_components(
         proxied.await;
         Ok(())
     });
+}
 
+fn start_dns(tasks: &mut Tasks, server: &ApiServer, informers: &Informers, settings: &Settings) {
     let feeder = dns::Feeder {
         client: service_account(server, "coredns"),
         informers: informers.clone(),

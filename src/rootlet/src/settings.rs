@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use cli::args::Component;
 use serde::{Deserialize, Serialize};
 
 use crate::paths::Paths;
@@ -34,6 +35,9 @@ pub struct Settings {
     /// Which controllers run, as `--controllers` says.
     #[serde(default = "all_controllers")]
     pub controllers: Vec<String>,
+    /// Components that somebody else runs.
+    #[serde(default)]
+    pub disabled: Vec<Component>,
     /// Where the user's own kubeconfig has this cluster's context, if it was added.
     pub merged_into: Option<PathBuf>,
 }
@@ -48,6 +52,11 @@ fn all_controllers() -> Vec<String> {
 }
 
 impl Settings {
+    /// Whether `component` is ours to run.
+    pub fn runs(&self, component: Component) -> bool {
+        !self.disabled.contains(&component)
+    }
+
     /// Reads settings. `None` when there are none.
     pub fn read(path: &Path) -> anyhow::Result<Option<Self>> {
         match fs::read(path) {

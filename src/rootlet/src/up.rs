@@ -66,6 +66,7 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         merged_into: known.and_then(|known| known.merged_into),
         registries,
         controllers: arguments.controllers.clone(),
+        disabled: arguments.disable.clone(),
         paths,
     })
 }
