@@ -110,7 +110,7 @@ impl Keeper {
             self.config.control.apply_services(table.clone()).await?;
             self.table = Some(table.clone());
         }
-        self.check_health(&services, &slices).await?;
+        self.check_health(&services, &slices).await;
         let none = BTreeSet::new();
         let mut entries = publish::wanted(&services, &pods, &table, &self.settings, &none);
         let mut answers = self.publish(&entries).await?;
@@ -137,11 +137,7 @@ impl Keeper {
         Ok(answers)
     }
 
-    async fn check_health(
-        &mut self,
-        services: &[Arc<Service>],
-        slices: &[Arc<EndpointSlice>],
-    ) -> Result<(), netns::Error> {
+    async fn check_health(&mut self, services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) {
         let wanted = health::wanted(services, slices, &self.settings.place);
         for (port, error) in self.health.set(wanted).await {
             tracing::debug!(port, %error, "no health check port");
@@ -153,11 +149,15 @@ impl Keeper {
                 forwards.push(Forward { node: SocketAddr::new(*address, port), host });
             }
         }
-        if self.forwards.as_ref() != Some(&forwards) {
-            self.config.control.set_forwards(forwards.clone()).await?;
-            self.forwards = Some(forwards);
+        if self.forwards.as_ref() == Some(&forwards) {
+            return;
         }
-        Ok(())
+        // One port that cannot be had must not keep the rest from being served; it is tried again
+        // with the next change.
+        match self.config.control.set_forwards(forwards.clone()).await {
+            Ok(()) => self.forwards = Some(forwards),
+            Err(error) => tracing::warn!(error = error.chain(), "a health check port is missing"),
+        }
     }
 
     /// Status of load balancers, and events about ports that could not be had.

@@ -312,9 +312,10 @@ async fn start_api(
         data_dir: settings.paths.data.clone(),
         advertise: SocketAddr::new(NODE_ADDRESS, listener.local_addr()?.port()),
         listen: vec![listener],
-        service_cidr: match dual_stack(network).await? {
-            true => format!("{SERVICE_CIDR},{SERVICE_CIDR6}"),
-            false => SERVICE_CIDR.into(),
+        service_cidr: if dual_stack(network).await? {
+            format!("{SERVICE_CIDR},{SERVICE_CIDR6}")
+        } else {
+            SERVICE_CIDR.into()
         },
         cluster_domain: DOMAIN.into(),
         extra_sans: vec![own.clone()],
