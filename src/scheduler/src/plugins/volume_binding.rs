@@ -81,7 +81,7 @@ fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Claimed<'a>, Rejec
             }
             let reason = "pod has unbound immediate PersistentVolumeClaims";
             return Err(Rejection::unresolvable(reason));
-        };
+        }
         let volume = volume_name(claim);
         let Some(volume) = storage.volumes.get(volume) else {
             let reason = format!(
