@@ -48,7 +48,7 @@ impl Backoff {
             let delay = BACKOFF_MIN.saturating_mul(1 << (*failures - 1).min(20)).min(BACKOFF_MAX);
             let passed = now.duration_since(*last);
             if passed < delay {
-                return Some(delay - passed);
+                return Some(delay.checked_sub(passed).unwrap());
             }
         }
         (*failures, *last) = (*failures + 1, now);

@@ -111,7 +111,7 @@ fn resized(
     let saturated = |set: &&ReplicaSet| {
         size(set) == wanted && number(set, DESIRED) == Some(wanted) && available(set) == wanted
     };
-    if new.filter(saturated).is_some() {
+    if new.as_ref().is_some_and(saturated) {
         return old.iter().map(|set| (set.name_any(), 0)).collect();
     }
     if is_recreate(spec) {

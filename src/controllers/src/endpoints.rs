@@ -181,7 +181,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                     api.replace(&key.1, &parameters, &endpoints).await?;
                 }
                 None if gone => {
-                    unless_code(api.delete(&key.1, &DeleteParams::default()).await, 404)?
+                    unless_code(api.delete(&key.1, &DeleteParams::default()).await, 404)?;
                 }
                 Some(Step::Nothing) | None => {}
             }

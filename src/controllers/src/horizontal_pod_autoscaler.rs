@@ -420,12 +420,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     queue::run("horizontal-pod-autoscaler", changes, shutdown, |key: Key| {
         let (controller, found) = (controller.clone(), all.get(&key.0, &key.1));
         Box::pin(async move {
-            match found {
-                Some(of) => controller.sync(&of).await,
-                None => {
-                    controller.past.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-                    Ok(Next::Done)
-                }
+            if let Some(of) = found {
+                controller.sync(&of).await
+            } else {
+                controller.past.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                Ok(Next::Done)
             }
         })
     })

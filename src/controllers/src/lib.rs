@@ -126,7 +126,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
     controller!("namespace-controller", "namespace-controller", namespace),
     ("node-ipam-controller", |setup| {
         let (client, caches, stop) = setup.parts("node-controller");
-        node_ipam::run(client, caches, setup.ranges.clone(), stop).boxed()
+        node_ipam::run(client, caches, setup.ranges, stop).boxed()
     }),
     controller!("node-lifecycle-controller", "node-controller", node_lifecycle),
     controller!("endpoints-controller", "endpoint-controller", endpoints),

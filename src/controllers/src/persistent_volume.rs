@@ -178,7 +178,7 @@ impl Controller {
                     self.tell_claim(claim, status).await?;
                 }
             }
-            Step::Provision => return self.provision(claim, class.as_deref()).await,
+            Step::Provision => return Box::pin(self.provision(claim, class.as_deref())).await,
             Step::Bind(name) => {
                 let Some(volume) = volumes.iter().find(|volume| volume.name_any() == name) else {
                     return Ok(Next::Done);
@@ -458,7 +458,7 @@ pub async fn run(client: Client, informers: Informers, base: PathBuf, shutdown: 
         Box::pin(async move {
             match key {
                 Key::Claim(namespace, name) => match controller.claims.get(&namespace, &name) {
-                    Some(claim) => controller.sync_claim(&claim).await,
+                    Some(claim) => Box::pin(controller.sync_claim(&claim)).await,
                     None => Ok(Next::Done),
                 },
                 Key::Volume(name) => match controller.volumes.get("", &name) {

@@ -93,7 +93,7 @@ impl Controller {
     async fn resource(&self, group: &str, plural: &str) -> Result<Option<ApiResource>, Failure> {
         let discovery =
             Discovery::new(self.client.clone()).filter(&[group]).run_aggregated().await?;
-        let found = discovery.groups().flat_map(|group| group.recommended_resources());
+        let found = discovery.groups().flat_map(kube::discovery::ApiGroup::recommended_resources);
         let mut found = found.filter(|(resource, capabilities)| {
             resource.plural == plural && capabilities.scope == Scope::Namespaced
         });

@@ -153,9 +153,8 @@ impl Schedule {
                 if near <= from {
                     continue;
                 }
-                match self.next(near, zone).filter(|next| *next <= now) {
-                    Some(_) => from = near,
-                    None => continue,
+                if self.next(near, zone).is_some_and(|next| next <= now) {
+                    from = near;
                 }
             }
         }

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use k8s_openapi::jiff::Timestamp;
@@ -16,8 +18,8 @@ fn set(spec: Value) -> DaemonSet {
         .expect("a set")
 }
 
-fn node(name: &str, labels: Value, taints: Value) -> Box<Node> {
-    Box::new(
+fn node(name: &str, labels: Value, taints: Value) -> Arc<Node> {
+    Arc::new(
         serde_json::from_value(
             json!({"metadata": {"name": name, "labels": labels}, "spec": {"taints": taints}}),
         )
@@ -25,7 +27,7 @@ fn node(name: &str, labels: Value, taints: Value) -> Box<Node> {
     )
 }
 
-fn nodes(count: usize) -> Vec<Box<Node>> {
+fn nodes(count: usize) -> Vec<Arc<Node>> {
     (1..=count).map(|n| node(&format!("n{n}"), json!({}), json!([]))).collect()
 }
 
@@ -37,7 +39,7 @@ fn pod(name: &str, node: &str, hash: &str, phase: &str, ready: bool) -> Pod {
     .expect("a pod")
 }
 
-fn run(set: &DaemonSet, nodes: &[Box<Node>], pods: &[Pod]) -> Plan {
+fn run(set: &DaemonSet, nodes: &[Arc<Node>], pods: &[Pod]) -> Plan {
     decide(set, nodes, &pods.iter().collect::<Vec<_>>(), "new", Timestamp::UNIX_EPOCH)
 }
 

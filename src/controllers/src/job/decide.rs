@@ -6,7 +6,7 @@
 //! Source: `pkg/controller/job/job_controller.go` (`syncJob`, `manageJob`,
 //! `trackJobStatusAndRemoveFinalizers`), `backoff_utils.go`, `success_policy.go`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
@@ -241,17 +241,17 @@ pub fn decide(job: &Job, own: &[impl AsRef<Pod>], now: Timestamp) -> Plan {
 
 /// Counts the pods whose end was noted and that have lost their finalizer since.
 fn count_released(view: &View<'_>, status: &mut JobStatus) {
-    let held: HashMap<&str, ()> = view
+    let held: HashSet<&str> = view
         .pods
         .iter()
         .filter(|pod| is_held(pod))
-        .filter_map(|pod| Some((pod.metadata.uid.as_deref()?, ())))
+        .filter_map(|pod| pod.metadata.uid.as_deref())
         .collect();
     let uncounted = status.uncounted_terminated_pods.get_or_insert_default();
     let take = |list: &mut Option<Vec<String>>| -> i32 {
         let before = list.as_ref().map_or(0, Vec::len);
         if let Some(uids) = list.as_mut() {
-            uids.retain(|uid| held.contains_key(uid.as_str()));
+            uids.retain(|uid| held.contains(uid.as_str()));
         }
         let after = list.as_ref().map_or(0, Vec::len);
         if after == 0 {
@@ -549,8 +549,8 @@ fn track(view: &View<'_>, counts: &Counts, end: Option<&JobCondition>, plan: &mu
     none_if_empty(&mut uncounted.succeeded);
     none_if_empty(&mut uncounted.failed);
     if view.indexed {
-        let some = |indexes: &Indexes| (!indexes.is_empty()).then(|| indexes::format(indexes));
-        plan.status.completed_indexes = some(&counts.succeeded_indexes);
+        let done = &counts.succeeded_indexes;
+        plan.status.completed_indexes = (!done.is_empty()).then(|| indexes::format(done));
         plan.status.succeeded = (counts.succeeded > 0).then_some(counts.succeeded);
         if view.per_index().is_some() {
             plan.status.failed_indexes = Some(indexes::format(&counts.failed_indexes));

@@ -88,7 +88,7 @@ pub fn best<'a>(
             None if late || phase != Some("Available") => {}
             None if picks.as_ref().is_some_and(|picks| !picks.matches(volume.labels())) => {}
             None if free.is_none_or(|known| capacity(volume) < capacity(known)) => {
-                free = Some(volume)
+                free = Some(volume);
             }
             None => {}
         }
@@ -138,7 +138,7 @@ mod tests {
             volume("block", "2Gi", json!({"volumeMode": "Block"})),
         ];
         let best = |claim: &PersistentVolumeClaim, volumes: &[Box<PersistentVolume>], late| {
-            super::best(claim, volumes, late).map(|volume| volume.name_any())
+            super::best(claim, volumes, late).map(kube::ResourceExt::name_any)
         };
         assert_eq!(best(&claim(json!({})), &volumes, false).as_deref(), Some("fits"));
         assert_eq!(best(&claim(json!({})), &volumes, true), None);

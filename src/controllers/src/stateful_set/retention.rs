@@ -52,8 +52,8 @@ pub fn owners(
     let is_set = |owner: &OwnerReference| Some(&owner.uid) == set.metadata.uid.as_ref();
     let mut wanted: Vec<OwnerReference> = found
         .iter()
-        .filter(|owner| !(is_set(owner) && !set_owns))
-        .filter(|owner| !(pod_kind(owner) && !pod_owns))
+        .filter(|owner| !is_set(owner) || set_owns)
+        .filter(|owner| !pod_kind(owner) || pod_owns)
         .cloned()
         .collect();
     if set_owns && !wanted.iter().any(is_set) {

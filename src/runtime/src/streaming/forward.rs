@@ -82,7 +82,8 @@ impl Session<'_> {
     async fn take(&mut self, frame: Frame) {
         match frame {
             Frame::Open { stream, headers, .. } => {
-                if self.open(stream, &headers).is_none() {
+                let opened = self.open(stream, &headers);
+                if opened.is_none() {
                     self.writer.send(Frame::Reset { stream, status: REFUSED }).await;
                 }
             }
