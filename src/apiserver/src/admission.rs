@@ -9,6 +9,7 @@ mod limit_ranger;
 mod node_restriction;
 mod pod_security;
 mod priority;
+mod quota;
 mod runtime_class;
 mod service_account;
 mod storage;
@@ -130,7 +131,11 @@ impl Gate for Admission {
     ) -> BoxFuture<'a, Result<(), Status>> {
         async move {
             self.validate_object(ctx, operation, object, old)?;
-            self.dynamic.validate(&Asked { ctx, operation, object, old }).await
+            self.dynamic.validate(&Asked { ctx, operation, object, old }).await?;
+            match object {
+                Some(object) => quota::admit(&self.registry, ctx, operation, object, old).await,
+                None => Ok(()),
+            }
         }
         .boxed()
     }

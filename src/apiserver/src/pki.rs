@@ -312,6 +312,16 @@ impl Pki {
 }
 
 /// The names and addresses under which the API server answers, `extra` among them.
+/// TLS towards a server whose certificate nobody can vouch for.
+pub fn unverified_client_config() -> Result<rustls::ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(tls::Anybody(provider)))
+        .with_no_client_auth())
+}
+
 /// `service_ip` is the `kubernetes` Service's cluster address.
 pub fn serving_sans(
     service_ip: IpAddr,

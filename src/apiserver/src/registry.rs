@@ -323,12 +323,11 @@ impl Registry {
 
     /// An object as it was stored.
     fn stored(resource: &Resource, raw: Bytes, revision: u64) -> Result<Arc<Object>, Status> {
-        let object = match &resource.custom {
-            Some(custom) => Object::from_stored(raw, revision, &custom.selectable),
-            None => {
-                let selectable = crate::fields::of(&resource.group, &resource.plural);
-                Object::from_stored(raw, revision, selectable)
-            }
+        let object = if let Some(custom) = &resource.custom {
+            Object::from_stored(raw, revision, &custom.selectable)
+        } else {
+            let selectable = crate::fields::of(&resource.group, &resource.plural);
+            Object::from_stored(raw, revision, selectable)
         };
         object.map(Arc::new).map_err(Status::internal)
     }

@@ -5,6 +5,8 @@ mod binding;
 mod eviction;
 pub mod kubelet;
 mod pod;
+mod proxy;
+mod relay;
 mod reviews;
 #[cfg(test)]
 mod tests;
@@ -29,7 +31,7 @@ pub fn handles(ctx: &RequestContext) -> bool {
     matches!(
         (ctx.group.as_str(), ctx.plural.as_str(), ctx.subresource.as_str()),
         ("", "pods", "binding" | "eviction" | "log" | "exec" | "attach" | "portforward" | "proxy",)
-            | ("", "nodes", "proxy")
+            | ("", "nodes" | "services", "proxy")
             | ("", "bindings", "")
             | ("", "serviceaccounts", "token")
             | ("authentication.k8s.io" | "authorization.k8s.io", _, "")
@@ -45,7 +47,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         ("", "pods", "log") => pod::log(call, body).await,
         ("", "pods", "exec" | "attach") => pod::remote_command(call, body).await,
         ("", "pods", "portforward") => pod::port_forward(call, body).await,
-        ("", "pods", "proxy") => pod::proxy(call),
+        ("", "pods" | "services", "proxy") => proxy::serve(call, body).await,
         ("", "nodes", "proxy") => pod::node_proxy(call, body).await,
         _ => reviews::serve(call, body).await,
     }

@@ -49,13 +49,14 @@ pub fn direct() -> Dial {
                 Place::Host(host, port) if host == "localhost" => {
                     TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).await
                 }
-                Place::Host(host, port) => match host.trim_matches(['[', ']']).parse::<IpAddr>() {
-                    Ok(address) => TcpStream::connect((address, port)).await,
-                    Err(_) => {
+                Place::Host(host, port) => {
+                    if let Ok(address) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+                        TcpStream::connect((address, port)).await
+                    } else {
                         let text = format!("lookup {host}: no such host");
                         Err(io::Error::new(io::ErrorKind::NotFound, text))
                     }
-                },
+                }
             }
         })
     })

@@ -348,7 +348,7 @@ fn dial(network: netns::Control) -> apiserver::webhook::Dial {
                 async move { network.connect_tcp(address).await.map_err(std::io::Error::other) },
             )
         }
-        place => direct(place),
+        place @ Place::Host(..) => direct(place),
     })
 }
 

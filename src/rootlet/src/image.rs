@@ -45,7 +45,7 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
             println!("Removed {reference}");
         }
         Image::Save { references, output, cluster } => {
-            save(&references, output.as_deref(), &cluster.name)?
+            save(&references, output.as_deref(), &cluster.name)?;
         }
         Image::Prune { all, cluster } => {
             let pruned = Client::new(&Paths::of(&cluster.name)?).prune(all)?;

@@ -187,7 +187,7 @@ fn accept_names(crd: &mut Value, others: &[Value]) {
     });
     match clash {
         Some(name) => {
-            conflict = Some(("ShortNamesConflict", format!("{name:?} is already in use")))
+            conflict = Some(("ShortNamesConflict", format!("{name:?} is already in use")));
         }
         None => copy(&mut accepted, &wanted, "shortNames"),
     }

@@ -38,18 +38,18 @@ pub fn set_defaults(crd: &mut Value) {
 
 fn tidy(conversion: &mut Value) {
     let Some(map) = conversion.as_object_mut() else { return };
-    if let Some(webhook) = map.get_mut("webhook") {
-        if let Some(client) = webhook.get_mut("clientConfig") {
-            if client["service"].is_null()
-                && let Some(client) = client.as_object_mut()
-            {
-                client.remove("service");
-            }
-            if client.as_object().is_none_or(serde_json::Map::is_empty)
-                && webhook.get("conversionReviewVersions").is_none()
-            {
-                map.remove("webhook");
-            }
+    if let Some(webhook) = map.get_mut("webhook")
+        && let Some(client) = webhook.get_mut("clientConfig")
+    {
+        if client["service"].is_null()
+            && let Some(client) = client.as_object_mut()
+        {
+            client.remove("service");
+        }
+        if client.as_object().is_none_or(serde_json::Map::is_empty)
+            && webhook.get("conversionReviewVersions").is_none()
+        {
+            map.remove("webhook");
         }
     }
 }
@@ -122,17 +122,14 @@ pub fn set_condition(crd: &mut Value, kind: &str, status: &str, reason: &str, me
     let Some(list) = list.as_array_mut() else { return };
     let known = list.iter_mut().find(|c| c["type"] == kind);
     let now = time::now();
-    match known {
-        Some(old) => {
-            let same = old["status"] == status;
-            made["lastTransitionTime"] =
-                if same { old["lastTransitionTime"].clone() } else { now.into() };
-            *old = made;
-        }
-        None => {
-            made["lastTransitionTime"] = now.into();
-            list.push(made);
-        }
+    if let Some(old) = known {
+        let same = old["status"] == status;
+        made["lastTransitionTime"] =
+            if same { old["lastTransitionTime"].clone() } else { now.into() };
+        *old = made;
+    } else {
+        made["lastTransitionTime"] = now.into();
+        list.push(made);
     }
 }
 
@@ -401,7 +398,7 @@ fn validate_conversion(conversion: &Value, spec: &Value, path: &Path, errors: &m
             }
         }
         other => {
-            errors.push(Error::not_supported(&path.child("strategy"), other, &["None", "Webhook"]))
+            errors.push(Error::not_supported(&path.child("strategy"), other, &["None", "Webhook"]));
         }
     }
 }
@@ -504,7 +501,7 @@ fn validate_selectable(version: &Value, schema: &Value, path: &Path, errors: &mu
                 "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
             )),
             None => {
-                let detail = format!("is an invalid path: does not refer to a valid field");
+                let detail = "is an invalid path: does not refer to a valid field".to_string();
                 errors.push(Error::invalid(&path, text, detail));
             }
         }

@@ -6,15 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::Status;
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
+use super::relay;
 use crate::body::{Body, Response};
 use crate::pki::{self, KeyPair, Pki};
 use crate::registry::Registry;
@@ -24,19 +22,6 @@ use crate::zero::Zero;
 /// The user as whom kubelets see this server; kubeadm's name for it.
 pub const USER: &str = "kube-apiserver-kubelet-client";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes in flight of a spliced connection, each way.
-const SPLICE_BYTES: usize = 64 << 10;
-/// The client's credentials are for this server alone.
-const NOT_FORWARDED: [&str; 8] = [
-    "authorization",
-    "host",
-    "transfer-encoding",
-    "te",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authorization",
-    "trailer",
-];
 
 /// Reaches the kubelets of nodes.
 pub struct Kubelets {
@@ -65,59 +50,13 @@ impl Kubelets {
         &self,
         node: &str,
         path_and_query: &str,
-        mut parts: http::request::Parts,
+        parts: http::request::Parts,
         body: Body,
     ) -> Result<Response, Status> {
         let stream = self.connect(node).await?;
         let failed = |error: hyper::Error| unreachable_node(node, &error);
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        // The connection lives as long as the answer's body, or as the splice.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to a kubelet ended");
-            }
-        });
-        let client = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
-        let mut request = Request::builder().method(parts.method).uri(path_and_query);
-        if let Some(headers) = request.headers_mut() {
-            *headers = forwarded(parts.headers);
-            headers.insert(header::HOST, HeaderValue::from_static("kubelet"));
-        }
-        let request = request.body(body).map_err(|e| Status::bad_request(e.to_string()))?;
-        let mut response = sender.send_request(request).await.map_err(failed)?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            let mut response = response.map(Body::wrap);
-            response.headers_mut().remove(header::TRANSFER_ENCODING);
-            response.headers_mut().remove(header::CONNECTION);
-            return Ok(response);
-        }
-        let Some(client) = client else {
-            return Err(Status::bad_request(
-                "Upgrade request required: the connection cannot switch protocols",
-            ));
-        };
-        let kubelet = hyper::upgrade::on(&mut response);
-        let stopping = self.stopping.clone();
-        tokio::spawn(async move {
-            let (Ok(client), Ok(kubelet)) = (client.await, kubelet.await) else { return };
-            let (mut client, mut kubelet) = (TokioIo::new(client), TokioIo::new(kubelet));
-            let splice = tokio::io::copy_bidirectional_with_sizes(
-                &mut client,
-                &mut kubelet,
-                SPLICE_BYTES,
-                SPLICE_BYTES,
-            );
-            tokio::select! {
-                () = stopping.cancelled() => {}
-                result = splice => {
-                    if let Err(error) = result {
-                        tracing::debug!(%error, "spliced connection ended");
-                    }
-                }
-            }
-        });
-        Ok(response.map(|_| Body::Empty))
+        relay::relay(stream, path_and_query, "kubelet", parts, body, self.stopping.clone(), failed)
+            .await
     }
 
     async fn connect(
@@ -166,32 +105,4 @@ fn names(name: &str, node: &Value, address: SocketAddr) -> Vec<ServerName<'stati
         names.extend(ServerName::try_from(text.to_owned()).ok());
     }
     names
-}
-
-fn forwarded(mut headers: HeaderMap) -> HeaderMap {
-    for name in NOT_FORWARDED {
-        headers.remove(name);
-    }
-    let impersonation: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
-    for name in impersonation {
-        headers.remove(name);
-    }
-    headers
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn credentials_stay_here() {
-        let mut headers = HeaderMap::new();
-        for name in ["authorization", "impersonate-user", "upgrade", "sec-websocket-key"] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
-        }
-        let left = forwarded(headers);
-        assert_eq!(left.len(), 2);
-        assert!(left.contains_key("upgrade") && left.contains_key("sec-websocket-key"));
-    }
 }

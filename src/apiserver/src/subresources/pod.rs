@@ -229,16 +229,6 @@ fn require_upgrade(call: &Call) -> Result<(), Status> {
     }
 }
 
-/// `pods/proxy`
-pub fn proxy(call: &Call) -> Result<Response, Status> {
-    find_pod(call)?;
-    Err(Status::failure(
-        501,
-        "NotImplemented",
-        "pods/proxy is not served yet; use kubectl port-forward",
-    ))
-}
-
 /// `nodes/proxy`: whatever the kubelet serves.
 pub async fn node_proxy(call: &mut Call, body: Body) -> Result<Response, Status> {
     admit_connect(call).await?;

@@ -362,7 +362,11 @@ mod tests {
             assert_eq!(told(|e| volume(&object, e)).join("; "), want);
         }
         let got = told(|e| {
-            volume_update(&volume_of(json!({"hostPath": {"path": "/y"}})), &volume_of(json!({})), e)
+            volume_update(
+                &volume_of(json!({"hostPath": {"path": "/y"}})),
+                &volume_of(json!({})),
+                e,
+            );
         });
         assert!(got[0].starts_with("spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation\n"), "{got:?}");
     }

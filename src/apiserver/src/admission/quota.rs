@@ -1,0 +1,271 @@
+//! ResourceQuota: what a request would use is taken from the namespace's quotas before it is stored,
+//! by compare-and-swap on the quota's status, so that no two requests take the same amount.
+//!
+//! Source: `k8s.io/apiserver/pkg/admission/plugin/resourcequota`.
+
+use std::collections::BTreeSet;
+
+use apimachinery::quantity::Quantity;
+use apimachinery::quota::{self, Usage};
+use apimachinery::{Status, meta};
+use serde_json::{Value, json};
+
+use crate::attributes::RequestContext;
+use crate::gate::Operation;
+use crate::registry::Registry;
+use crate::zero::Zero;
+
+/// How often a quota that others change meanwhile is tried again.
+const ATTEMPTS: usize = 20;
+
+/// Takes what `object` uses beyond `old` from every quota that counts it.
+pub async fn admit(
+    registry: &Registry,
+    ctx: &RequestContext,
+    operation: Operation,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let namespaced = ctx.resource.as_ref().is_some_and(|r| r.namespaced);
+    let concerned = matches!(operation, Operation::Create | Operation::Update)
+        && namespaced
+        && (ctx.subresource.is_empty() || (ctx.is("", "pods") && ctx.subresource == "resize"));
+    if !concerned || ctx.is("", "resourcequotas") && operation == Operation::Update {
+        return Ok(());
+    }
+    let names: Vec<String> = registry
+        .list("", "resourcequotas", Some(&ctx.namespace))
+        .iter()
+        .map(|quota| quota.name.clone())
+        .collect();
+    let mut taken: Vec<(String, Usage)> = Vec::new();
+    for name in names {
+        match take(registry, ctx, &name, object, old).await {
+            Ok(Some(usage)) => taken.push((name, usage)),
+            Ok(None) => {}
+            Err(status) => {
+                // The quotas that had room get it back.
+                for (name, usage) in taken {
+                    give_back(registry, ctx, &name, &usage).await;
+                }
+                return Err(status);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn amounts(list: &Value) -> Usage {
+    list.entries()
+        .filter_map(|(name, text)| {
+            let text = text.as_str().map_or_else(|| text.to_string(), str::to_owned);
+            Some((name.clone(), text.parse::<Quantity>().ok()?))
+        })
+        .collect()
+}
+
+fn print<'a>(list: impl Iterator<Item = (&'a String, &'a Quantity)>) -> String {
+    let all: Vec<String> =
+        list.map(|(name, amount)| format!("{name}={}", amount.canonical())).collect();
+    all.join(",")
+}
+
+/// What the object uses of the kinds that the quota limits, beyond what the old one did.
+fn difference(spec: &Value, ctx: &RequestContext, object: &Value, old: Option<&Value>) -> Usage {
+    let count = |object: &Value| {
+        if quota::counts(spec, &ctx.group, &ctx.plural, object) {
+            quota::usage(&ctx.group, &ctx.plural, object)
+        } else {
+            Usage::new()
+        }
+    };
+    let mut usage = count(object);
+    if let Some(old) = old {
+        let before = count(old);
+        for (name, amount) in &before {
+            let now = usage.get(name).cloned().unwrap_or_default();
+            usage.insert(name.clone(), now.minus(amount));
+        }
+    }
+    usage.retain(|name, amount| amount.signum() > 0 && spec["hard"].get(name).is_some());
+    usage
+}
+
+/// Pods must say what they need of everything that a quota limits.
+fn unsaid(spec: &Value, ctx: &RequestContext, pod: &Value) -> Option<String> {
+    const COMPUTE: [&str; 6] =
+        ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
+    if !ctx.is("", "pods") {
+        return None;
+    }
+    let wanted: Vec<&str> =
+        COMPUTE.into_iter().filter(|name| spec["hard"].get(*name).is_some()).collect();
+    let mut missing: Vec<String> = Vec::new();
+    for name in wanted {
+        let (which, resource) = name.split_once('.').unwrap_or(("requests", name));
+        let lacking: Vec<&str> = ["containers", "initContainers"]
+            .iter()
+            .flat_map(|list| pod["spec"][*list].items())
+            .filter(|container| container["resources"][which].get(resource).is_none())
+            .map(|container| container["name"].text())
+            .collect();
+        if !lacking.is_empty() {
+            missing.push(format!("{name} for: {}", lacking.join(",")));
+        }
+    }
+    missing.sort();
+    (!missing.is_empty()).then(|| missing.join("; "))
+}
+
+async fn take(
+    registry: &Registry,
+    ctx: &RequestContext,
+    name: &str,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<Option<Usage>, Status> {
+    let refuse = |why: String| {
+        let object_name = meta::name(object);
+        Err(Status::forbidden(&ctx.group, &ctx.plural, object_name, &why))
+    };
+    let Some(resource) = registry.resource("", "resourcequotas") else { return Ok(None) };
+    for _ in 0..ATTEMPTS {
+        let Some(found) = registry.get("", "resourcequotas", &ctx.namespace, name) else {
+            return Ok(None);
+        };
+        let mut quota = found.to_value();
+        if meta::deletion_timestamp(&quota).is_some() {
+            return Ok(None);
+        }
+        let spec = quota["spec"].clone();
+        let wanted = difference(&spec, ctx, object, old);
+        if old.is_none()
+            && quota::counts(&spec, &ctx.group, &ctx.plural, object)
+            && let Some(missing) = unsaid(&spec, ctx, object)
+        {
+            return refuse(format!("failed quota: {name}: must specify {missing}"));
+        }
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let (hard, mut used) = (amounts(&spec["hard"]), amounts(&quota["status"]["used"]));
+        let counted: BTreeSet<&String> = used.keys().collect();
+        if let Some(unknown) = wanted.keys().find(|key| !counted.contains(*key)) {
+            // Until the controller has counted, nobody knows what is left.
+            return refuse(format!("status unknown for quota: {name}, resources: {unknown}"));
+        }
+        let nothing = Quantity::default();
+        let over: Vec<&String> = wanted
+            .iter()
+            .filter(|(key, amount)| {
+                let sum = used.get(*key).unwrap_or(&nothing).plus(amount);
+                hard.get(*key).is_some_and(|most| sum > *most)
+            })
+            .map(|(key, _)| key)
+            .collect();
+        if !over.is_empty() {
+            let of = |list: &Usage| print(list.iter().filter(|(key, _)| over.contains(key)));
+            return refuse(format!(
+                "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
+                of(&wanted),
+                of(&used),
+                of(&hard)
+            ));
+        }
+        if ctx.dry_run {
+            return Ok(None);
+        }
+        quota::add(&mut used, &wanted);
+        write_used(&mut quota, &used);
+        let mut own = RequestContext::internal("update", &resource, &ctx.namespace, name);
+        own.subresource = "status".into();
+        match registry.update(&own, quota).await {
+            Ok(_) => return Ok(Some(wanted)),
+            Err(status) if status.code == 409 => {}
+            Err(status) if status.code == 404 => return Ok(None),
+            Err(status) => return Err(status),
+        }
+    }
+    refuse(format!("quota {name} changes too often"))
+}
+
+fn write_used(quota: &mut Value, used: &Usage) {
+    let map: serde_json::Map<String, Value> =
+        used.iter().map(|(name, amount)| (name.clone(), amount.canonical().into())).collect();
+    quota["status"]["used"] = json!(map);
+}
+
+async fn give_back(registry: &Registry, ctx: &RequestContext, name: &str, usage: &Usage) {
+    let Some(resource) = registry.resource("", "resourcequotas") else { return };
+    let mut own = RequestContext::internal("update", &resource, &ctx.namespace, name);
+    own.subresource = "status".into();
+    let change = |quota: &mut Value| {
+        let mut used = amounts(&quota["status"]["used"]);
+        for (key, amount) in usage {
+            if let Some(known) = used.get_mut(key) {
+                *known = known.minus(amount);
+            }
+        }
+        write_used(quota, &used);
+        Ok(())
+    };
+    if let Err(error) = registry.update_with(&own, &change).await {
+        tracing::debug!(quota = name, %error, "the quota's controller will count anew");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::Fixture;
+
+    const QUOTAS: &str = "/api/v1/namespaces/default/resourcequotas";
+
+    async fn quota(f: &Fixture, name: &str, hard: Value, used: Value) {
+        let made =
+            f.post(QUOTAS, &json!({"metadata": {"name": name}, "spec": {"hard": hard}})).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+        let status = json!({"status": {"hard": hard, "used": used}});
+        let told = f.patch(&format!("{QUOTAS}/{name}/status"), "merge", &status).await;
+        assert_eq!(told.code, 200, "{}", told.body);
+    }
+
+    fn map(name: &str) -> Value {
+        crate::tests::config_map(name)
+    }
+
+    #[tokio::test]
+    async fn what_is_used_up_is_refused() {
+        let f = Fixture::new().await;
+        quota(&f, "q", json!({"count/configmaps": "2"}), json!({"count/configmaps": "0"})).await;
+        let path = "/api/v1/namespaces/default/configmaps";
+        // Side by side, so that they compete for what is left.
+        let names = ["a", "b", "c", "d", "e"];
+        let results = futures::future::join_all(names.map(|name| {
+            let f = &f;
+            async move { f.post(path, &map(name)).await }
+        }))
+        .await;
+        let made = results.iter().filter(|answer| answer.code == 201).count();
+        assert_eq!(made, 2);
+        let refused = results.iter().find(|answer| answer.code == 403).expect("a refusal");
+        let text = refused.body["message"].as_str().expect("a message");
+        assert!(
+            text.ends_with("is forbidden: exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=2, limited: count/configmaps=2"),
+            "{text}"
+        );
+        let now = f.get(&format!("{QUOTAS}/q")).await;
+        assert_eq!(now.body["status"]["used"]["count/configmaps"], "2");
+    }
+
+    #[test]
+    fn pods_say_what_they_need() {
+        let spec = json!({"hard": {"requests.cpu": "1", "limits.memory": "1Gi"}});
+        let ctx = RequestContext { plural: "pods".into(), ..RequestContext::default() };
+        let pod = json!({"spec": {"containers": [{"name": "a", "resources": {"requests": {"cpu": "1"}}}, {"name": "b"}]}});
+        assert_eq!(
+            unsaid(&spec, &ctx, &pod).as_deref(),
+            Some("limits.memory for: a,b; requests.cpu for: b")
+        );
+    }
+}
