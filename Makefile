@@ -3,7 +3,7 @@
 TARGET := x86_64-unknown-linux-gnu
 PREFIX ?= $(HOME)/.local
 
-.PHONY: help setup build demo test check unit e2e deny bench install clean
+.PHONY: help setup build demo test check unit e2e test-vm deny bench install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ test: setup ## everything CI runs
 	$(MAKE) check
 	$(MAKE) unit
 	$(MAKE) e2e
+
+test-vm: ## limits of pods, in a virtual machine with systemd and cgroup v2
+	tests/vm.sh
 
 bench: build ## speed, side by side with podman and crun
 	@tests/setup.sh test

@@ -8,6 +8,7 @@ mod hosts;
 mod hygiene;
 mod lifecycle;
 mod network;
+mod node;
 mod pods;
 mod registry;
 mod streams;

@@ -168,9 +168,15 @@ fn info() -> Value {
     json!({"title": "Kubernetes", "version": crate::version::info()["gitVersion"]})
 }
 
+/// What has a schema: all but metrics, whose kinds are not of the API server's own.
+fn described(served: &Served) -> impl Iterator<Item = &Resource> {
+    let all = served.all().iter().map(AsRef::as_ref);
+    all.filter(|r: &&Resource| r.group != crate::subresources::metrics::GROUP)
+}
+
 fn v3(served: &Served) -> BTreeMap<String, Document> {
     let mut groups: BTreeMap<String, Vec<&Resource>> = BTreeMap::new();
-    for resource in served.all() {
+    for resource in described(served) {
         groups.entry(root(resource)).or_default().push(resource);
     }
     groups
@@ -187,7 +193,7 @@ fn v3(served: &Served) -> BTreeMap<String, Document> {
 }
 
 fn v2(served: &Served) -> Value {
-    let resources: Vec<&Resource> = served.all().iter().map(AsRef::as_ref).collect();
+    let resources: Vec<&Resource> = described(served).collect();
     let mut builder = Builder::new(Dialect::V2);
     let paths = builder.paths(&resources);
     json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": builder.definitions()})

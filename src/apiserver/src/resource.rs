@@ -101,7 +101,9 @@ impl Resource {
 
     /// Whether objects of this resource are kept, rather than only answered (`tokenreviews`).
     pub fn is_stored(&self) -> bool {
-        self.allows("get") && !self.is("", "componentstatuses")
+        self.allows("get")
+            && !self.is("", "componentstatuses")
+            && self.group != crate::subresources::metrics::GROUP
     }
 
     /// Whether `verb` is served.

@@ -8,6 +8,7 @@ use apimachinery::schema::{self, Group};
 use crate::discovery::Documents;
 use crate::openapi::OpenApi;
 use crate::resource::{Resource, ResourceRef};
+use crate::subresources::metrics;
 
 /// The table of served resources; immutable, replaced as a whole.
 #[derive(Debug, Default)]
@@ -39,8 +40,10 @@ impl Served {
             .iter()
             .filter(|r| r.enabled)
             .map(|r| ResourceRef::new(Resource::from_facts(r)))
+            .chain(metrics::resources().map(ResourceRef::new))
             .collect();
-        let order = facts.groups(|r| r.enabled);
+        let mut order = facts.groups(|r| r.enabled);
+        order.push(Group { name: metrics::GROUP.into(), versions: vec![metrics::VERSION.into()] });
         let mut served = Self::default();
         for resource in &resources {
             let key = path_key(&resource.group, &resource.version, &resource.plural);

@@ -4,6 +4,7 @@
 mod binding;
 mod eviction;
 pub mod kubelet;
+pub mod metrics;
 mod pod;
 mod proxy;
 mod relay;
@@ -34,6 +35,7 @@ pub fn handles(ctx: &RequestContext) -> bool {
             | ("", "nodes" | "services", "proxy")
             | ("", "bindings", "")
             | ("", "serviceaccounts", "token")
+            | (metrics::GROUP, _, "")
             | ("authentication.k8s.io" | "authorization.k8s.io", _, "")
     )
 }
@@ -49,6 +51,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         ("", "pods", "portforward") => pod::port_forward(call, body).await,
         ("", "pods" | "services", "proxy") => proxy::serve(call, body).await,
         ("", "nodes", "proxy") => pod::node_proxy(call, body).await,
+        (metrics::GROUP, _, _) => metrics::serve(call).await,
         _ => reviews::serve(call, body).await,
     }
 }

@@ -84,6 +84,19 @@ pub struct Up {
     /// Leave a component out, to run another in its place; several are separated by commas.
     #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
     pub disable: Vec<Component>,
+    /// Pods the node takes [default: 110].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_pods: Option<u32>,
+    /// Folder of static pods' manifests: the node runs them without anybody's asking.
+    #[arg(long, value_name = "DIR")]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Sysctls that pods may set beside the safe ones; `*` at the end of one stands for anything.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Below what the node is under pressure, as `memory.available<100Mi,nodefs.available<10%`
+    /// [default: upstream's; of a large disk half a gigabyte].
+    #[arg(long, value_name = "LIST")]
+    pub eviction_hard: Option<String>,
     /// Write the kubeconfig of this cluster alone to FILE, instead of adding a context to your own.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,

@@ -23,36 +23,8 @@ pub struct Node<'a> {
 
 /// Refuses `of` with the reason of its failure, given the pods the node runs already.
 pub fn admit(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Waiting> {
+    fits(of, node.allocatable, others)?;
     let refuse = |reason: &str, message: String| Err(Waiting { reason: reason.into(), message });
-    let limit = node.allocatable.get("pods").and_then(quantity::value).unwrap_or(110);
-    if others.len() as i64 >= limit {
-        let used = others.len();
-        return refuse(
-            "OutOfpods",
-            format!(
-                "Node didn't have enough resource: pods, requested: 1, used: {used}, capacity: {limit}"
-            ),
-        );
-    }
-    for resource in ["cpu", "memory", "ephemeral-storage"] {
-        let wanted = resources::pod_request_milli(of, resource);
-        let Some(capacity) = node.allocatable.get(resource).and_then(quantity::milli) else {
-            continue;
-        };
-        let used: i128 = others.iter().map(|p| resources::pod_request_milli(p, resource)).sum();
-        if wanted > 0 && used + wanted > capacity {
-            let unit = if resource == "cpu" { 1 } else { 1_000 };
-            return refuse(
-                &format!("OutOf{resource}"),
-                format!(
-                    "Node didn't have enough resource: {resource}, requested: {}, used: {}, capacity: {}",
-                    wanted / unit,
-                    used / unit,
-                    capacity / unit
-                ),
-            );
-        }
-    }
     if !selected(of, node) {
         return refuse(
             "NodeAffinity",
@@ -70,6 +42,105 @@ pub fn admit(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Waiti
             "NodePorts",
             "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".into(),
         );
+    }
+    Ok(())
+}
+
+/// Refuses `of` if the node has not what it asks for beside the others.
+pub fn fits(
+    of: &Pod,
+    allocatable: &BTreeMap<String, Quantity>,
+    others: &[Arc<Pod>],
+) -> Result<(), Waiting> {
+    let refuse = |reason: &str, message: String| Err(Waiting { reason: reason.into(), message });
+    let limit = allocatable.get("pods").and_then(quantity::value).unwrap_or(110);
+    if others.len() as i64 >= limit {
+        let used = others.len();
+        return refuse(
+            "OutOfpods",
+            format!(
+                "Node didn't have enough resource: pods, requested: 1, used: {used}, capacity: {limit}"
+            ),
+        );
+    }
+    for resource in ["cpu", "memory", "ephemeral-storage"] {
+        let wanted = resources::pod_request_milli(of, resource);
+        let Some(capacity) = allocatable.get(resource).and_then(quantity::milli) else {
+            continue;
+        };
+        let used: i128 = others.iter().map(|p| resources::pod_request_milli(p, resource)).sum();
+        if wanted > 0 && used + wanted > capacity {
+            let unit = if resource == "cpu" { 1 } else { 1_000 };
+            return refuse(
+                &format!("OutOf{resource}"),
+                format!(
+                    "Node didn't have enough resource: {resource}, requested: {}, used: {}, capacity: {}",
+                    wanted / unit,
+                    used / unit,
+                    capacity / unit
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Sysctls that a pod may set because they are its own alone
+/// (`pkg/kubelet/sysctl/safe_sysctls.go`).
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+/// What the node can give of a security context.
+#[derive(Clone, Debug, Default)]
+pub struct Security {
+    /// Sysctls allowed beside the safe ones; a `*` at the end stands for anything.
+    pub sysctls: Vec<String>,
+    /// Whether the kernel has AppArmor on.
+    pub apparmor: bool,
+}
+
+/// Refuses a pod whose security context the node cannot give: nothing of it is ever left out silently.
+pub fn secure(of: &Pod, can: &Security) -> Result<(), Waiting> {
+    let refuse = |reason: &str, message: String| Err(Waiting { reason: reason.into(), message });
+    let context = of.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    for sysctl in context.and_then(|c| c.sysctls.as_deref()).unwrap_or_default() {
+        let name = sysctl.name.replace('/', ".");
+        let listed = |pattern: &String| match pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => *pattern == name,
+        };
+        if !SAFE_SYSCTLS.contains(&name.as_str()) && !can.sysctls.iter().any(listed) {
+            let message = format!("forbidden sysctl: {:?} not allowlisted", sysctl.name);
+            return refuse("SysctlForbidden", message);
+        }
+    }
+    let of_pod = context.and_then(|c| c.app_armor_profile.clone());
+    let containers = pod::all_containers(of);
+    let profiles = containers.into_iter().map(|(_, c)| {
+        let own = c.security_context.and_then(|s| s.app_armor_profile);
+        own.or_else(|| of_pod.clone())
+    });
+    for profile in profiles.flatten().filter(|p| p.type_ != "Unconfined") {
+        let why = if !can.apparmor {
+            "AppArmor is not enabled on the host"
+        } else if profile.type_ == "RuntimeDefault" {
+            "the runtime's default profile is not loaded, which takes the host's root"
+        } else {
+            continue;
+        };
+        return refuse("AppArmor", format!("Cannot enforce AppArmor: {why}"));
     }
     Ok(())
 }
@@ -176,6 +247,41 @@ mod tests {
                     "Node didn't have enough resource: cpu, requested: 1500, used: 1000, capacity: 2000"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_refused() {
+        let sysctl = |name: &str| {
+            pod(
+                serde_json::json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}),
+            )
+        };
+        let profile = |kind: &str| {
+            pod(
+                serde_json::json!({"containers": [{"name": "c", "securityContext": {"appArmorProfile": {"type": kind}}}]}),
+            )
+        };
+        let none = Security::default();
+        let all = Security { sysctls: vec!["kernel.msg*".into()], apparmor: true };
+        for (of, can, message) in [
+            (sysctl("net.ipv4.tcp_syncookies"), &none, None),
+            (sysctl("kernel/shm_rmid_forced"), &none, None),
+            (
+                sysctl("kernel.msgmax"),
+                &none,
+                Some("forbidden sysctl: \"kernel.msgmax\" not allowlisted"),
+            ),
+            (sysctl("kernel.msgmax"), &all, None),
+            (profile("Unconfined"), &none, None),
+            (
+                profile("Localhost"),
+                &none,
+                Some("Cannot enforce AppArmor: AppArmor is not enabled on the host"),
+            ),
+            (profile("Localhost"), &all, None),
+        ] {
+            assert_eq!(secure(&of, can).err().map(|w| w.message).as_deref(), message);
         }
     }
 }

@@ -5,10 +5,18 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus};
 
 use crate::pod;
+use crate::resize;
 use crate::status::{Input, whole_seconds};
 
-const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWNED: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    resize::PENDING,
+    resize::IN_PROGRESS,
+];
 
 /// The conditions for `status`: the kubelet's own, then those that others have written.
 pub fn generate(pod: &Pod, status: &PodStatus, input: &Input<'_>) -> Vec<PodCondition> {
@@ -24,11 +32,24 @@ pub fn generate(pod: &Pod, status: &PodStatus, input: &Input<'_>) -> Vec<PodCond
         condition("PodScheduled", true),
     ];
     let from_api = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    conditions.extend(input.resize.conditions());
+    if let Some(message) = input.disrupted {
+        conditions.push(PodCondition {
+            status: "True".into(),
+            ..refused("DisruptionTarget", "TerminationByKubelet", message.to_owned())
+        });
+    }
     for other in from_api.iter().filter(|c| !OWNED.contains(&c.type_.as_str())) {
+        if conditions.iter().any(|c| c.type_ == other.type_) {
+            continue;
+        }
         conditions.push(other.clone());
     }
     let old = input.old.conditions.as_deref().unwrap_or_default();
-    for condition in conditions.iter_mut().filter(|c| OWNED.contains(&c.type_.as_str())) {
+    let own = |c: &&mut PodCondition| {
+        OWNED.contains(&c.type_.as_str()) || c.last_transition_time.is_none()
+    };
+    for condition in conditions.iter_mut().filter(own) {
         let before = old
             .iter()
             .chain(from_api)

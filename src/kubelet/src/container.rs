@@ -86,6 +86,8 @@ pub struct Input<'a> {
     pub env: Vec<(String, String)>,
     /// Mounts.
     pub mounts: Vec<cri::Mount>,
+    /// Block volumes.
+    pub devices: Vec<cri::Device>,
     /// For an ephemeral container: the container whose processes it sees.
     pub target_id: Option<String>,
     /// The node's memory, for the out-of-memory score.
@@ -127,6 +129,7 @@ pub fn config(input: Input<'_>) -> Result<cri::ContainerConfig, Error> {
         linux: Some(linux),
         envs: input.env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
         mounts: input.mounts,
+        devices: input.devices,
         ..Default::default()
     })
 }

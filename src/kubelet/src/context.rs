@@ -13,14 +13,19 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{Api, Client};
 use tokio::net::TcpStream;
 
-use crate::admission;
+use crate::admission::{self, Security};
 use crate::clock::Clock;
+use crate::counters::Counters;
 use crate::cri::Cri;
+use crate::csi::Drivers;
+use crate::eviction::Pressure;
+use crate::eviction::threshold::Thresholds;
 use crate::fields::Facts;
 use crate::objects::Objects;
 use crate::pod::{self, Kind};
 use crate::status::Waiting;
 use crate::token::Tokens;
+use crate::usage::Sampler;
 
 /// Opens connections in the node's network, where the pods' addresses are reachable.
 #[async_trait]
@@ -48,6 +53,8 @@ pub struct Context {
     pub root_dir: PathBuf,
     /// Where pod logs are.
     pub pod_log_dir: PathBuf,
+    /// The folder of static pods' manifests.
+    pub static_pods: Option<PathBuf>,
     /// The cluster's DNS servers.
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain.
@@ -70,6 +77,20 @@ pub struct Context {
     pub dialer: Arc<dyn Dialer>,
     /// What the node has.
     pub machine: Machine,
+    /// What of a security context the node can give.
+    pub security: Security,
+    /// CSI drivers that have registered.
+    pub drivers: Drivers,
+    /// Held while a driver's volume is brought or given back.
+    pub staging: tokio::sync::Mutex<()>,
+    /// Below what the node is under pressure.
+    pub thresholds: Thresholds,
+    /// Whether it is.
+    pub pressure: Pressure,
+    /// What of it is used.
+    pub usage: Sampler,
+    /// What happened, counted.
+    pub counters: Counters,
     /// What of it pods may use.
     pub allocatable: RwLock<BTreeMap<String, Quantity>>,
     /// The node's labels.
@@ -114,8 +135,25 @@ impl Context {
                 allocatable: &allocatable,
             };
             let others: Vec<Arc<Pod>> = admitted.values().cloned().collect();
+            self.pressure.admit(of)?;
+            admission::secure(of, &self.security)?;
             admission::admit(of, &node, &others)?;
         }
+        admitted.insert(pod::uid(of).to_owned(), of.clone());
+        Ok(())
+    }
+
+    /// What of the node pods may use.
+    pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
+        self.allocatable.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Grants a pod that runs the resources `of` now asks for, or says why not.
+    pub fn grant(&self, of: &Arc<Pod>) -> Result<(), Waiting> {
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let others: Vec<Arc<Pod>> =
+            admitted.values().filter(|p| p.metadata.uid != of.metadata.uid).cloned().collect();
+        admission::fits(of, &self.allocatable(), &others)?;
         admitted.insert(pod::uid(of).to_owned(), of.clone());
         Ok(())
     }
@@ -130,6 +168,7 @@ impl Context {
     /// Nothing is left of the pod.
     pub fn forget(&self, uid: &str) {
         self.release(uid);
+        self.counters.forget(uid);
     }
 
     /// The runtime handler of the pod's runtime class.
@@ -155,7 +194,7 @@ impl Context {
         Facts {
             pod_ips: if host_network { host_ips.clone() } else { pod_ips.to_vec() },
             host_ips,
-            allocatable: self.allocatable.read().unwrap_or_else(PoisonError::into_inner).clone(),
+            allocatable: self.allocatable(),
         }
     }
 }

@@ -164,12 +164,14 @@ impl Cri {
         runtime.remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
         runtime.list_containers(ListContainersRequest) -> ListContainersResponse;
         runtime.container_status(ContainerStatusRequest) -> ContainerStatusResponse;
+        runtime.update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         runtime.reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         runtime.exec_sync(ExecSyncRequest) -> ExecSyncResponse;
         runtime.exec(ExecRequest) -> ExecResponse;
         runtime.attach(AttachRequest) -> AttachResponse;
         runtime.port_forward(PortForwardRequest) -> PortForwardResponse;
         runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
+        runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
         runtime.update_runtime_config(UpdateRuntimeConfigRequest) -> UpdateRuntimeConfigResponse;
         runtime.status(StatusRequest) -> StatusResponse;
         images.list_images(ListImagesRequest) -> ListImagesResponse;

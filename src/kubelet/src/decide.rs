@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use crate::labels;
 use crate::observe::{Observed, PodView, State};
 use crate::pod::{self, Kind, RestartPolicy};
+use crate::resize;
 
 /// Results of the probes of one container, absent until known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Local {
     pub hooks: std::collections::HashSet<String>,
     /// Containers being stopped.
     pub stopping: std::collections::HashSet<String>,
+    /// The node's memory, bytes.
+    pub memory_capacity: i64,
 }
 
 impl Local {
@@ -207,6 +210,9 @@ fn regular(pod: &Pod, container: &Container, view: &PodView, local: &Local) -> V
     let results = local.probe(&observed.id);
     let (message, grace_seconds, always) = if changed(container, observed) {
         (format!("Container {} definition changed", container.name), None, true)
+    } else if resize::step(pod, container, observed, local.memory_capacity) == resize::Step::Restart
+    {
+        (format!("Container {} resize requires restart", container.name), None, true)
     } else if results.liveness == Some(false) {
         let grace =
             container.liveness_probe.as_ref().and_then(|p| p.termination_grace_period_seconds);
@@ -239,7 +245,6 @@ fn init_actions(pod: &Pod, view: &PodView, local: &Local, actions: &mut Actions)
     }
     let mut initialized = has_started(pod, view);
     let mut previously = initialized;
-    let restart = pod::restart_policy(pod) != RestartPolicy::Never;
     let last = containers.len() - 1;
     let mut start: Vec<usize> = Vec::new();
     // Backwards: completed ones may have been collected already, so the newest known one counts.
@@ -276,7 +281,7 @@ fn init_actions(pod: &Pod, view: &PodView, local: &Local, actions: &mut Actions)
                 }
             }
             State::Exited | State::Unknown => {
-                if !restart {
+                if !restarts_after(pod, container, observed.exit_code) {
                     actions.kill_pod = true;
                     actions.start.clear();
                     return false;

@@ -40,6 +40,7 @@ fn view(containers: &[&str]) -> PodView {
             log_path: String::new(),
             termination_log: None,
             user: None,
+            resources: None,
         }
     });
     PodView { sandboxes: vec![sandbox(true, 0)], containers: containers.collect() }

@@ -17,7 +17,7 @@ use crate::decide::Kill;
 use crate::observe::{Observed, State};
 use crate::pod::{self, Kind};
 use crate::worker::{Stop, Worker};
-use crate::{hooks, labels, probe, sandbox, volumes};
+use crate::{csi, hooks, labels, probe, sandbox, volumes};
 
 /// A container gets at least this after its preStop hook.
 const MINIMUM_GRACE_SECONDS: i64 = 2;
@@ -181,6 +181,10 @@ impl Worker {
 
     async fn tear_down(&mut self) -> bool {
         let (root, uid) = (self.context.root_dir.clone(), pod::uid(&self.pod).to_owned());
+        if let Err(error) = csi::give_back(&self.context, &uid).await {
+            tracing::warn!(pod = pod::full_name(&self.pod), %error, "cannot give a driver's volume back");
+            return false;
+        }
         let done = tokio::task::spawn_blocking(move || volumes::tear_down(&root, &uid)).await;
         self.mounted = None;
         match done {

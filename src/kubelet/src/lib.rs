@@ -16,12 +16,15 @@ mod clock;
 mod conditions;
 mod container;
 mod context;
+mod counters;
 mod credentials;
 mod cri;
+mod csi;
 mod decide;
 mod dns;
 mod end;
 mod env;
+mod eviction;
 mod fields;
 mod hooks;
 mod image;
@@ -36,13 +39,16 @@ mod prepare;
 mod probe;
 mod quantity;
 mod report;
+mod resize;
 mod resources;
 mod sandbox;
 mod server;
 mod start;
+mod static_pods;
 mod status;
 mod termination;
 mod token;
+mod usage;
 mod volumes;
 mod worker;
 
@@ -83,6 +89,11 @@ pub struct Tls {
     pub client_ca_pem: String,
 }
 
+/// Checks a list of eviction thresholds, `signal<quantity` separated by commas.
+pub fn check_eviction_hard(text: &str) -> Result<(), Error> {
+    eviction::threshold::parse(text).map(drop).map_err(Error::Eviction)
+}
+
 /// Everything a kubelet needs.
 pub struct Config {
     /// The node's name.
@@ -97,6 +108,8 @@ pub struct Config {
     pub root_dir: PathBuf,
     /// Where pod logs are kept.
     pub pod_log_dir: PathBuf,
+    /// The folder of static pods' manifests.
+    pub static_pods: Option<PathBuf>,
     /// Where the kubelet's server listens.
     pub listen: std::net::TcpListener,
     /// The server's identity.
@@ -115,6 +128,10 @@ pub struct Config {
     pub taints: Vec<Taint>,
     /// Most pods; upstream's default is 110.
     pub max_pods: u32,
+    /// Sysctls that pods may set beside the safe ones, as upstream's `--allowed-unsafe-sysctls`.
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Below what the node is under pressure, as upstream's `--eviction-hard`; none for the defaults.
+    pub eviction_hard: Option<String>,
 }
 
 /// Why a kubelet does not run.
@@ -132,6 +149,9 @@ pub enum Error {
     /// The runtime does not answer.
     #[error("ask the container runtime for its version")]
     Runtime(#[source] CriError),
+    /// A threshold is not one.
+    #[error("eviction thresholds: {0}")]
+    Eviction(String),
     /// The server cannot be started.
     #[error(transparent)]
     Server(#[from] server::Error),
@@ -143,6 +163,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         std::fs::create_dir_all(path)
             .map_err(|source| Error::Directory { path: path.clone(), source })?;
     }
+    let thresholds = match &config.eviction_hard {
+        Some(text) => eviction::threshold::parse(text).map_err(Error::Eviction)?,
+        None => eviction::threshold::defaults(),
+    };
     let version = k8s_cri::v1::VersionRequest { version: "v1".into() };
     let runtime_name = config.cri.version(version).await.map_err(Error::Runtime)?.runtime_name;
     let listen = server::Listen::new(config.listen, &config.tls)?;
@@ -167,6 +191,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         node_ip: config.node_ip,
         root_dir: config.root_dir,
         pod_log_dir: config.pod_log_dir,
+        static_pods: config.static_pods,
         cluster_dns: config.cluster_dns,
         cluster_domain: config.cluster_domain,
         client: config.client,
@@ -174,6 +199,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         runtime_name,
         dialer: config.dialer,
         machine,
+        security: admission::Security {
+            sysctls: config.allowed_unsafe_sysctls,
+            apparmor: node::machine::line("/sys/module/apparmor/parameters/enabled") == "Y",
+        },
+        drivers: csi::Drivers::default(),
+        staging: tokio::sync::Mutex::default(),
+        thresholds,
+        pressure: eviction::Pressure::default(),
+        usage: usage::Sampler::default(),
+        counters: counters::Counters::default(),
         allocatable: RwLock::new(capacity),
         node_labels,
         admitted: Mutex::new(HashMap::new()),
@@ -183,6 +218,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         node::run(context.clone(), settings, shutdown.clone()),
         pods::run(context.clone(), workers.clone(), shutdown.clone()),
         logs::rotate::run(context.clone(), shutdown.clone()),
+        csi::run(context.clone(), shutdown.clone()),
+        eviction::run(context.clone(), workers.clone(), shutdown.clone()),
         server::run(context.clone(), workers, listen, shutdown.clone()),
     );
     Ok(())

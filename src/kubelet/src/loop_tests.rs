@@ -311,3 +311,61 @@ async fn a_pod_that_may_not_run_twice_is_not_run_twice() {
     assert!(node.runtime.calls().is_empty());
     kubelet.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_running_container_is_given_other_limits() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let resources = |cpu: &str| json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu}});
+    let mut spec = busybox();
+    spec["containers"][0]["resources"] = resources("100m");
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    let mut pod = node.api.get(POD).unwrap();
+    pod["spec"]["containers"][0]["resources"] = resources("200m");
+    node.api.put(POD, pod);
+    let limit = "/status/containerStatuses/0/resources/limits/cpu";
+    let pod = node.until("resized", limit, "200m").await;
+    assert_eq!(pod["status"]["containerStatuses"][0]["allocatedResources"]["cpu"], "200m");
+    assert_eq!(node.runtime.calls(), ["run-sandbox", "create a", "start a", "update a"]);
+    let resizes = |pod: Option<&Value>| {
+        let conditions = pod?["status"]["conditions"].as_array()?.clone();
+        Some(conditions.iter().any(|c| c["type"].as_str().unwrap().starts_with("PodResize")))
+    };
+    node.api.until(POD, "nothing is going on", |pod| resizes(pod) == Some(false)).await;
+    kubelet.stop().await;
+    assert!(node.api.events().iter().any(|e| e.starts_with("ResizeCompleted ")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_static_pod_runs_and_has_a_mirror() {
+    let mut node = Node::new();
+    node.static_pods = true;
+    let folder = node.dir.path().join("manifests");
+    std::fs::create_dir(&folder).unwrap();
+    node.api.put(
+        "/api/v1/nodes/n",
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}),
+    );
+    let manifest = |image: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "namespace": "ns"}, "spec": {
+            "containers": [{"name": "a", "image": image, "imagePullPolicy": "IfNotPresent"}]}})
+        .to_string()
+    };
+    std::fs::write(folder.join("web.yaml"), manifest("busybox")).unwrap();
+    let kubelet = node.start();
+    let mirror = "/api/v1/namespaces/ns/pods/web-n";
+    let phase = |pod: Option<&Value>| pod.map(|p| p["status"]["phase"].clone());
+    let runs = |pod: Option<&Value>| phase(pod) == Some("Running".into());
+    let pod = node.api.until(mirror, "the mirror runs", runs).await.unwrap();
+    assert_eq!(pod["metadata"]["ownerReferences"][0]["kind"], "Node");
+    assert!(pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string());
+    // Somebody deletes the picture: the pod runs on, and is shown again.
+    node.api.remove(mirror);
+    node.api.until(mirror, "the mirror is back", runs).await;
+    assert_eq!(node.runtime.calls(), ["run-sandbox", "create a", "start a"]);
+    std::fs::remove_file(folder.join("web.yaml")).unwrap();
+    node.api.until(mirror, "the mirror is gone", |pod| pod.is_none()).await;
+    node.called(&["run-sandbox", "create a", "start a", "stop a 30", "stop-sandbox"]).await;
+    kubelet.stop().await;
+}

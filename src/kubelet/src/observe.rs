@@ -73,6 +73,8 @@ pub struct Observed {
     pub termination_log: Option<String>,
     /// The identity of its first process: uid, gid, supplementary groups.
     pub user: Option<(i64, i64, Vec<i64>)>,
+    /// The limits in force.
+    pub resources: Option<cri::LinuxContainerResources>,
 }
 
 impl Observed {
@@ -235,6 +237,7 @@ fn container(status: cri::ContainerStatus, sandbox_id: String) -> Observed {
         log_path: status.log_path,
         termination_log,
         user: status.user.and_then(|u| u.linux).map(|u| (u.uid, u.gid, u.supplemental_groups)),
+        resources: status.resources.and_then(|r| r.linux),
     }
 }
 
@@ -243,4 +246,33 @@ fn time(nanoseconds: i64) -> Option<Timestamp> {
         return None;
     }
     Timestamp::from_nanosecond(i128::from(nanoseconds)).ok()
+}
+
+#[cfg(test)]
+pub mod testing {
+    use super::{HashMap, Observed, State, Timestamp};
+
+    /// A container of which nothing else matters.
+    pub fn container(name: &str, state: State) -> Observed {
+        Observed {
+            id: format!("{name}-id"),
+            name: name.into(),
+            sandbox_id: "s".into(),
+            state,
+            restart_count: 0,
+            created_at: Timestamp::UNIX_EPOCH,
+            started_at: None,
+            finished_at: None,
+            exit_code: 0,
+            image: String::new(),
+            image_ref: String::new(),
+            reason: String::new(),
+            message: String::new(),
+            annotations: HashMap::new(),
+            log_path: String::new(),
+            termination_log: None,
+            user: None,
+            resources: None,
+        }
+    }
 }

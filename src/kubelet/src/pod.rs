@@ -2,6 +2,13 @@
 
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 
+/// Where a pod comes from: `api`, or `file` of a static one.
+pub const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// What tells a static pod's manifest from others.
+pub const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+/// On a mirror pod, the hash of the static pod it shows.
+pub const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Grace period where the spec names none.
 pub const DEFAULT_GRACE_PERIOD_SECONDS: i64 = 30;
 
@@ -93,6 +100,18 @@ pub fn find_container(pod: &Pod, name: &str) -> Option<(Kind, Container)> {
 /// A sidecar: an init container that stays.
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
+}
+
+/// A pod from a manifest on the node.
+pub fn is_static(pod: &Pod) -> bool {
+    !is_mirror(pod)
+        && pod.metadata.annotations.as_ref().and_then(|a| a.get(CONFIG_SOURCE)).map(String::as_str)
+            == Some("file")
+}
+
+/// The API's picture of a static pod.
+pub fn is_mirror(pod: &Pod) -> bool {
+    pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(CONFIG_MIRROR))
 }
 
 /// `hostNetwork: true`.

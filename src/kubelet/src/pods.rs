@@ -1,6 +1,6 @@
 //! The pods of this node: who comes and goes, and which worker hears of it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,10 +17,14 @@ use tokio_util::sync::CancellationToken;
 use crate::context::Context;
 use crate::labels;
 use crate::pod;
+use crate::static_pods::{self, Mirrors, Name};
+use crate::status::Waiting;
 use crate::worker::{Handle, Update};
 
 /// How often the runtime's whole list is compared with the workers.
 const RELIST: Duration = Duration::from_secs(30);
+/// How often the folder of static pods is read. A watch would cost one of the user's few inotify instances.
+const READ_FOLDER: Duration = Duration::from_secs(2);
 
 /// The workers, by uid.
 #[derive(Clone, Default)]
@@ -34,6 +38,13 @@ impl Workers {
         }
     }
 
+    /// Ends the pod with this uid as failed.
+    pub fn evict(&self, uid: &str, why: Waiting) {
+        if let Some(handle) = self.lock().get(uid) {
+            handle.evict(why);
+        }
+    }
+
     fn wake_all(&self) {
         for handle in self.lock().values() {
             handle.wake();
@@ -43,6 +54,11 @@ impl Workers {
     /// The pods that have workers.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.lock().values().map(Handle::pod).collect()
+    }
+
+    /// The pods that have workers, with the status they now have.
+    pub fn current(&self) -> Vec<Arc<Pod>> {
+        self.lock().values().map(Handle::current).collect()
     }
 
     /// The pod with this name, if it has a worker.
@@ -66,22 +82,39 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
     let (done, mut gone) = mpsc::unbounded_channel();
     let mut events = Box::pin(container_events(context.clone()));
     let mut relist = tokio::time::interval_at(tokio::time::Instant::now() + RELIST, RELIST);
+    let mut folder = tokio::time::interval(READ_FOLDER);
+    let mut of_files = Static::default();
     let mut synced = false;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             change = changes.next() => match change {
                 None => break,
-                Some(Change::Applied(pod)) => apply(&context, &workers, pod, &done),
+                Some(Change::Applied(pod)) if pod::is_mirror(&pod) => {
+                    let name = of_files.mirrors.seen(pod);
+                    of_files.apply(&context, &workers, &name, &done);
+                    folder.reset_immediately();
+                }
+                Some(Change::Applied(pod)) => apply(&context, &workers, Update::of(pod), &done),
+                Some(Change::Deleted(pod)) if pod::is_mirror(&pod) => {
+                    of_files.mirrors.gone(&pod);
+                    folder.reset_immediately();
+                }
                 Some(Change::Deleted(pod)) => remove(&workers, &pod),
                 Some(Change::Synced) => {
                     synced = true;
                     let all = informer.store().state();
-                    for pod in &all {
-                        apply(&context, &workers, pod.clone(), &done);
+                    let (mirrors, own): (Vec<_>, Vec<_>) =
+                        all.iter().cloned().partition(|pod| pod::is_mirror(pod));
+                    of_files.mirrors = Mirrors::default();
+                    for mirror in mirrors {
+                        of_files.mirrors.seen(mirror);
+                    }
+                    for pod in own {
+                        apply(&context, &workers, Update::of(pod), &done);
                     }
                     for known in workers.pods() {
-                        if !all.iter().any(|p| p.metadata.uid == known.metadata.uid) {
+                        if !pod::is_static(&known) && !all.iter().any(|p| p.metadata.uid == known.metadata.uid) {
                             remove(&workers, &known);
                         }
                     }
@@ -98,6 +131,12 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
                 // A pod of the same uid cannot come back, but one that was re-created may wait for
                 // the ports or resources this one held.
             }
+            _ = folder.tick(), if context.static_pods.is_some() => {
+                of_files.read(&context, &workers, &done);
+                if synced {
+                    of_files.mirrors.reconcile(&context, &of_files.pods).await;
+                }
+            }
             _ = relist.tick() => {
                 workers.wake_all();
                 if synced {
@@ -109,25 +148,87 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
     workers.lock().clear();
 }
 
+/// The static pods of the folder, and their mirrors.
+#[derive(Default)]
+struct Static {
+    pods: BTreeMap<Name, Arc<Pod>>,
+    mirrors: Mirrors,
+    /// The folder was read at least once: what of it runs and is not in it is not wanted.
+    read: bool,
+}
+
+impl Static {
+    /// Reads the folder; what is new starts, what is gone or has changed ends.
+    fn read(
+        &mut self,
+        context: &Arc<Context>,
+        workers: &Workers,
+        done: &mpsc::UnboundedSender<String>,
+    ) {
+        let Some(folder) = &context.static_pods else { return };
+        let mut found = static_pods::read(folder, &context.node_name);
+        for (name, pod) in &mut found {
+            // The one that runs goes on unchanged, with the time at which it was first seen.
+            if let Some(known) = self.pods.get(name).filter(|k| k.metadata.uid == pod.metadata.uid)
+            {
+                *pod = known.clone();
+            }
+        }
+        let before = std::mem::replace(&mut self.pods, found);
+        let first = !std::mem::replace(&mut self.read, true);
+        for (name, pod) in &before {
+            if self.pods.get(name).is_none_or(|now| now.metadata.uid != pod.metadata.uid) {
+                remove(workers, pod);
+            }
+        }
+        let fresh: Vec<Name> = self
+            .pods
+            .iter()
+            .filter(|(name, pod)| {
+                first || before.get(*name).is_none_or(|was| was.metadata.uid != pod.metadata.uid)
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in fresh {
+            self.apply(context, workers, &name, done);
+        }
+    }
+
+    fn apply(
+        &self,
+        context: &Arc<Context>,
+        workers: &Workers,
+        name: &Name,
+        done: &mpsc::UnboundedSender<String>,
+    ) {
+        let Some(pod) = self.pods.get(name).cloned() else { return };
+        let hash = pod.metadata.uid.clone();
+        let mirror = self.mirrors.get(name).filter(|m| {
+            m.metadata.annotations.as_ref().and_then(|a| a.get(pod::CONFIG_MIRROR)).cloned() == hash
+        });
+        apply(context, workers, Update { mirror, ..Update::of(pod) }, done);
+    }
+}
+
 fn apply(
     context: &Arc<Context>,
     workers: &Workers,
-    pod: Arc<Pod>,
+    update: Update,
     done: &mpsc::UnboundedSender<String>,
 ) {
     let mut workers = workers.lock();
-    let update = Update { pod: pod.clone(), removed: false };
-    if let Some(handle) = workers.get(pod::uid(&pod)) {
+    let uid = pod::uid(&update.pod).to_owned();
+    if let Some(handle) = workers.get(&uid) {
         handle.update(update);
     } else {
         let handle = Handle::spawn(context.clone(), update, done.clone());
-        workers.insert(pod::uid(&pod).to_owned(), handle);
+        workers.insert(uid, handle);
     }
 }
 
 fn remove(workers: &Workers, pod: &Arc<Pod>) {
     if let Some(handle) = workers.lock().get(pod::uid(pod)) {
-        handle.update(Update { pod: pod.clone(), removed: true });
+        handle.update(Update::removed(pod.clone()));
     }
 }
 
@@ -165,19 +266,25 @@ async fn adopt_orphans(
             ..Pod::default()
         });
         tracing::info!(pod = pod::full_name(&pod), "ending a pod the API no longer has");
-        let handle = Handle::spawn(context.clone(), Update { pod, removed: true }, done.clone());
+        let handle = Handle::spawn(context.clone(), Update::removed(pod), done.clone());
         workers.insert(uid, handle);
     }
-    clear_directories(context, workers, &known);
+    clear_directories(context, workers, &known).await;
 }
 
 /// Directories of pods that neither the API nor the runtime has any more.
-fn clear_directories(context: &Context, workers: &Workers, known: &[String]) {
+async fn clear_directories(context: &Context, workers: &Workers, known: &[String]) {
     let Ok(entries) = std::fs::read_dir(context.root_dir.join("pods")) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         if known.contains(&name) || workers.lock().contains_key(&name) {
             continue;
+        }
+        if crate::csi::holds(&context.root_dir, &name) {
+            if let Err(error) = crate::csi::give_back(context, &name).await {
+                tracing::debug!(pod = name, %error, "a driver's volume is not given back yet");
+                continue;
+            }
         }
         if let Err(error) = crate::volumes::tear_down(&context.root_dir, &name) {
             tracing::warn!(pod = name, %error, "cannot remove an orphaned pod's directory");

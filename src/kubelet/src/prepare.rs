@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use jiff::{SignedDuration, Timestamp};
 use k8s_cri::v1 as cri;
 
+use crate::counters::Counters;
 use crate::decide::Actions;
 use crate::dns::{Cluster, ResolvConf};
 use crate::worker::Worker;
@@ -91,6 +92,7 @@ impl Worker {
         let started = SystemTime::now();
         match self.make_sandbox(config.clone()).await {
             Ok(made) => {
+                Counters::add(&self.context.counters.sandboxes);
                 self.sandbox_failures = 0;
                 // What failed in the old one is no reason to wait in the new one.
                 self.retry_at.clear();
@@ -103,6 +105,7 @@ impl Worker {
                 Some((id, config))
             }
             Err(message) => {
+                Counters::add(&self.context.counters.sandbox_errors);
                 self.context.warning(&self.pod, None, "FailedCreatePodSandBox", message);
                 let delay = 1_i64 << self.sandbox_failures.min(6);
                 self.sandbox_failures += 1;
@@ -110,6 +113,25 @@ impl Worker {
                 None
             }
         }
+    }
+
+    /// A pod that asks for users of its own gets them, or does not start.
+    async fn check_user_namespace(&self, handler: &str) -> Result<(), String> {
+        if self.pod.spec.as_ref().and_then(|s| s.host_users) != Some(false) {
+            return Ok(());
+        }
+        let status = self.context.cri.status(cri::StatusRequest { verbose: false }).await;
+        let handlers = status.map(|s| s.runtime_handlers).unwrap_or_default();
+        let able = handlers
+            .iter()
+            .any(|h| h.name == handler && h.features.as_ref().is_some_and(|f| f.user_namespaces));
+        if able {
+            return Ok(());
+        }
+        Err(format!(
+            "Failed to create pod sandbox: RuntimeClass handler {handler:?} does not support user namespaces (hostUsers: false): \
+             all pods of this node live in the user namespace of its user already"
+        ))
     }
 
     async fn make_sandbox(
@@ -120,12 +142,11 @@ impl Worker {
         std::fs::create_dir_all(&config.log_directory).map_err(|e| {
             format!("Failed to create pod log directory {}: {e}", config.log_directory)
         })?;
+        let runtime_handler = self.context.runtime_handler(&self.pod).await?;
+        self.check_user_namespace(&runtime_handler).await?;
         let failed =
             |e: crate::cri::Error| format!("Failed to create pod sandbox: {}", e.rpc_text());
-        let request = cri::RunPodSandboxRequest {
-            config: Some(config),
-            runtime_handler: self.context.runtime_handler(&self.pod).await?,
-        };
+        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler };
         let id = self.context.cri.run_pod_sandbox(request).await.map_err(failed)?.pod_sandbox_id;
         let request = cri::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
         let status = self.context.cri.pod_sandbox_status(request).await.map_err(failed)?.status;

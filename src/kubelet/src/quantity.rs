@@ -71,6 +71,16 @@ fn exponent(suffix: &str) -> Option<(i128, i128)> {
     Some(if power < 0 { (1, ten) } else { (ten, 1) })
 }
 
+/// Bytes as a quantity with the largest binary suffix that fits.
+pub fn binary(bytes: u64) -> String {
+    for (shift, suffix) in [(40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")] {
+        if bytes != 0 && bytes.is_multiple_of(1 << shift) {
+            return format!("{}{suffix}", bytes >> shift);
+        }
+    }
+    bytes.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -154,7 +154,10 @@ fn patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
             ("conditions", Value::Array(items)) => {
                 let was = old.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
                 let changed = items.iter().filter(|item| !was.contains(item)).cloned();
-                Value::Array(changed.map(with_removals).collect())
+                let gone = |was: &&Value| !items.iter().any(|item| item["type"] == was["type"]);
+                let gone = was.iter().filter(gone);
+                let gone = gone.map(|was| json!({"$patch": "delete", "type": was["type"]}));
+                Value::Array(changed.map(with_removals).chain(gone).collect())
             }
             _ => value.clone(),
         };
@@ -187,7 +190,8 @@ mod tests {
     #[test]
     fn only_what_changed_is_told() {
         let old = status(json!({"phase": "Pending", "reason": "X", "podIPs": [{"ip": "1"}],
-            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "False"}]}));
+            "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "False"},
+                {"type": "C", "status": "True"}]}));
         assert_eq!(patch(&old, &old), None);
         let new = status(json!({"phase": "Running", "podIPs": [{"ip": "2"}],
             "conditions": [{"type": "A", "status": "True"}, {"type": "B", "status": "True"}]}));
@@ -195,7 +199,8 @@ mod tests {
             patch(&old, &new).unwrap(),
             json!({"phase": "Running", "reason": null,
                 "podIPs": [{"ip": "2"}, {"$patch": "replace"}],
-                "conditions": [{"type": "B", "status": "True", "reason": null, "message": null}]})
+                "conditions": [{"type": "B", "status": "True", "reason": null, "message": null},
+                    {"$patch": "delete", "type": "C"}]})
         );
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::{pod, quantity};
@@ -70,7 +70,16 @@ pub fn pod_request_milli(pod: &Pod, resource: &str) -> i128 {
         }
     }
     let overhead = pod.spec.as_ref().and_then(|s| s.overhead.as_ref());
+    // What is asked for the pod as a whole counts instead of the containers'.
+    if let Some(whole) = read(of_pod(pod).and_then(|r| r.requests.as_ref()), resource) {
+        return whole + read(overhead, resource).unwrap_or(0);
+    }
     (regular + sidecars).max(peak) + read(overhead, resource).unwrap_or(0)
+}
+
+/// Resources of the pod as a whole.
+fn of_pod(pod: &Pod) -> Option<&ResourceRequirements> {
+    pod.spec.as_ref()?.resources.as_ref()
 }
 
 /// The container's resources as CRI carries them.
@@ -107,23 +116,30 @@ pub fn for_container(
 /// The sum of the pod's resources, for the sandbox.
 pub fn for_sandbox(pod: &Pod) -> cri::LinuxContainerResources {
     let sum = |f: &dyn Fn(&Container) -> Option<i128>| -> Option<i128> {
-        pod::containers(pod).iter().map(f).try_fold(0, |total, v| v.map(|v| total + v))
+        let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c));
+        pod::containers(pod)
+            .iter()
+            .chain(sidecars)
+            .map(f)
+            .try_fold(0, |total, v| v.map(|v| total + v))
     };
     let mut out = cri::LinuxContainerResources {
         cpu_shares: cpu_shares(pod_request_milli(pod, "cpu")),
         ..Default::default()
     };
-    if let Some(limit) = sum(&|c| limit_milli(c, "cpu")) {
+    let whole = |resource: &str| read(of_pod(pod).and_then(|r| r.limits.as_ref()), resource);
+    if let Some(limit) = whole("cpu").or_else(|| sum(&|c| limit_milli(c, "cpu"))) {
         out.cpu_period = 100_000;
         out.cpu_quota = i64::try_from(limit * 100).unwrap_or(i64::MAX).max(1_000);
     }
-    if let Some(limit) = sum(&|c| limit_milli(c, "memory")) {
+    if let Some(limit) = whole("memory").or_else(|| sum(&|c| limit_milli(c, "memory"))) {
         out.memory_limit_in_bytes = i64::try_from(limit / 1_000).unwrap_or(i64::MAX);
     }
     out
 }
 
-fn cpu_shares(milli: i128) -> i64 {
+/// CPU shares for thousandths of a CPU.
+pub fn cpu_shares(milli: i128) -> i64 {
     i64::try_from(milli * 1024 / 1000).unwrap_or(262_144).clamp(2, 262_144)
 }
 

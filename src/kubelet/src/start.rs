@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Container;
 use crate::background::Background;
 use crate::backoff::go_duration;
 use crate::container::{self, ImageUser};
+use crate::counters::Counters;
 use crate::decide::{Kill, Start};
 use crate::image::Ensured;
 use crate::observe::State;
@@ -77,6 +78,7 @@ impl Worker {
         let began = SystemTime::now();
         match self.create_and_start(sandbox_id, sandbox, start, &container, image_ref, user).await {
             Ok(id) => {
+                Counters::add(&self.context.counters.started);
                 apimachinery::trace::step("containers", pod::uid(&self.pod), began, &name);
                 self.waiting.remove(&name);
                 self.retry_at.remove(&name);
@@ -85,6 +87,7 @@ impl Worker {
                 Started::Running
             }
             Err(waiting) => {
+                Counters::add(&self.context.counters.start_errors);
                 let about = Some((start.kind, name.as_str()));
                 self.context.warning(
                     &self.pod,
@@ -167,11 +170,7 @@ impl Worker {
     ) -> Result<String, Waiting> {
         let config_error =
             |message: String| Waiting { reason: "CreateContainerConfigError".into(), message };
-        if spec.volume_devices.as_ref().is_some_and(|d| !d.is_empty()) {
-            return Err(config_error(
-                "block volumes (volumeDevices) are not supported by this node".into(),
-            ));
-        }
+        let devices = self.devices(spec).map_err(config_error)?;
         let env = self.environment(spec).await.map_err(config_error)?;
         let mounts = self.mounts(spec, &env).await.map_err(config_error)?;
         let config = container::config(container::Input {
@@ -182,6 +181,7 @@ impl Worker {
             image_user,
             env,
             mounts,
+            devices,
             target_id: self.target_id(start),
             memory_capacity: self.context.machine.memory_bytes as i64,
         })
@@ -205,6 +205,26 @@ impl Worker {
         }
         self.context.normal(&self.pod, about, "Started", "Container started");
         Ok(id)
+    }
+
+    /// Block volumes, as devices of the container.
+    fn devices(&self, spec: &Container) -> Result<Vec<cri::Device>, String> {
+        let paths = self.mounted.as_ref().map(|m| m.paths.clone()).unwrap_or_default();
+        let wanted = spec.volume_devices.iter().flatten();
+        let devices = wanted.map(|device| {
+            let path = paths.get(&device.name).ok_or_else(|| {
+                format!(
+                    "cannot find volume {:?} to pass into container {:?}",
+                    device.name, spec.name
+                )
+            })?;
+            Ok(cri::Device {
+                container_path: device.device_path.clone(),
+                host_path: path.display().to_string(),
+                permissions: "mrw".into(),
+            })
+        });
+        devices.collect()
     }
 
     fn restart_count(&self, name: &str) -> u32 {

@@ -16,6 +16,7 @@ use crate::conditions;
 use crate::decide::{self, Local};
 use crate::observe::{Observed, PodView, State};
 use crate::pod::{self, Kind};
+use crate::resize::{self, Progress};
 use crate::resources;
 
 /// Why a container is not running, as `state.waiting` tells it.
@@ -39,6 +40,10 @@ pub struct Input<'a> {
     pub waiting: &'a HashMap<String, Waiting>,
     /// By container id, its last words.
     pub messages: &'a HashMap<String, String>,
+    /// Where a resize stands.
+    pub resize: &'a Progress,
+    /// The node ended the pod for its own good, and why.
+    pub disrupted: Option<&'a str>,
     /// The kubelet ended the pod: reason and message of the failure.
     pub failure: Option<&'a Waiting>,
     /// The pod is over: what has stopped stays stopped.
@@ -162,7 +167,11 @@ fn container_status(
     }
     set_readiness(kind, container, &mut status, input);
     status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
-    status.resources.clone_from(&container.resources);
+    status.resources = match input.view.latest(&container.name) {
+        Some(observed) => resize::in_force(container, observed),
+        None => container.resources.clone(),
+    };
+    status.stop_signal = container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());
     status.volume_mounts = volume_mounts(container);
     status
 }
@@ -346,8 +355,8 @@ fn is_running(status: &ContainerStatus) -> bool {
 /// The pod's phase from its containers' statuses (`getPhase`).
 pub fn phase(pod: &Pod, statuses: &[ContainerStatus], ending: bool, started: bool) -> &'static str {
     let find = |name: &str| statuses.iter().find(|s| s.name == name);
-    let policy = pod::restart_policy(pod);
     let (mut pending_init, mut failed_init, mut pending_sidecars) = (0, 0, 0);
+    let (mut barred, mut restarts) = (false, false);
     let (mut unknown, mut running, mut waiting, mut stopped, mut succeeded) = (0, 0, 0, 0, 0);
     for container in pod::init_containers(pod) {
         let status = find(&container.name);
@@ -368,7 +377,10 @@ pub fn phase(pod: &Pod, statuses: &[ContainerStatus], ending: bool, started: boo
         }
         match status.map(ended) {
             Some(Some(0)) => {}
-            Some(Some(_)) => failed_init += 1,
+            Some(Some(code)) => {
+                failed_init += 1;
+                barred |= !decide::restarts_after(pod, container, code);
+            }
             _ => pending_init += 1,
         }
     }
@@ -379,13 +391,14 @@ pub fn phase(pod: &Pod, statuses: &[ContainerStatus], ending: bool, started: boo
             Some(s) => match ended(s) {
                 Some(code) => {
                     stopped += 1;
+                    restarts |= decide::restarts_after(pod, container, code);
                     succeeded += usize::from(code == 0);
                 }
                 None => waiting += 1,
             },
         }
     }
-    if failed_init > 0 && policy == pod::RestartPolicy::Never {
+    if barred {
         return "Failed";
     }
     if pending_init > 0
@@ -402,11 +415,10 @@ pub fn phase(pod: &Pod, statuses: &[ContainerStatus], ending: bool, started: boo
         if ending {
             return if stopped == succeeded { "Succeeded" } else { "Failed" };
         }
-        return match policy {
-            pod::RestartPolicy::Always => "Running",
-            _ if stopped == succeeded => "Succeeded",
-            pod::RestartPolicy::Never => "Failed",
-            pod::RestartPolicy::OnFailure => "Running",
+        return match () {
+            () if restarts => "Running",
+            () if stopped == succeeded => "Succeeded",
+            () => "Failed",
         };
     }
     "Pending"

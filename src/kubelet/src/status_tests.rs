@@ -29,6 +29,7 @@ fn observed(name: &str, state: State, exit_code: i32) -> Observed {
         log_path: String::new(),
         termination_log: None,
         user: None,
+        resources: None,
     }
 }
 
@@ -69,6 +70,8 @@ impl World {
                 old: &self.old,
                 waiting: &self.waiting,
                 messages: &HashMap::new(),
+                resize: &resize::Progress::default(),
+                disrupted: None,
                 failure: self.failure.as_ref(),
                 ending: self.ending,
                 host_ip: "10.42.0.1",

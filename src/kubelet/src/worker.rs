@@ -4,7 +4,7 @@
 //! Starting containers is in `start`, ending pods in `end`.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use jiff::{SignedDuration, Timestamp};
@@ -18,10 +18,12 @@ use crate::backoff::Backoffs;
 use crate::context::Context;
 use crate::decide::{self, Actions, Local};
 use crate::image::Pulls;
+use crate::labels;
 use crate::observe::{self, Observed, PodView, State};
 use crate::pod;
 use crate::probe::Probes;
 use crate::report::Reporter;
+use crate::resize::{Allocation, Progress};
 use crate::start::Started;
 use crate::status::{self, Waiting};
 use crate::volumes::{self, Mounted};
@@ -38,12 +40,30 @@ pub struct Update {
     pub pod: Arc<Pod>,
     /// It is no longer in the API.
     pub removed: bool,
+    /// Of a static pod, its mirror in the API.
+    pub mirror: Option<Arc<Pod>>,
 }
+
+impl Update {
+    /// The pod as the API has it.
+    pub fn of(pod: Arc<Pod>) -> Self {
+        Self { pod, removed: false, mirror: None }
+    }
+
+    /// The pod, gone from the API.
+    pub fn removed(pod: Arc<Pod>) -> Self {
+        Self { removed: true, ..Self::of(pod) }
+    }
+}
+
+type Eviction = Arc<Mutex<Option<Waiting>>>;
 
 /// A running worker.
 pub struct Handle {
     update: watch::Sender<Update>,
+    status: watch::Receiver<Option<PodStatus>>,
     wake: Arc<Notify>,
+    eviction: Eviction,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -57,12 +77,14 @@ impl Handle {
         let (update, receiver) = watch::channel(first);
         let wake = Arc::new(Notify::new());
         let worker = Worker::new(context, receiver, wake.clone());
+        let status = worker.current.subscribe();
+        let eviction = worker.eviction.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let uid = pod::uid(&worker.pod).to_owned();
             worker.run().await;
             let _ = done.send(uid);
         }));
-        Self { update, wake, _task: task }
+        Self { update, status, wake, eviction, _task: task }
     }
 
     /// Tells the worker what the API now says.
@@ -73,6 +95,21 @@ impl Handle {
     /// The pod as the worker was last told of it.
     pub fn pod(&self) -> Arc<Pod> {
         self.update.borrow().pod.clone()
+    }
+
+    /// The pod with the status it now has, told to the API already or not.
+    pub fn current(&self) -> Arc<Pod> {
+        let of = self.pod();
+        let Some(status) = self.status.borrow().clone() else { return of };
+        let mut of = Pod::clone(&of);
+        of.status = Some(status);
+        Arc::new(of)
+    }
+
+    /// Ends the pod as failed, for the good of the node.
+    pub fn evict(&self, why: Waiting) {
+        *self.eviction.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        self.wake.notify_one();
     }
 
     /// Makes the worker look again.
@@ -91,7 +128,13 @@ pub(crate) struct Worker {
     pub(crate) context: Arc<Context>,
     update: watch::Receiver<Update>,
     pub(crate) wake: Arc<Notify>,
+    /// The pod with the resources it has been granted.
     pub(crate) pod: Arc<Pod>,
+    /// The pod as the API has it.
+    pub(crate) desired: Arc<Pod>,
+    pub(crate) allocation: Option<Allocation>,
+    pub(crate) resize: Progress,
+    mirror: Option<String>,
     pub(crate) removed: bool,
     seen: SystemTime,
     admitted: bool,
@@ -109,9 +152,14 @@ pub(crate) struct Worker {
     pub(crate) stops: HashMap<String, Stop>,
     pub(crate) hooks: HashMap<String, Background<bool>>,
     pub(crate) failure: Option<Waiting>,
+    /// Asked for by the node.
+    eviction: Eviction,
+    /// Why the node ended the pod, if it did.
+    disrupted: Option<String>,
     pub(crate) ending_since: Option<Timestamp>,
     pub(crate) cleaned: bool,
     pub(crate) reported: PodStatus,
+    current: watch::Sender<Option<PodStatus>>,
     pub(crate) reporter: Reporter,
     pub(crate) mounted: Option<Mounted>,
     pub(crate) volume_failures: u32,
@@ -121,14 +169,20 @@ pub(crate) struct Worker {
 
 impl Worker {
     fn new(context: Arc<Context>, mut update: watch::Receiver<Update>, wake: Arc<Notify>) -> Self {
-        let Update { pod, removed } = update.borrow_and_update().clone();
-        let reported = pod.status.clone().unwrap_or_default();
-        let reporter = Reporter::new(context.clone(), &pod, reported.clone());
+        let Update { pod, removed, mirror } = update.borrow_and_update().clone();
+        let told = mirror.as_ref().unwrap_or(&pod);
+        let reported = told.status.clone().unwrap_or_default();
+        let reporter = Reporter::new(context.clone(), told, reported.clone());
+        let resize = Progress::of(&reported);
         Self {
             context,
             update,
             wake,
+            desired: pod.clone(),
             pod,
+            allocation: None,
+            resize,
+            mirror: mirror.and_then(|m| m.metadata.uid.clone()),
             removed,
             seen: SystemTime::now(),
             admitted: false,
@@ -145,8 +199,11 @@ impl Worker {
             stops: HashMap::new(),
             hooks: HashMap::new(),
             failure: None,
+            eviction: Eviction::default(),
+            disrupted: None,
             ending_since: None,
             cleaned: false,
+            current: watch::channel(None).0,
             reported,
             reporter,
             mounted: None,
@@ -168,13 +225,25 @@ impl Worker {
                     if changed.is_err() {
                         return;
                     }
-                    let Update { pod, removed } = self.update.borrow_and_update().clone();
-                    self.pod = pod;
-                    self.removed |= removed;
+                    let update = self.update.borrow_and_update().clone();
+                    self.take(update);
                 }
                 () = wake.notified() => {}
                 () = tokio::time::sleep_until(at) => {}
             }
+        }
+    }
+
+    fn take(&mut self, update: Update) {
+        self.pod = update.pod.clone();
+        self.desired = update.pod;
+        self.removed |= update.removed;
+        let Some(mirror) = update.mirror else { return };
+        if mirror.metadata.uid != self.mirror {
+            // Another one knows nothing of what was told to the last.
+            let known = mirror.status.clone().unwrap_or_default();
+            self.reporter = Reporter::new(self.context.clone(), &mirror, known);
+            self.mirror = mirror.metadata.uid.clone();
         }
     }
 
@@ -193,10 +262,14 @@ impl Worker {
             self.reap();
             self.read_messages();
         }
-        self.admit();
         let mut next = now + RESYNC;
+        self.allocate(now, &mut next);
+        self.admit();
         self.check_limits(now, &mut next).await;
         let ending = self.is_ending();
+        if !ending {
+            self.actuate(now, &mut next).await;
+        }
         self.probes.update(&self.context, &self.pod, &self.view, &self.wake, ending);
         self.local.probes = self.probes.results();
         if !ending {
@@ -282,6 +355,12 @@ impl Worker {
         if self.is_ending() {
             return;
         }
+        let evicted = self.eviction.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(why) = evicted {
+            self.disrupted = Some(why.message.clone());
+            self.failure = Some(why);
+            return;
+        }
         let seconds = self.pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
         if let (Some(seconds), Some(start)) = (seconds, &self.reported.start_time) {
             let deadline = start.0 + SignedDuration::from_secs(seconds);
@@ -297,8 +376,12 @@ impl Worker {
         if volumes::usage::is_limited(&self.pod) {
             *next = (*next).min(now + RETRY);
             let (root, pod) = (self.context.root_dir.clone(), self.pod.clone());
-            let measured =
-                tokio::task::spawn_blocking(move || volumes::usage::over_limit(&root, &pod)).await;
+            let logs = crate::sandbox::log_directory(&self.context.pod_log_dir, &pod);
+            let layers = self.layers().await;
+            let measured = tokio::task::spawn_blocking(move || {
+                volumes::usage::over_limit(&root, &logs, &pod, &layers)
+            })
+            .await;
             if let Ok(Some(message)) = measured {
                 self.context.warning(&self.pod, None, "Evicted", message.clone());
                 self.failure = Some(Waiting { reason: "Evicted".into(), message });
@@ -306,8 +389,22 @@ impl Worker {
         }
     }
 
+    /// What each container's writable layer holds, bytes.
+    async fn layers(&self) -> Vec<(String, u64)> {
+        let label_selector = [(labels::POD_UID.to_owned(), pod::uid(&self.pod).to_owned())].into();
+        let filter = cri::ContainerStatsFilter { label_selector, ..Default::default() };
+        let request = cri::ListContainerStatsRequest { filter: Some(filter) };
+        let listed = self.context.cri.list_container_stats(request).await;
+        let of = |stats: cri::ContainerStats| {
+            let name = stats.attributes?.labels.get(labels::CONTAINER_NAME)?.clone();
+            Some((name, stats.writable_layer?.used_bytes?.value))
+        };
+        listed.map(|l| l.stats.into_iter().filter_map(of).collect()).unwrap_or_default()
+    }
+
     /// Brings a pod that should run one step on. Returns whether a container was started.
     async fn advance(&mut self, now: Timestamp, next: &mut Timestamp) -> bool {
+        self.local.memory_capacity = self.context.machine.memory_bytes as i64;
         let actions = decide::decide(&self.pod, &self.view, &self.local);
         if actions == Actions::default() && self.mounted.is_some() && !self.volumes_due(now) {
             return false;
@@ -348,6 +445,8 @@ impl Worker {
             old: &self.reported,
             waiting: &self.waiting,
             messages: &self.messages,
+            resize: &self.resize,
+            disrupted: self.disrupted.as_deref(),
             failure: self.failure.as_ref(),
             ending,
             host_ip: &host_ip,
@@ -356,6 +455,7 @@ impl Worker {
         };
         let status = status::generate(&self.pod, &input);
         self.reported = status.clone();
+        self.current.send_replace(Some(status.clone()));
         self.note_ready();
         self.reporter.report(status);
     }

@@ -33,8 +33,6 @@ const READY_TIMEOUT: Duration = Duration::from_mins(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long pods may take to end at `down`.
 const POD_GRACE: Duration = Duration::from_secs(5);
-/// Pods the node takes, upstream's default.
-const MAX_PODS: u32 = 110;
 
 /// Runs until asked to stop.
 pub fn run(settings: &str) -> anyhow::Result<()> {
@@ -289,7 +287,7 @@ fn runtime_config(
         images: Arc::new(images),
         network: Arc::new(network),
         executable: "/proc/self/exe".into(),
-        cgroup_root: None,
+        cgroup_root: crate::scope::delegated(),
     }
 }
 
@@ -537,7 +535,10 @@ fn start_kubelet(
         dialer: Arc::new(Dialer(network.clone())),
         labels: BTreeMap::new(),
         taints: Vec::new(),
-        max_pods: MAX_PODS,
+        max_pods: settings.max_pods,
+        static_pods: settings.static_pods.clone(),
+        allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
+        eviction_hard: settings.eviction_hard.clone(),
     };
     let stop = tasks.shutdown.clone();
     tasks.spawn("kubelet", async move { Ok(kubelet::run(config, stop).await?) });

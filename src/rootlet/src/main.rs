@@ -12,6 +12,7 @@ mod logging;
 mod node;
 mod paths;
 mod probe;
+mod scope;
 mod settings;
 mod tracer;
 mod up;

@@ -30,6 +30,18 @@ pub struct Settings {
     /// Addresses of the host on which node ports and host ports are offered.
     #[serde(default = "loopback")]
     pub publish: Vec<IpAddr>,
+    /// Pods the node takes.
+    #[serde(default = "max_pods")]
+    pub max_pods: u32,
+    /// The folder of static pods' manifests.
+    #[serde(default)]
+    pub static_pods: Option<PathBuf>,
+    /// Sysctls that pods may set beside the safe ones.
+    #[serde(default)]
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Below what the node is under pressure.
+    #[serde(default)]
+    pub eviction_hard: Option<String>,
     /// `registries.yaml`.
     pub registries: Option<PathBuf>,
     /// Which controllers run, as `--controllers` says.
@@ -45,6 +57,11 @@ pub struct Settings {
 /// Only programs on the host itself.
 pub fn loopback() -> Vec<IpAddr> {
     vec![Ipv4Addr::LOCALHOST.into()]
+}
+
+/// Upstream's default.
+pub fn max_pods() -> u32 {
+    110
 }
 
 fn all_controllers() -> Vec<String> {

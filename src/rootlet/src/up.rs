@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use crate::control::{self, Client};
 use crate::paths::{Paths, home};
 use crate::settings::Settings;
-use crate::{lock, userns};
+use crate::{lock, scope, userns};
 
 /// Carries out `rootlet up`.
 pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
@@ -42,6 +42,9 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
 fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings> {
     let known = Settings::read(&paths.settings())?;
     controllers::check(&arguments.controllers).context("--controllers")?;
+    if let Some(thresholds) = &arguments.eviction_hard {
+        kubelet::check_eviction_hard(thresholds).context("--eviction-hard")?;
+    }
     let registries = match &arguments.registries {
         Some(file) => Some(
             std::fs::canonicalize(file)
@@ -62,6 +65,10 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
             ([], None) => crate::settings::loopback(),
             (asked, _) => asked.to_vec(),
         },
+        max_pods: arguments.max_pods.unwrap_or_else(crate::settings::max_pods),
+        static_pods: arguments.pod_manifest_path.as_ref().map(std::path::absolute).transpose()?,
+        allowed_unsafe_sysctls: arguments.allowed_unsafe_sysctls.clone(),
+        eviction_hard: arguments.eviction_hard.clone(),
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
         merged_into: known.and_then(|known| known.merged_into),
         registries,
@@ -83,8 +90,14 @@ fn default_registries() -> Option<PathBuf> {
 /// Starts what does not run of the two processes.
 fn start(paths: &Paths) -> anyhow::Result<()> {
     let settings = paths.settings();
+    // The node process makes its cgroup namespace where it starts: at the top of the scope.
+    let scope = scope::enter(&paths.name);
     if lock::holder(&paths.lock("node")).is_none() {
         spawn(paths, "node", &settings, &[])?;
+    }
+    // Without one pods run without limits, which the node's conditions and `doctor` tell.
+    if let Ok(scope) = scope {
+        scope.settle().context("cannot make a cgroup below the own scope")?;
     }
     let node = lock::holder(&paths.lock("node")).context("the node process ended at once")?;
     if userns::ids(node)? == 1 {

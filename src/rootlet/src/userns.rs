@@ -98,6 +98,7 @@ pub fn enter_new(arguments: &[&str]) -> anyhow::Result<std::convert::Infallible>
     if let Err(errno) = mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), flags, none) {
         eprintln!("cannot mount cgroup2 over /sys/fs/cgroup: {}", errno.desc());
     }
+    crate::scope::settle_inside();
     Err(Command::new("/proc/self/exe").args(arguments).exec()).context("cannot execute myself")
 }
 

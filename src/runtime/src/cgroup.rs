@@ -15,6 +15,8 @@ const MOUNT: &str = "/sys/fs/cgroup";
 #[derive(Debug, Clone)]
 pub struct Cgroups {
     root: Option<PathBuf>,
+    /// What can be limited there.
+    controllers: Vec<String>,
 }
 
 /// The cgroup of one container.
@@ -31,7 +33,90 @@ pub struct ContainerCgroup {
 impl Cgroups {
     /// `root` is the delegated cgroup, absolute below the mount; `None` when there is none.
     pub fn new(root: Option<PathBuf>) -> Self {
-        Self { root }
+        let enabled = root.as_deref().map(|root| directory(root).join("cgroup.subtree_control"));
+        let enabled = enabled.and_then(|file| std::fs::read_to_string(file).ok());
+        let controllers =
+            enabled.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+        Self { root, controllers }
+    }
+
+    /// Makes the cgroup of a pod, which the kubelet names, and those above it; limits the pod as a whole.
+    pub fn make_pod(&self, sandbox: &SandboxRecord, all: &[SandboxRecord]) -> std::io::Result<()> {
+        let Some(root) = &self.root else { return Ok(()) };
+        let linux = sandbox.config.linux.clone().unwrap_or_default();
+        let mut path = directory(root);
+        for part in linux.cgroup_parent.split('/').filter(|part| !part.is_empty()) {
+            path.push(part);
+            match std::fs::create_dir(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+            for controller in &self.controllers {
+                let _ =
+                    std::fs::write(path.join("cgroup.subtree_control"), format!("+{controller}"));
+            }
+        }
+        if let Some(resources) = &linux.resources {
+            update(&path, &self.known(resources))?;
+        }
+        self.weigh_classes(root, all);
+        Ok(())
+    }
+
+    /// Gives the classes of service their shares of the processors: best effort the least, burstable what its
+    /// pods ask for together (`pkg/kubelet/cm/qos_container_manager_linux.go`).
+    fn weigh_classes(&self, root: &Path, all: &[SandboxRecord]) {
+        let class = |sandbox: &SandboxRecord, class: &str| {
+            let parent = sandbox.config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str());
+            parent.is_some_and(|parent| parent.starts_with(class))
+        };
+        let shares = |sandbox: &SandboxRecord| {
+            let linux = sandbox.config.linux.as_ref();
+            linux.and_then(|linux| linux.resources.as_ref()).map_or(0, |r| r.cpu_shares)
+        };
+        let burstable = "/kubepods/burstable";
+        let asked = all.iter().filter(|s| s.ready && class(s, burstable)).map(shares).sum();
+        for (name, shares) in [(burstable, asked), ("/kubepods/besteffort", 2)] {
+            let file = directory(root).join(&name[1..]).join("cpu.weight");
+            if file.exists() {
+                let _ = std::fs::write(file, weight(shares).to_string());
+            }
+        }
+    }
+
+    /// Removes the cgroup of a pod that is gone.
+    pub fn remove_pod(&self, sandbox: &SandboxRecord) {
+        let parent = sandbox.config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+        if let (Some(root), false) = (&self.root, parent.is_empty()) {
+            // Another sandbox of the pod may be in it: then it stays.
+            let _ = std::fs::remove_dir(directory(root).join(parent.trim_start_matches('/')));
+        }
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|known| known == controller)
+    }
+
+    /// What of the request can be limited here.
+    pub fn known(&self, request: &v1::LinuxContainerResources) -> v1::LinuxContainerResources {
+        let mut known = request.clone();
+        if !self.has("cpu") {
+            (known.cpu_shares, known.cpu_quota, known.cpu_period) = (0, 0, 0);
+        }
+        if !self.has("memory") {
+            (known.memory_limit_in_bytes, known.memory_swap_limit_in_bytes) = (0, 0);
+        }
+        if !self.has("cpuset") {
+            known.cpuset_cpus.clear();
+            known.cpuset_mems.clear();
+        }
+        if !self.has("hugetlb") {
+            known.hugepage_limits.clear();
+        }
+        known.unified.retain(|file, _| file.split('.').next().is_some_and(|name| self.has(name)));
+        known
     }
 
     /// Whether containers are limited.
@@ -62,6 +147,7 @@ impl Cgroups {
 
     /// `linux.resources` of the OCI spec.
     pub fn resources(&self, request: &v1::LinuxContainerResources) -> Value {
+        let request = &self.known(request);
         let mut resources = json!({});
         let positive = |value: i64| (value > 0).then_some(value);
         let mut cpu = json!({});
@@ -87,9 +173,11 @@ impl Cgroups {
             // Without a swap limit of its own a container may not swap beyond its memory.
             let swap = positive(request.memory_swap_limit_in_bytes).unwrap_or(limit);
             resources["memory"]["swap"] = swap.into();
+            // Out of memory, a container ends as a whole, as the kubelet has it by default.
+            resources["unified"] = json!({"memory.oom.group": "1"});
         }
-        if !request.unified.is_empty() {
-            resources["unified"] = json!(request.unified);
+        for (file, value) in &request.unified {
+            resources["unified"][file] = value.as_str().into();
         }
         if !request.hugepage_limits.is_empty() {
             let limits = request.hugepage_limits.iter();
@@ -114,7 +202,9 @@ pub fn update(directory: &Path, request: &v1::LinuxContainerResources) -> std::i
         let period = if request.cpu_period > 0 { request.cpu_period } else { 100_000 };
         write("cpu.max", format!("{quota} {period}"))?;
     }
-    if request.memory_limit_in_bytes > 0 {
+    if request.memory_limit_in_bytes < 0 {
+        write("memory.max", "max".into())?;
+    } else if request.memory_limit_in_bytes > 0 {
         write("memory.max", request.memory_limit_in_bytes.to_string())?;
     }
     for (file, value) in
@@ -125,6 +215,59 @@ pub fn update(directory: &Path, request: &v1::LinuxContainerResources) -> std::i
         }
     }
     request.unified.iter().try_for_each(|(file, value)| write(file, value.clone()))
+}
+
+/// Changes the limits of a running container's cgroup, and those of its pod's by as much: the pod's first when they
+/// grow, last when they shrink.
+pub fn change(
+    container: &Path,
+    old: &v1::LinuxContainerResources,
+    new: &v1::LinuxContainerResources,
+) -> std::io::Result<()> {
+    let (from, to) = (old.memory_limit_in_bytes, new.memory_limit_in_bytes);
+    let pod = container.parent().unwrap_or(container);
+    if to < 0 || to >= from {
+        shift_pod(pod, old, new);
+        return update(container, new);
+    }
+    if to > 0 {
+        // The kernel would kill what does not fit.
+        let current = std::fs::read_to_string(container.join("memory.current")).unwrap_or_default();
+        let current: i64 = current.trim().parse().unwrap_or(0);
+        if current > to {
+            return Err(std::io::Error::other(format!(
+                "attempting to set the memory limit ({to}) below current usage ({current})"
+            )));
+        }
+    }
+    update(container, new)?;
+    shift_pod(pod, old, new);
+    Ok(())
+}
+
+fn shift_pod(pod: &Path, old: &v1::LinuxContainerResources, new: &v1::LinuxContainerResources) {
+    let read = |file: &str| std::fs::read_to_string(pod.join(file)).unwrap_or_default();
+    let grow = |now: i64, from: i64, to: i64| (from > 0 && to > 0).then_some(now + to - from);
+    if let Ok(now) = read("memory.max").trim().parse::<i64>()
+        && new.memory_limit_in_bytes != 0
+    {
+        let (from, to) = (old.memory_limit_in_bytes, new.memory_limit_in_bytes);
+        let text = grow(now, from, to).map_or("max".to_owned(), |bytes| bytes.to_string());
+        let _ = std::fs::write(pod.join("memory.max"), text);
+    }
+    let quota = if new.cpu_quota == 0 { String::new() } else { read("cpu.max") };
+    if let Some((Ok(now), period)) =
+        quota.trim().split_once(' ').map(|(q, p)| (q.parse::<i64>(), p))
+    {
+        let text = grow(now, old.cpu_quota, new.cpu_quota);
+        let text = text.map_or("max".to_owned(), |quota| quota.to_string());
+        let _ = std::fs::write(pod.join("cpu.max"), format!("{text} {period}"));
+    }
+}
+
+/// The directory of a cgroup that is absolute below the mount.
+fn directory(path: &Path) -> PathBuf {
+    Path::new(MOUNT).join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// cpu.weight for cpu.shares, as runc converts them: 2..=262144 onto 1..=10000.
@@ -149,7 +292,8 @@ mod tests {
 
     #[test]
     fn requests_become_oci_resources() {
-        let cgroups = Cgroups::new(Some("/user.slice/rootlet".into()));
+        let controllers = ["cpu", "memory"].map(str::to_owned).to_vec();
+        let cgroups = Cgroups { root: Some("/user.slice/rootlet".into()), controllers };
         let request = v1::LinuxContainerResources {
             cpu_shares: 512,
             cpu_quota: 50_000,
@@ -158,7 +302,7 @@ mod tests {
             ..Default::default()
         };
         let expected = json!({"cpu": {"shares": 512, "quota": 50000, "period": 100_000},
-            "memory": {"limit": 1 << 20, "swap": 1 << 20}});
+            "memory": {"limit": 1 << 20, "swap": 1 << 20}, "unified": {"memory.oom.group": "1"}});
         assert_eq!(cgroups.resources(&request), expected);
         assert_eq!(cgroups.resources(&v1::LinuxContainerResources::default()), json!({}));
     }

@@ -465,7 +465,11 @@ impl Runtime {
             return Err(Error::FailedPrecondition(format!("container {id:?} is not running")));
         }
         if let (Some(cgroup), Phase::Running) = (&record.cgroup, record.phase) {
-            crate::cgroup::update(cgroup, request).map_err(Error::io("change resource limits"))?;
+            let known = self.cgroups().known(request);
+            let before = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+            let before = before.unwrap_or_default();
+            crate::cgroup::change(cgroup, &before, &known)
+                .map_err(Error::io("change resource limits"))?;
         }
         container.update(|record| {
             record.config.linux.get_or_insert_default().resources = Some(request.clone());

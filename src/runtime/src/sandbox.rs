@@ -161,6 +161,9 @@ impl Runtime {
                 .map(|linux| linux.sysctls.clone().into_iter().collect())
                 .unwrap_or_default(),
         };
+        let others: Vec<SandboxRecord> =
+            self.state().sandboxes().iter().map(|other| other.record()).collect();
+        self.cgroups().make_pod(&record, &others).map_err(Error::io("make the pod's cgroup"))?;
         let node_netns = node_netns.as_ref().map(AsFd::as_fd);
         let (pid, pod_pid) = link::spawn(&self.config().executable, &boot, node_netns)
             .await
@@ -283,6 +286,9 @@ impl Runtime {
     }
 
     fn forget_sandbox(&self, id: &str) {
+        if let Ok(sandbox) = self.state().sandbox(id) {
+            self.cgroups().remove_pod(&sandbox.record());
+        }
         self.state().remove_sandbox(id);
         let _ = std::fs::remove_dir_all(self.sandbox_dir(id));
     }

@@ -61,6 +61,9 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Value, Error> {
     if security.no_new_privs {
         process["noNewPrivileges"] = true.into();
     }
+    if let Some(profile) = apparmor(&security) {
+        process["apparmorProfile"] = profile.into();
+    }
     let linux_resources = inputs.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     if let Some(resources) = linux_resources {
         process["oomScoreAdj"] = resources.oom_score_adj.clamp(0, 1000).into();
@@ -98,6 +101,14 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Value, Error> {
         "annotations": {"io.kubernetes.cri.container-type": "container"},
         "linux": linux,
     }))
+}
+
+/// The AppArmor profile of the node that the container is put under; the default one takes root to load, and the
+/// kubelet refuses who asks for it.
+fn apparmor(security: &v1::LinuxContainerSecurityContext) -> Option<String> {
+    let profile = security.apparmor.as_ref()?;
+    let named = profile.profile_type() == v1::security_profile::ProfileType::Localhost;
+    named.then(|| profile.localhost_ref.trim_start_matches("localhost/").to_owned())
 }
 
 /// Whether a mount made in the container is to be seen on the node.

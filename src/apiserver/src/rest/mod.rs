@@ -14,6 +14,8 @@ pub mod scale;
 mod update;
 mod watch;
 
+pub use list::answer as answer_list;
+
 use std::sync::Arc;
 
 use apimachinery::Status;

@@ -115,7 +115,17 @@ impl FakeApi {
             objects.by_path.contains_key(path.trim_end_matches("/status"))
         } || method != Method::GET && method != Method::POST
             || path.rsplit('/').nth(1).is_some_and(|s| {
-                matches!(s, "configmaps" | "secrets" | "leases" | "nodes" | "pods")
+                matches!(
+                    s,
+                    "configmaps"
+                        | "secrets"
+                        | "leases"
+                        | "nodes"
+                        | "pods"
+                        | "csinodes"
+                        | "csidrivers"
+                        | "volumeattachments"
+                )
             });
         match method {
             Method::GET if query.contains_key("watch") => self.watch(&path, &query),
@@ -248,7 +258,9 @@ fn merge(target: &mut Value, patch: &Value) {
                 let list = list.as_array_mut().unwrap();
                 for condition in changed {
                     list.retain(|c| c["type"] != condition["type"]);
-                    list.push(condition.clone());
+                    if condition["$patch"].is_null() {
+                        list.push(condition.clone());
+                    }
                 }
             }
             (_, Value::Array(items)) => {

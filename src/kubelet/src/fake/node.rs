@@ -35,6 +35,8 @@ pub struct Node {
     pub api: FakeApi,
     pub runtime: FakeRuntime,
     pub dir: tempfile::TempDir,
+    /// Whether the kubelet reads the folder `manifests`.
+    pub static_pods: bool,
     workers: Workers,
 }
 
@@ -56,6 +58,7 @@ impl Node {
             api: FakeApi::new(),
             runtime: FakeRuntime::new(),
             dir: tempfile::tempdir().unwrap(),
+            static_pods: false,
             workers: Workers::default(),
         }
     }
@@ -81,6 +84,7 @@ impl Node {
             node_ip: "10.42.0.1".parse().unwrap(),
             root_dir: self.dir.path().join("root"),
             pod_log_dir: self.dir.path().join("logs"),
+            static_pods: self.static_pods.then(|| self.dir.path().join("manifests")),
             cluster_dns: vec![],
             cluster_domain: "cluster.local".into(),
             services: Informers::new(client.clone()).get::<Service>(),
@@ -92,6 +96,13 @@ impl Node {
             client,
             dialer: Arc::new(Nowhere),
             machine,
+            security: crate::admission::Security::default(),
+            drivers: crate::csi::Drivers::default(),
+            staging: tokio::sync::Mutex::default(),
+            thresholds: crate::eviction::threshold::defaults(),
+            pressure: crate::eviction::Pressure::default(),
+            usage: crate::usage::Sampler::default(),
+            counters: crate::counters::Counters::default(),
             allocatable: RwLock::default(),
             node_labels: BTreeMap::new(),
             admitted: Mutex::new(HashMap::new()),

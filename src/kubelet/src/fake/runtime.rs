@@ -247,6 +247,9 @@ impl RuntimeService for FakeRuntime {
             labels: config.labels,
             annotations: config.annotations,
             mounts: config.mounts,
+            resources: config
+                .linux
+                .map(|linux| cri::ContainerResources { linux: linux.resources, windows: None }),
             log_path: log_path(request.sandbox_config.as_ref(), &config.log_path),
             ..Default::default()
         };
@@ -285,6 +288,19 @@ impl RuntimeService for FakeRuntime {
         }
         self.tell(&request.container_id);
         ok(cri::StopContainerResponse {})
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Answer<cri::UpdateContainerResourcesResponse> {
+        let request = request.into_inner();
+        let mut world = self.world.lock().unwrap();
+        let (_, container) = world.containers.get_mut(&request.container_id).unwrap();
+        container.resources = Some(cri::ContainerResources { linux: request.linux, windows: None });
+        let name = container.metadata.as_ref().unwrap().name.clone();
+        world.calls.push(format!("update {name}"));
+        ok(cri::UpdateContainerResourcesResponse {})
     }
 
     async fn remove_container(
@@ -375,7 +391,6 @@ impl RuntimeService for FakeRuntime {
     }
 
     unimplemented_calls! {
-        update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         attach(AttachRequest) -> AttachResponse;
         port_forward(PortForwardRequest) -> PortForwardResponse;

@@ -89,6 +89,7 @@ pub fn os_image() -> String {
 pub struct Disk {
     pub bytes: u64,
     pub available_bytes: u64,
+    pub free_bytes: u64,
     pub inodes: u64,
     pub inodes_free: u64,
 }
@@ -99,7 +100,36 @@ pub fn disk(path: &Path) -> Option<Disk> {
     Some(Disk {
         bytes: disk.f_blocks * disk.f_frsize,
         available_bytes: disk.f_bavail * disk.f_frsize,
+        free_bytes: disk.f_bfree * disk.f_frsize,
         inodes: disk.f_files,
         inodes_free: disk.f_favail,
     })
+}
+
+/// CPU time all processors have spent on anything, in nanoseconds since the boot (proc_stat(5)).
+pub fn cpu_ns() -> u64 {
+    let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    let fields: Vec<u64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    // User, nice, system, then (after idle and waiting) interrupts, soft interrupts and what was stolen;
+    // guests' time is part of user's.
+    let busy: u64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|i| fields.get(*i)).sum();
+    busy * 1_000_000_000 / rustix::param::clock_ticks_per_second()
+}
+
+/// When the machine booted.
+pub fn boot_time() -> Option<jiff::Timestamp> {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    let seconds = text.lines().find_map(|l| l.strip_prefix("btime "))?.trim().parse().ok()?;
+    jiff::Timestamp::from_second(seconds).ok()
+}
+
+/// How many processes and threads there may be, and how many there are.
+pub fn pids() -> (u64, u64) {
+    let number = |path: &str| line(path).parse::<u64>().ok();
+    let most = [number("/proc/sys/kernel/pid_max"), number("/proc/sys/kernel/threads-max")];
+    let loadavg = line("/proc/loadavg");
+    let tasks = loadavg.split_whitespace().nth(3).and_then(|f| f.split_once('/'));
+    let now = tasks.and_then(|(_, all)| all.parse().ok()).unwrap_or(0);
+    (most.into_iter().flatten().min().unwrap_or(0), now)
 }

@@ -5,27 +5,20 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeRuntimeHandler, NodeStatus, NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::{Settings, machine};
 use crate::context::Context;
+use crate::eviction;
+use crate::eviction::threshold::{Signal, Thresholds};
 use crate::status::whole_seconds;
 
 /// Images told at most, the largest first, with at most five names each (upstream's defaults).
 const MAX_IMAGES: usize = 50;
 const MAX_IMAGE_NAMES: usize = 5;
-/// Below these the node is under pressure. Memory's is upstream's default. Of the disk upstream keeps a tenth free
-/// and a twentieth of its inodes, which is tens of gigabytes on a laptop whose disk is not ours alone: the share
-/// counts up to a fixed amount.
-const MEMORY_AVAILABLE_BYTES: u64 = 100 << 20;
-const DISK_AVAILABLE_PERMILLE: u64 = 100;
-const DISK_AVAILABLE_BYTES: u64 = 512 << 20;
-const INODES_FREE_PERMILLE: u64 = 50;
-const INODES_FREE: u64 = 20_000;
-
 /// What is looked up for each status.
 #[derive(Default)]
 pub struct Seen {
@@ -35,6 +28,8 @@ pub struct Seen {
     pub runtime: String,
     /// The runtime's handlers.
     pub handlers: Vec<cri::RuntimeHandler>,
+    /// Whether the runtime knows policies of supplementary groups.
+    pub groups_policy: bool,
     /// Images on the node.
     pub images: Vec<cri::Image>,
     /// What else the runtime tells of itself, such as whether limits can be enforced.
@@ -55,6 +50,7 @@ pub async fn look(context: &Context) -> Seen {
     match context.cri.status(cri::StatusRequest { verbose: false }).await {
         Ok(answer) => {
             seen.handlers = answer.runtime_handlers;
+            seen.groups_policy = answer.features.is_some_and(|f| f.supplemental_groups_policy);
             let conditions = answer.status.unwrap_or_default().conditions;
             let own = ["RuntimeReady", "NetworkReady"];
             seen.others =
@@ -93,7 +89,7 @@ pub fn make(
     seen: &Seen,
 ) -> NodeStatus {
     let capacity = machine::capacity(&context.machine, &context.root_dir, settings.max_pods);
-    let allocatable = allocatable(&capacity);
+    let allocatable = allocatable(&capacity, &context.thresholds);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     NodeStatus {
         addresses: Some(vec![
@@ -123,39 +119,40 @@ pub fn make(
         runtime_handlers: (!seen.handlers.is_empty()).then(|| {
             seen.handlers
                 .iter()
-                .map(|h| NodeRuntimeHandler { name: Some(h.name.clone()), features: None })
+                .map(|h| NodeRuntimeHandler {
+                    name: Some(h.name.clone()),
+                    features: h.features.as_ref().map(|f| NodeRuntimeHandlerFeatures {
+                        recursive_read_only_mounts: Some(f.recursive_read_only_mounts),
+                        user_namespaces: Some(f.user_namespaces),
+                    }),
+                })
                 .collect()
         }),
+        features: Some(NodeFeatures { supplemental_groups_policy: Some(seen.groups_policy) }),
         ..NodeStatus::default()
     }
 }
 
 /// What pods may use: without reservations, all but the eviction threshold of memory and disk.
-fn allocatable(capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
+fn allocatable(
+    capacity: &BTreeMap<String, Quantity>,
+    thresholds: &Thresholds,
+) -> BTreeMap<String, Quantity> {
     let mut out = capacity.clone();
     if let Some(memory) = out.get_mut("memory")
         && let Some(bytes) = crate::quantity::value(memory)
     {
-        let left = (bytes as u64).saturating_sub(MEMORY_AVAILABLE_BYTES);
+        let kept = eviction::kept(thresholds, Signal::Memory, bytes as u64);
+        let left = (bytes as u64).saturating_sub(kept);
         memory.0 = format!("{}Ki", left / 1024);
     }
     if let Some(disk) = out.get_mut("ephemeral-storage")
         && let Some(bytes) = crate::quantity::value(disk)
     {
-        disk.0 = (bytes as u64 - disk_threshold(bytes as u64)).to_string();
+        let kept = eviction::kept(thresholds, Signal::NodeDisk, bytes as u64);
+        disk.0 = (bytes as u64).saturating_sub(kept).to_string();
     }
     out
-}
-
-/// Bytes of a disk of `size` bytes that stay free.
-fn disk_threshold(size: u64) -> u64 {
-    (size / 1000 * DISK_AVAILABLE_PERMILLE).min(DISK_AVAILABLE_BYTES)
-}
-
-/// Whether the disk has too few bytes or inodes left.
-fn low_on_disk(disk: &machine::Disk) -> bool {
-    let inodes = (disk.inodes / 1000 * INODES_FREE_PERMILLE).min(INODES_FREE);
-    disk.available_bytes < disk_threshold(disk.bytes) || disk.inodes_free < inodes
 }
 
 fn images(images: &[cri::Image]) -> Vec<ContainerImage> {
@@ -176,9 +173,8 @@ fn images(images: &[cri::Image]) -> Vec<ContainerImage> {
 
 fn conditions(context: &Context, old: Option<&NodeStatus>, seen: &Seen) -> Vec<NodeCondition> {
     let now = context.clock.now();
-    let low_memory = machine::meminfo("MemAvailable") < MEMORY_AVAILABLE_BYTES;
-    let low_disk = machine::disk(&context.root_dir).is_some_and(|disk| low_on_disk(&disk));
-    let pressure = |name: &str, under: bool, yes: (&str, &str), no: (&str, &str)| {
+    let pressure = |name: &str, yes: (&str, &str), no: (&str, &str)| {
+        let under = context.pressure.is(name);
         let (reason, message) = if under { yes } else { no };
         (name.to_owned(), under, reason.to_owned(), message.to_owned())
     };
@@ -197,19 +193,16 @@ fn conditions(context: &Context, old: Option<&NodeStatus>, seen: &Seen) -> Vec<N
     let all = [
         pressure(
             "MemoryPressure",
-            low_memory,
             ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
             ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ),
         pressure(
             "DiskPressure",
-            low_disk,
             ("KubeletHasDiskPressure", "kubelet has disk pressure"),
             ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ),
         pressure(
             "PIDPressure",
-            false,
             ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
             ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ),
@@ -277,28 +270,4 @@ pub fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
         )
     };
     bare(old) != bare(new)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_disk_is_low_by_share_when_small_and_by_amount_when_large() {
-        let disk = |size: u64, available_bytes: u64, inodes: u64, inodes_free: u64| {
-            low_on_disk(&machine::Disk {
-                bytes: size << 20,
-                available_bytes: available_bytes << 20,
-                inodes,
-                inodes_free,
-            })
-        };
-        assert!(disk(1000, 99, 0, 0));
-        assert!(!disk(1000, 101, 0, 0));
-        assert!(!disk(250_000, 600, 0, 0), "a large disk may be nearly full");
-        assert!(disk(250_000, 500, 0, 0));
-        assert!(disk(250_000, 100_000, 16_000_000, 19_000));
-        assert!(!disk(250_000, 100_000, 16_000_000, 21_000));
-        assert!(!disk(250_000, 100_000, 0, 0), "a file system that counts no inodes");
-    }
 }

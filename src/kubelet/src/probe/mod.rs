@@ -158,6 +158,13 @@ impl Worker {
             ticks.tick().await;
             let outcome =
                 check::probe(&self.context, &self.container, &self.probe, &self.target).await;
+            let result = match &outcome {
+                Outcome::Success => "successful",
+                Outcome::Failure(_) => "failed",
+                Outcome::Unknown(_) => "unknown",
+            };
+            let counters = &self.context.counters;
+            counters.probed(&self.pod, &self.container.name, self.purpose.title(), result);
             let good = match &outcome {
                 Outcome::Success => true,
                 Outcome::Failure(message) => {

@@ -69,12 +69,19 @@ pub async fn check(context: &Context, peer: &Peer, asked: Asked) -> Result<(), R
         Some("metrics") => "metrics",
         Some("logs") => "log",
         Some("healthz") => "healthz",
-        Some("pods" | "runningpods") => "pods",
+        Some("pods" | "runningpods" | "runningPods") => "pods",
+        Some("configz") => "configz",
         _ => "proxy",
     };
     if allowed(context, &user, verb, subresource).await {
         return Ok(());
     }
+    // What has a word of its own now was asked as `proxy` before.
+    let fine = matches!(subresource, "healthz" | "pods" | "configz");
+    if fine && allowed(context, &user, verb, "proxy").await {
+        return Ok(());
+    }
+    let subresource = if fine { format!("{subresource} proxy") } else { subresource.to_owned() };
     let message = format!(
         "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{subresource}])\n",
         user.name

@@ -3,7 +3,9 @@
 //! Source of behaviour: `pkg/kubelet/server/server.go`.
 
 mod auth;
+mod configz;
 mod logs;
+mod metrics;
 mod stats;
 mod streaming;
 
@@ -159,6 +161,8 @@ fn router(shared: Shared) -> Router {
         .route("/healthz/syncloop", get(|| async { "ok" }))
         .route("/pods", get(pods))
         .route("/runningpods/", get(stats::running_pods))
+        .route("/runningPods/", get(stats::running_pods))
+        .route("/pods/", get(pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
         .route("/exec/{namespace}/{pod}/{container}", exec.clone())
         .route("/exec/{namespace}/{pod}/{uid}/{container}", exec)
@@ -166,7 +170,11 @@ fn router(shared: Shared) -> Router {
         .route("/attach/{namespace}/{pod}/{uid}/{container}", attach)
         .route("/portForward/{namespace}/{pod}", forward.clone())
         .route("/portForward/{namespace}/{pod}/{uid}", forward)
-        .route("/metrics", get(stats::metrics))
+        .route("/configz", get(configz::serve))
+        .route("/metrics", get(metrics::own))
+        .route("/metrics/cadvisor", get(metrics::cadvisor))
+        .route("/metrics/probes", get(metrics::probes))
+        .route("/metrics/resource", get(metrics::resource))
         .route("/stats/summary", get(stats::summary))
         .layer(middleware::from_fn_with_state(shared.clone(), guard))
         .with_state(shared)
@@ -186,7 +194,7 @@ async fn guard(
 }
 
 async fn pods(State(shared): State<Shared>) -> Response {
-    let items: Vec<Pod> = shared.workers.pods().iter().map(|p| p.as_ref().clone()).collect();
+    let items: Vec<Pod> = shared.workers.current().iter().map(|p| p.as_ref().clone()).collect();
     json(
         &serde_json::json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}),
     )

@@ -111,9 +111,9 @@ async fn callers_are_known_and_allowed() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{user:?}: {answer}");
     }
     let answer = served.get(Some(("eve", "x")), "/pods").await;
-    assert!(
-        answer.ends_with("Forbidden (user=eve, verb=get, resource=nodes, subresource(s)=[pods])\n")
-    );
+    assert!(answer.ends_with(
+        "Forbidden (user=eve, verb=get, resource=nodes, subresource(s)=[pods proxy])\n"
+    ));
 }
 
 #[tokio::test]

@@ -22,6 +22,7 @@ use k8s_openapi::api::core::v1::{
 use kube::Api;
 
 use crate::context::Context;
+use crate::csi;
 use crate::fields::Facts;
 use crate::pod;
 use atomic::{Owner, Payload, Projected};
@@ -67,6 +68,9 @@ pub enum Cause {
         /// Why.
         source: io::Error,
     },
+    /// The driver's volume is not there.
+    #[error(transparent)]
+    Csi(#[from] csi::Error),
     /// The claim has no volume yet.
     #[error("PersistentVolumeClaim is not bound: {0:?}")]
     Unbound(String),
@@ -91,6 +95,8 @@ enum Plan {
     EmptyDir(EmptyDirVolumeSource),
     Files(Payload, Owner),
     HostPath(String),
+    /// A local volume: a folder of the node that belongs to the pod's group.
+    Local,
     Nothing,
 }
 
@@ -105,6 +111,13 @@ pub async fn set_up(
     let volumes = of.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     let mut work = Vec::with_capacity(volumes.len());
     for volume in volumes {
+        // A driver is asked once.
+        let known = before.filter(|b| b.written.get(&volume.name) == Some(&Plan::Nothing));
+        if let Some(path) = known.and_then(|b| b.paths.get(&volume.name)) {
+            mounted.paths.insert(volume.name.clone(), path.clone());
+            mounted.written.insert(volume.name.clone(), Plan::Nothing);
+            continue;
+        }
         let fail = |cause| Error { volume: volume.name.clone(), cause };
         let (path, plan) = plan(context, of, volume, facts, &mut mounted).await.map_err(fail)?;
         mounted.paths.insert(volume.name.clone(), path.clone());
@@ -151,6 +164,13 @@ fn apply(pod: &Pod, path: &Path, plan: Plan, stamp: &str) -> Result<(), Cause> {
             atomic::write(path, &payload, owner, stamp).map(drop).map_err(fail)
         }
         Plan::HostPath(kind) => Ok(host_path::check(path, &kind)?),
+        Plan::Local => {
+            host_path::check(path, "Directory")?;
+            match fs_group(pod) {
+                Some(gid) => own_all(path, gid, changes_always(pod)).map_err(fail),
+                None => Ok(()),
+            }
+        }
         Plan::Nothing => Ok(()),
     }
 }
@@ -173,6 +193,38 @@ fn own(path: &Path, gid: u32) -> io::Result<()> {
         path,
         std::fs::Permissions::from_mode(metadata.mode() & 0o7777 | 0o2770),
     )
+}
+
+/// Whether all of a volume is given to the group each time (`fsGroupChangePolicy`).
+pub fn changes_always(pod: &Pod) -> bool {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    context.and_then(|c| c.fs_group_change_policy.as_deref()) != Some("OnRootMismatch")
+}
+
+/// Gives everything at and below `path` to the group; unless `always`, only when the top is not its already.
+///
+/// Source of behaviour: `pkg/volume/volume_linux.go`.
+pub fn own_all(path: &Path, gid: u32, always: bool) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, lchown};
+    let top = std::fs::metadata(path)?;
+    if !always && top.gid() == gid && top.mode() & 0o2770 == 0o2770 {
+        return Ok(());
+    }
+    let mut pending = vec![path.to_owned()];
+    while let Some(path) = pending.pop() {
+        let metadata = std::fs::symlink_metadata(&path)?;
+        lchown(&path, None, Some(gid))?;
+        if metadata.is_symlink() {
+            continue;
+        }
+        let mut mode = metadata.mode() & 0o7777 | 0o660;
+        if metadata.is_dir() {
+            mode |= 0o2110;
+            pending.extend(std::fs::read_dir(&path)?.flatten().map(|entry| entry.path()));
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
 }
 
 async fn plan(
@@ -220,7 +272,12 @@ async fn plan(
     }
     if let Some(source) = &volume.host_path {
         let kind = source.type_.clone().unwrap_or_default();
-        return Ok((PathBuf::from(&source.path), Plan::HostPath(kind)));
+        let path = csi::Places::of(context).inside(Path::new(&source.path));
+        return Ok((path, Plan::HostPath(kind)));
+    }
+    if let Some(source) = &volume.csi {
+        let inline = csi::Volume::inline(of, &volume.name, source);
+        return Ok((csi::publish(context, of, &inline).await?, Plan::Nothing));
     }
     if let Some(source) = &volume.persistent_volume_claim {
         return claimed(context, of, &source.claim_name).await;
@@ -232,9 +289,7 @@ async fn plan(
         // The runtime mounts it from the image itself.
         return Ok((PathBuf::new(), Plan::Nothing));
     }
-    let kind = if volume.csi.is_some() {
-        "csi"
-    } else if volume.nfs.is_some() {
+    let kind = if volume.nfs.is_some() {
         "nfs"
     } else if volume.iscsi.is_some() {
         "iscsi"
@@ -360,9 +415,17 @@ async fn claimed(context: &Context, of: &Pod, claim: &str) -> Result<(PathBuf, P
         return Ok((PathBuf::from(source.path), Plan::HostPath(source.type_.unwrap_or_default())));
     }
     if let Some(source) = spec.local {
-        return Ok((PathBuf::from(source.path), Plan::HostPath("Directory".into())));
+        let path = PathBuf::from(source.path);
+        if spec.volume_mode.as_deref() == Some("Block") {
+            return Ok((path, Plan::HostPath("BlockDevice".into())));
+        }
+        return Ok((path, Plan::Local));
     }
-    Err(Cause::Unsupported(if spec.csi.is_some() { "csi" } else { "persistentVolume" }))
+    if let Some(source) = &spec.csi {
+        let volume = csi::Volume::persistent(&name, &spec, source);
+        return Ok((csi::publish(context, of, &volume).await?, Plan::Nothing));
+    }
+    Err(Cause::Unsupported("persistentVolume"))
 }
 
 /// The pod's own directory below the kubelet's.

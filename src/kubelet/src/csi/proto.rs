@@ -1,0 +1,190 @@
+//! The messages of CSI v1 and of plugin registration, as far as a node speaks them.
+//!
+//! Source: the Container Storage Interface specification, `csi.proto`;
+//! `k8s.io/kubelet/pkg/apis/pluginregistration/v1/api.proto`. Field numbers are theirs.
+
+use std::collections::HashMap;
+
+use prost::Message;
+
+/// `pluginregistration.InfoRequest`, and every other message without fields.
+#[derive(Clone, PartialEq, Message)]
+pub struct Empty {}
+
+/// `pluginregistration.PluginInfo`
+#[derive(Clone, PartialEq, Message)]
+pub struct PluginInfo {
+    /// `CSIPlugin`, `DevicePlugin`, …
+    #[prost(string, tag = "1")]
+    pub r#type: String,
+    /// The driver's name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Its socket.
+    #[prost(string, tag = "3")]
+    pub endpoint: String,
+    /// Versions of CSI it speaks.
+    #[prost(string, repeated, tag = "4")]
+    pub supported_versions: Vec<String>,
+}
+
+/// `pluginregistration.RegistrationStatus`
+#[derive(Clone, PartialEq, Message)]
+pub struct RegistrationStatus {
+    /// Whether the kubelet will use it.
+    #[prost(bool, tag = "1")]
+    pub plugin_registered: bool,
+    /// Why not.
+    #[prost(string, tag = "2")]
+    pub error: String,
+}
+
+/// `NodeGetInfoResponse`
+#[derive(Clone, PartialEq, Message)]
+pub struct NodeInfo {
+    /// The node, as the driver names it.
+    #[prost(string, tag = "1")]
+    pub node_id: String,
+    /// Most volumes of the driver on the node; zero for no limit.
+    #[prost(int64, tag = "2")]
+    pub max_volumes_per_node: i64,
+    /// Where the node is.
+    #[prost(message, optional, tag = "3")]
+    pub accessible_topology: Option<Topology>,
+}
+
+/// `Topology`
+#[derive(Clone, PartialEq, Message)]
+pub struct Topology {
+    /// Keys and values, which become labels of the node.
+    #[prost(map = "string, string", tag = "1")]
+    pub segments: HashMap<String, String>,
+}
+
+/// `NodeGetCapabilitiesResponse`
+#[derive(Clone, PartialEq, Message)]
+pub struct NodeCapabilities {
+    /// All of them.
+    #[prost(message, repeated, tag = "1")]
+    pub capabilities: Vec<NodeCapability>,
+}
+
+/// `NodeServiceCapability`
+#[derive(Clone, PartialEq, Message)]
+pub struct NodeCapability {
+    /// The only kind there is.
+    #[prost(message, optional, tag = "1")]
+    pub rpc: Option<NodeRpc>,
+}
+
+/// `NodeServiceCapability.RPC`
+#[derive(Clone, PartialEq, Message)]
+pub struct NodeRpc {
+    /// 1: volumes are staged; 6: the driver sets a volume's group itself.
+    #[prost(int32, tag = "1")]
+    pub r#type: i32,
+}
+
+/// `STAGE_UNSTAGE_VOLUME`
+pub const STAGE: i32 = 1;
+/// `VOLUME_MOUNT_GROUP`
+pub const MOUNT_GROUP: i32 = 6;
+
+/// `VolumeCapability`
+#[derive(Clone, PartialEq, Message)]
+pub struct VolumeCapability {
+    /// A device.
+    #[prost(message, optional, tag = "1")]
+    pub block: Option<Empty>,
+    /// A file system; one of the two is there.
+    #[prost(message, optional, tag = "2")]
+    pub mount: Option<MountVolume>,
+    /// From how many places it is used.
+    #[prost(message, optional, tag = "3")]
+    pub access_mode: Option<AccessMode>,
+}
+
+/// `VolumeCapability.MountVolume`
+#[derive(Clone, PartialEq, Message)]
+pub struct MountVolume {
+    /// Type of the file system; empty for the driver's choice.
+    #[prost(string, tag = "1")]
+    pub fs_type: String,
+    /// Mount options.
+    #[prost(string, repeated, tag = "2")]
+    pub mount_flags: Vec<String>,
+    /// The group files belong to, for drivers that set it.
+    #[prost(string, tag = "3")]
+    pub volume_mount_group: String,
+}
+
+/// `VolumeCapability.AccessMode`
+#[derive(Clone, PartialEq, Message)]
+pub struct AccessMode {
+    /// 1 to 7, see the specification.
+    #[prost(int32, tag = "1")]
+    pub mode: i32,
+}
+
+/// `NodeStageVolumeRequest`
+#[derive(Clone, PartialEq, Message)]
+pub struct Stage {
+    /// The volume.
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+    /// What attaching it told.
+    #[prost(map = "string, string", tag = "2")]
+    pub publish_context: HashMap<String, String>,
+    /// Where it is staged.
+    #[prost(string, tag = "3")]
+    pub staging_target_path: String,
+    /// How it is used.
+    #[prost(message, optional, tag = "4")]
+    pub volume_capability: Option<VolumeCapability>,
+    /// Secrets.
+    #[prost(map = "string, string", tag = "5")]
+    pub secrets: HashMap<String, String>,
+    /// The volume's attributes.
+    #[prost(map = "string, string", tag = "6")]
+    pub volume_context: HashMap<String, String>,
+}
+
+/// `NodeUnstageVolumeRequest` and `NodeUnpublishVolumeRequest`
+#[derive(Clone, PartialEq, Message)]
+pub struct Undo {
+    /// The volume.
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+    /// Where it was staged or published.
+    #[prost(string, tag = "2")]
+    pub path: String,
+}
+
+/// `NodePublishVolumeRequest`
+#[derive(Clone, PartialEq, Message)]
+pub struct Publish {
+    /// The volume.
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+    /// What attaching it told.
+    #[prost(map = "string, string", tag = "2")]
+    pub publish_context: HashMap<String, String>,
+    /// Where it is staged, if it is.
+    #[prost(string, tag = "3")]
+    pub staging_target_path: String,
+    /// Where the pod finds it.
+    #[prost(string, tag = "4")]
+    pub target_path: String,
+    /// How it is used.
+    #[prost(message, optional, tag = "5")]
+    pub volume_capability: Option<VolumeCapability>,
+    /// Only for reading.
+    #[prost(bool, tag = "6")]
+    pub readonly: bool,
+    /// Secrets.
+    #[prost(map = "string, string", tag = "7")]
+    pub secrets: HashMap<String, String>,
+    /// The volume's attributes, and what the driver wants to know of the pod.
+    #[prost(map = "string, string", tag = "8")]
+    pub volume_context: HashMap<String, String>,
+}

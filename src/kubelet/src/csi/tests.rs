@@ -1,0 +1,229 @@
+//! A small CSI driver of the tests' own, over a real socket.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
+use prost::Message;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tonic::body::Body;
+use tonic_prost::ProstCodec;
+
+use super::proto::*;
+use super::*;
+use crate::fake::node::Node;
+use crate::node::machine;
+
+const DRIVER: &str = "folders.example.com";
+
+/// Publishes folders: what it is told is kept for the test.
+#[derive(Clone)]
+struct Folders {
+    root: PathBuf,
+    calls: Arc<Mutex<Vec<String>>>,
+    published: Arc<Mutex<Option<Publish>>>,
+}
+
+impl Folders {
+    fn node_path(&self, path: &str) -> PathBuf {
+        self.root.join(Path::new(path).strip_prefix("/var/lib/kubelet").unwrap())
+    }
+
+    async fn serve(self, request: Request<Body>) -> Response<Body> {
+        let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
+        self.calls.lock().unwrap().push(method.clone());
+        match method.as_str() {
+            "GetInfo" => {
+                let info = PluginInfo {
+                    r#type: "CSIPlugin".into(),
+                    name: DRIVER.into(),
+                    endpoint: "/var/lib/kubelet/plugins_registry/folders.sock".into(),
+                    supported_versions: vec!["1.0.0".into()],
+                };
+                answer(request, move |_: Empty| Ok(info.clone())).await
+            }
+            "NodeGetInfo" => {
+                let segments = [("example.com/zone".to_owned(), "z1".to_owned())].into();
+                let info = NodeInfo {
+                    node_id: "node-1".into(),
+                    max_volumes_per_node: 7,
+                    accessible_topology: Some(Topology { segments }),
+                };
+                answer(request, move |_: Empty| Ok(info.clone())).await
+            }
+            "NodeGetCapabilities" => {
+                let rpc = Some(NodeRpc { r#type: STAGE });
+                let all = NodeCapabilities { capabilities: vec![NodeCapability { rpc }] };
+                answer(request, move |_: Empty| Ok(all.clone())).await
+            }
+            "NodePublishVolume" => {
+                let work = move |publish: Publish| {
+                    if publish.volume_id.is_empty() {
+                        return Err(tonic::Status::invalid_argument("no volume"));
+                    }
+                    let target = self.node_path(&publish.target_path);
+                    std::fs::create_dir_all(&target).unwrap();
+                    std::fs::write(target.join("hello"), "from the driver").unwrap();
+                    *self.published.lock().unwrap() = Some(publish);
+                    Ok(Empty {})
+                };
+                answer(request, work).await
+            }
+            "NodeUnpublishVolume" => {
+                let work = move |undo: Undo| {
+                    std::fs::remove_dir_all(self.node_path(&undo.path)).unwrap();
+                    Ok(Empty {})
+                };
+                answer(request, work).await
+            }
+            "NodeStageVolume" => answer(request, |_: Stage| Ok(Empty {})).await,
+            "NodeUnstageVolume" => answer(request, |_: Undo| Ok(Empty {})).await,
+            _ => answer(request, |_: RegistrationStatus| Ok(Empty {})).await,
+        }
+    }
+}
+
+async fn answer<Asked, Answer>(
+    request: Request<Body>,
+    work: impl Fn(Asked) -> Result<Answer, tonic::Status> + Clone + Send + Sync + 'static,
+) -> Response<Body>
+where
+    Asked: Message + Default + 'static,
+    Answer: Message + 'static,
+{
+    let service = tower::service_fn(move |request: tonic::Request<Asked>| {
+        std::future::ready(work(request.into_inner()).map(tonic::Response::new))
+    });
+    tonic::server::Grpc::new(ProstCodec::<Answer, Asked>::default()).unary(service, request).await
+}
+
+fn listen(driver: Folders, socket: &Path) {
+    let listener = tokio::net::UnixListener::bind(socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let driver = driver.clone();
+            let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
+                let driver = driver.clone();
+                let answer: BoxFuture<'static, Result<Response<Body>, Infallible>> =
+                    Box::pin(async move { Ok(driver.serve(request.map(Body::new)).await) });
+                answer
+            });
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            tokio::spawn(connection);
+        }
+    });
+}
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    let wait = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(30), wait).await.is_ok(), "not seen: {what}");
+}
+
+#[tokio::test]
+async fn a_drivers_volume_is_staged_published_and_given_back() {
+    let node = Node::new();
+    let context = node.context(machine::read());
+    node.api.put(
+        "/api/v1/nodes/n",
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}),
+    );
+    let about = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": DRIVER},
+        "spec": {"attachRequired": false, "podInfoOnMount": true, "volumeLifecycleModes": ["Persistent"]}});
+    node.api.put(&format!("/apis/storage.k8s.io/v1/csidrivers/{DRIVER}"), about);
+    let driver = Folders {
+        root: context.root_dir.clone(),
+        calls: Arc::default(),
+        published: Arc::default(),
+    };
+    let calls = driver.calls.clone();
+    let published = driver.published.clone();
+    let registry = context.root_dir.join("plugins_registry");
+    std::fs::create_dir_all(&registry).unwrap();
+    listen(driver, &registry.join("folders.sock"));
+    let stop = CancellationToken::new();
+    let watching = tokio::spawn(run(context.clone(), stop.clone()));
+    let node_id =
+        |object: Option<&Value>| object.map(|n| n["spec"]["drivers"][0]["nodeID"].clone());
+    let path = "/apis/storage.k8s.io/v1/csinodes/n";
+    let told =
+        node.api.until(path, "CSINode", |o| node_id(o) == Some("node-1".into())).await.unwrap();
+    assert_eq!(told["spec"]["drivers"][0]["topologyKeys"], json!(["example.com/zone"]));
+    assert_eq!(told["spec"]["drivers"][0]["allocatable"]["count"], 7);
+    until("the driver has registered", || context.drivers.endpoint(DRIVER).is_some()).await;
+
+    let pod: Pod =
+        serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns", "uid": "u1"},
+        "spec": {"containers": [], "serviceAccountName": "default"}}))
+        .unwrap();
+    let spec: PersistentVolumeSpec =
+        serde_json::from_value(json!({"accessModes": ["ReadWriteMany"],
+        "csi": {"driver": DRIVER, "volumeHandle": "v1", "volumeAttributes": {"size": "small"}}}))
+        .unwrap();
+    let volume = Volume::persistent("pv1", &spec, spec.csi.as_ref().unwrap());
+    let target = publish(&context, &pod, &volume).await.unwrap();
+    assert_eq!(std::fs::read_to_string(target.join("hello")).unwrap(), "from the driver");
+    let asked = published.lock().unwrap().clone().unwrap();
+    assert_eq!(asked.volume_context["size"], "small");
+    assert_eq!(asked.volume_context["csi.storage.k8s.io/pod.name"], "p");
+    assert_eq!(asked.volume_capability.unwrap().access_mode.unwrap().mode, 5);
+    assert!(asked.staging_target_path.starts_with("/var/lib/kubelet/plugins/kubernetes.io/csi/"));
+
+    // Its driver is asked for no volume of a kind that it does not offer.
+    let source = CSIVolumeSource { driver: DRIVER.into(), ..CSIVolumeSource::default() };
+    let refused = publish(&context, &pod, &Volume::inline(&pod, "v", &source)).await.unwrap_err();
+    assert!(matches!(refused, Error::Mode(..)), "{refused}");
+
+    give_back(&context, "u1").await.unwrap();
+    assert!(!target.exists() && !holds(&context.root_dir, "u1"));
+    assert_eq!(
+        calls.lock().unwrap()[..],
+        [
+            "GetInfo",
+            "NodeGetInfo",
+            "NotifyRegistrationStatus",
+            "NodeGetCapabilities",
+            "NodeStageVolume",
+            "NodePublishVolume",
+            "NodeUnpublishVolume",
+            "NodeUnstageVolume"
+        ]
+    );
+    std::fs::remove_file(registry.join("folders.sock")).unwrap();
+    until("the driver is gone", || context.drivers.endpoint(DRIVER).is_none()).await;
+    stop.cancel();
+    watching.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_volume_that_is_not_attached_waits() {
+    let node = Node::new();
+    let context = node.context(machine::read());
+    let volume = Volume {
+        driver: DRIVER.into(),
+        handle: "v1".into(),
+        spec_name: "pv1".into(),
+        ..Volume::default()
+    };
+    let about = CSIDriverSpec::default();
+    let waits = attachment(&context, &volume, &about).await.unwrap_err();
+    assert_eq!(waits.to_string(), "kubernetes.io/csi: attachment for pv1 is not ready");
+    let name = format!("csi-{}", place::hex(&["v1", DRIVER, "n"]));
+    let path = format!("/apis/storage.k8s.io/v1/volumeattachments/{name}");
+    node.api.put(
+        &path,
+        json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment",
+        "metadata": {"name": name}, "spec": {"attacher": DRIVER, "nodeName": "n", "source": {}},
+        "status": {"attached": true, "attachmentMetadata": {"device": "/dev/x"}}}),
+    );
+    assert_eq!(attachment(&context, &volume, &about).await.unwrap()["device"], "/dev/x");
+}

@@ -1,0 +1,434 @@
+//! In-place resize: which resources a pod has been given, and what becomes of a change to them.
+//!
+//! Spec says what is wanted; the allocation, kept beside the pod's volumes, what the node has granted;
+//! the runtime what is in force. The worker sees the pod as allocated, so that everything it derives from
+//! resources (admission, downward API, limits) agrees.
+//!
+//! Source of behaviour: `pkg/kubelet/allocation/allocation_manager.go`, `kuberuntime_manager.go`
+//! (`computePodResizeAction`), KEP-1287.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::{Container, Pod, PodCondition, PodStatus, ResourceRequirements};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::observe::{Observed, State};
+use crate::pod::{self, Kind};
+use crate::status::Waiting;
+use crate::worker::Worker;
+use crate::{quantity, resources, volumes};
+
+/// The condition of a resize that is not granted.
+pub const PENDING: &str = "PodResizePending";
+/// The condition of one that is granted and not yet in force.
+pub const IN_PROGRESS: &str = "PodResizeInProgress";
+/// How soon a resize that does not fit is tried again.
+const RETRY: SignedDuration = SignedDuration::from_secs(10);
+
+/// The resources granted to each container, by name.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Allocation(BTreeMap<String, ResourceRequirements>);
+
+impl Allocation {
+    /// What the spec of `of` asks for.
+    pub fn wanted(of: &Pod) -> Self {
+        let containers = pod::init_containers(of).iter().chain(pod::containers(of));
+        Self(
+            containers.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect(),
+        )
+    }
+
+    /// The allocation an earlier kubelet has left, if any.
+    pub fn read(root: &Path, uid: &str) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(file(root, uid)).ok()?).ok()
+    }
+
+    fn write(&self, root: &Path, uid: &str) -> std::io::Result<()> {
+        let path = file(root, uid);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        let fresh = path.with_extension("new");
+        std::fs::write(&fresh, serde_json::to_vec(self)?)?;
+        std::fs::rename(fresh, path)
+    }
+
+    /// The pod with these resources instead of those of its spec.
+    pub fn apply(&self, of: &Pod) -> Pod {
+        let mut out = of.clone();
+        let Some(spec) = &mut out.spec else { return out };
+        let lists = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+        for container in lists {
+            if let Some(granted) = self.0.get(&container.name) {
+                container.resources =
+                    (*granted != ResourceRequirements::default()).then(|| granted.clone());
+            }
+        }
+        out
+    }
+}
+
+fn file(root: &Path, uid: &str) -> PathBuf {
+    volumes::directory(root, uid).join("allocation.json")
+}
+
+/// Where a pod's resize stands.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Progress {
+    /// Not granted: reason (`Deferred`, `Infeasible`) and message.
+    pub pending: Option<Waiting>,
+    /// Granted, and not in force yet; with the error that keeps it from being so.
+    pub in_progress: Option<Option<String>>,
+}
+
+impl Progress {
+    /// Where it stood when the status was told.
+    pub fn of(status: &PodStatus) -> Self {
+        let find = |name: &str| {
+            let found = status.conditions.iter().flatten().find(|c| c.type_ == name);
+            found.filter(|c| c.status == "True")
+        };
+        Self {
+            pending: find(PENDING).map(|c| Waiting {
+                reason: c.reason.clone().unwrap_or_default(),
+                message: c.message.clone().unwrap_or_default(),
+            }),
+            in_progress: find(IN_PROGRESS)
+                .map(|c| c.reason.is_some().then(|| c.message.clone()).flatten()),
+        }
+    }
+
+    /// The conditions that tell of it.
+    pub fn conditions(&self) -> Vec<PodCondition> {
+        let condition =
+            |name: &str, reason: Option<String>, message: Option<String>| PodCondition {
+                type_: name.into(),
+                status: "True".into(),
+                reason,
+                message,
+                ..PodCondition::default()
+            };
+        let pending = self.pending.clone();
+        let pending = pending.map(|p| condition(PENDING, Some(p.reason), Some(p.message)));
+        let in_progress = self.in_progress.clone();
+        let in_progress = in_progress
+            .map(|error| condition(IN_PROGRESS, error.is_some().then(|| "Error".into()), error));
+        pending.into_iter().chain(in_progress).collect()
+    }
+}
+
+/// What a container's change of resources needs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// Nothing: what is in force is what is granted.
+    Done,
+    /// New limits for the running container.
+    Update(Box<cri::LinuxContainerResources>),
+    /// The container starts anew, as its resize policy asks.
+    Restart,
+}
+
+/// Compares what is in force with what is granted.
+pub fn step(of: &Pod, container: &Container, observed: &Observed, memory_capacity: i64) -> Step {
+    if observed.state != State::Running {
+        return Step::Done;
+    }
+    let Some(actual) = &observed.resources else { return Step::Done };
+    let granted = resources::for_container(of, container, memory_capacity);
+    let cpu = |r: &cri::LinuxContainerResources| (r.cpu_shares, r.cpu_quota.max(0));
+    let cpu_changed = cpu(actual) != cpu(&granted);
+    let memory_changed =
+        actual.memory_limit_in_bytes.max(0) != granted.memory_limit_in_bytes.max(0);
+    if !cpu_changed && !memory_changed {
+        return Step::Done;
+    }
+    let restarts = |resource: &str| {
+        container
+            .resize_policy
+            .iter()
+            .flatten()
+            .any(|p| p.resource_name == resource && p.restart_policy == "RestartContainer")
+    };
+    if (cpu_changed && restarts("cpu")) || (memory_changed && restarts("memory")) {
+        return Step::Restart;
+    }
+    let mut update = granted;
+    // Nothing said about a limit leaves it as it is; its absence has to be said.
+    if update.cpu_quota == 0 && actual.cpu_quota > 0 {
+        (update.cpu_quota, update.cpu_period) = (-1, 100_000);
+    }
+    if update.memory_limit_in_bytes == 0 && actual.memory_limit_in_bytes > 0 {
+        update.memory_limit_in_bytes = -1;
+    }
+    Step::Update(Box::new(update))
+}
+
+/// The resources in force, as the API tells them.
+pub fn in_force(granted: &Container, observed: &Observed) -> Option<ResourceRequirements> {
+    let mut out = granted.resources.clone();
+    let Some(actual) = observed.resources.as_ref().filter(|_| observed.state == State::Running)
+    else {
+        return out;
+    };
+    let resources = out.get_or_insert_default();
+    let limits = resources.limits.get_or_insert_default();
+    let set = |list: &mut BTreeMap<String, Quantity>, name: &str, value: Option<String>| {
+        let Some(value) = value.map(Quantity) else {
+            list.remove(name);
+            return;
+        };
+        let same = list.get(name).and_then(quantity::milli) == quantity::milli(&value);
+        if !same {
+            list.insert(name.to_owned(), value);
+        }
+    };
+    let cpu_limit = (actual.cpu_quota > 0)
+        .then(|| format!("{}m", actual.cpu_quota * 1_000 / actual.cpu_period.max(1)));
+    // The kernel has no finer steps than a hundredth: a smaller limit is told as it was asked for.
+    let smallest = limits.get("cpu").and_then(quantity::milli).is_some_and(|m| m < 10);
+    if !(smallest && actual.cpu_quota == 1_000) {
+        set(limits, "cpu", cpu_limit);
+    }
+    let memory = Some(actual.memory_limit_in_bytes).filter(|bytes| *bytes > 0);
+    set(limits, "memory", memory.map(|bytes| bytes.to_string()));
+    if limits.is_empty() {
+        resources.limits = None;
+    }
+    if let Some(request) = resources.requests.as_mut().and_then(|r| r.get_mut("cpu")) {
+        let wanted = quantity::milli(request).unwrap_or(0);
+        if resources::cpu_shares(wanted) != actual.cpu_shares {
+            request.0 = format!("{}m", (actual.cpu_shares * 1_000 + 1_023) / 1_024);
+        }
+    }
+    (*resources != ResourceRequirements::default()).then(|| resources.clone())
+}
+
+/// Whether `of` is too large for an empty node of `allocatable`.
+fn infeasible(of: &Pod, allocatable: &BTreeMap<String, Quantity>) -> Option<Waiting> {
+    for (resource, unit) in [("memory", 1_000), ("cpu", 1)] {
+        let Some(capacity) = allocatable.get(resource).and_then(quantity::milli) else { continue };
+        let wanted = resources::pod_request_milli(of, resource);
+        if wanted > capacity {
+            return Some(Waiting {
+                reason: "Infeasible".into(),
+                message: format!(
+                    "Node didn't have enough capacity: {resource}, requested: {}, capacity: {}",
+                    wanted / unit,
+                    capacity / unit
+                ),
+            });
+        }
+    }
+    None
+}
+
+/// What the events about a resize tell.
+fn told(of: &Pod, error: Option<&str>) -> String {
+    let list = |containers: &[Container]| {
+        let told = containers.iter().map(|c| json!({"name": c.name, "resources": c.resources}));
+        told.collect::<Vec<_>>()
+    };
+    let mut out =
+        json!({"containers": list(pod::containers(of)), "generation": of.metadata.generation});
+    let sidecars = list(pod::init_containers(of));
+    if !sidecars.is_empty() {
+        out["initContainers"] = sidecars.into();
+    }
+    if let Some(error) = error {
+        out["error"] = error.into();
+    }
+    out.to_string()
+}
+
+impl Worker {
+    /// Sees the pod of the API as its allocation has it; a change that fits the node is granted.
+    pub(crate) fn allocate(&mut self, now: Timestamp, next: &mut Timestamp) {
+        let uid = pod::uid(&self.desired).to_owned();
+        let wanted = Allocation::wanted(&self.desired);
+        let root = self.context.root_dir.clone();
+        let granted = self.allocation.take();
+        let granted = granted
+            .unwrap_or_else(|| Allocation::read(&root, &uid).unwrap_or_else(|| wanted.clone()));
+        self.allocation = Some(granted.clone());
+        if granted == wanted || self.is_ending() {
+            self.pod = if granted == wanted {
+                self.desired.clone()
+            } else {
+                Arc::new(granted.apply(&self.desired))
+            };
+            self.resize.pending = None;
+            return;
+        }
+        if let Some(refusal) = self.refusal() {
+            if self.resize.pending.as_ref() != Some(&refusal) {
+                // For the next kubelet, which would take the spec for granted.
+                if let Err(error) = granted.write(&root, &uid) {
+                    tracing::warn!(pod = pod::full_name(&self.desired), %error, "allocation not written");
+                }
+                let reason = refusal.reason.clone();
+                let detail = told(&self.desired, Some(&refusal.message));
+                let text = format!("Pod resize {reason}: {detail}");
+                self.context.warning(&self.desired, None, &format!("Resize{reason}"), text);
+            }
+            self.pod = Arc::new(granted.apply(&self.desired));
+            self.resize.pending = Some(refusal);
+            *next = (*next).min(now + RETRY);
+            return;
+        }
+        if let Err(error) = wanted.write(&root, &uid) {
+            tracing::warn!(pod = pod::full_name(&self.desired), %error, "allocation not written");
+            *next = (*next).min(now + RETRY);
+            return;
+        }
+        self.allocation = Some(wanted);
+        self.pod = self.desired.clone();
+        self.resize.pending = None;
+        self.resize.in_progress = Some(None);
+        let text = format!("Pod resize started: {}", told(&self.pod, None));
+        self.context.normal(&self.pod, None, "ResizeStarted", text);
+    }
+
+    fn refusal(&self) -> Option<Waiting> {
+        if pod::is_static(&self.desired) {
+            return Some(Waiting {
+                reason: "Infeasible".into(),
+                message: "In-place resize of static-pods is not supported".into(),
+            });
+        }
+        let allocatable = self.context.allocatable();
+        infeasible(&self.desired, &allocatable).or_else(|| {
+            let refusal = self.context.grant(&self.desired).err()?;
+            Some(Waiting { reason: "Deferred".into(), message: refusal.message })
+        })
+    }
+
+    /// Brings the resources of running containers in line with the allocation.
+    pub(crate) async fn actuate(&mut self, now: Timestamp, next: &mut Timestamp) {
+        let mut behind = false;
+        let mut problem = None;
+        for (kind, container) in pod::all_containers(&self.pod) {
+            if kind == Kind::Ephemeral {
+                continue;
+            }
+            let Some(observed) = self.view.latest(&container.name).cloned() else { continue };
+            let capacity = self.context.machine.memory_bytes as i64;
+            match step(&self.pod, &container, &observed, capacity) {
+                Step::Done => {}
+                // The decision core stops it.
+                Step::Restart => behind = true,
+                Step::Update(update) => {
+                    behind = true;
+                    let request = cri::UpdateContainerResourcesRequest {
+                        container_id: observed.id.clone(),
+                        linux: Some(*update),
+                        ..Default::default()
+                    };
+                    match self.context.cri.update_container_resources(request).await {
+                        Ok(_) => self.wake.notify_one(),
+                        Err(error) => {
+                            let name = &container.name;
+                            problem = Some(format!("failed to resize container {name:?}: {error}"));
+                        }
+                    }
+                }
+            }
+        }
+        let before = self.resize.in_progress.clone();
+        if let Some(problem) = &problem {
+            *next = (*next).min(now + RETRY);
+            if before.as_ref() != Some(&Some(problem.clone())) {
+                let text = format!("Pod resize error: {}", told(&self.pod, Some(problem)));
+                self.context.warning(&self.pod, None, "ResizeError", text);
+            }
+        }
+        self.resize.in_progress = behind.then_some(problem);
+        if before.is_some() && !behind {
+            let text = format!("Pod resize completed: {}", told(&self.pod, None));
+            self.context.normal(&self.pod, None, "ResizeCompleted", text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::testing;
+
+    fn with(resources: &serde_json::Value, policy: &str) -> Pod {
+        serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "resources": resources,
+            "resizePolicy": [{"resourceName": "memory", "restartPolicy": policy}]}]}}))
+        .unwrap()
+    }
+
+    fn running(of: &Pod) -> Observed {
+        let resources = resources::for_container(of, &pod::containers(of)[0], 1 << 33);
+        Observed { resources: Some(resources), ..testing::container("c", State::Running) }
+    }
+
+    #[test]
+    fn steps() {
+        let small =
+            json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m", "memory": "64Mi"}});
+        let more_cpu =
+            json!({"requests": {"cpu": "200m"}, "limits": {"cpu": "300m", "memory": "64Mi"}});
+        let more_memory =
+            json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m", "memory": "128Mi"}});
+        let none = json!({"requests": {"cpu": "100m"}});
+        let before = running(&with(&small, "NotRequired"));
+        let after = |resources, policy| {
+            let of = with(resources, policy);
+            step(&of, &pod::containers(&of)[0], &before, 1 << 33)
+        };
+        let update = |step| match step {
+            Step::Update(r) => (r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(after(&small, "NotRequired"), Step::Done);
+        assert_eq!(update(after(&more_cpu, "RestartContainer")), (204, 30_000, 64 << 20));
+        assert_eq!(update(after(&more_memory, "NotRequired")), (102, 20_000, 128 << 20));
+        assert_eq!(after(&more_memory, "RestartContainer"), Step::Restart);
+        assert_eq!(update(after(&none, "NotRequired")), (102, -1, -1));
+    }
+
+    #[test]
+    fn what_is_in_force_is_told_as_it_was_asked_for_or_as_it_is() {
+        let small = with(
+            &json!({"requests": {"cpu": "0.1"}, "limits": {"cpu": "0.2", "memory": "64Mi"}}),
+            "",
+        );
+        let large = with(
+            &json!({"requests": {"cpu": "0.5"}, "limits": {"cpu": "1", "memory": "128Mi"}}),
+            "",
+        );
+        let told = |granted: &Pod, actual: &Pod| {
+            let told = in_force(&pod::containers(granted)[0], &running(actual));
+            serde_json::to_value(told).unwrap()
+        };
+        assert_eq!(
+            told(&small, &small),
+            json!({"requests": {"cpu": "0.1"}, "limits": {"cpu": "0.2", "memory": "64Mi"}})
+        );
+        assert_eq!(
+            told(&large, &small),
+            json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m", "memory": "67108864"}})
+        );
+    }
+
+    #[test]
+    fn a_pod_larger_than_the_node_is_infeasible() {
+        let allocatable = BTreeMap::from([("cpu".to_owned(), Quantity("2".into()))]);
+        let large = with(&json!({"requests": {"cpu": "3"}}), "");
+        let message = infeasible(&large, &allocatable).unwrap().message;
+        assert_eq!(
+            message,
+            "Node didn't have enough capacity: cpu, requested: 3000, capacity: 2000"
+        );
+        assert_eq!(infeasible(&with(&json!({"requests": {"cpu": "2"}}), ""), &allocatable), None);
+    }
+}

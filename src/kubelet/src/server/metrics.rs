@@ -1,0 +1,464 @@
+//! Metrics in Prometheus' text format, under Kubernetes' and cAdvisor's names.
+//!
+//! Source of names and labels: `pkg/kubelet/metrics/collectors/resource_metrics.go`,
+//! `pkg/kubelet/metrics/metrics.go`, cAdvisor's `metrics/prometheus.go`.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use k8s_cri::v1 as cri;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::Shared;
+use crate::labels;
+use crate::node::machine;
+use crate::pod;
+use crate::usage::Usage;
+
+/// Families of samples, each with its help and type.
+#[derive(Default)]
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    /// One sample; `at` is its time in milliseconds, if it is not now.
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64, at: Option<i64>) {
+        self.0.push_str(name);
+        for (index, (key, value)) in labels.iter().enumerate() {
+            let _ = write!(self.0, "{}{key}=\"", if index == 0 { "{" } else { "," });
+            for c in value.chars() {
+                match c {
+                    '\n' => self.0.push_str("\\n"),
+                    '"' | '\\' => self.0.extend(['\\', c]),
+                    other => self.0.push(other),
+                }
+            }
+            self.0.push('"');
+        }
+        self.0.push_str(if labels.is_empty() { " " } else { "} " });
+        let _ = write!(self.0, "{value}");
+        if let Some(at) = at {
+            let _ = write!(self.0, " {at}");
+        }
+        self.0.push('\n');
+    }
+
+    fn response(self) -> Response {
+        ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], self.0).into_response()
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "samples are floats by the format")]
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+fn seconds(ns: u64) -> f64 {
+    float(ns) / 1e9
+}
+
+fn number(value: Option<&cri::UInt64Value>) -> u64 {
+    value.map_or(0, |v| v.value)
+}
+
+/// One container's measurements with its names.
+struct Row<'a> {
+    pod: &'a str,
+    namespace: &'a str,
+    container: &'a str,
+    stats: &'a cri::ContainerStats,
+}
+
+fn label<'a>(labels: &'a HashMap<String, String>, key: &str) -> &'a str {
+    labels.get(key).map(String::as_str).unwrap_or_default()
+}
+
+fn rows(usage: &Usage) -> Vec<Row<'_>> {
+    let containers =
+        usage.pods.iter().filter_map(|p| p.linux.as_ref()).flat_map(|linux| &linux.containers);
+    containers
+        .filter_map(|stats| {
+            let of = &stats.attributes.as_ref()?.labels;
+            Some(Row {
+                pod: label(of, labels::POD_NAME),
+                namespace: label(of, labels::POD_NAMESPACE),
+                container: label(of, labels::CONTAINER_NAME),
+                stats,
+            })
+        })
+        .collect()
+}
+
+fn milliseconds(ns: i64) -> Option<i64> {
+    (ns > 0).then_some(ns / 1_000_000)
+}
+
+/// When each running container was started, in seconds: by pod's uid and container.
+fn starts(pods: &[Arc<Pod>]) -> Vec<(&str, &str, &str, i64)> {
+    let mut out = Vec::new();
+    for of in pods {
+        let Some(status) = &of.status else { continue };
+        let statuses = [&status.init_container_statuses, &status.container_statuses];
+        for found in statuses.into_iter().flatten().flatten() {
+            let running = found.state.as_ref().and_then(|s| s.running.as_ref());
+            if let Some(at) = running.and_then(|r| r.started_at.as_ref()) {
+                out.push((
+                    pod::namespace(of),
+                    pod::name(of),
+                    found.name.as_str(),
+                    at.0.as_second(),
+                ));
+            }
+        }
+    }
+    out
+}
+
+/// `/metrics/resource`: what metrics servers scrape.
+pub async fn resource(State(shared): State<Shared>) -> Response {
+    let context = &shared.context;
+    let mut text = Text::default();
+    let measured = context.usage.usage(context).await;
+    let failed = measured.is_err();
+    let usage = measured.unwrap_or_default();
+    let rows = rows(&usage);
+    let cpu = "container_cpu_usage_seconds_total";
+    text.family(
+        cpu,
+        "counter",
+        "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
+    );
+    for row in &rows {
+        let Some(found) = &row.stats.cpu else { continue };
+        let names = [("container", row.container), ("namespace", row.namespace), ("pod", row.pod)];
+        let value = seconds(number(found.usage_core_nano_seconds.as_ref()));
+        text.sample(cpu, &names, value, milliseconds(found.timestamp));
+    }
+    let memory = "container_memory_working_set_bytes";
+    text.family(memory, "gauge", "[STABLE] Current working set of the container in bytes");
+    for row in &rows {
+        let Some(found) = &row.stats.memory else { continue };
+        let names = [("container", row.container), ("namespace", row.namespace), ("pod", row.pod)];
+        let value = float(number(found.working_set_bytes.as_ref()));
+        text.sample(memory, &names, value, milliseconds(found.timestamp));
+    }
+    let start = "container_start_time_seconds";
+    text.family(start, "gauge", "[STABLE] Start time of the container since unix epoch in seconds");
+    let pods = shared.workers.current();
+    for (namespace, of, container, at) in starts(&pods) {
+        let names = [("container", container), ("namespace", namespace), ("pod", of)];
+        text.sample(start, &names, float(at.unsigned_abs()), None);
+    }
+    node(&mut text, context.machine.memory_bytes, &usage);
+    pods_usage(&mut text, &usage);
+    let error = "resource_scrape_error";
+    let help = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
+    text.family(error, "gauge", help);
+    text.sample(error, &[], f64::from(u8::from(failed)), None);
+    text.response()
+}
+
+fn node(text: &mut Text, memory_bytes: u64, usage: &Usage) {
+    let cpu = "node_cpu_usage_seconds_total";
+    text.family(
+        cpu,
+        "counter",
+        "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
+    );
+    text.sample(cpu, &[], seconds(usage.node_cpu_ns), None);
+    let memory = "node_memory_working_set_bytes";
+    text.family(memory, "gauge", "[STABLE] Current working set of the node in bytes");
+    let used = memory_bytes.saturating_sub(machine::meminfo("MemAvailable"));
+    text.sample(memory, &[], float(used), None);
+}
+
+fn pods_usage(text: &mut Text, usage: &Usage) {
+    let each = |text: &mut Text,
+                name: &str,
+                of: &dyn Fn(&cri::LinuxPodSandboxStats) -> Option<(f64, i64)>| {
+        for stats in &usage.pods {
+            let (Some(attributes), Some(linux)) = (&stats.attributes, &stats.linux) else {
+                continue;
+            };
+            let Some((value, at)) = of(linux) else { continue };
+            let names = [
+                ("namespace", label(&attributes.labels, labels::POD_NAMESPACE)),
+                ("pod", label(&attributes.labels, labels::POD_NAME)),
+            ];
+            text.sample(name, &names, value, milliseconds(at));
+        }
+    };
+    let cpu = "pod_cpu_usage_seconds_total";
+    text.family(cpu, "counter", "[STABLE] Cumulative cpu time consumed by the pod in core-seconds");
+    each(text, cpu, &|linux| {
+        let cpu = linux.cpu.as_ref()?;
+        Some((seconds(number(cpu.usage_core_nano_seconds.as_ref())), cpu.timestamp))
+    });
+    let memory = "pod_memory_working_set_bytes";
+    text.family(memory, "gauge", "[STABLE] Current working set of the pod in bytes");
+    each(text, memory, &|linux| {
+        let memory = linux.memory.as_ref()?;
+        Some((float(number(memory.working_set_bytes.as_ref())), memory.timestamp))
+    });
+}
+
+/// Name, type and help of a metric that each container has, and how it is read.
+type OfContainer =
+    (&'static str, &'static str, &'static str, fn(&cri::ContainerStats) -> Option<f64>);
+
+const OF_CONTAINERS: &[OfContainer] = &[
+    (
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed in seconds.",
+        |s| Some(seconds(number(s.cpu.as_ref()?.usage_core_nano_seconds.as_ref()))),
+    ),
+    (
+        "container_memory_usage_bytes",
+        "gauge",
+        "Current memory usage in bytes, including all memory regardless of when it was accessed",
+        |s| Some(float(number(s.memory.as_ref()?.usage_bytes.as_ref()))),
+    ),
+    ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |s| {
+        Some(float(number(s.memory.as_ref()?.working_set_bytes.as_ref())))
+    }),
+    ("container_memory_rss", "gauge", "Size of RSS in bytes.", |s| {
+        Some(float(number(s.memory.as_ref()?.rss_bytes.as_ref())))
+    }),
+    (
+        "container_fs_usage_bytes",
+        "gauge",
+        "Number of bytes that are consumed by the container on this filesystem.",
+        |s| Some(float(number(s.writable_layer.as_ref()?.used_bytes.as_ref()))),
+    ),
+    ("container_fs_inodes_total", "gauge", "Number of Inodes", |s| {
+        Some(float(number(s.writable_layer.as_ref()?.inodes_used.as_ref())))
+    }),
+];
+
+/// `/metrics/cadvisor`.
+pub async fn cadvisor(State(shared): State<Shared>) -> Response {
+    let context = &shared.context;
+    let usage = context.usage.usage(context).await.unwrap_or_default();
+    let pods = shared.workers.current();
+    let mut text = Text::default();
+    text.family("cadvisor_version_info", "gauge", "A metric with a constant '1' value labeled by kernel version, OS version, docker version, cadvisor version & cadvisor revision.");
+    let (kernel, system) = (machine::line("/proc/sys/kernel/osrelease"), machine::os_image());
+    let about = [
+        ("cadvisorRevision", ""),
+        ("cadvisorVersion", ""),
+        ("dockerVersion", ""),
+        ("kernelVersion", kernel.as_str()),
+        ("osVersion", system.as_str()),
+    ];
+    text.sample("cadvisor_version_info", &about, 1.0, None);
+    let rows = rows(&usage);
+    let image = |row: &Row<'_>| {
+        let of =
+            pods.iter().find(|p| pod::name(p) == row.pod && pod::namespace(p) == row.namespace);
+        of.and_then(|of| pod::find_container(of, row.container))
+            .and_then(|(_, c)| c.image)
+            .unwrap_or_default()
+    };
+    for (name, kind, help, read) in OF_CONTAINERS {
+        text.family(name, kind, help);
+        for row in &rows {
+            let Some(value) = read(row.stats) else { continue };
+            let image = image(row);
+            let id = row.stats.attributes.as_ref().map(|a| a.id.as_str()).unwrap_or_default();
+            let mut names = vec![("container", row.container)];
+            if name.starts_with("container_cpu") {
+                names.push(("cpu", "total"));
+            }
+            names.extend([
+                ("id", id),
+                ("image", &image),
+                ("name", id),
+                ("namespace", row.namespace),
+                ("pod", row.pod),
+            ]);
+            text.sample(name, &names, value, None);
+        }
+    }
+    start_times(&mut text, &pods);
+    network(&mut text, &usage);
+    text.family("machine_cpu_cores", "gauge", "Number of logical CPU cores.");
+    text.sample("machine_cpu_cores", &[], float(context.machine.cpus as u64), None);
+    text.family("machine_memory_bytes", "gauge", "Amount of memory installed on the machine.");
+    text.sample("machine_memory_bytes", &[], float(context.machine.memory_bytes), None);
+    text.response()
+}
+
+fn start_times(text: &mut Text, pods: &[Arc<Pod>]) {
+    let name = "container_start_time_seconds";
+    text.family(name, "gauge", "Start time of the container since unix epoch in seconds.");
+    for (namespace, of, container, at) in starts(pods) {
+        let names = [("container", container), ("namespace", namespace), ("pod", of)];
+        text.sample(name, &names, float(at.unsigned_abs()), None);
+    }
+}
+
+fn network(text: &mut Text, usage: &Usage) {
+    type Read = fn(&cri::NetworkInterfaceUsage) -> Option<&cri::UInt64Value>;
+    let families: [(&str, &str, Read); 4] = [
+        ("container_network_receive_bytes_total", "Cumulative count of bytes received", |i| {
+            i.rx_bytes.as_ref()
+        }),
+        (
+            "container_network_receive_errors_total",
+            "Cumulative count of errors encountered while receiving",
+            |i| i.rx_errors.as_ref(),
+        ),
+        ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |i| {
+            i.tx_bytes.as_ref()
+        }),
+        (
+            "container_network_transmit_errors_total",
+            "Cumulative count of errors encountered while transmitting",
+            |i| i.tx_errors.as_ref(),
+        ),
+    ];
+    for (name, help, read) in families {
+        text.family(name, "counter", help);
+        for stats in &usage.pods {
+            let (Some(attributes), Some(linux)) = (&stats.attributes, &stats.linux) else {
+                continue;
+            };
+            let Some(network) = &linux.network else { continue };
+            for interface in network.default_interface.iter().chain(&network.interfaces) {
+                let names = [
+                    ("id", attributes.id.as_str()),
+                    ("image", ""),
+                    ("interface", interface.name.as_str()),
+                    ("name", attributes.id.as_str()),
+                    ("namespace", label(&attributes.labels, labels::POD_NAMESPACE)),
+                    ("pod", label(&attributes.labels, labels::POD_NAME)),
+                ];
+                text.sample(name, &names, float(number(read(interface))), None);
+            }
+        }
+    }
+}
+
+/// `/metrics/probes`.
+pub async fn probes(State(shared): State<Shared>) -> Response {
+    let mut text = Text::default();
+    let name = "prober_probe_total";
+    text.family(name, "counter", "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.");
+    for (key, count) in shared.context.counters.probes() {
+        let names = [
+            ("container", key.container.as_str()),
+            ("namespace", key.namespace.as_str()),
+            ("pod", key.pod.as_str()),
+            ("pod_uid", key.uid.as_str()),
+            ("probe_type", key.kind),
+            ("result", key.result),
+        ];
+        text.sample(name, &names, float(count), None);
+    }
+    text.response()
+}
+
+/// `/metrics`: the kubelet's own.
+pub async fn own(State(shared): State<Shared>) -> Response {
+    let context = &shared.context;
+    let listed = context.cri.list_containers(cri::ListContainersRequest { filter: None }).await;
+    let containers = listed.map(|l| l.containers).unwrap_or_default();
+    let listed = context.cri.list_pod_sandbox(cri::ListPodSandboxRequest { filter: None }).await;
+    let sandboxes = listed.map(|l| l.items).unwrap_or_default();
+    let ready =
+        sandboxes.iter().filter(|s| s.state() == cri::PodSandboxState::SandboxReady).count();
+    let mut text = Text::default();
+    text.family("kubelet_node_name", "gauge", "[ALPHA] The node's name. The count is always 1.");
+    text.sample("kubelet_node_name", &[("node", &context.node_name)], 1.0, None);
+    text.family(
+        "kubelet_running_pods",
+        "gauge",
+        "[BETA] Number of pods that have a running pod sandbox",
+    );
+    text.sample("kubelet_running_pods", &[], float(ready as u64), None);
+    text.family(
+        "kubelet_running_containers",
+        "gauge",
+        "[BETA] Number of containers currently running",
+    );
+    for (name, state) in [
+        ("created", cri::ContainerState::ContainerCreated),
+        ("exited", cri::ContainerState::ContainerExited),
+        ("running", cri::ContainerState::ContainerRunning),
+        ("unknown", cri::ContainerState::ContainerUnknown),
+    ] {
+        let count = containers.iter().filter(|c| c.state() == state).count();
+        if count > 0 {
+            text.sample(
+                "kubelet_running_containers",
+                &[("container_state", name)],
+                float(count as u64),
+                None,
+            );
+        }
+    }
+    text.family(
+        "kubelet_desired_pods",
+        "gauge",
+        "[ALPHA] The number of pods the kubelet is being instructed to run.",
+    );
+    text.sample("kubelet_desired_pods", &[], float(shared.workers.pods().len() as u64), None);
+    let counters = &context.counters;
+    let own: [(&str, &str, &AtomicU64); 5] = [
+        (
+            "kubelet_started_containers_total",
+            "[ALPHA] Cumulative number of containers started",
+            &counters.started,
+        ),
+        (
+            "kubelet_started_containers_errors_total",
+            "[ALPHA] Cumulative number of errors when starting containers",
+            &counters.start_errors,
+        ),
+        (
+            "kubelet_started_pods_total",
+            "[ALPHA] Cumulative number of pods started",
+            &counters.sandboxes,
+        ),
+        (
+            "kubelet_started_pods_errors_total",
+            "[ALPHA] Cumulative number of errors when starting pods",
+            &counters.sandbox_errors,
+        ),
+        (
+            "kubelet_evictions",
+            "[ALPHA] Cumulative number of pod evictions by eviction signal",
+            &counters.evictions,
+        ),
+    ];
+    for (name, help, counter) in own {
+        text.family(name, "counter", help);
+        text.sample(name, &[], float(counter.load(Ordering::Relaxed)), None);
+    }
+    text.response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_written_as_prometheus_reads_them() {
+        let mut text = Text::default();
+        text.family("m", "gauge", "Help");
+        text.sample("m", &[], 1.0, None);
+        text.sample("m", &[("a", "x\"y\\z"), ("b", "l\nm")], 0.5, Some(7));
+        assert_eq!(
+            text.0,
+            "# HELP m Help\n# TYPE m gauge\nm 1\nm{a=\"x\\\"y\\\\z\",b=\"l\\nm\"} 0.5 7\n"
+        );
+    }
+}

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# The part of tests/vm.sh that runs in the machine, as an ordinary user: FOLDER holds the programs.
+set -euo pipefail
+place=$1
+work=$(mktemp -d "$HOME/vm.XXXXXX")
+cp "$place/rootlet" "$work/"
+kc="$work/kubeconfig"
+rootlet() { "$work/rootlet" "$@" --name vm; }
+kubectl() { "$place/kubectl" --kubeconfig "$kc" "$@"; }
+ok() { echo "ok    $*"; }
+fail() {
+    echo "FAIL  $*"
+    kubectl get pods -o wide || true
+    tail -20 "$HOME/.local/share/rootlet/vm/daemon.log" || true
+    exit 1
+}
+trap 'rootlet delete >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
+
+# An emulated machine is slow: what is waited for may take minutes.
+until_is() { # WANTED COMMAND…
+    local wanted=$1 found="" n
+    shift
+    for n in $(seq 300); do
+        found=$("$@" 2>/dev/null || true)
+        if [[ $found == $wanted ]]; then return 0; fi
+        sleep 1
+    done
+    fail "$* is ${found:-nothing}, not $wanted"
+}
+field() { kubectl get pod "$1" -o "jsonpath={$2}"; }
+pod() { # NAME RESOURCES SCRIPT
+    kubectl apply -f - <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: $1}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: localhost/busybox:test
+    imagePullPolicy: Never
+    resources: $2
+    command: [/bin/sh, -c, "$3"]
+YAML
+}
+
+rootlet up --ephemeral --kubeconfig "$kc" >/dev/null
+rootlet image load "$place/busybox.tar" >/dev/null
+enforced=$(kubectl get nodes -o 'jsonpath={.items[0].status.conditions[?(@.type=="ResourceLimitsEnforced")].status}')
+[ "$enforced" = True ] || fail "limits are enforced: $enforced"
+ok "systemd gave a scope: $(grep -h ^0:: /proc/"$(pgrep -u "$(id -u)" -f 'rootlet daemon' | head -1)"/cgroup)"
+
+pod greedy '{limits: {memory: 32Mi}}' 'tail /dev/zero'
+until_is OOMKilled field greedy '.status.containerStatuses[0].state.terminated.reason'
+ok "a container above its memory limit is OOMKilled, exit code $(field greedy '.status.containerStatuses[0].state.terminated.exitCode')"
+
+pod limited '{requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 200m, memory: 64Mi}}' 'exec sleep 10000'
+until_is Running field limited .status.phase
+uid=$(field limited .metadata.uid)
+scope=$(find /sys/fs/cgroup/user.slice -type d -name "pod$uid" 2>/dev/null | head -1)
+[ -n "$scope" ] || fail "the pod has a cgroup"
+[ "$(cat "$scope/cpu.max")" = "20000 100000" ] || fail "cpu.max of the pod: $(cat "$scope/cpu.max")"
+container=$(find "$scope" -mindepth 1 -maxdepth 1 -type d | head -1)
+[ "$(cat "$container/cpu.max")" = "20000 100000" ] || fail "cpu.max: $(cat "$container/cpu.max")"
+[ "$(cat "$container/memory.max")" = $((64 << 20)) ] || fail "memory.max: $(cat "$container/memory.max")"
+[[ $scope == */kubepods/burstable/* ]] || fail "class of service: $scope"
+ok "cpu.max and memory.max of pod and container, below ${scope#/sys/fs/cgroup}"
+
+kubectl patch pod limited --subresource resize -p \
+    '{"spec":{"containers":[{"name":"main","resources":{"limits":{"cpu":"300m","memory":"96Mi"}}}]}}' >/dev/null
+until_is "30000 100000" cat "$container/cpu.max"
+until_is $((96 << 20)) cat "$container/memory.max"
+until_is $((96 << 20)) cat "$scope/memory.max"
+[ "$(field limited '.status.containerStatuses[0].restartCount')" = 0 ] || fail "it was restarted"
+ok "a resize changes the limits of the running container"
+
+used=$(kubectl get --raw /apis/metrics.k8s.io/v1beta1/namespaces/default/pods/limited)
+[[ $used == *'"memory"'* ]] || fail "metrics: $used"
+ok "usage is read from the cgroup"
+
+kubectl delete pod limited greedy --grace-period=1 >/dev/null
+[ ! -d "$scope" ] || fail "the pod's cgroup is left: $scope"
+ok "the cgroup of a deleted pod is gone"
+rootlet down >/dev/null
+left=$(find /sys/fs/cgroup/user.slice -type d -name 'rootlet-vm.scope' 2>/dev/null)
+[ -z "$left" ] || fail "left after down: $left"
+ok "down leaves no cgroup"

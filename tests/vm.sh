@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Tries limits where the kernel can give them: in a virtual machine with systemd and cgroup v2.
+#   tests/vm.sh [BINARY]
+# VM names the script that runs a command in the machine as an ordinary user: `$VM run [--scope] -- COMMAND`.
+# What it showed is in docs/vm.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+vm=${VM:-../shared/vm/vm.sh}
+[ -x "$vm" ] || { echo "no virtual machine: set VM to a script that runs commands in one"; exit 1; }
+binary=${1:-target/x86_64-unknown-linux-gnu/debug/rootlet}
+[ -x "$binary" ] || { echo "build first: $binary is not there"; exit 1; }
+place=$(mktemp -d "$PWD/target/vm.XXXXXX")
+trap 'rm -rf "$place"; "$vm" stop >/dev/null 2>&1 || true' EXIT
+cp "$binary" "$place/rootlet" && strip "$place/rootlet"
+cp target/tools/kubectl tests/vm-inside.sh "$place/"
+tests/busybox-image.sh "$place/busybox.tar" localhost/busybox:test
+chmod -R a+rX "$place"
+export VM_SHARE=$PWD VM_NAME=${VM_NAME:-rootlet}
+"$vm" build
+# An ssh login is in a scope of the system's, a terminal in one of the user's.
+for how in "" --scope; do
+    echo "== ${how:-login}"
+    # shellcheck disable=SC2086
+    "$vm" run $how -- "$place/vm-inside.sh" "$place"
+done
