@@ -49,7 +49,7 @@ rootlet up --ephemeral --kubeconfig "$kc" >/dev/null
 rootlet image load "$place/busybox.tar" >/dev/null
 enforced=$(kubectl get nodes -o 'jsonpath={.items[0].status.conditions[?(@.type=="ResourceLimitsEnforced")].status}')
 [ "$enforced" = True ] || fail "limits are enforced: $enforced"
-ok "systemd gave a scope: $(grep -h ^0:: /proc/"$(pgrep -u "$(id -u)" -f 'rootlet daemon' | head -1)"/cgroup)"
+ok "systemd gave a scope: $(grep -h ^0:: /proc/"$(pgrep -u "$(id -u)" -f ' daemon-inside ' | head -1)"/cgroup)"
 
 pod greedy '{limits: {memory: 32Mi}}' 'tail /dev/zero'
 until_is OOMKilled field greedy '.status.containerStatuses[0].state.terminated.reason'

@@ -14,7 +14,8 @@ fn pod(name: &str, script: &str, spec: &Value, container: &Value) -> String {
         }
     }
     whole["containers"] = json!([of]);
-    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": whole}).to_string()
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": whole})
+        .to_string()
 }
 
 #[test]
@@ -46,14 +47,24 @@ fn a_static_pod_has_a_mirror_that_comes_back() {
 #[test]
 fn a_running_pod_is_resized() {
     let cluster = Cluster::ephemeral();
-    let resources = json!({"requests": {"cpu": "50m"}, "limits": {"cpu": "100m", "memory": "64Mi"}});
+    let resources =
+        json!({"requests": {"cpu": "50m"}, "limits": {"cpu": "100m", "memory": "64Mi"}});
     let policy = json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
     let container = json!({"resources": resources, "resizePolicy": policy});
     cluster.apply(&pod("web", "exec sleep 1000", &json!({}), &container));
     cluster.pod_ready("web");
     let resize = |limits: Value| {
-        let patch = json!({"spec": {"containers": [{"name": "main", "resources": {"limits": limits}}]}});
-        cluster.kubectl_ok(&["patch", "pod", "web", "--subresource", "resize", "-p", &patch.to_string()])
+        let patch =
+            json!({"spec": {"containers": [{"name": "main", "resources": {"limits": limits}}]}});
+        cluster.kubectl_ok(&[
+            "patch",
+            "pod",
+            "web",
+            "--subresource",
+            "resize",
+            "-p",
+            &patch.to_string(),
+        ])
     };
     let limits = |pod: &Value| pod["status"]["containerStatuses"][0]["resources"]["limits"].clone();
     resize(json!({"cpu": "200m"}));
@@ -64,7 +75,15 @@ fn a_running_pod_is_resized() {
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 1);
     let patch = json!({"spec": {"containers": [{"name": "main", "resources": {
         "requests": {"cpu": "1k"}, "limits": {"cpu": "1k"}}}]}});
-    cluster.kubectl_ok(&["patch", "pod", "web", "--subresource", "resize", "-p", &patch.to_string()]);
+    cluster.kubectl_ok(&[
+        "patch",
+        "pod",
+        "web",
+        "--subresource",
+        "resize",
+        "-p",
+        &patch.to_string(),
+    ]);
     let pending = |pod: &Value| {
         let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
         conditions.into_iter().find(|c| c["type"] == "PodResizePending")
@@ -81,15 +100,23 @@ fn usage_is_told_to_kubectl_top_and_to_scrapers() {
     cluster.pod_ready("busy");
     let line = eventually("usage of the pod", || {
         let top = cluster.kubectl(&["top", "pod", "busy", "--containers", "--no-headers"]);
-        let cpu = top.out.split_whitespace().nth(2).and_then(|t| t.strip_suffix('m')?.parse::<u32>().ok());
+        let cpu = top
+            .out
+            .split_whitespace()
+            .nth(2)
+            .and_then(|t| t.strip_suffix('m')?.parse::<u32>().ok());
         if cpu.is_some_and(|milli| milli > 50) { Ok(top.out) } else { Err(top.out + &top.err) }
     });
     assert!(line.contains("main"), "{line}");
     let node = format!("rootlet-{}", cluster.name);
     assert!(cluster.kubectl_ok(&["top", "node"]).contains(&node));
-    let get = |path: &str| cluster.kubectl_ok(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy{path}")]);
+    let get = |path: &str| {
+        cluster.kubectl_ok(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy{path}")])
+    };
     let summary: Value = serde_json::from_str(&get("/stats/summary")).expect("it is JSON");
-    let stats = summary["pods"].as_array().and_then(|pods| pods.iter().find(|p| p["podRef"]["name"] == "busy"));
+    let stats = summary["pods"]
+        .as_array()
+        .and_then(|pods| pods.iter().find(|p| p["podRef"]["name"] == "busy"));
     let stats = stats.expect("the pod is measured");
     assert!(stats["network"]["interfaces"][0]["rxBytes"].is_u64(), "{stats}");
     assert!(stats["containers"][0]["memory"]["workingSetBytes"].as_u64() > Some(0), "{stats}");
@@ -113,7 +140,9 @@ fn what_the_node_cannot_give_is_refused_aloud() {
     cluster.apply(&pod("sysctl", script, &unsafe_one, &json!({})));
     let refused = cluster.pod_phase("sysctl", "Failed");
     assert_eq!(refused["status"]["reason"], "SysctlForbidden");
-    let safe = context(json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]}));
+    let safe = context(
+        json!({"sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]}),
+    );
     cluster.apply(&pod("safe", script, &safe, &json!({})));
     cluster.pod_ready("safe");
     let read = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
@@ -141,7 +170,10 @@ fn a_node_under_pressure_says_so_and_takes_no_more_best_effort_pods() {
     eventually("memory pressure", || {
         let node = cluster.get(&["nodes"])?;
         let conditions = node["items"][0]["status"]["conditions"].as_array().cloned();
-        let under = conditions.into_iter().flatten().any(|c| c["type"] == "MemoryPressure" && c["status"] == "True");
+        let under = conditions
+            .into_iter()
+            .flatten()
+            .any(|c| c["type"] == "MemoryPressure" && c["status"] == "True");
         if under { Ok(()) } else { Err(node["items"][0]["status"]["conditions"].to_string()) }
     });
     let node = format!("rootlet-{}", cluster.name);

@@ -83,8 +83,10 @@ fn file(root: &Path, uid: &str) -> PathBuf {
 pub struct Progress {
     /// Not granted: reason (`Deferred`, `Infeasible`) and message.
     pub pending: Option<Waiting>,
-    /// Granted, and not in force yet; with the error that keeps it from being so.
-    pub in_progress: Option<Option<String>>,
+    /// Granted, and not in force yet.
+    pub in_progress: bool,
+    /// What keeps it from being in force.
+    pub error: Option<String>,
 }
 
 impl Progress {
@@ -99,8 +101,8 @@ impl Progress {
                 reason: c.reason.clone().unwrap_or_default(),
                 message: c.message.clone().unwrap_or_default(),
             }),
-            in_progress: find(IN_PROGRESS)
-                .map(|c| c.reason.is_some().then(|| c.message.clone()).flatten()),
+            in_progress: find(IN_PROGRESS).is_some(),
+            error: find(IN_PROGRESS).filter(|c| c.reason.is_some()).and_then(|c| c.message.clone()),
         }
     }
 
@@ -116,9 +118,10 @@ impl Progress {
             };
         let pending = self.pending.clone();
         let pending = pending.map(|p| condition(PENDING, Some(p.reason), Some(p.message)));
-        let in_progress = self.in_progress.clone();
-        let in_progress = in_progress
-            .map(|error| condition(IN_PROGRESS, error.is_some().then(|| "Error".into()), error));
+        let in_progress = self.in_progress.then(|| {
+            let reason = self.error.is_some().then(|| "Error".into());
+            condition(IN_PROGRESS, reason, self.error.clone())
+        });
         pending.into_iter().chain(in_progress).collect()
     }
 }
@@ -289,7 +292,8 @@ impl Worker {
         self.allocation = Some(wanted);
         self.pod = self.desired.clone();
         self.resize.pending = None;
-        self.resize.in_progress = Some(None);
+        self.resize.in_progress = true;
+        self.resize.error = None;
         let text = format!("Pod resize started: {}", told(&self.pod, None));
         self.context.normal(&self.pod, None, "ResizeStarted", text);
     }
@@ -339,16 +343,16 @@ impl Worker {
                 }
             }
         }
-        let before = self.resize.in_progress.clone();
+        let before = std::mem::replace(&mut self.resize.in_progress, behind);
         if let Some(problem) = &problem {
             *next = (*next).min(now + RETRY);
-            if before.as_ref() != Some(&Some(problem.clone())) {
+            if self.resize.error.as_ref() != Some(problem) {
                 let text = format!("Pod resize error: {}", told(&self.pod, Some(problem)));
                 self.context.warning(&self.pod, None, "ResizeError", text);
             }
         }
-        self.resize.in_progress = behind.then_some(problem);
-        if before.is_some() && !behind {
+        self.resize.error = problem;
+        if before && !behind {
             let text = format!("Pod resize completed: {}", told(&self.pod, None));
             self.context.normal(&self.pod, None, "ResizeCompleted", text);
         }

@@ -415,11 +415,10 @@ pub fn phase(pod: &Pod, statuses: &[ContainerStatus], ending: bool, started: boo
         if ending {
             return if stopped == succeeded { "Succeeded" } else { "Failed" };
         }
-        return match () {
-            () if restarts => "Running",
-            () if stopped == succeeded => "Succeeded",
-            () => "Failed",
-        };
+        if restarts {
+            return "Running";
+        }
+        return if stopped == succeeded { "Succeeded" } else { "Failed" };
     }
     "Pending"
 }

@@ -82,6 +82,11 @@ pub fn delegated() -> Option<PathBuf> {
         return None;
     }
     let root = Path::new(MOUNT);
+    // What is mounted there is to begin where our namespace does.
+    let procs = fs::read_to_string(root.join(LEAF).join("cgroup.procs")).ok()?;
+    if !procs.lines().any(|pid| pid == std::process::id().to_string()) {
+        return None;
+    }
     for controller in CONTROLLERS {
         let _ = fs::write(root.join("cgroup.subtree_control"), format!("+{controller}"));
     }

@@ -95,7 +95,10 @@ pub fn enter_new(arguments: &[&str]) -> anyhow::Result<std::convert::Infallible>
         .context("cannot detach the mounts from the host's")?;
     // libcontainer reads the cgroup tree even where nothing is delegated to us.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    if let Err(errno) = mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), flags, none) {
+    let cover = |kind: &str| mount(Some(kind), "/sys/fs/cgroup", Some(kind), flags, none);
+    // Where cgroup2 is mounted there already the kernel refuses it a second time in the same place.
+    let covered = cover("cgroup2").or_else(|_| cover("tmpfs").and_then(|()| cover("cgroup2")));
+    if let Err(errno) = covered {
         eprintln!("cannot mount cgroup2 over /sys/fs/cgroup: {}", errno.desc());
     }
     crate::scope::settle_inside();

@@ -169,31 +169,26 @@ async fn tell(context: &Context, drivers: &BTreeMap<String, Driver>) -> Result<(
     });
     let spec = CSINodeSpec { drivers: wanted.collect() };
     let api: Api<CSINode> = Api::all(context.client.clone());
-    match api.get_opt(&context.node_name).await? {
-        Some(mut found) => {
-            // What is said of a driver does not change, so all of them are replaced.
-            if found.spec != spec {
-                found.spec = spec;
-                api.replace(&context.node_name, &PostParams::default(), &found).await?;
-            }
+    if let Some(mut found) = api.get_opt(&context.node_name).await? {
+        // What is said of a driver does not change, so all of them are replaced.
+        if found.spec != spec {
+            found.spec = spec;
+            api.replace(&context.node_name, &PostParams::default(), &found).await?;
         }
-        None => {
-            let object = CSINode {
-                metadata: ObjectMeta {
-                    name: Some(context.node_name.clone()),
-                    owner_references: Some(vec![OwnerReference {
-                        api_version: "v1".into(),
-                        kind: "Node".into(),
-                        name: context.node_name.clone(),
-                        uid: node.metadata.uid.clone().unwrap_or_default(),
-                        ..OwnerReference::default()
-                    }]),
-                    ..ObjectMeta::default()
-                },
-                spec,
-            };
-            api.create(&PostParams::default(), &object).await?;
-        }
+    } else {
+        let owner = OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: context.node_name.clone(),
+            uid: node.metadata.uid.clone().unwrap_or_default(),
+            ..OwnerReference::default()
+        };
+        let metadata = ObjectMeta {
+            name: Some(context.node_name.clone()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        };
+        api.create(&PostParams::default(), &CSINode { metadata, spec }).await?;
     }
     let ids: BTreeMap<&String, &String> =
         drivers.iter().map(|(n, d)| (n, &d.info.node_id)).collect();

@@ -194,13 +194,8 @@ async fn candidates(context: &Arc<Context>, workers: &Workers, signal: Signal) -
                 for place in volumes::usage::places(&context.root_dir, &of) {
                     let (bytes, inodes) = volumes::usage::used(&place.path);
                     let disk = matches!(signal, Signal::NodeDisk | Signal::ImageDisk);
-                    used += if !place.ephemeral {
-                        0
-                    } else if disk {
-                        bytes
-                    } else {
-                        inodes
-                    };
+                    let amount = if disk { bytes } else { inodes };
+                    used += if place.ephemeral { amount } else { 0 };
                 }
             }
             if signal == Signal::Pids {

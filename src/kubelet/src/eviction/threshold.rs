@@ -115,16 +115,13 @@ pub fn parse(text: &str) -> Result<Thresholds, String> {
             .find(|(known, _)| *known == name.trim())
             .ok_or_else(|| format!("unsupported eviction signal {name:?}"))?;
         let wrong = || format!("{value:?} is no quantity and no percentage from 0% to 100%");
-        let least = match value.trim().strip_suffix('%') {
-            Some(percent) => {
-                let permille = quantity::milli(&Quantity(percent.into())).ok_or_else(wrong)? / 100;
-                let permille = u64::try_from(permille).ok().filter(|p| *p <= 1000);
-                Least::Share(permille.ok_or_else(wrong)?)
-            }
-            None => {
-                let amount = quantity::value(&Quantity(value.trim().into())).ok_or_else(wrong)?;
-                Least::Amount(u64::try_from(amount).map_err(|_| wrong())?)
-            }
+        let least = if let Some(percent) = value.trim().strip_suffix('%') {
+            let permille = quantity::milli(&Quantity(percent.into())).ok_or_else(wrong)? / 100;
+            let permille = u64::try_from(permille).ok().filter(|p| *p <= 1000);
+            Least::Share(permille.ok_or_else(wrong)?)
+        } else {
+            let amount = quantity::value(&Quantity(value.trim().into())).ok_or_else(wrong)?;
+            Least::Amount(u64::try_from(amount).map_err(|_| wrong())?)
         };
         if out.insert(*signal, least).is_some() {
             return Err(format!("duplicate eviction threshold for {name}"));

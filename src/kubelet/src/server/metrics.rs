@@ -55,7 +55,6 @@ impl Text {
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "samples are floats by the format")]
 fn float(value: u64) -> f64 {
     value as f64
 }

@@ -62,10 +62,7 @@ pub async fn summary(
         Err(error) => return refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     };
     let bare = query.get("only_cpu_and_memory").is_some_and(|v| v == "true");
-    let image_fs = match bare {
-        true => Value::Null,
-        false => image_fs(&context).await,
-    };
+    let image_fs = if bare { Value::Null } else { image_fs(&context).await };
     let pods = shared.workers.pods();
     let made = tokio::task::spawn_blocking(move || make(&context, &usage, &pods, bare, image_fs));
     match made.await {
