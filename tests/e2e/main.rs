@@ -10,6 +10,8 @@ mod lifecycle;
 mod network;
 mod node;
 mod pods;
+mod recovery;
 mod registry;
+mod scheduling;
 mod streams;
 mod workloads;

@@ -49,6 +49,33 @@ pub fn age(text: &str, now: Timestamp) -> String {
     }
 }
 
+/// A duration as Go writes it: `1h30m`, `2.5s`, `100ms`; `None` when it is none, or negative.
+pub fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut nanos = 0_f64;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let (number, after) = rest.split_at(digits);
+        let unit_end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit_end);
+        let scale = match unit {
+            "ns" => 1.0,
+            "us" | "µs" | "μs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3600e9,
+            _ => return None,
+        };
+        nanos += number.parse::<f64>().ok()? * scale;
+        rest = after;
+    }
+    (!text.is_empty()).then(|| Duration::from_nanos(nanos as u64))
+}
+
 /// A duration with two or three significant digits: `90s`, `5m30s`, `3h`, `2d4h`, `3y10d`.
 pub fn human(duration: Duration) -> String {
     let seconds = duration.as_secs();
@@ -81,6 +108,24 @@ pub fn human(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        let cases = [
+            ("5s", Some(5000)),
+            ("1h30m", Some(5_400_000)),
+            ("2.5s", Some(2500)),
+            ("100ms", Some(100)),
+            ("0", Some(0)),
+            ("5", None),
+            ("", None),
+            ("-1s", None),
+            ("1d", None),
+        ];
+        for (text, ms) in cases {
+            assert_eq!(duration(text), ms.map(Duration::from_millis), "{text}");
+        }
+    }
 
     #[test]
     fn durations_are_human() {

@@ -72,6 +72,13 @@ pub struct Up {
     /// Registry mirrors, credentials and CAs, in the format of k3s' registries.yaml.
     #[arg(long, value_name = "FILE")]
     pub registries: Option<PathBuf>,
+    /// Profiles, plugins and extenders of the scheduler: a KubeSchedulerConfiguration, version v1.
+    #[arg(long, value_name = "FILE")]
+    pub scheduler_config: Option<PathBuf>,
+    /// Let the scheduler and the controllers work only while they hold their Leases in kube-system, so that
+    /// others can stand in for them.
+    #[arg(long)]
+    pub leader_elect: bool,
     /// Controllers to run: `foo` names one, `-foo` leaves it out, `*` stands for all others.
     #[arg(
         long,
@@ -175,6 +182,14 @@ and name it in the network's configuration:
   {\"cniVersion\": \"1.1.0\", \"name\": \"pods\", \"type\": \"rootlet\", \"cluster\": \"default\"}"
     )]
     Cni,
+    /// Measure the scheduler and the controllers, with nodes that only pretend to run pods.
+    #[command(
+        subcommand,
+        after_help = "Examples:
+  rootlet bench nodes --count 200
+  rootlet bench loops --nodes 5000 --pods 10000"
+    )]
+    Bench(Bench),
     /// Print the version.
     Version,
     /// Print a shell completion script.
@@ -183,6 +198,52 @@ and name it in the network's configuration:
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+}
+
+/// The cluster that is measured.
+#[derive(Args, Clone, Debug)]
+pub struct BenchTarget {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Another cluster, by its kubeconfig.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// `rootlet bench …`
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Register simulated nodes and keep them Ready until interrupted.
+    Nodes {
+        /// Which cluster.
+        #[command(flatten)]
+        target: BenchTarget,
+        /// How many.
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        count: usize,
+    },
+    /// Measure scheduling, a Deployment's growth and rollout, and garbage collection.
+    Loops {
+        /// Which cluster.
+        #[command(flatten)]
+        target: BenchTarget,
+        /// Simulated nodes.
+        #[arg(long, value_name = "N", default_value_t = 200)]
+        nodes: usize,
+        /// Pods to schedule; 0 leaves this out.
+        #[arg(long, value_name = "N", default_value_t = 5000)]
+        pods: usize,
+        /// The Deployment's size; 0 leaves this out.
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        replicas: i32,
+        /// Objects to collect; 0 leaves this out.
+        #[arg(long, value_name = "N", default_value_t = 10000)]
+        dependants: usize,
+        /// Seconds for which the Deployment stays before it is rolled over.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        hold: u64,
     },
 }
 

@@ -3,9 +3,11 @@
 //! [`in_process`] and [`Informers`].
 
 mod connect;
+mod election;
 mod informer;
 mod recorder;
 
 pub use connect::{ConnectError, from_kubeconfig, in_process};
+pub use election::{Election, Term};
 pub use informer::{Change, Informer, Informers};
 pub use recorder::{Recorder, object_reference};

@@ -10,8 +10,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// Events that may wait for the API server; more are dropped, as upstream's broadcaster does.
 const QUEUE: usize = 1000;
@@ -19,6 +20,8 @@ const QUEUE: usize = 1000;
 const REMEMBERED: usize = 4096;
 /// Similar events, different only in their message, after which they are combined.
 const SIMILAR_MAX: u32 = 10;
+/// Events on their way to the API server at once.
+const WRITES_MAX: usize = 64;
 /// Seconds of quiet after which the counting of similar events starts afresh.
 const SIMILAR_WINDOW_S: i64 = 600;
 
@@ -79,6 +82,33 @@ pub fn object_reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRefe
     }
 }
 
+/// Counts the event that `again` names once more; writes `event` when there is none, or it is gone.
+async fn send(
+    api: &Api<Event>,
+    mut event: Event,
+    again: Option<(String, Value)>,
+) -> Result<(), kube::Error> {
+    let code = |outcome: &Result<Event, kube::Error>| match outcome {
+        Err(kube::Error::Api(status)) => status.code,
+        _ => 0,
+    };
+    let Some((name, patch)) = again else {
+        return api.create(&PostParams::default(), &event).await.map(|_| ());
+    };
+    let parameters = PatchParams::default();
+    let counted = api.patch(&name, &parameters, &Patch::Merge(&patch)).await;
+    if code(&counted) != 404 {
+        return counted.map(|_| ());
+    }
+    event.metadata.name = Some(name.clone());
+    let made = api.create(&PostParams::default(), &event).await;
+    if code(&made) != 409 {
+        return made.map(|_| ());
+    }
+    // The first of them has just been written.
+    api.patch(&name, &parameters, &Patch::Merge(&patch)).await.map(|_| ())
+}
+
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Similar {
     namespace: String,
@@ -104,39 +134,40 @@ struct Writer {
 
 impl Writer {
     async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
+        let mut writes = JoinSet::new();
         while let Some(report) = reports.recv().await {
-            if let Err(error) = self.write(report).await {
-                tracing::debug!(%error, "event not recorded");
-            }
+            writes.spawn(self.write(&report));
+            while writes.len() >= WRITES_MAX && writes.join_next().await.is_some() {}
+            while writes.try_join_next().is_some() {}
         }
+        writes.join_all().await;
     }
 
-    async fn write(&mut self, report: Report) -> Result<(), kube::Error> {
+    /// Decides what is written about `report`; the writing is left to the caller.
+    fn write(&mut self, report: &Report) -> impl Future<Output = ()> + Send + use<> {
         if self.equal.len() > REMEMBERED || self.similar.len() > REMEMBERED {
             self.equal.clear();
             self.similar.clear();
         }
         let now = Timestamp::now();
-        let (key, told, message) = self.combine(&report, now);
+        let (key, told, message) = self.combine(report, now);
         // Events of cluster-scoped objects live in `default`, as upstream puts them.
         let namespace = report.object.namespace.clone().unwrap_or_else(|| "default".into());
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        if let Some(known) = self.equal.get_mut(&(key.clone(), told.clone())) {
-            known.count += 1;
+        let name = format!("{}.{:x}", key.name, now.as_nanosecond());
+        let event = self.event(report, name.clone(), namespace, &message, now);
+        let known = self.equal.entry((key, told)).or_insert(Known { name, count: 0 });
+        known.count += 1;
+        let again = (known.count > 1).then(|| {
             let patch =
                 json!({"count": known.count, "lastTimestamp": Time(now), "message": message});
-            let patched =
-                api.patch(&known.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
-            match patched {
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                other => return other.map(|_| ()),
+            (known.name.clone(), patch)
+        });
+        async move {
+            if let Err(error) = send(&api, event, again).await {
+                tracing::debug!(%error, "event not recorded");
             }
         }
-        let name = format!("{}.{:x}", key.name, now.as_nanosecond());
-        let event = self.event(&report, name.clone(), namespace, &message, now);
-        api.create(&PostParams::default(), &event).await?;
-        self.equal.insert((key, told), Known { name, count: 1 });
-        Ok(())
     }
 
     /// The identity of an event apart from its message, the message that completes the identity, and

@@ -110,7 +110,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     let informers = Informers::new(component(&server, "system:kube-controller-manager", &[]));
     let mut tasks = Tasks::new(shutdown.clone());
     let link = Link { gateways: network.gateways().await?, network: network.clone(), forwards };
-    start_components(&mut tasks, &server, &informers, link, &settings);
+    start_components(&mut tasks, &server, &informers, link, &settings)?;
     let own_node = settings.runs(Component::Kubelet);
     if own_node {
         start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &network)?;
@@ -415,9 +415,9 @@ fn start_components(
     informers: &Informers,
     link: Link,
     settings: &Settings,
-) {
+) -> anyhow::Result<()> {
     if settings.runs(Component::Scheduler) {
-        start_scheduler(tasks, server, informers);
+        start_scheduler(tasks, server, informers, settings)?;
     }
     if settings.runs(Component::ControllerManager) {
         start_controllers(tasks, server, informers, settings);
@@ -428,16 +428,71 @@ fn start_components(
     if settings.runs(Component::Dns) {
         start_dns(tasks, server, informers, settings);
     }
+    Ok(())
 }
 
-fn start_scheduler(tasks: &mut Tasks, server: &ApiServer, informers: &Informers) {
-    let stop = tasks.shutdown.clone();
-    let client = component(server, "system:kube-scheduler", &[]);
-    let config = scheduler::Config::new(client, informers.clone());
-    tasks.spawn("scheduler", async move {
-        scheduler::run(config, stop).await;
-        Ok(())
-    });
+/// Runs `work` while this process holds the Lease `name`, again and again until `shutdown`; without an
+/// election once, and until then.
+async fn led<F>(
+    election: Option<client::Election>,
+    shutdown: CancellationToken,
+    mut work: impl FnMut(CancellationToken) -> anyhow::Result<F>,
+) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let Some(election) = election else { return work(shutdown)?.await };
+    while !shutdown.is_cancelled() {
+        let Some(term) = election.win(&shutdown).await else { break };
+        let held = term.held();
+        let done = work(held.clone())?;
+        let done = done.await;
+        if !held.is_cancelled() {
+            return done;
+        }
+        // Work that was cut short by the loss of the Lease has failed for that reason.
+        if let Err(error) = done {
+            tracing::debug!("{error:#}");
+        }
+    }
+    Ok(())
+}
+
+/// The election for `name`, where there is one.
+fn election(
+    server: &ApiServer,
+    settings: &Settings,
+    user: &str,
+    name: &str,
+) -> Option<client::Election> {
+    let client = || component(server, user, &[]);
+    // A daemon that comes back is the same candidate: it need not wait for its own Lease to expire.
+    settings.leader_elect.then(|| client::Election::new(client(), name, &settings.paths.context()))
+}
+
+fn start_scheduler(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    informers: &Informers,
+    settings: &Settings,
+) -> anyhow::Result<()> {
+    let user = "system:kube-scheduler";
+    let read = |settings: &Settings| match &settings.scheduler_config {
+        Some(file) => crate::up::scheduler_config(file),
+        None => Ok(scheduler::configuration::Configuration::default()),
+    };
+    // A mistake is told at the start, not when the Lease is won.
+    read(settings)?;
+    let client = component(server, user, &[]);
+    let election = election(server, settings, user, "kube-scheduler");
+    let (informers, settings) = (informers.clone(), settings.clone());
+    let work = move |stop| {
+        let (client, informers) = (client.clone(), informers.clone());
+        let config = scheduler::Config { client, informers, configuration: read(&settings)? };
+        Ok(async move { Ok(scheduler::run(config, stop).await?) })
+    };
+    tasks.spawn("scheduler", led(election, tasks.shutdown.clone(), work));
+    Ok(())
 }
 
 fn start_controllers(
@@ -446,18 +501,26 @@ fn start_controllers(
     informers: &Informers,
     settings: &Settings,
 ) {
-    let stop = tasks.shutdown.clone();
-    let accounts = server.clone();
-    let config = controllers::Config {
-        client_for: Arc::new(move |name: &str| service_account(&accounts, name)),
-        informers: informers.clone(),
-        cluster_cidr: CLUSTER_CIDR.into(),
-        root_ca_pem: server.pki().ca_pem().to_owned(),
-        sign: sign(server),
-        volumes_dir: settings.paths.data.join("volumes"),
-        enabled: settings.controllers.clone(),
+    let user = "system:kube-controller-manager";
+    let election = election(server, settings, user, "kube-controller-manager");
+    let (server, informers, settings) = (server.clone(), informers.clone(), settings.clone());
+    let work = move |stop| {
+        let accounts = server.clone();
+        let config = controllers::Config {
+            client_for: Arc::new(move |name: &str| match name {
+                controllers::OURSELVES => component(&accounts, user, &[]),
+                name => service_account(&accounts, name),
+            }),
+            informers: informers.clone(),
+            cluster_cidr: CLUSTER_CIDR.into(),
+            root_ca_pem: server.pki().ca_pem().to_owned(),
+            sign: sign(&server),
+            volumes_dir: settings.paths.data.join("volumes"),
+            enabled: settings.controllers.clone(),
+        };
+        Ok(async move { Ok(controllers::run(config, stop).await?) })
     };
-    tasks.spawn("controller manager", async move { Ok(controllers::run(config, stop).await?) });
+    tasks.spawn("controller manager", led(election, tasks.shutdown.clone(), work));
 }
 
 fn start_proxy(

@@ -1,6 +1,7 @@
 //! The executable: it parses the command line, plays one of rootlet's roles, and turns errors into exit
 //! codes. Roles that need a process with a single thread are dispatched before anything else.
 
+mod bench;
 mod ci;
 mod cni;
 mod control;
@@ -129,6 +130,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Why(arguments) => why(&arguments)?,
         Command::Ci(arguments) => return ci::run(&arguments),
+        Command::Bench(command) => bench::bench(&command)?,
         Command::Cni => return Ok(cni::run()),
         Command::Version => println!("rootlet {} (Kubernetes 1.36)", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {

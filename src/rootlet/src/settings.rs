@@ -44,6 +44,12 @@ pub struct Settings {
     pub eviction_hard: Option<String>,
     /// `registries.yaml`.
     pub registries: Option<PathBuf>,
+    /// The scheduler's KubeSchedulerConfiguration.
+    #[serde(default)]
+    pub scheduler_config: Option<PathBuf>,
+    /// Whether the scheduler and the controllers hold Leases while they work.
+    #[serde(default)]
+    pub leader_elect: bool,
     /// Which controllers run, as `--controllers` says.
     #[serde(default = "all_controllers")]
     pub controllers: Vec<String>,

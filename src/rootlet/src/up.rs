@@ -52,6 +52,13 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         ),
         None => default_registries(),
     };
+    let scheduler_config = match &arguments.scheduler_config {
+        Some(file) => {
+            scheduler_config(file)?;
+            Some(std::fs::canonicalize(file)?)
+        }
+        None => None,
+    };
     Ok(Settings {
         ephemeral: arguments.ephemeral,
         api_port: arguments.api_port.or(known.as_ref().and_then(|known| known.api_port)),
@@ -72,10 +79,19 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
         merged_into: known.and_then(|known| known.merged_into),
         registries,
+        scheduler_config,
+        leader_elect: arguments.leader_elect,
         controllers: arguments.controllers.clone(),
         disabled: arguments.disable.clone(),
         paths,
     })
+}
+
+/// Reads the scheduler's configuration.
+pub fn scheduler_config(file: &Path) -> anyhow::Result<scheduler::configuration::Configuration> {
+    let named = || format!("--scheduler-config: {}", file.display());
+    let text = std::fs::read_to_string(file).with_context(named)?;
+    scheduler::configuration::parse(&text).with_context(named)
 }
 
 fn default_registries() -> Option<PathBuf> {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Node;
 
 use crate::affinity::NamespaceLabels;
+use crate::devices::Devices;
 use crate::node::NodeInfo;
+use crate::owners::Owners;
 use crate::pod::PodInfo;
 use crate::volumes::Volumes;
 
@@ -20,6 +22,10 @@ pub struct Cluster {
     pub namespaces: Arc<NamespaceLabels>,
     /// Claims, volumes and storage classes.
     pub volumes: Arc<Volumes>,
+    /// Claims of devices, slices of them, and their classes.
+    pub devices: Arc<Devices>,
+    /// Services, and what keeps pods in numbers.
+    pub owners: Arc<Owners>,
     /// On how many nodes each image is.
     image_nodes: Arc<HashMap<String, usize>>,
     /// How many pods with required anti-affinity are on nodes; none spares looking for them.

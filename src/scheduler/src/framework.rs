@@ -6,7 +6,7 @@
 //! Source: `k8s.io/kube-scheduler/framework`.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
@@ -71,14 +71,48 @@ pub enum Event {
     },
     /// A namespace's labels have changed.
     NamespaceChanged,
-    /// A volume, claim or storage class has come or changed.
+    /// A volume, claim, storage class or a node's limit of volumes has come or changed.
     StorageChanged,
+    /// A claim of devices, a slice of them or a class has come or changed.
+    DevicesChanged,
+}
+
+/// Where in a decision plugins are asked. Names and order are upstream's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Point {
+    /// Before a pod enters the queue.
+    PreEnqueue,
+    /// The order of the queue.
+    QueueSort,
+    /// Once for a pod, before nodes are looked at.
+    PreFilter,
+    /// For each node.
+    Filter,
+    /// When no node is left.
+    PostFilter,
+    /// Once for a pod and the nodes that are left.
+    PreScore,
+    /// For each node that is left.
+    Score,
+    /// When a node is chosen.
+    Reserve,
+    /// Before the binding, to delay it.
+    Permit,
+    /// Before the binding, to prepare it.
+    PreBind,
+    /// The binding.
+    Bind,
+    /// After the binding.
+    PostBind,
 }
 
 /// One plugin. Every method stands for an extension point and does nothing by default.
 pub trait Plugin: Send + Sync {
     /// Upstream's name of it.
     fn name(&self) -> &'static str;
+
+    /// Where it has something to say.
+    fn points(&self) -> &'static [Point];
 
     /// PreEnqueue: may the pod enter the queue?
     fn pre_enqueue(&self, _pod: &PodInfo) -> Result<(), Rejection> {
@@ -140,26 +174,57 @@ pub fn normalize(scores: &mut [i64], reverse: bool) {
     }
 }
 
-/// A plugin with what its score counts.
-pub struct Weighted {
-    /// The plugin.
-    pub plugin: Box<dyn Plugin>,
-    /// The factor of its scores.
-    pub weight: i64,
-}
-
-/// A scheduler's name and its plugins, in the order in which they are asked.
+/// A scheduler's name and its plugins.
 pub struct Profile {
     /// The `schedulerName` of the pods that it serves.
     pub scheduler_name: String,
-    /// The plugins.
-    pub plugins: Vec<Weighted>,
+    /// The share of the nodes, in percent, that is enough to choose from; by default it shrinks as nodes
+    /// become more.
+    pub percentage_of_nodes: Option<usize>,
+    /// How many nodes preemption tries; `None` leaves every pod where it is.
+    pub preemption: Option<crate::preemption::Limits>,
+    /// How long the binding of a pod's volumes may take.
+    pub volume_timeout: std::time::Duration,
+    plugins: Vec<Box<dyn Plugin>>,
+    /// For each point the plugins in the order in which they are asked, with the factor of their scores.
+    order: BTreeMap<Point, Vec<(usize, i64)>>,
 }
 
 impl Profile {
+    /// A profile with `plugins`, none of which is asked anywhere yet.
+    pub fn new(scheduler_name: impl Into<String>, plugins: Vec<Box<dyn Plugin>>) -> Self {
+        Self {
+            scheduler_name: scheduler_name.into(),
+            percentage_of_nodes: None,
+            preemption: None,
+            volume_timeout: std::time::Duration::from_mins(10),
+            plugins,
+            order: BTreeMap::new(),
+        }
+    }
+
+    /// Has `names` asked at `point`, in this order, their scores multiplied by these weights.
+    pub fn ask<'a>(&mut self, point: Point, names: impl IntoIterator<Item = (&'a str, i64)>) {
+        let place = |name: &str| self.plugins.iter().position(|plugin| plugin.name() == name);
+        let order = names.into_iter().filter_map(|(name, weight)| Some((place(name)?, weight)));
+        let order = order.collect();
+        self.order.insert(point, order);
+    }
+
+    /// The plugins asked at `point`, with the factor of their scores.
+    pub fn at(&self, point: Point) -> impl Iterator<Item = (&dyn Plugin, i64)> {
+        let order = self.order.get(&point).map(Vec::as_slice).unwrap_or_default();
+        order.iter().map(|(place, weight)| (self.plugins[*place].as_ref(), *weight))
+    }
+
+    /// Whether the plugin called `name` is asked at `point`.
+    pub fn asks(&self, point: Point, name: &str) -> bool {
+        self.at(point).any(|(plugin, _)| plugin.name() == name)
+    }
+
     /// May the pod enter the queue? If not, which plugin holds it, and why.
     pub fn pre_enqueue(&self, pod: &PodInfo) -> Result<(), (&'static str, Rejection)> {
-        for Weighted { plugin, .. } in &self.plugins {
+        for (plugin, _) in self.at(Point::PreEnqueue) {
             plugin.pre_enqueue(pod).map_err(|rejection| (plugin.name(), rejection))?;
         }
         Ok(())
@@ -167,8 +232,7 @@ impl Profile {
 
     /// The plugin called `name`.
     pub fn plugin(&self, name: &str) -> Option<&dyn Plugin> {
-        let found = self.plugins.iter().find(|weighted| weighted.plugin.name() == name)?;
-        Some(found.plugin.as_ref())
+        self.plugins.iter().find(|plugin| plugin.name() == name).map(AsRef::as_ref)
     }
 }
 

@@ -20,8 +20,6 @@ use crate::node::NodeInfo;
 use crate::plugins::selects;
 use crate::volumes::Volumes;
 
-/// How long binding may take (`bindTimeoutSeconds`).
-const TIMEOUT: Duration = Duration::from_mins(10);
 const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
@@ -178,12 +176,14 @@ pub fn reserved(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Per
     volume
 }
 
-/// Has the promises kept (PreBind): tells the API server of them, and waits until the claims are bound.
+/// Has the promises kept (PreBind): tells the API server of them, and waits until the claims are bound, for
+/// at most `timeout`.
 pub async fn keep(
     client: Client,
     claims: &Informer<PersistentVolumeClaim>,
     promises: &[Promise],
     node: &str,
+    timeout: Duration,
 ) -> Result<(), Error> {
     let changes = claims.subscribe();
     let parameters = PatchParams::default();
@@ -225,7 +225,7 @@ pub async fn keep(
             }
         }
     };
-    tokio::time::timeout(TIMEOUT, wait).await.unwrap_or(Err(Error::Timeout))
+    tokio::time::timeout(timeout, wait).await.unwrap_or(Err(Error::Timeout))
 }
 
 fn key(claim: &PersistentVolumeClaim) -> (&str, &str) {

@@ -7,12 +7,18 @@
 //! ([`framework`]). It speaks to the API server only, and never to the kubelet.
 
 pub mod affinity;
+pub mod allocation;
 pub mod cache;
 pub mod cluster;
+pub mod configuration;
+pub mod devices;
+pub mod extender;
 pub mod framework;
 pub mod late_binding;
 pub mod node;
 mod nominator;
+pub mod owners;
+mod pictures;
 pub mod plugins;
 pub mod pod;
 pub mod preemption;
@@ -31,19 +37,23 @@ pub struct Config {
     pub client: kube::Client,
     /// The process' informers.
     pub informers: client::Informers,
-    /// The scheduler names to serve, with their plugins; pods of others are left alone.
-    pub profiles: Vec<framework::Profile>,
+    /// The scheduler names to serve, with their plugins, and who else is asked; pods of other schedulers are
+    /// left alone.
+    pub configuration: configuration::Configuration,
 }
 
 impl Config {
     /// Upstream's default configuration: the one profile `default-scheduler`.
     pub fn new(client: kube::Client, informers: client::Informers) -> Self {
-        Self { client, informers, profiles: vec![plugins::default_profile()] }
+        Self { client, informers, configuration: configuration::Configuration::default() }
     }
 }
 
-/// Schedules until `shutdown`.
-pub async fn run(config: Config, shutdown: CancellationToken) {
-    let profiles = framework::Profiles(config.profiles);
-    scheduler::Scheduler::new(config.client, &config.informers, profiles).run(shutdown).await;
+/// Schedules until `shutdown`. An error means that an extender's settings cannot be used.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), extender::Error> {
+    // The watches end with the last clone of the informers.
+    let informers = config.informers.clone();
+    scheduler::Scheduler::new(config)?.run(shutdown).await;
+    drop(informers);
+    Ok(())
 }

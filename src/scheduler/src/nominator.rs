@@ -29,19 +29,19 @@ impl Nominator {
     }
 
     /// Promises `node` to `pod`. Less important pods lose their promise of the same node, and are
-    /// free to go elsewhere.
-    pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) {
+    /// free to go elsewhere; they are returned.
+    pub fn nominate(&mut self, pod: Arc<PodInfo>, node: &str) -> Vec<Arc<PodInfo>> {
         self.remove(&pod.uid);
         let there = self.nominated.entry(node.to_owned()).or_default();
-        there.retain(|other| {
-            let stays = other.priority >= pod.priority;
-            if !stays {
-                self.nodes.remove(&other.uid);
-            }
-            stays
-        });
+        let (stay, lesser): (Vec<_>, Vec<_>) =
+            there.drain(..).partition(|other| other.priority >= pod.priority);
+        *there = stay;
+        for other in &lesser {
+            self.nodes.remove(&other.uid);
+        }
         self.nodes.insert(pod.uid.clone(), node.to_owned());
         there.push(pod);
+        lesser
     }
 
     /// The pod `uid` needs its promise no more.

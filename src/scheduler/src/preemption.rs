@@ -14,12 +14,22 @@ use crate::cluster::Cluster;
 use crate::framework::{Profile, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
-use crate::schedule::{Unfit, check, pre_filter};
+use crate::schedule::{Nominated, Unfit, fits as fits_with, pre_filter};
 
-/// At least so many nodes are tried, if there are so many.
-const NODES_MIN: usize = 100;
-/// Of more nodes, this share.
-const NODES_PERCENT: usize = 10;
+/// How many candidates are enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Of many nodes, this share in percent.
+    pub percent: usize,
+    /// But at least so many, if there are so many.
+    pub least: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { percent: 10, least: 100 }
+    }
+}
 
 /// What preemption comes to.
 #[derive(Clone, Debug)]
@@ -33,26 +43,62 @@ pub enum Preemption {
     },
     /// It does not help, and why.
     Helpless(String),
+    /// It is not for this pod, or not now, and why. A promise that it has stands.
+    Ineligible(String),
 }
 
 /// The pods that would have to leave one node.
-struct Candidate {
-    node: String,
-    victims: Vec<Arc<PodInfo>>,
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The node.
+    pub node: String,
+    /// The pods.
+    pub victims: Vec<Arc<PodInfo>>,
     /// How many of them a disruption budget protects.
-    violations: usize,
+    pub violations: usize,
+}
+
+/// What a decision about preemption looks at besides the pod.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// The pod's profile.
+    pub profile: &'a Profile,
+    /// The nodes with their pods.
+    pub cluster: &'a Cluster,
+    /// What preemption has promised others.
+    pub nominated: &'a Nominated,
+    /// The disruption budgets.
+    pub budgets: &'a [Arc<PodDisruptionBudget>],
 }
 
 /// Decides for `pod`, which fits nowhere for the reasons in `unfit`.
-pub fn preempt(
-    profile: &Profile,
+pub fn preempt(view: View<'_>, pod: &PodInfo, unfit: &Unfit) -> Preemption {
+    match candidates(view, pod, unfit) {
+        Ok(candidates) => choose(candidates),
+        Err(outcome) => outcome,
+    }
+}
+
+/// The cheapest of `candidates`, of which there is at least one.
+pub fn choose(candidates: Vec<Candidate>) -> Preemption {
+    match candidates.into_iter().min_by_key(cost) {
+        Some(Candidate { node, victims, .. }) => Preemption::Nominate { node, victims },
+        None => Preemption::Helpless(String::new()),
+    }
+}
+
+/// The nodes that would take `pod` after some of their pods have gone; without any, what comes of that.
+pub fn candidates(
+    view: View<'_>,
     pod: &PodInfo,
-    cluster: &Cluster,
-    budgets: &[Arc<PodDisruptionBudget>],
     unfit: &Unfit,
-) -> Preemption {
-    if let Some(reason) = ineligible(pod, cluster) {
-        return Preemption::Helpless(format!("preemption: {reason}"));
+) -> Result<Vec<Candidate>, Preemption> {
+    let Some(limits) = view.profile.preemption else {
+        return Err(Preemption::Ineligible(String::new()));
+    };
+    let cluster = view.cluster;
+    if let Some(reason) = ineligible(pod, cluster, unfit) {
+        return Err(Preemption::Ineligible(format!("preemption: {reason}")));
     }
     let mut told = Unfit { nodes: unfit.nodes, ..Unfit::default() };
     let mut helpful: Vec<usize> = Vec::new();
@@ -64,28 +110,47 @@ pub fn preempt(
             told.rejections.insert(node.name.clone(), reason);
         }
     }
-    helpful.truncate((cluster.nodes().len() * NODES_PERCENT / 100).max(NODES_MIN));
-    let mut candidates = Vec::new();
+    let enough = (helpful.len() * limits.percent / 100).max(limits.least).min(helpful.len());
+    let mut candidates: Vec<Candidate> = Vec::new();
     for place in helpful {
-        match candidate(profile, pod, cluster, budgets, place) {
+        match candidate(view, pod, place) {
             Ok(candidate) => candidates.push(candidate),
             Err(rejection) => {
                 told.rejections.insert(cluster.nodes()[place].name.clone(), rejection);
             }
         }
+        // While all would break a budget, another may not.
+        if candidates.len() >= enough && candidates.iter().any(|c| c.violations == 0) {
+            break;
+        }
     }
-    match candidates.into_iter().min_by_key(cost) {
-        Some(Candidate { node, victims, .. }) => Preemption::Nominate { node, victims },
-        None => Preemption::Helpless(format!("preemption: {told}")),
+    if candidates.is_empty() {
+        return Err(Preemption::Helpless(format!("preemption: {told}")));
     }
+    Ok(candidates)
 }
 
-fn ineligible(pod: &PodInfo, cluster: &Cluster) -> Option<&'static str> {
+/// Is the pod on its way out because of a more important one?
+fn is_preempted(pod: &PodInfo) -> bool {
+    let conditions = pod.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let by_scheduler = conditions.into_iter().flatten().any(|condition| {
+        condition.type_ == "DisruptionTarget"
+            && condition.status == "True"
+            && condition.reason.as_deref() == Some("PreemptionByScheduler")
+    });
+    pod.is_terminating() && by_scheduler
+}
+
+fn ineligible(pod: &PodInfo, cluster: &Cluster, unfit: &Unfit) -> Option<&'static str> {
     if pod.spec().preemption_policy.as_deref() == Some("Never") {
         return Some("not eligible due to preemptionPolicy=Never.");
     }
     let node = cluster.node(pod.nominated_node()?)?;
-    let leaving = |other: &Arc<PodInfo>| other.priority < pod.priority && other.is_terminating();
+    // Where the pod can no longer go, nobody is waited for.
+    if unfit.rejections.get(&node.name).is_some_and(|rejection| !rejection.resolvable) {
+        return None;
+    }
+    let leaving = |other: &Arc<PodInfo>| other.priority < pod.priority && is_preempted(other);
     node.pods
         .iter()
         .any(leaving)
@@ -98,14 +163,8 @@ fn started(pod: &PodInfo) -> Timestamp {
     status.and_then(|status| status.start_time.as_ref()).map_or(Timestamp::MAX, |time| time.0)
 }
 
-fn candidate(
-    profile: &Profile,
-    pod: &PodInfo,
-    cluster: &Cluster,
-    budgets: &[Arc<PodDisruptionBudget>],
-    place: usize,
-) -> Result<Candidate, Rejection> {
-    let mut node: NodeInfo = cluster.nodes()[place].as_ref().clone();
+fn candidate(view: View<'_>, pod: &PodInfo, place: usize) -> Result<Candidate, Rejection> {
+    let mut node: NodeInfo = view.cluster.nodes()[place].as_ref().clone();
     let mut lesser: Vec<_> =
         node.pods.iter().filter(|other| other.priority < pod.priority).cloned().collect();
     if lesser.is_empty() {
@@ -114,10 +173,10 @@ fn candidate(
     for other in &lesser {
         node.remove_pod(&other.uid);
     }
-    fits(profile, pod, cluster, place, &node)?;
+    fits(view, pod, place, &node)?;
     // The most important are spared first, and before them those that a budget protects.
     lesser.sort_by_key(|other| (Reverse(other.priority), started(other)));
-    let (protected, free) = protected(&lesser, budgets);
+    let (protected, free) = protected(&lesser, view.budgets);
     let mut victims = Vec::new();
     let mut violations = 0;
     for (other, protected) in
@@ -125,7 +184,7 @@ fn candidate(
     {
         let mut fuller = node.clone();
         fuller.add_pod(Arc::clone(&other));
-        if fits(profile, pod, cluster, place, &fuller).is_ok() {
+        if fits(view, pod, place, &fuller).is_ok() {
             node = fuller;
         } else {
             violations += usize::from(protected);
@@ -136,16 +195,10 @@ fn candidate(
     Ok(Candidate { node: node.name, victims, violations })
 }
 
-fn fits(
-    profile: &Profile,
-    pod: &PodInfo,
-    cluster: &Cluster,
-    place: usize,
-    node: &NodeInfo,
-) -> Result<(), Rejection> {
-    let then = cluster.with(place, node.clone());
-    let filters = pre_filter(profile, pod, &then).map_err(|(_, rejection)| rejection)?;
-    check(&filters, node).map_err(|(_, rejection)| rejection)
+fn fits(view: View<'_>, pod: &PodInfo, place: usize, node: &NodeInfo) -> Result<(), Rejection> {
+    let then = view.cluster.with(place, node.clone());
+    let filters = pre_filter(view.profile, pod, &then).map_err(|(_, rejection)| rejection)?;
+    fits_with(&filters, pod, node, view.nominated).map_err(|(_, rejection)| rejection)
 }
 
 /// Splits `pods` into those whose removal would break a disruption budget, and the others.

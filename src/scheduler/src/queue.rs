@@ -10,11 +10,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::extender::EXTENDER;
 use crate::framework::{Event, Profiles};
 use crate::pod::PodInfo;
 
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Nothing waits longer than this for something to happen.
 const UNSCHEDULABLE_MAX: Duration = Duration::from_mins(5);
 /// How often it is looked for who has waited that long.
@@ -40,12 +39,12 @@ pub struct Waiting {
 
 impl Waiting {
     /// When it may be tried again.
-    fn ready_at(&self) -> Instant {
-        let doublings = self.attempts.saturating_sub(1).min(8);
+    fn ready_at(&self, (first, most): (Duration, Duration)) -> Instant {
+        let doublings = self.attempts.saturating_sub(1).min(16);
         let backoff = if self.attempts == 0 {
             Duration::ZERO
         } else {
-            (BACKOFF_FIRST * 2_u32.pow(doublings)).min(BACKOFF_MAX)
+            first.saturating_mul(2_u32.pow(doublings)).min(most)
         };
         self.last_tried + backoff
     }
@@ -69,8 +68,10 @@ struct Entry {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Queue {
+    /// How long a pod waits after failures, at first and at most.
+    backoffs: (Duration, Duration),
     entries: HashMap<String, Entry>,
     active: BTreeMap<ActiveKey, String>,
     backoff: BTreeMap<BackoffKey, String>,
@@ -79,7 +80,26 @@ pub struct Queue {
     flush_at: Option<Instant>,
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Self::new((Duration::from_secs(1), Duration::from_secs(10)))
+    }
+}
+
 impl Queue {
+    /// An empty queue whose pods wait so long after failures, at first and at most.
+    pub fn new(backoffs: (Duration, Duration)) -> Self {
+        Self {
+            backoffs,
+            entries: HashMap::new(),
+            active: BTreeMap::new(),
+            backoff: BTreeMap::new(),
+            unschedulable: BTreeSet::new(),
+            arrivals: 0,
+            flush_at: None,
+        }
+    }
+
     /// The number of waiting pods.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -144,7 +164,7 @@ impl Queue {
         }
         waiting.gated = false;
         let number = self.number();
-        let ready_at = waiting.ready_at();
+        let ready_at = waiting.ready_at(self.backoffs);
         let place = if ready_at > Instant::now() {
             Place::Backoff((ready_at, number))
         } else {
@@ -288,6 +308,10 @@ impl Queue {
 fn concerns(profiles: &Profiles, waiting: &Waiting, event: &Event) -> bool {
     if waiting.rejected_by.is_empty() {
         return matches!(event, Event::NodeAdded(_) | Event::Itself { .. });
+    }
+    if waiting.rejected_by.contains(EXTENDER) {
+        // Nobody knows what an extender waits for.
+        return true;
     }
     let Some(profile) = profiles.of(&waiting.pod) else { return false };
     let mut plugins = waiting.rejected_by.iter().filter_map(|name| profile.plugin(name));

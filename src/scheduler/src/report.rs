@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, core::Status};
@@ -77,6 +78,39 @@ fn transition_time(pod: &PodInfo) -> Value {
         Some(time) => json!(time),
         None => json!(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now())),
     }
+}
+
+/// Takes back the promise of a node.
+pub async fn clear_nomination(client: Client, pod: &PodInfo) -> Result<(), kube::Error> {
+    patch_status(client, pod, json!({"nominatedNodeName": null})).await
+}
+
+/// Holds a claim of devices while somebody has them.
+const CLAIM_FINALIZER: &str = "resource.kubernetes.io/delete-protection";
+
+/// Writes down which devices the claims have, and for whom (PreBind).
+pub async fn claim(client: Client, claims: &[Arc<ResourceClaim>]) -> Result<(), kube::Error> {
+    for claim in claims {
+        let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+        let name = claim.metadata.name.as_deref().unwrap_or_default();
+        let api: Api<ResourceClaim> = Api::namespaced(client.clone(), namespace);
+        let mut version = claim.metadata.resource_version.clone();
+        let mut finalizers = claim.metadata.finalizers.clone().unwrap_or_default();
+        if !finalizers.iter().any(|held| held == CLAIM_FINALIZER) {
+            finalizers.push(CLAIM_FINALIZER.into());
+            let patch = json!({"metadata": {
+                "uid": claim.metadata.uid, "resourceVersion": version, "finalizers": finalizers}});
+            let held = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            version = held.metadata.resource_version;
+        }
+        // Of the version that was looked at: nobody else has taken the devices meanwhile.
+        let patch = json!({
+            "metadata": {"uid": claim.metadata.uid, "resourceVersion": version},
+            "status": claim.status,
+        });
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    }
+    Ok(())
 }
 
 async fn patch_status(client: Client, pod: &PodInfo, status: Value) -> Result<(), kube::Error> {

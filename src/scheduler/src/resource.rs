@@ -48,6 +48,16 @@ impl Resource {
         resource
     }
 
+    /// The amount of the resource `name`: of CPU in thousandths.
+    pub fn amount(&self, name: &str) -> i64 {
+        match name {
+            "cpu" => self.milli_cpu,
+            "memory" => self.memory_bytes,
+            "ephemeral-storage" => self.ephemeral_bytes,
+            other => self.scalars.get(other).copied().unwrap_or(0),
+        }
+    }
+
     /// Adds `other` to this.
     pub fn add(&mut self, other: &Self) {
         self.milli_cpu += other.milli_cpu;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
-use crate::framework::{Filter, Profile, Rejection, Weighted};
+use crate::framework::{Filter, Plugin, Point, Profile, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -87,29 +87,45 @@ impl std::fmt::Display for Failure {
 /// A plugin's judgement of nodes for the pod at hand.
 pub type NamedFilter<'a> = (&'static str, Box<dyn Filter + 'a>);
 
+/// What plugins have worked out about the pod at hand.
+#[derive(Default)]
+pub struct Filters<'a> {
+    /// Those that are asked about each node, in their order.
+    pub asked: Vec<NamedFilter<'a>>,
+    /// Those that only name the nodes that may do.
+    named_only: Vec<NamedFilter<'a>>,
+}
+
 /// Runs PreFilter: the filters of all plugins that have something to say, or who rejected the pod.
 pub fn pre_filter<'a>(
     profile: &'a Profile,
     pod: &'a PodInfo,
     cluster: &'a Cluster,
-) -> Result<Vec<NamedFilter<'a>>, (&'static str, Rejection)> {
-    let mut filters = Vec::with_capacity(profile.plugins.len());
-    for Weighted { plugin, .. } in &profile.plugins {
+) -> Result<Filters<'a>, (&'static str, Rejection)> {
+    let mut made: HashMap<&'static str, Box<dyn Filter + 'a>> = HashMap::new();
+    let mut seen: BTreeSet<&'static str> = BTreeSet::new();
+    // Some plugins do all their work at Filter.
+    for (plugin, _) in profile.at(Point::PreFilter).chain(profile.at(Point::Filter)) {
+        if !seen.insert(plugin.name()) {
+            continue;
+        }
         match plugin.pre_filter(pod, cluster) {
-            Ok(Some(filter)) => filters.push((plugin.name(), filter)),
+            Ok(Some(filter)) => drop(made.insert(plugin.name(), filter)),
             Ok(None) => {}
             Err(rejection) => return Err((plugin.name(), rejection)),
         }
     }
+    let mut filters = Filters::default();
+    for (plugin, _) in profile.at(Point::Filter) {
+        filters.asked.extend(made.remove_entry(plugin.name()));
+    }
+    filters.named_only.extend(made);
     Ok(filters)
 }
 
 /// Asks the filters about one node; the first that rejects it has the word.
-pub fn check(
-    filters: &[NamedFilter<'_>],
-    node: &NodeInfo,
-) -> Result<(), (&'static str, Rejection)> {
-    for (name, filter) in filters {
+pub fn check(filters: &Filters<'_>, node: &NodeInfo) -> Result<(), (&'static str, Rejection)> {
+    for (name, filter) in &filters.asked {
         filter.check(node).map_err(|rejection| (*name, rejection))?;
     }
     Ok(())
@@ -134,23 +150,35 @@ impl Rotation {
     }
 }
 
-/// How many feasible nodes are enough to choose from: all of few, a shrinking share of many.
-fn enough_nodes(all: usize) -> usize {
+/// How many feasible nodes are enough to choose from: all of few, a share of many that shrinks unless it is
+/// given.
+fn enough_nodes(all: usize, percent: Option<usize>) -> usize {
     if all < NODES_MIN {
         return all;
     }
-    let percent = 50_usize.saturating_sub(all / 125).max(5);
+    let percent = percent.unwrap_or_else(|| 50_usize.saturating_sub(all / 125).max(5));
     (all * percent / 100).max(NODES_MIN)
 }
 
-/// Chooses a node for `pod`.
-pub fn schedule(
+/// The nodes that would do for a pod.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// They.
+    pub feasible: Vec<&'a NodeInfo>,
+    /// How many were looked at.
+    pub evaluated: usize,
+    /// What was wrong with the others.
+    pub unfit: Unfit,
+}
+
+/// Looks for nodes that would do for `pod`.
+pub fn find<'a>(
     profile: &Profile,
     pod: &PodInfo,
-    cluster: &Cluster,
+    cluster: &'a Cluster,
     nominated: &Nominated,
     rotation: &mut Rotation,
-) -> Result<Placement, Failure> {
+) -> Result<Found<'a>, Failure> {
     if cluster.nodes().is_empty() {
         return Err(Failure::NoNodes);
     }
@@ -165,42 +193,82 @@ pub fn schedule(
             return Err(Failure::Unfit(unfit));
         }
     };
-    let candidates = candidates(&filters, cluster, &mut unfit);
-    let enough = enough_nodes(candidates.len());
-    let mut feasible: Vec<&NodeInfo> = Vec::new();
-    let mut evaluated = 0;
+    let mut found = Found { feasible: Vec::new(), evaluated: 0, unfit };
+    // Where preemption has made room, the pod goes if it can.
+    if let Some(node) = pod.nominated_node().and_then(|name| cluster.node(name))
+        && restricted(&filters).is_none_or(|(names, _)| names.contains(&node.name))
+        && fits(&filters, pod, node, nominated).is_ok()
+    {
+        found.feasible.push(node);
+        found.evaluated = 1;
+        return Ok(found);
+    }
+    let candidates = candidates(&filters, cluster, &mut found.unfit);
+    let enough = enough_nodes(candidates.len(), profile.percentage_of_nodes);
     for step in 0..candidates.len() {
-        let node = candidates[(rotation.next + step) % candidates.len()];
-        evaluated += 1;
+        let node = candidates.at(rotation.next + step);
+        found.evaluated += 1;
         match fits(&filters, pod, node, nominated) {
-            Ok(()) => feasible.push(node),
+            Ok(()) => found.feasible.push(node),
             Err((plugin, rejection)) => {
-                unfit.plugins.insert(plugin);
-                unfit.rejections.insert(node.name.clone(), rejection);
+                found.unfit.plugins.insert(plugin);
+                found.unfit.rejections.insert(node.name.clone(), rejection);
             }
         }
-        if feasible.len() >= enough {
+        if found.feasible.len() >= enough {
             break;
         }
     }
-    if let Some(next) = (rotation.next + evaluated).checked_rem(candidates.len()) {
+    if let Some(next) = (rotation.next + found.evaluated).checked_rem(candidates.len()) {
         rotation.next = next;
     }
-    let Some(node) = best(profile, pod, cluster, &feasible, rotation) else {
-        return Err(Failure::Unfit(unfit));
-    };
-    Ok(Placement { node: node.name.clone(), evaluated, feasible: feasible.len() })
+    Ok(found)
 }
 
-/// The nodes that PreFilter leaves; the others are rejected in the name of who left them out.
-fn candidates<'a>(
-    filters: &[NamedFilter<'_>],
-    cluster: &'a Cluster,
-    unfit: &mut Unfit,
-) -> Vec<&'a NodeInfo> {
+/// Chooses a node for `pod`.
+pub fn schedule(
+    profile: &Profile,
+    pod: &PodInfo,
+    cluster: &Cluster,
+    nominated: &Nominated,
+    rotation: &mut Rotation,
+) -> Result<Placement, Failure> {
+    let found = find(profile, pod, cluster, nominated, rotation)?;
+    let Some(node) = best(profile, pod, cluster, &found.feasible, &BTreeMap::new(), rotation)
+    else {
+        return Err(Failure::Unfit(found.unfit));
+    };
+    let feasible = found.feasible.len();
+    Ok(Placement { node: node.name.clone(), evaluated: found.evaluated, feasible })
+}
+
+/// The nodes that are looked at, in a circle.
+enum Candidates<'a> {
+    All(&'a [Arc<NodeInfo>]),
+    Some(Vec<&'a NodeInfo>),
+}
+
+impl<'a> Candidates<'a> {
+    fn len(&self) -> usize {
+        match self {
+            Self::All(all) => all.len(),
+            Self::Some(some) => some.len(),
+        }
+    }
+
+    fn at(&self, step: usize) -> &'a NodeInfo {
+        match self {
+            Self::All(all) => &all[step % all.len()],
+            Self::Some(some) => some[step % some.len()],
+        }
+    }
+}
+
+/// The only nodes that can pass, and who says so.
+fn restricted(filters: &Filters<'_>) -> Option<(BTreeSet<String>, BTreeSet<&'static str>)> {
     let mut names: Option<BTreeSet<String>> = None;
     let mut plugins = BTreeSet::new();
-    for (plugin, filter) in filters {
+    for (plugin, filter) in filters.asked.iter().chain(&filters.named_only) {
         let Some(own) = filter.nodes() else { continue };
         plugins.insert(*plugin);
         names = Some(match names {
@@ -208,8 +276,19 @@ fn candidates<'a>(
             None => own,
         });
     }
+    names.map(|names| (names, plugins))
+}
+
+/// The nodes that PreFilter leaves; the others are rejected in the name of who left them out.
+fn candidates<'a>(
+    filters: &Filters<'_>,
+    cluster: &'a Cluster,
+    unfit: &mut Unfit,
+) -> Candidates<'a> {
+    let Some((names, plugins)) = restricted(filters) else {
+        return Candidates::All(cluster.nodes());
+    };
     let all = cluster.nodes().iter().map(AsRef::as_ref);
-    let Some(names) = names else { return all.collect() };
     let listed: Vec<&str> = plugins.iter().copied().collect();
     let reason = format!("node(s) didn't satisfy plugin(s) [{}]", listed.join(" "));
     let (left, out): (Vec<&NodeInfo>, Vec<&NodeInfo>) =
@@ -220,13 +299,13 @@ fn candidates<'a>(
     if !out.is_empty() {
         unfit.plugins.extend(plugins);
     }
-    left
+    Candidates::Some(left)
 }
 
 /// The pod fits on `node`, both as it is and with the pods that preemption promised a place there
 /// and that are at least as important.
-fn fits(
-    filters: &[NamedFilter<'_>],
+pub fn fits(
+    filters: &Filters<'_>,
     pod: &PodInfo,
     node: &NodeInfo,
     nominated: &Nominated,
@@ -247,18 +326,25 @@ fn fits(
     check(filters, node)
 }
 
-/// The feasible node with the highest sum of weighted scores; any of several.
-fn best<'a>(
+/// The feasible node with the highest sum of weighted scores, and of what `others` add to them by name; any
+/// of several.
+pub fn best<'a>(
     profile: &Profile,
     pod: &PodInfo,
     cluster: &Cluster,
     feasible: &[&'a NodeInfo],
+    others: &BTreeMap<String, i64>,
     rotation: &mut Rotation,
 ) -> Option<&'a NodeInfo> {
     if feasible.len() < 2 {
         return feasible.first().copied();
     }
-    let totals = scores(profile, pod, cluster, feasible);
+    let mut totals = scores(profile, pod, cluster, feasible);
+    if !others.is_empty() {
+        for (total, node) in totals.iter_mut().zip(feasible) {
+            *total += others.get(&node.name).copied().unwrap_or(0);
+        }
+    }
     let top = totals.iter().copied().max()?;
     let ties: Vec<_> =
         feasible.iter().zip(&totals).filter(|(_, total)| **total == top).map(|(n, _)| n).collect();
@@ -274,7 +360,12 @@ pub fn scores(
     nodes: &[&NodeInfo],
 ) -> Vec<i64> {
     let mut totals = vec![0; nodes.len()];
-    for Weighted { plugin, weight } in profile.plugins.iter().filter(|w| w.weight > 0) {
+    let pre_score = |plugin: &'_ dyn Plugin| plugin.points().contains(&Point::PreScore);
+    for (plugin, weight) in profile.at(Point::Score) {
+        if pre_score(plugin) && !profile.asks(Point::PreScore, plugin.name()) {
+            // Without its preparation the plugin knows nothing to score by.
+            continue;
+        }
         let Some(score) = plugin.pre_score(pod, cluster, nodes) else { continue };
         let mut own: Vec<i64> = nodes.iter().map(|node| score.score(node)).collect();
         score.normalize(nodes, &mut own);

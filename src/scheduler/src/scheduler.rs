@@ -1,33 +1,34 @@
 //! The loop: takes in what the API server tells, decides about one pod after the other, and has the
 //! decisions written while it goes on. Nothing here waits for a request.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use apimachinery::trace;
-use client::{Change, Informer, Informers, Recorder, object_reference};
+use client::{Change, Informer, Recorder, object_reference};
 use futures::stream::{BoxStream, SelectAll};
 use futures::{FutureExt, StreamExt};
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
-use crate::framework::{Event, Profiles};
+use crate::extender::{self, EXTENDER, Extender};
+use crate::framework::{Event, Point, Profile, Profiles};
 use crate::late_binding::{self, Promise, promises, reserved};
 use crate::nominator::Nominator;
-use crate::plugins::late_claims;
+use crate::pictures::{Owner, Pictures};
+use crate::plugins::{late_claims, plan};
 use crate::pod::PodInfo;
-use crate::preemption::{Preemption, preempt};
+use crate::preemption::{self, Preemption, View, preempt};
 use crate::queue::{Queue, Waiting};
 use crate::report::{self, Unscheduled};
-use crate::schedule::{Failure, Placement, Rotation, Unfit, schedule};
-use crate::volumes::Volumes;
+use crate::schedule::{Failure, Placement, Rotation, Unfit, best, find, schedule};
 
 /// How many decisions may be on their way to the API server at once.
 const WRITES_MAX: usize = 256;
@@ -42,8 +43,12 @@ pub(crate) enum Input {
     Node(Change<Node>),
     /// Something about some namespace.
     Namespace,
-    /// Something about some claim, volume or storage class.
+    /// Something about some claim, volume, storage class or a node's limit of volumes.
     Storage,
+    /// Something about some devices.
+    Devices,
+    /// Something about what pods belong to.
+    Owner(Owner),
 }
 
 /// A write that has come to an end.
@@ -56,6 +61,8 @@ enum Written {
 enum Refusal {
     Binding(kube::Error),
     Volumes(late_binding::Error),
+    Devices(kube::Error),
+    Extender(extender::Error),
 }
 
 impl std::fmt::Display for Refusal {
@@ -63,20 +70,20 @@ impl std::fmt::Display for Refusal {
         match self {
             Self::Binding(error) => write!(f, "binding rejected: {error}"),
             Self::Volumes(error) => error.fmt(f),
+            Self::Devices(error) => write!(f, "updating ResourceClaim: {error}"),
+            Self::Extender(error) => write!(f, "binding rejected: {error}"),
         }
     }
 }
 
 pub(crate) struct Scheduler {
     client: Client,
-    recorder: Recorder,
+    /// By the scheduler's name, which is the component of its events.
+    recorders: HashMap<String, Recorder>,
     profiles: Arc<Profiles>,
     pods: Informer<Pod>,
     nodes: Informer<Node>,
-    namespaces: Informer<Namespace>,
-    claims: Informer<PersistentVolumeClaim>,
-    volumes: Informer<PersistentVolume>,
-    classes: Informer<StorageClass>,
+    pictures: Pictures,
     budgets: Informer<PodDisruptionBudget>,
     inputs: SelectAll<BoxStream<'static, Input>>,
     writes: JoinSet<Written>,
@@ -88,44 +95,47 @@ pub(crate) struct Scheduler {
     rotation: Rotation,
     /// Volumes that are set aside for claims of pods being bound, by name.
     reserved: HashMap<String, Arc<PersistentVolume>>,
+    /// Claims of devices as pods being bound will leave them.
+    reserved_claims: HashMap<(String, String), Arc<ResourceClaim>>,
+    extenders: Arc<Vec<Extender>>,
 }
 
 impl Scheduler {
-    pub fn new(client: Client, informers: &Informers, profiles: Profiles) -> Self {
+    pub fn new(config: crate::Config) -> Result<Self, extender::Error> {
+        let crate::Config { client, informers, configuration } = config;
+        let extenders: Result<Vec<Extender>, _> =
+            configuration.extenders.iter().map(Extender::new).collect();
+        let profiles = Profiles(configuration.profiles);
         let pods = informers.get::<Pod>();
         let nodes = informers.get::<Node>();
-        let namespaces = informers.get::<Namespace>();
-        let claims = informers.get::<PersistentVolumeClaim>();
-        let volumes = informers.get::<PersistentVolume>();
-        let classes = informers.get::<StorageClass>();
+        let pictures = Pictures::new(&informers);
         let mut inputs = SelectAll::new();
         inputs.push(nodes.subscribe().map(Input::Node).boxed());
-        inputs.push(namespaces.subscribe().map(|_| Input::Namespace).boxed());
-        inputs.push(claims.subscribe().map(|_| Input::Storage).boxed());
-        inputs.push(volumes.subscribe().map(|_| Input::Storage).boxed());
-        inputs.push(classes.subscribe().map(|_| Input::Storage).boxed());
+        pictures.subscribe(&mut inputs);
         inputs.push(pods.subscribe().map(Input::Pod).boxed());
-        let name = profiles.0.first().map_or("", |profile| profile.scheduler_name.as_str());
-        Self {
-            recorder: Recorder::new(client.clone(), name, ""),
+        let recorder = |profile: &Profile| {
+            let name = profile.scheduler_name.clone();
+            (name.clone(), Recorder::new(client.clone(), &name, ""))
+        };
+        Ok(Self {
+            recorders: profiles.0.iter().map(recorder).collect(),
             client,
             profiles: Arc::new(profiles),
             pods,
             nodes,
-            namespaces,
-            claims,
-            volumes,
-            classes,
+            pictures,
             budgets: informers.get::<PodDisruptionBudget>(),
             inputs,
             writes: JoinSet::new(),
             binding: HashMap::new(),
-            queue: Queue::default(),
+            queue: Queue::new(configuration.backoff),
             cache: Cache::default(),
             nominator: Nominator::default(),
             rotation: Rotation::default(),
             reserved: HashMap::new(),
-        }
+            reserved_claims: HashMap::new(),
+            extenders: Arc::new(extenders?),
+        })
     }
 
     pub async fn run(mut self, shutdown: CancellationToken) {
@@ -145,7 +155,7 @@ impl Scheduler {
             if self.writes.len() < WRITES_MAX
                 && let Some(waiting) = self.queue.pop(&self.profiles)
             {
-                self.decide(waiting);
+                self.decide(waiting).await;
                 decisions += 1;
                 if decisions % DECISIONS_PER_TURN == 0 {
                     tokio::task::yield_now().await;
@@ -166,17 +176,16 @@ impl Scheduler {
     /// Ends when the first complete lists are there.
     fn ready(&self) -> impl Future<Output = ()> + Send + use<> {
         let (pods, nodes) = (self.pods.clone(), self.nodes.clone());
-        let namespaces = self.namespaces.clone();
-        let (claims, volumes) = (self.claims.clone(), self.volumes.clone());
-        let classes = self.classes.clone();
+        let others = self.pictures.ready();
         async move {
             pods.ready().await;
             nodes.ready().await;
-            namespaces.ready().await;
-            claims.ready().await;
-            volumes.ready().await;
-            classes.ready().await;
+            others.await;
         }
+    }
+
+    fn recorder(&self, pod: &PodInfo) -> Option<&Recorder> {
+        self.recorders.get(pod.scheduler_name())
     }
 
     fn take(&mut self, input: Input) {
@@ -193,6 +202,8 @@ impl Scheduler {
             Input::Node(Change::Synced) => self.sync_nodes(),
             Input::Namespace => self.sync_namespaces(),
             Input::Storage => self.sync_storage(),
+            Input::Devices => self.sync_devices(),
+            Input::Owner(change) => self.set_owner(change),
         }
     }
 
@@ -235,12 +246,7 @@ impl Scheduler {
     }
 
     fn sync_namespaces(&mut self) {
-        let all = self.namespaces.store().state();
-        let labels = all.iter().filter_map(|namespace| {
-            let labels = namespace.metadata.labels.clone().unwrap_or_default();
-            Some((namespace.metadata.name.clone()?, labels))
-        });
-        let labels = labels.collect();
+        let labels = self.pictures.namespaces();
         if *self.cache.cluster.namespaces != labels {
             self.cache.cluster.namespaces = Arc::new(labels);
             self.queue.wake(&self.profiles, &Event::NamespaceChanged);
@@ -248,29 +254,22 @@ impl Scheduler {
     }
 
     fn sync_storage(&mut self) {
-        let claims = self.claims.store().state().into_iter().filter_map(|claim| {
-            let meta = &claim.metadata;
-            Some(((meta.namespace.clone()?, meta.name.clone()?), claim))
-        });
-        let volumes = self.volumes.store().state().into_iter();
-        let volumes = volumes.filter_map(|v| Some((v.metadata.name.clone()?, v)));
-        let mut volumes: HashMap<_, _> = volumes.collect();
-        for (name, reserved) in &self.reserved {
-            let claimed = |volume: &PersistentVolume| {
-                volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_some())
-            };
-            if let Some(known) = volumes.get_mut(name).filter(|known| !claimed(known)) {
-                *known = Arc::clone(reserved);
-            }
-        }
-        let classes = self.classes.store().state().into_iter();
-        let storage = Volumes {
-            claims: claims.collect(),
-            volumes,
-            classes: classes.filter_map(|c| Some((c.metadata.name.clone()?, c))).collect(),
-        };
-        self.cache.cluster.volumes = Arc::new(storage);
+        self.cache.cluster.volumes = Arc::new(self.pictures.storage(&self.reserved));
         self.queue.wake(&self.profiles, &Event::StorageChanged);
+    }
+
+    fn sync_devices(&mut self) {
+        self.cache.cluster.devices = Arc::new(self.pictures.devices(&self.reserved_claims));
+        self.queue.wake(&self.profiles, &Event::DevicesChanged);
+    }
+
+    fn set_owner(&mut self, change: Owner) {
+        let owners = &mut self.cache.cluster.owners;
+        match change {
+            Owner::Service(key, labels) => Arc::make_mut(owners).set_service(key, labels),
+            Owner::Set(kind, key, selector) => Arc::make_mut(owners).set(kind, key, selector),
+            Owner::All => *owners = Arc::new(self.pictures.owners()),
+        }
     }
 
     fn set_node(&mut self, node: Arc<Node>) {
@@ -343,22 +342,84 @@ impl Scheduler {
     }
 
     /// Decides about one pod.
-    fn decide(&mut self, waiting: Waiting) {
+    async fn decide(&mut self, waiting: Waiting) {
         let profiles = Arc::clone(&self.profiles);
         let Some(profile) = profiles.of(&waiting.pod) else { return };
-        let (cluster, nominated) = (&self.cache.cluster, self.nominator.nominated());
-        let decided = schedule(profile, &waiting.pod, cluster, nominated, &mut self.rotation);
+        let extenders = Arc::clone(&self.extenders);
+        let interested: Vec<&Extender> =
+            extenders.iter().filter(|extender| extender.is_interested(&waiting.pod)).collect();
+        let decided = if interested.is_empty() {
+            let (cluster, nominated) = (&self.cache.cluster, self.nominator.nominated());
+            Ok(schedule(profile, &waiting.pod, cluster, nominated, &mut self.rotation))
+        } else {
+            self.decide_with(profile, &waiting.pod, &interested).await
+        };
         match decided {
-            Ok(placement) => self.bind(waiting, placement),
-            Err(Failure::NoNodes) => {
+            Ok(Ok(placement)) => {
+                let binder = interested.iter().find(|extender| extender.binds());
+                self.bind(waiting, placement, binder.copied().cloned());
+            }
+            Ok(Err(Failure::NoNodes)) => {
                 self.nominator.remove(&waiting.pod.uid);
                 self.reject(waiting, Failure::NoNodes, None);
             }
-            Err(Failure::Unfit(unfit)) => self.preempt(waiting, unfit),
+            Ok(Err(Failure::Unfit(unfit))) => self.preempt(waiting, unfit, &interested).await,
+            Err(error) => self.give_up(waiting, &error.to_string()),
         }
     }
 
-    fn bind(&mut self, waiting: Waiting, placement: Placement) {
+    /// Decides with the help of extenders. An error is one of an extender that cannot be ignored.
+    async fn decide_with(
+        &mut self,
+        profile: &Profile,
+        pod: &PodInfo,
+        extenders: &[&Extender],
+    ) -> Result<Result<Placement, Failure>, extender::Error> {
+        let cluster = self.cache.cluster.clone();
+        let nominated = self.nominator.nominated();
+        let mut found = match find(profile, pod, &cluster, nominated, &mut self.rotation) {
+            Ok(found) => found,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        for extender in extenders {
+            if found.feasible.is_empty() {
+                break;
+            }
+            match extender.filter(pod, &found.feasible).await {
+                Ok(filtered) => {
+                    found.feasible.retain(|node| filtered.left.contains(&node.name));
+                    if !filtered.failed.is_empty() {
+                        found.unfit.plugins.insert(EXTENDER);
+                    }
+                    found.unfit.rejections.extend(filtered.failed);
+                }
+                Err(error) if extender.is_ignorable() => {
+                    tracing::warn!(%error, "an extender that can be ignored has failed");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let mut scores = BTreeMap::new();
+        if found.feasible.len() > 1 {
+            for extender in extenders {
+                // Without its scores the others decide, as upstream has it.
+                match extender.prioritize(pod, &found.feasible).await {
+                    Ok(own) => {
+                        for (node, score) in own {
+                            *scores.entry(node).or_insert(0) += score;
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "an extender did not rate nodes"),
+                }
+            }
+        }
+        let chosen = best(profile, pod, &cluster, &found.feasible, &scores, &mut self.rotation);
+        let Some(node) = chosen else { return Ok(Err(Failure::Unfit(found.unfit))) };
+        let (evaluated, feasible) = (found.evaluated, found.feasible.len());
+        Ok(Ok(Placement { node: node.name.clone(), evaluated, feasible }))
+    }
+
+    fn bind(&mut self, waiting: Waiting, placement: Placement, binder: Option<Extender>) {
         let Placement { node, evaluated, feasible } = placement;
         let pod = Arc::clone(&waiting.pod);
         let arrived = SystemTime::now()
@@ -368,24 +429,57 @@ impl Scheduler {
             format!("{node}: {feasible} of {evaluated} nodes fit, attempt {}", waiting.attempts);
         trace::step("schedule", &pod.uid, arrived, &detail);
         let promised = self.reserve(&pod, &node);
+        let devices = self.reserve_devices(&pod, &node);
         self.cache.assume(Arc::new(pod.on(&node)));
         self.nominator.remove(&pod.uid);
         self.binding.insert(pod.uid.clone(), waiting);
-        let (client, claims) = (self.client.clone(), self.claims.clone());
+        let profiles = Arc::clone(&self.profiles);
+        let timeout = profiles.of(&pod).map_or(Duration::ZERO, |profile| profile.volume_timeout);
+        let (client, claims) = (self.client.clone(), self.pictures.claims.clone());
         let started = SystemTime::now();
         self.writes.spawn(async move {
             let kept = match promised.as_slice() {
                 [] => Ok(()),
-                promised => late_binding::keep(client.clone(), &claims, promised, &node).await,
-            };
-            let result = match kept {
-                Ok(()) => {
-                    report::bind(client, Arc::clone(&pod), &node).await.map_err(Refusal::Binding)
+                promised => {
+                    late_binding::keep(client.clone(), &claims, promised, &node, timeout).await
                 }
-                Err(error) => Err(Refusal::Volumes(error)),
             };
+            let mut result = kept.map_err(Refusal::Volumes);
+            if result.is_ok() {
+                result = report::claim(client.clone(), &devices).await.map_err(Refusal::Devices);
+            }
+            if result.is_ok() {
+                result = match binder {
+                    Some(extender) => extender.bind(&pod, &node).await.map_err(Refusal::Extender),
+                    None => report::bind(client, Arc::clone(&pod), &node)
+                        .await
+                        .map_err(Refusal::Binding),
+                };
+            }
             Written::Bound { pod, node, started, result }
         });
+    }
+
+    /// Sets aside the devices that the pod's claims get; says how the claims will be.
+    fn reserve_devices(&mut self, pod: &PodInfo, node: &str) -> Vec<Arc<ResourceClaim>> {
+        let asked = self
+            .profiles
+            .of(pod)
+            .is_some_and(|profile| profile.asks(Point::Reserve, "DynamicResources"));
+        let Some(node) = self.cache.cluster.node(node).cloned().filter(|_| asked) else {
+            return Vec::new();
+        };
+        let claims = plan(pod, &self.cache.cluster, &node).claims;
+        for claim in &claims {
+            let key = (
+                claim.metadata.namespace.clone().unwrap_or_default(),
+                claim.metadata.name.clone().unwrap_or_default(),
+            );
+            let devices = Arc::make_mut(&mut self.cache.cluster.devices);
+            devices.claims.insert(key.clone(), Arc::clone(claim));
+            self.reserved_claims.insert(key, Arc::clone(claim));
+        }
+        claims
     }
 
     /// Sets aside what the pod's claims are to be bound to (Reserve).
@@ -409,6 +503,14 @@ impl Scheduler {
 
     /// What was set aside for the pod is bound, or free again.
     fn unreserve(&mut self, pod: &PodInfo) {
+        let known = self.reserved_claims.len();
+        self.reserved_claims.retain(|_, claim| {
+            let users = claim.status.iter().flat_map(|s| s.reserved_for.iter().flatten());
+            users.into_iter().all(|user| user.uid != pod.uid)
+        });
+        if self.reserved_claims.len() < known {
+            self.sync_devices();
+        }
         let before = self.reserved.len();
         if before == 0 {
             return;
@@ -433,7 +535,9 @@ impl Scheduler {
         let Err(refusal) = result else {
             trace::step("bind", &pod.uid, started, &node);
             let message = format!("Successfully assigned {} to {node}", pod.key());
-            self.recorder.normal(object_reference(pod.pod.as_ref()), "Scheduled", message);
+            if let Some(recorder) = self.recorder(&pod) {
+                recorder.normal(object_reference(pod.pod.as_ref()), "Scheduled", message);
+            }
             return;
         };
         self.cache.forget(&pod.uid);
@@ -444,38 +548,84 @@ impl Scheduler {
             return;
         }
         waiting.pod = Arc::clone(&latest);
-        self.queue.give_back_errored(&self.profiles, waiting);
         if matches!(&refusal, Refusal::Binding(error) if report::is_settled(error)) {
+            self.queue.give_back_errored(&self.profiles, waiting);
             return;
         }
-        let message = refusal.to_string();
-        self.recorder.warning(object_reference(latest.pod.as_ref()), "FailedScheduling", &*message);
-        self.tell(latest, Unscheduled { reason: "SchedulerError", message }, None);
+        self.give_up(waiting, &refusal.to_string());
     }
 
-    fn preempt(&mut self, waiting: Waiting, mut unfit: Unfit) {
+    /// Something other than the lack of a node went wrong: the pod is tried again after its back-off.
+    fn give_up(&mut self, waiting: Waiting, message: &str) {
+        let pod = Arc::clone(&waiting.pod);
+        self.queue.give_back_errored(&self.profiles, waiting);
+        if let Some(recorder) = self.recorder(&pod) {
+            recorder.warning(object_reference(pod.pod.as_ref()), "FailedScheduling", message);
+        }
+        let message = message.to_owned();
+        self.tell(pod, Unscheduled { reason: "SchedulerError", message }, None);
+    }
+
+    async fn preempt(&mut self, waiting: Waiting, mut unfit: Unfit, extenders: &[&Extender]) {
         let profiles = Arc::clone(&self.profiles);
         let Some(profile) = profiles.of(&waiting.pod) else { return };
         let budgets = self.budgets.store().state();
-        let outcome = preempt(profile, &waiting.pod, &self.cache.cluster, &budgets, &unfit);
-        let nominated = match outcome {
+        let pod = Arc::clone(&waiting.pod);
+        let cluster = self.cache.cluster.clone();
+        let nominated = self.nominator.nominated();
+        let view = View { profile, cluster: &cluster, nominated, budgets: &budgets };
+        let asked: Vec<&&Extender> = extenders.iter().filter(|e| e.preempts()).collect();
+        let outcome = if asked.is_empty() {
+            preempt(view, &pod, &unfit)
+        } else {
+            match preemption::candidates(view, &pod, &unfit) {
+                Ok(candidates) => agreed(&pod, candidates, &asked).await,
+                Err(outcome) => outcome,
+            }
+        };
+        let node = match outcome {
             Preemption::Helpless(message) => {
+                unfit.post_filter = message;
+                if pod.nominated_node().is_some() {
+                    self.nominator.remove(&pod.uid);
+                    self.clear_nomination(Arc::clone(&pod));
+                }
+                None
+            }
+            Preemption::Ineligible(message) => {
                 unfit.post_filter = message;
                 None
             }
             Preemption::Nominate { node, victims } => {
-                self.nominator.nominate(Arc::clone(&waiting.pod), &node);
-                self.evict(&waiting.pod, &node, victims);
+                for lesser in self.nominator.nominate(Arc::clone(&pod), &node) {
+                    self.clear_nomination(lesser);
+                }
+                self.evict(&pod, &node, victims);
                 Some(node)
             }
         };
-        self.reject(waiting, Failure::Unfit(unfit), nominated);
+        self.reject(waiting, Failure::Unfit(unfit), node);
+    }
+
+    /// Tells a pod that the place promised to it is another's now.
+    fn clear_nomination(&mut self, pod: Arc<PodInfo>) {
+        let client = self.client.clone();
+        self.writes.spawn(async move {
+            if let Err(error) = report::clear_nomination(client, &pod).await
+                && !report::is_settled(&error)
+            {
+                tracing::warn!(pod = pod.key(), %error, "could not take back a nomination");
+            }
+            Written::Told
+        });
     }
 
     fn evict(&mut self, pod: &PodInfo, node: &str, victims: Vec<Arc<PodInfo>>) {
         for victim in victims.into_iter().filter(|victim| !victim.is_terminating()) {
             let message = format!("Preempted by pod {} on node {node}", pod.uid);
-            self.recorder.normal(object_reference(victim.pod.as_ref()), "Preempted", message);
+            if let Some(recorder) = self.recorder(pod) {
+                recorder.normal(object_reference(victim.pod.as_ref()), "Preempted", message);
+            }
             let (client, scheduler) = (self.client.clone(), pod.scheduler_name().to_owned());
             self.writes.spawn(async move {
                 if let Err(error) = report::evict(client, &victim, &scheduler).await {
@@ -495,7 +645,9 @@ impl Scheduler {
             Failure::Unfit(unfit) => unfit.plugins,
         };
         self.queue.give_back(waiting, plugins);
-        self.recorder.warning(object_reference(pod.pod.as_ref()), "FailedScheduling", &*message);
+        if let Some(recorder) = self.recorder(&pod) {
+            recorder.warning(object_reference(pod.pod.as_ref()), "FailedScheduling", &*message);
+        }
         self.tell(pod, Unscheduled { reason: "Unschedulable", message }, nominated);
     }
 
@@ -514,6 +666,27 @@ impl Scheduler {
             Written::Told
         });
     }
+}
+
+/// What is left of `candidates` when the extenders have agreed.
+async fn agreed(
+    pod: &PodInfo,
+    mut candidates: Vec<preemption::Candidate>,
+    extenders: &[&&Extender],
+) -> Preemption {
+    for extender in extenders {
+        match extender.preempt(pod, &candidates).await {
+            Ok(left) => candidates = left,
+            Err(error) if extender.is_ignorable() => {
+                tracing::warn!(%error, "an extender that can be ignored has failed");
+            }
+            Err(error) => return Preemption::Helpless(format!("preemption: {error}")),
+        }
+        if candidates.is_empty() {
+            break;
+        }
+    }
+    preemption::choose(candidates)
 }
 
 /// Something changed that a decision looks at.

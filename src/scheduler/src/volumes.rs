@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 
 /// What there is of storage, by name; of claims by namespace and name.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +15,8 @@ pub struct Volumes {
     pub volumes: HashMap<String, Arc<PersistentVolume>>,
     /// The storage classes.
     pub classes: HashMap<String, Arc<StorageClass>>,
+    /// What CSI drivers say about nodes, by the node's name.
+    pub nodes: HashMap<String, Arc<CSINode>>,
 }
 
 impl Volumes {

@@ -18,7 +18,7 @@ const EVENTS: &str = "/api/v1/events";
 
 struct Running {
     stop: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), scheduler::extender::Error>>,
 }
 
 fn start(api: &Api) -> Running {
@@ -32,7 +32,7 @@ fn start(api: &Api) -> Running {
 impl Running {
     async fn stop(self) {
         self.stop.cancel();
-        self.task.await.expect("a scheduler that ends well");
+        self.task.await.expect("a scheduler that ends well").expect("right settings");
     }
 }
 

@@ -2,10 +2,10 @@
 
 mod support;
 
-use scheduler::preemption::{Preemption, preempt};
-use scheduler::schedule::Failure;
+use scheduler::preemption::{Preemption, View, preempt};
+use scheduler::schedule::{Failure, Nominated, Rotation, schedule};
 use serde_json::{Value, json};
-use support::{asking, cluster, decide, node, outcome, pod, profile};
+use support::{asking, cluster, configured, decide, node, outcome, pod, profile};
 
 /// One node, one pod: the message when it does not fit.
 #[test]
@@ -358,12 +358,14 @@ fn volumes_have_zones_and_exclusive_users() {
 /// What preemption comes to, as text.
 fn preempted(pod: &scheduler::pod::PodInfo, cluster: &scheduler::cluster::Cluster) -> String {
     let Err(Failure::Unfit(unfit)) = decide(pod, cluster) else { panic!("the pod fits") };
-    match preempt(&profile(), pod, cluster, &[], &unfit) {
+    let (profile, nominated) = (profile(), Nominated::new());
+    let view = View { profile: &profile, cluster, nominated: &nominated, budgets: &[] };
+    match preempt(view, pod, &unfit) {
         Preemption::Nominate { node, victims } => {
             let names: Vec<&str> = victims.iter().map(|victim| victim.name.as_str()).collect();
             format!("{node}: {}", names.join(" "))
         }
-        Preemption::Helpless(message) => message,
+        Preemption::Helpless(message) | Preemption::Ineligible(message) => message,
     }
 }
 
@@ -402,4 +404,119 @@ fn preemption_removes_the_least_that_is_needed() {
         preempted(&pod("p", json!({"spec": polite})), &full),
         "preemption: not eligible due to preemptionPolicy=Never."
     );
+}
+
+#[test]
+fn arguments_change_what_plugins_decide() {
+    let args = |plugin: &str, args: &str| {
+        configured(&format!("profiles: [{{pluginConfig: [{{name: {plugin}, args: {args}}}]}}]"))
+    };
+    let placed = |node: &str, cpu: &str| {
+        let mut spec = asking(cpu, "1Gi");
+        spec["nodeName"] = json!(node);
+        pod("other", json!({"spec": spec}))
+    };
+    let ssd = json!({"metadata": {"labels": {"disk": "ssd"}}});
+    let two = || [node("a", json!({})), node("b", ssd.clone())];
+    let decided = |profile: &scheduler::framework::Profile, pod, cluster: &_| match schedule(
+        profile,
+        pod,
+        cluster,
+        &Nominated::new(),
+        &mut Rotation::default(),
+    ) {
+        Ok(placement) => placement.node,
+        Err(failure) => failure.to_string(),
+    };
+    let plain = pod("p", json!({"spec": asking("1", "1Gi")}));
+    let busy = cluster(two(), [placed("a", "1")]);
+    assert_eq!(decided(&profile(), &plain, &busy), "b");
+    let packing = args(
+        "NodeResourcesFit",
+        "{scoringStrategy: {type: MostAllocated, resources: [{name: cpu, weight: 1}]}}",
+    );
+    assert_eq!(decided(&packing, &plain, &busy), "a");
+    let empty = cluster([node("a", json!({}))], []);
+    let term =
+        "{nodeSelectorTerms: [{matchExpressions: [{key: disk, operator: In, values: [ssd]}]}]}";
+    let fast = args(
+        "NodeAffinity",
+        &format!("{{addedAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: {term}}}}}"),
+    );
+    assert_eq!(decided(&fast, &plain, &busy), "b");
+    assert_eq!(
+        decided(&fast, &plain, &empty),
+        "0/1 nodes are available: 1 node(s) didn't match scheduler-enforced node affinity."
+    );
+    let gpu = pod(
+        "p",
+        json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": "1"}}}]}}),
+    );
+    let ignoring = args("NodeResourcesFit", "{ignoredResourceGroups: [example.com]}");
+    assert_eq!(decided(&ignoring, &gpu, &empty), "a");
+    let blind =
+        configured("profiles: [{plugins: {filter: {disabled: [{name: NodeResourcesFit}]}}}]");
+    assert_eq!(decided(&blind, &gpu, &empty), "a");
+}
+
+#[test]
+fn pods_of_a_service_or_set_are_spread_by_themselves() {
+    let zone = |name: &str, zone: &str| {
+        node(name, json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}}))
+    };
+    let web = json!({"app": "web"});
+    let placed = |name: &str, on: &str| {
+        pod(name, json!({"metadata": {"labels": web}, "spec": {"nodeName": on}}))
+    };
+    let wanting = pod("p", json!({"metadata": {"labels": web}}));
+    // The fuller node is the emptier in memory, so that only spreading speaks for the other zone.
+    let mut picture = cluster(
+        [zone("a", "1"), zone("b", "1"), zone("c", "2")],
+        [placed("x", "a"), placed("y", "b")],
+    );
+    let labels = std::collections::BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+    let mut owners = scheduler::owners::Owners::default();
+    owners.set_service(("default".into(), "web".into()), Some(labels));
+    picture.owners = std::sync::Arc::new(owners);
+    assert_eq!(outcome(&wanting, &picture), "c");
+    let mut constrained = configured(
+        "profiles: [{pluginConfig: [{name: PodTopologySpread, args: {defaultingType: List, \
+         defaultConstraints: [{maxSkew: 1, topologyKey: rack, whenUnsatisfiable: DoNotSchedule}]}}]}]",
+    );
+    constrained.preemption = None;
+    let failure =
+        schedule(&constrained, &wanting, &picture, &Nominated::new(), &mut Rotation::default());
+    assert_eq!(
+        failure.expect_err("no node has the label").to_string(),
+        "0/3 nodes are available: 3 node(s) didn't match pod topology spread constraints (missing required label)."
+    );
+}
+
+#[test]
+fn drivers_attach_only_so_many_volumes() {
+    let claim = |name: &str| {
+        json!({"metadata": {"namespace": "default", "name": name,
+                "annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+            "spec": {"volumeName": name}})
+    };
+    let volume = |name: &str| json!({"metadata": {"name": name}, "spec": {"csi": {"driver": "d", "volumeHandle": name}}});
+    let using = |name: &str, claim: &str, on: Value| {
+        let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": claim}}]);
+        pod(name, json!({"spec": {"volumes": volumes, "nodeName": on}}))
+    };
+    let full = "0/1 nodes are available: 1 node(s) exceed max volume count.";
+    for (limit, wanted, want) in [(1, "w", full), (2, "w", "n"), (1, "v", "n")] {
+        let mut picture = cluster([node("n", json!({}))], [using("other", "v", json!("n"))]);
+        let mut volumes = scheduler::volumes::Volumes::clone(&support::volumes(
+            json!([claim("v"), claim("w")]),
+            json!([volume("v"), volume("w")]),
+            json!([]),
+        ));
+        let told = json!({"metadata": {"name": "n"}, "spec": {"drivers": [
+            {"name": "d", "nodeID": "n", "allocatable": {"count": limit}}]}});
+        let told = serde_json::from_value(told).expect("a CSINode");
+        volumes.nodes.insert("n".into(), std::sync::Arc::new(told));
+        picture.volumes = std::sync::Arc::new(volumes);
+        assert_eq!(outcome(&using("p", wanted, json!(null)), &picture), want, "{limit} {wanted}");
+    }
 }

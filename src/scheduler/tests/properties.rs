@@ -9,8 +9,10 @@ use k8s_openapi::api::core::v1::Node;
 use proptest::prelude::*;
 use scheduler::cluster::Cluster;
 use scheduler::pod::PodInfo;
+use scheduler::preemption::{Preemption, View, preempt};
+use scheduler::schedule::{Failure, Nominated};
 use serde_json::json;
-use support::{cluster, decide, node, pod};
+use support::{cluster, decide, node, pod, profile};
 
 #[derive(Clone, Debug)]
 struct NodeShape {
@@ -131,6 +133,60 @@ proptest! {
                     placed.push((shape.clone(), at));
                 }
                 Err(failure) => prop_assert!(possible.is_empty(), "{shape:?}: {failure}"),
+            }
+        }
+    }
+
+    /// What preemption takes away is enough, nothing of it is spared for nothing, and nobody as important goes.
+    #[test]
+    fn preemption_makes_room_and_no_more(
+        nodes in proptest::collection::vec(node_shape(), 1..5),
+        pods in proptest::collection::vec((pod_shape(), 0..4_i32), 1..20),
+    ) {
+        let built = nodes.iter().enumerate().map(|(index, shape)| build_node(index, shape));
+        let mut cluster: Cluster = cluster(built, []);
+        let mut placed: Vec<(PodShape, usize, String, i32)> = Vec::new();
+        for (index, (shape, priority)) in pods.iter().enumerate() {
+            let mut pod = build_pod(index, shape);
+            Arc::make_mut(&mut pod).priority = *priority;
+            let failure = match decide(&pod, &cluster) {
+                Ok(placement) => {
+                    let at = placement.node[1..].parse().expect("a number");
+                    cluster.add_pod(Arc::new(pod.on(&placement.node)));
+                    placed.push((shape.clone(), at, pod.uid.clone(), *priority));
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            let Failure::Unfit(unfit) = failure else { unreachable!("there are nodes") };
+            let (profile, nominated) = (profile(), Nominated::new());
+            let view = View { profile: &profile, cluster: &cluster, nominated: &nominated, budgets: &[] };
+            let left = |gone: &[&str]| -> Vec<(PodShape, usize)> {
+                let stay = placed.iter().filter(|(_, _, uid, _)| !gone.contains(&uid.as_str()));
+                stay.map(|(shape, at, ..)| (shape.clone(), *at)).collect()
+            };
+            // On some node it is enough that all lesser pods of that node go.
+            let possible = (0..nodes.len()).any(|at| {
+                let lesser = placed.iter().filter(|(_, place, _, p)| *place == at && p < priority);
+                let gone: Vec<&str> = lesser.map(|(_, _, uid, _)| uid.as_str()).collect();
+                !gone.is_empty() && allowed(shape, at, &nodes, &left(&gone))
+            });
+            match preempt(view, &pod, &unfit) {
+                Preemption::Nominate { node, victims } => {
+                    let at: usize = node[1..].parse().expect("a number");
+                    let gone: Vec<&str> = victims.iter().map(|victim| victim.uid.as_str()).collect();
+                    prop_assert!(victims.iter().all(|victim| victim.priority < *priority));
+                    prop_assert!(victims.iter().all(|victim| victim.node_name == node));
+                    prop_assert!(allowed(shape, at, &nodes, &left(&gone)), "{shape:?} on {node}");
+                    for spared in &gone {
+                        let fewer: Vec<&str> =
+                            gone.iter().copied().filter(|uid| uid != spared).collect();
+                        prop_assert!(!allowed(shape, at, &nodes, &left(&fewer)), "{spared} may stay");
+                    }
+                }
+                Preemption::Helpless(why) | Preemption::Ineligible(why) => {
+                    prop_assert!(!possible, "{shape:?}: {why}");
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! ImageLocality: nodes that hold the pod's images already, the larger the better.
 
 use crate::cluster::Cluster;
-use crate::framework::{MAX_NODE_SCORE, Plugin, Score};
+use crate::framework::{MAX_NODE_SCORE, Plugin, Point, Score};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -26,6 +26,10 @@ fn listed_name(image: &str) -> String {
 impl Plugin for ImageLocality {
     fn name(&self) -> &'static str {
         "ImageLocality"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::Score]
     }
 
     fn pre_score<'a>(

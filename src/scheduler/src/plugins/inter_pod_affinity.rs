@@ -4,14 +4,11 @@ use std::collections::HashMap;
 
 use crate::affinity::AffinityTerm;
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, MAX_NODE_SCORE, Plugin, Rejection, Score};
+use crate::framework::{Event, Filter, MAX_NODE_SCORE, Plugin, Point, Rejection, Score};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
-/// What a required affinity of a pod already placed counts for, when others are placed.
-const HARD_AFFINITY_WEIGHT: i64 = 1;
-
-pub struct InterPodAffinity;
+pub struct InterPodAffinity(pub crate::configuration::InterPodAffinity);
 
 /// Numbers by topology: label key and value.
 type Topology = HashMap<(String, String), i64>;
@@ -110,12 +107,17 @@ impl Filter for Required<'_> {
 
 struct Preferred(Topology);
 
-fn preferred(pod: &PodInfo, cluster: &Cluster) -> Option<Preferred> {
+fn preferred(
+    pod: &PodInfo,
+    cluster: &Cluster,
+    arguments: &crate::configuration::InterPodAffinity,
+) -> Option<Preferred> {
     let own = &pod.affinities;
     let wishes = !own.preferred.is_empty() || !own.preferred_anti.is_empty();
-    if !wishes && !cluster.has_affine_pods() {
+    if !wishes && (arguments.ignore_preferred_of_existing || !cluster.has_affine_pods()) {
         return None;
     }
+    let hard = arguments.hard_weight;
     let names = &cluster.namespaces;
     let mut scores = Topology::new();
     for node in cluster.nodes() {
@@ -128,7 +130,9 @@ fn preferred(pod: &PodInfo, cluster: &Cluster) -> Option<Preferred> {
             let its = &other.affinities;
             own.preferred.iter().for_each(|wish| rate(&wish.term, other, wish.weight));
             own.preferred_anti.iter().for_each(|wish| rate(&wish.term, other, -wish.weight));
-            its.required.iter().for_each(|term| rate(term, pod, HARD_AFFINITY_WEIGHT));
+            if hard > 0 {
+                its.required.iter().for_each(|term| rate(term, pod, hard));
+            }
             its.preferred.iter().for_each(|wish| rate(&wish.term, pod, wish.weight));
             its.preferred_anti.iter().for_each(|wish| rate(&wish.term, pod, -wish.weight));
         }
@@ -156,6 +160,10 @@ impl Plugin for InterPodAffinity {
         "InterPodAffinity"
     }
 
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreFilter, Point::Filter, Point::PreScore, Point::Score]
+    }
+
     fn pre_filter<'a>(
         &'a self,
         pod: &'a PodInfo,
@@ -170,7 +178,7 @@ impl Plugin for InterPodAffinity {
         cluster: &'a Cluster,
         _: &[&'a NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        preferred(pod, cluster).map(|score| Box::new(score) as Box<dyn Score>)
+        preferred(pod, cluster, &self.0).map(|score| Box::new(score) as Box<dyn Score>)
     }
 
     fn may_help(&self, event: &Event, _: &PodInfo) -> bool {
@@ -183,7 +191,7 @@ impl Plugin for InterPodAffinity {
             | Event::PodAssigned(_)
             | Event::AssignedPodRemoved(_)
             | Event::NamespaceChanged => true,
-            Event::StorageChanged => false,
+            Event::StorageChanged | Event::DevicesChanged => false,
         }
     }
 }

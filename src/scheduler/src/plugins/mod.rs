@@ -1,5 +1,6 @@
-//! The plugins, one file each, and upstream's default choice of them.
+//! The plugins, one file each. Which of them are asked is the configuration's business.
 
+mod dynamic_resources;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -8,6 +9,7 @@ mod node_ports;
 mod node_resources_balanced_allocation;
 mod node_resources_fit;
 mod node_unschedulable;
+mod node_volume_limits;
 mod pod_topology_spread;
 mod scheduling_gates;
 mod taint_toleration;
@@ -15,31 +17,39 @@ mod volume_binding;
 mod volume_restrictions;
 mod volume_zone;
 
-use crate::framework::{Plugin, Profile, Weighted};
+use crate::framework::{Plugin, Point, Profile};
 
-pub(crate) use node_affinity::selects;
-pub(crate) use volume_binding::{claim_names, late_claims};
+pub(crate) use dynamic_resources::{DynamicResources, plan};
+pub(crate) use image_locality::ImageLocality;
+pub(crate) use inter_pod_affinity::InterPodAffinity;
+pub(crate) use node_affinity::{NodeAffinity, selects};
+pub(crate) use node_name::NodeName;
+pub(crate) use node_ports::NodePorts;
+pub(crate) use node_resources_balanced_allocation::NodeResourcesBalancedAllocation;
+pub(crate) use node_resources_fit::NodeResourcesFit;
+pub(crate) use node_unschedulable::NodeUnschedulable;
+pub(crate) use node_volume_limits::NodeVolumeLimits;
+pub(crate) use pod_topology_spread::PodTopologySpread;
+pub(crate) use scheduling_gates::SchedulingGates;
+pub(crate) use taint_toleration::TaintToleration;
+pub(crate) use volume_binding::{VolumeBinding, claim_names, late_claims};
+pub(crate) use volume_restrictions::VolumeRestrictions;
+pub(crate) use volume_zone::VolumeZone;
+
+/// A plugin that is a part of the loop: it can be switched off, and has no code of its own.
+pub(crate) struct Marker(pub &'static str, pub &'static [Point]);
+
+impl Plugin for Marker {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+
+    fn points(&self) -> &'static [Point] {
+        self.1
+    }
+}
 
 /// The profile of `default-scheduler`.
-///
-/// Source: `pkg/scheduler/apis/config/v1/default_plugins.go`.
 pub fn default_profile() -> Profile {
-    let plugins: [(Box<dyn Plugin>, i64); 14] = [
-        (Box::new(scheduling_gates::SchedulingGates), 0),
-        (Box::new(node_unschedulable::NodeUnschedulable), 0),
-        (Box::new(node_name::NodeName), 0),
-        (Box::new(taint_toleration::TaintToleration), 3),
-        (Box::new(node_affinity::NodeAffinity), 2),
-        (Box::new(node_ports::NodePorts), 0),
-        (Box::new(node_resources_fit::NodeResourcesFit), 1),
-        (Box::new(volume_restrictions::VolumeRestrictions), 0),
-        (Box::new(volume_binding::VolumeBinding), 0),
-        (Box::new(volume_zone::VolumeZone), 0),
-        (Box::new(pod_topology_spread::PodTopologySpread), 2),
-        (Box::new(inter_pod_affinity::InterPodAffinity), 2),
-        (Box::new(node_resources_balanced_allocation::NodeResourcesBalancedAllocation), 1),
-        (Box::new(image_locality::ImageLocality), 1),
-    ];
-    let plugins = plugins.into_iter().map(|(plugin, weight)| Weighted { plugin, weight }).collect();
-    Profile { scheduler_name: "default-scheduler".into(), plugins }
+    crate::configuration::Configuration::default().profiles.remove(0)
 }

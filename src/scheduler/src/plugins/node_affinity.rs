@@ -7,11 +7,11 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, Plugin, Rejection, Score, normalize};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection, Score, normalize};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
-pub struct NodeAffinity;
+pub struct NodeAffinity(pub crate::configuration::NodeAffinity);
 
 /// Source: `k8s.io/component-helpers/scheduling/corev1/nodeaffinity`.
 fn requirement_holds(requirement: &NodeSelectorRequirement, found: Option<&str>) -> bool {
@@ -79,7 +79,19 @@ fn named_nodes(pod: &PodInfo) -> Option<BTreeSet<String>> {
     Some(all)
 }
 
-struct Required<'a>(&'a PodInfo);
+impl NodeAffinity {
+    /// What the profile requires of every node.
+    fn added(&self) -> Option<&[NodeSelectorTerm]> {
+        let added = self.0.added.as_ref()?;
+        let required = added.required_during_scheduling_ignored_during_execution.as_ref()?;
+        Some(&required.node_selector_terms)
+    }
+}
+
+struct Required<'a> {
+    pod: &'a PodInfo,
+    added: Option<&'a [NodeSelectorTerm]>,
+}
 
 struct Preferred<'a>(Vec<(&'a NodeSelectorTerm, i64)>);
 
@@ -88,16 +100,21 @@ impl Plugin for NodeAffinity {
         "NodeAffinity"
     }
 
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreFilter, Point::Filter, Point::PreScore, Point::Score]
+    }
+
     fn pre_filter<'a>(
         &'a self,
         pod: &'a PodInfo,
         _: &'a Cluster,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
         let selects = pod.spec().node_selector.as_ref().is_some_and(|labels| !labels.is_empty());
-        if !selects && required(pod).is_none() {
+        let added = self.added();
+        if !selects && required(pod).is_none() && added.is_none() {
             return Ok(None);
         }
-        Ok(Some(Box::new(Required(pod))))
+        Ok(Some(Box::new(Required { pod, added })))
     }
 
     fn pre_score<'a>(
@@ -106,15 +123,20 @@ impl Plugin for NodeAffinity {
         _: &'a Cluster,
         _: &[&'a NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        let wishes = terms(pod)?.preferred_during_scheduling_ignored_during_execution.as_ref()?;
-        let wishes: Vec<_> =
-            wishes.iter().map(|wish| (&wish.preference, i64::from(wish.weight))).collect();
+        let wishes: Vec<_> = terms(pod)
+            .into_iter()
+            .chain(self.0.added.as_ref())
+            .flat_map(|terms| &terms.preferred_during_scheduling_ignored_during_execution)
+            .flatten()
+            .map(|wish| (&wish.preference, i64::from(wish.weight)))
+            .collect();
         (!wishes.is_empty()).then(|| Box::new(Preferred(wishes)) as Box<dyn Score>)
     }
 
     fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
         let matches = |node: &std::sync::Arc<k8s_openapi::api::core::v1::Node>| {
-            matches_node(pod, &NodeInfo::new(node.clone()))
+            let node = NodeInfo::new(node.clone());
+            self.added().is_none_or(|terms| selects(terms, &node)) && matches_node(pod, &node)
         };
         match event {
             Event::NodeAdded(node) => matches(node),
@@ -129,11 +151,15 @@ impl Plugin for NodeAffinity {
 
 impl Filter for Required<'_> {
     fn nodes(&self) -> Option<BTreeSet<String>> {
-        named_nodes(self.0)
+        named_nodes(self.pod)
     }
 
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        if matches_node(self.0, node) {
+        if self.added.is_some_and(|terms| !selects(terms, node)) {
+            let reason = "node(s) didn't match scheduler-enforced node affinity";
+            return Err(Rejection::unresolvable(reason));
+        }
+        if matches_node(self.pod, node) {
             return Ok(());
         }
         Err(Rejection::unresolvable("node(s) didn't match Pod's node affinity/selector"))

@@ -1,7 +1,7 @@
 //! NodeName: a pod that names its node goes there and nowhere else.
 
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, Plugin, Rejection};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -12,6 +12,10 @@ struct Named<'a>(&'a str);
 impl Plugin for NodeName {
     fn name(&self) -> &'static str {
         "NodeName"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::Filter]
     }
 
     fn pre_filter<'a>(

@@ -1,7 +1,7 @@
 //! NodePorts: a host port is one pod's.
 
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, Plugin, Rejection};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::{HostPort, PodInfo};
 
@@ -12,6 +12,10 @@ struct Wanted<'a>(&'a [HostPort]);
 impl Plugin for NodePorts {
     fn name(&self) -> &'static str {
         "NodePorts"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreFilter, Point::Filter]
     }
 
     fn pre_filter<'a>(

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use super::taint_toleration::tolerated;
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, Plugin, Rejection};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -26,6 +26,10 @@ fn tolerates(pod: &PodInfo) -> bool {
 impl Plugin for NodeUnschedulable {
     fn name(&self) -> &'static str {
         "NodeUnschedulable"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::Filter]
     }
 
     fn pre_filter<'a>(

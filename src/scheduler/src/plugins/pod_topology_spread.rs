@@ -9,13 +9,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 use super::{node_affinity, taint_toleration};
 use crate::affinity;
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, MAX_NODE_SCORE, Plugin, Rejection, Score};
+use crate::configuration::{Defaulting, PodTopologySpread as Arguments};
+use crate::framework::{Event, Filter, MAX_NODE_SCORE, Plugin, Point, Rejection, Score};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// What pods of a Service or a set without constraints of their own would rather have.
+const SYSTEM_DEFAULTS: [(&str, i64); 2] = [(HOSTNAME, 3), (ZONE, 5)];
 
-pub struct PodTopologySpread;
+pub struct PodTopologySpread(pub Arguments);
 
 struct Constraint {
     key: String,
@@ -70,11 +74,42 @@ impl Constraint {
     }
 }
 
-fn constraints(pod: &PodInfo, when_unsatisfiable: &str) -> Vec<Constraint> {
-    let all = pod.spec().topology_spread_constraints.iter().flatten();
-    all.filter(|constraint| constraint.when_unsatisfiable == when_unsatisfiable)
-        .map(|constraint| Constraint::new(constraint, pod))
-        .collect()
+/// The pod's constraints, or those that the profile gives to pods without any. Says whether nodes must have
+/// all their keys to be rated.
+fn constraints(
+    pod: &PodInfo,
+    cluster: &Cluster,
+    arguments: &Arguments,
+    when_unsatisfiable: &str,
+) -> (Vec<Constraint>, bool) {
+    let own = pod.spec().topology_spread_constraints.as_deref().unwrap_or_default();
+    if !own.is_empty() {
+        let own = own.iter().filter(|c| c.when_unsatisfiable == when_unsatisfiable);
+        return (own.map(|constraint| Constraint::new(constraint, pod)).collect(), true);
+    }
+    let system = arguments.defaulting == Defaulting::System;
+    if system && when_unsatisfiable != "ScheduleAnyway" {
+        return (Vec::new(), false);
+    }
+    let Some(selector) = cluster.owners.selector(pod) else { return (Vec::new(), !system) };
+    let given = |key: &str, max_skew: i64| Constraint {
+        key: key.to_owned(),
+        selector: selector.clone(),
+        max_skew,
+        min_domains: 1,
+        honour_affinity: true,
+        honour_taints: false,
+    };
+    if system {
+        return (SYSTEM_DEFAULTS.map(|(key, max_skew)| given(key, max_skew)).into(), false);
+    }
+    let listed = arguments.constraints.iter();
+    let listed = listed.filter(|c| c.when_unsatisfiable == when_unsatisfiable);
+    let made = listed.map(|constraint| Constraint {
+        selector: selector.clone(),
+        ..Constraint::new(constraint, pod)
+    });
+    (made.collect(), true)
 }
 
 fn has_all_keys(constraints: &[Constraint], node: &NodeInfo) -> bool {
@@ -92,8 +127,11 @@ struct Counted {
 
 struct Required(Vec<Counted>);
 
-fn required(pod: &PodInfo, cluster: &Cluster) -> Required {
-    let constraints = constraints(pod, "DoNotSchedule");
+fn required(pod: &PodInfo, cluster: &Cluster, arguments: &Arguments) -> Required {
+    let (constraints, _) = constraints(pod, cluster, arguments, "DoNotSchedule");
+    if constraints.is_empty() {
+        return Required(Vec::new());
+    }
     let nodes: Vec<_> =
         cluster.nodes().iter().filter(|node| has_all_keys(&constraints, node)).collect();
     let count = |constraint: Constraint| {
@@ -132,6 +170,8 @@ impl Filter for Required {
 
 struct Preferred<'a> {
     pod: &'a PodInfo,
+    /// Nodes without all the keys are not rated.
+    all_keys: bool,
     /// With the weight of each: more domains make each of them matter more.
     constraints: Vec<(Constraint, HashMap<String, i64>, f64)>,
 }
@@ -140,40 +180,50 @@ fn preferred<'a>(
     pod: &'a PodInfo,
     cluster: &Cluster,
     nodes: &[&NodeInfo],
+    arguments: &Arguments,
 ) -> Option<Preferred<'a>> {
-    let constraints = constraints(pod, "ScheduleAnyway");
+    let (constraints, all_keys) = constraints(pod, cluster, arguments, "ScheduleAnyway");
     if constraints.is_empty() {
         return None;
     }
-    let usable: Vec<_> = nodes.iter().filter(|node| has_all_keys(&constraints, node)).collect();
+    let rated = |node: &NodeInfo| !all_keys || has_all_keys(&constraints, node);
+    let usable: Vec<_> = nodes.iter().filter(|node| rated(node)).collect();
     let domains_of = |constraint: &Constraint| -> HashSet<&str> {
         usable.iter().filter_map(|node| node.label(&constraint.key)).collect()
     };
-    let labelled: Vec<bool> =
-        cluster.nodes().iter().map(|node| has_all_keys(&constraints, node)).collect();
-    let mut counted = Vec::with_capacity(constraints.len());
-    for constraint in constraints {
-        let domains = domains_of(&constraint);
+    let counted = constraints.iter().map(|constraint| {
+        let domains = domains_of(constraint);
+        let size = if constraint.key == HOSTNAME { usable.len() } else { domains.len() };
         let mut counts: HashMap<String, i64> = HashMap::new();
-        for (node, labelled) in cluster.nodes().iter().zip(&labelled) {
-            let Some(value) = node.label(&constraint.key).filter(|value| domains.contains(value))
-            else {
-                continue;
-            };
-            if *labelled && constraint.key != HOSTNAME && constraint.includes(node, pod) {
-                *counts.entry(value.to_owned()).or_default() +=
-                    constraint.matching(node, &pod.namespace);
+        // The pods of a node are counted when the node is rated.
+        if constraint.key != HOSTNAME && !domains.is_empty() {
+            for node in cluster.nodes() {
+                let value = node.label(&constraint.key).filter(|value| domains.contains(value));
+                if let Some(value) = value
+                    && rated(node)
+                    && constraint.includes(node, pod)
+                {
+                    *counts.entry(value.to_owned()).or_default() +=
+                        constraint.matching(node, &pod.namespace);
+                }
             }
         }
-        let size = if constraint.key == HOSTNAME { usable.len() } else { domains.len() };
-        counted.push((constraint, counts, (size as f64 + 2.0).ln()));
-    }
-    Some(Preferred { pod, constraints: counted })
+        (counts, (size as f64 + 2.0).ln())
+    });
+    let counted: Vec<_> = counted.collect();
+    let constraints = constraints.into_iter().zip(counted);
+    let constraints =
+        constraints.map(|(constraint, (counts, weight))| (constraint, counts, weight));
+    Some(Preferred { pod, all_keys, constraints: constraints.collect() })
 }
 
 impl Preferred<'_> {
     fn usable(&self, node: &NodeInfo) -> bool {
-        self.constraints.iter().all(|(constraint, _, _)| node.label(&constraint.key).is_some())
+        !self.all_keys
+            || self
+                .constraints
+                .iter()
+                .all(|(constraint, _, _)| node.label(&constraint.key).is_some())
     }
 }
 
@@ -183,10 +233,10 @@ impl Score for Preferred<'_> {
             return 0;
         }
         let of = |(constraint, counts, weight): &(Constraint, HashMap<String, i64>, f64)| {
+            let Some(value) = node.label(&constraint.key) else { return 0.0 };
             let count = if constraint.key == HOSTNAME {
                 constraint.matching(node, &self.pod.namespace)
             } else {
-                let value = node.label(&constraint.key).unwrap_or_default();
                 counts.get(value).copied().unwrap_or(0)
             };
             count as f64 * weight + (constraint.max_skew - 1) as f64
@@ -213,12 +263,16 @@ impl Plugin for PodTopologySpread {
         "PodTopologySpread"
     }
 
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreFilter, Point::Filter, Point::PreScore, Point::Score]
+    }
+
     fn pre_filter<'a>(
         &'a self,
         pod: &'a PodInfo,
         cluster: &'a Cluster,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
-        let required = required(pod, cluster);
+        let required = required(pod, cluster, &self.0);
         Ok((!required.0.is_empty()).then(|| Box::new(required) as Box<dyn Filter>))
     }
 
@@ -228,7 +282,7 @@ impl Plugin for PodTopologySpread {
         cluster: &'a Cluster,
         nodes: &[&'a NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        preferred(pod, cluster, nodes).map(|score| Box::new(score) as Box<dyn Score>)
+        preferred(pod, cluster, nodes, &self.0).map(|score| Box::new(score) as Box<dyn Score>)
     }
 
     fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
@@ -243,7 +297,7 @@ impl Plugin for PodTopologySpread {
             Event::AssignedPodUpdated { old, new } | Event::Itself { old, new } => {
                 old.labels != new.labels
             }
-            Event::NamespaceChanged | Event::StorageChanged => false,
+            Event::NamespaceChanged | Event::StorageChanged | Event::DevicesChanged => false,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! SchedulingGates: a pod waits until all its gates are removed.
 
-use crate::framework::{Event, Plugin, Rejection};
+use crate::framework::{Event, Plugin, Point, Rejection};
 use crate::pod::PodInfo;
 
 pub struct SchedulingGates;
@@ -8,6 +8,10 @@ pub struct SchedulingGates;
 impl Plugin for SchedulingGates {
     fn name(&self) -> &'static str {
         "SchedulingGates"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreEnqueue]
     }
 
     fn pre_enqueue(&self, pod: &PodInfo) -> Result<(), Rejection> {

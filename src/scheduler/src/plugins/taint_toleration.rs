@@ -3,7 +3,7 @@
 use k8s_openapi::api::core::v1::{Taint, Toleration};
 
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, Plugin, Rejection, Score, normalize};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection, Score, normalize};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -42,6 +42,10 @@ pub fn tolerates_node(pod: &PodInfo, taints: &[Taint]) -> bool {
 impl Plugin for TaintToleration {
     fn name(&self) -> &'static str {
         "TaintToleration"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::Filter, Point::PreScore, Point::Score]
     }
 
     fn pre_filter<'a>(

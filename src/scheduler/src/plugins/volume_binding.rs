@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, Plugin, Rejection};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::late_binding::{is_bound, is_reachable, promises, volume_name};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
@@ -97,6 +97,10 @@ fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Claimed<'a>, Rejec
 impl Plugin for VolumeBinding {
     fn name(&self) -> &'static str {
         "VolumeBinding"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreFilter, Point::Filter, Point::Reserve, Point::PreBind]
     }
 
     fn pre_filter<'a>(

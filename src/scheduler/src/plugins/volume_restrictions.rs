@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::volume_binding::claim_names;
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, Plugin, Rejection};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -21,6 +21,10 @@ struct Exclusive<'a> {
 impl Plugin for VolumeRestrictions {
     fn name(&self) -> &'static str {
         "VolumeRestrictions"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreFilter, Point::Filter]
     }
 
     fn pre_filter<'a>(

@@ -4,7 +4,7 @@
 
 use super::volume_binding::claim_names;
 use crate::cluster::Cluster;
-use crate::framework::{Event, Filter, Plugin, Rejection};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::late_binding::volume_name;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
@@ -26,6 +26,10 @@ struct Zones(Vec<(&'static str, Vec<String>)>);
 impl Plugin for VolumeZone {
     fn name(&self) -> &'static str {
         "VolumeZone"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreFilter, Point::Filter]
     }
 
     fn pre_filter<'a>(

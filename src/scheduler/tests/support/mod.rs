@@ -96,11 +96,20 @@ pub fn volumes(claims: Value, volumes: Value, classes: Value) -> Arc<Volumes> {
         claims: claims.collect(),
         volumes: volumes.map(|volume| (name(&volume.metadata.name), volume)).collect(),
         classes: classes.map(|class| (name(&class.metadata.name), class)).collect(),
+        ..Volumes::default()
     })
 }
 
 pub fn profile() -> Profile {
     default_profile()
+}
+
+/// The profile that `rest` of a configuration file describes.
+pub fn configured(rest: &str) -> Profile {
+    let text = format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n{rest}"
+    );
+    scheduler::configuration::parse(&text).expect("a configuration").profiles.remove(0)
 }
 
 pub fn decide(pod: &PodInfo, cluster: &Cluster) -> Result<Placement, Failure> {

@@ -1,0 +1,246 @@
+//! Devices as plugins need them: who claims them, who offers them, who has them.
+//!
+//! Source: `k8s.io/dynamic-resource-allocation/structured`.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use apimachinery::cel::{Named, Program, TOTAL_LIMIT, Type, Value};
+use apimachinery::quantity::Quantity;
+use k8s_openapi::api::core::v1::NodeSelector;
+use k8s_openapi::api::resource::v1::{
+    Device, DeviceClass, DeviceSelector, DeviceTaint, DeviceToleration, ResourceClaim,
+    ResourceSlice, ResourceSliceSpec,
+};
+
+use crate::node::NodeInfo;
+use crate::plugins::selects;
+
+/// Driver, pool and name of a device.
+pub type DeviceId = (String, String, String);
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct Devices {
+    /// The claims, by namespace and name.
+    pub claims: HashMap<(String, String), Arc<ResourceClaim>>,
+    /// What drivers offer.
+    pub slices: Vec<Arc<ResourceSlice>>,
+    /// The classes by name.
+    pub classes: HashMap<String, Arc<DeviceClass>>,
+}
+
+/// A device on offer.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer<'a> {
+    /// The slice it is in.
+    pub slice: &'a ResourceSliceSpec,
+    /// It.
+    pub device: &'a Device,
+}
+
+impl Offer<'_> {
+    /// Its identity.
+    pub fn id(&self) -> DeviceId {
+        let slice = self.slice;
+        (slice.driver.clone(), slice.pool.name.clone(), self.device.name.clone())
+    }
+
+    /// It is tied to one node.
+    pub fn is_local(&self) -> bool {
+        self.slice.node_name.is_some() || self.device.node_name.is_some()
+    }
+}
+
+impl Devices {
+    /// The claim `name` of `namespace`.
+    pub fn claim(&self, namespace: &str, name: &str) -> Option<&Arc<ResourceClaim>> {
+        self.claims.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// The devices that somebody has to himself.
+    pub fn taken(&self) -> BTreeSet<DeviceId> {
+        let allocations = self.claims.values().filter_map(|claim| {
+            claim.status.as_ref()?.allocation.as_ref()?.devices.as_ref()?.results.as_ref()
+        });
+        allocations
+            .flatten()
+            // An administrator looks on; the device stays free for others.
+            .filter(|result| result.admin_access != Some(true))
+            .map(|result| (result.driver.clone(), result.pool.clone(), result.device.clone()))
+            .collect()
+    }
+
+    /// The devices on offer for `node`. Of each pool only the newest generation counts, and that only when
+    /// it is complete.
+    pub fn offers<'a>(&'a self, node: &NodeInfo) -> Vec<Offer<'a>> {
+        let mut newest: BTreeMap<(&str, &str), (i64, i64)> = BTreeMap::new();
+        for slice in &self.slices {
+            let pool = &slice.spec.pool;
+            let known = newest.entry((&slice.spec.driver, &pool.name)).or_insert((i64::MIN, 0));
+            if pool.generation > known.0 {
+                *known = (pool.generation, 0);
+            }
+            if pool.generation == known.0 {
+                known.1 += 1;
+            }
+        }
+        let counts = |spec: &ResourceSliceSpec| {
+            let known = newest.get(&(spec.driver.as_str(), spec.pool.name.as_str()));
+            let want = (spec.pool.generation, spec.pool.resource_slice_count);
+            known.is_some_and(|known| *known == want)
+        };
+        let specs = self.slices.iter().map(|slice| &slice.spec).filter(|spec| counts(spec));
+        let mut offers = Vec::new();
+        for slice in specs {
+            let each = slice.per_device_node_selection == Some(true);
+            if !each
+                && !reaches(
+                    slice.all_nodes,
+                    slice.node_name.as_ref(),
+                    slice.node_selector.as_ref(),
+                    node,
+                )
+            {
+                continue;
+            }
+            let devices = slice.devices.iter().flatten().filter(|device| {
+                !each
+                    || reaches(
+                        device.all_nodes,
+                        device.node_name.as_ref(),
+                        device.node_selector.as_ref(),
+                        node,
+                    )
+            });
+            offers.extend(devices.map(|device| Offer { slice, device }));
+        }
+        offers
+    }
+}
+
+fn reaches(
+    all: Option<bool>,
+    name: Option<&String>,
+    selector: Option<&NodeSelector>,
+    node: &NodeInfo,
+) -> bool {
+    all == Some(true)
+        || name.is_some_and(|name| *name == node.name)
+        || selector.is_some_and(|terms| selects(&terms.node_selector_terms, node))
+}
+
+/// Whether no taint of the device keeps the request away.
+pub fn tolerates(taints: &[DeviceTaint], tolerations: &[DeviceToleration]) -> bool {
+    let covers = |toleration: &DeviceToleration, taint: &DeviceTaint| {
+        let any = |value: &Option<String>, found: &str| {
+            value.as_deref().is_none_or(|value| value.is_empty() || value == found)
+        };
+        let value = taint.value.as_deref().unwrap_or_default();
+        any(&toleration.effect, &taint.effect)
+            && any(&toleration.key, &taint.key)
+            && match toleration.operator.as_deref() {
+                Some("Exists") => true,
+                _ => toleration.value.as_deref().unwrap_or_default() == value,
+            }
+    };
+    taints
+        .iter()
+        .filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"))
+        .all(|taint| tolerations.iter().any(|toleration| covers(toleration, taint)))
+}
+
+/// An attribute in a form that can be compared.
+pub fn attribute(offer: &Offer<'_>, name: &str) -> Option<String> {
+    let attributes = offer.device.attributes.as_ref()?;
+    // A name without a domain is in the driver's own.
+    let short = name.strip_prefix(&format!("{}/", offer.slice.driver));
+    let found = attributes.get(name).or_else(|| attributes.get(short?))?;
+    serde_json::to_string(found).ok()
+}
+
+/// Expressions that choose devices, compiled.
+pub struct Chooser(Vec<Program>);
+
+impl Chooser {
+    /// Of a class and a request. The error is for people.
+    pub fn new<'a>(selectors: impl Iterator<Item = &'a DeviceSelector>) -> Result<Self, String> {
+        let names = || vec![("device".to_owned(), Type::Dyn)];
+        let texts = selectors.filter_map(|selector| selector.cel.as_ref());
+        let programs: Result<_, _> =
+            texts.map(|cel| Program::compile(&cel.expression, names(), None)).collect();
+        programs.map(Self)
+    }
+
+    /// Whether all expressions hold. One that cannot be evaluated does not.
+    pub fn takes(&self, offer: &Offer<'_>) -> bool {
+        if self.0.is_empty() {
+            return true;
+        }
+        let variables = [("device", described(offer))];
+        let mut budget = TOTAL_LIMIT;
+        self.0.iter().all(|program| {
+            matches!(program.run(&Named(&variables), &mut budget), Ok(Value::Bool(true)))
+        })
+    }
+}
+
+fn map<'a>(entries: impl IntoIterator<Item = (String, Value<'a>)>) -> Value<'a> {
+    let entries = entries.into_iter().map(|(key, value)| (Value::from(key), value));
+    Value::Map(Arc::new(entries.collect()))
+}
+
+/// Values by their names, below the domains of those names.
+fn by_domain<'a>(driver: &str, values: impl Iterator<Item = (&'a String, Value<'a>)>) -> Value<'a> {
+    let mut domains: BTreeMap<String, Vec<(String, Value<'a>)>> = BTreeMap::new();
+    // The driver's own domain is there even when it is empty.
+    domains.insert(driver.to_owned(), Vec::new());
+    for (name, value) in values {
+        let (domain, name) = name.split_once('/').unwrap_or((driver, name));
+        domains.entry(domain.to_owned()).or_default().push((name.to_owned(), value));
+    }
+    map(domains.into_iter().map(|(domain, values)| (domain, map(values))))
+}
+
+/// The device as expressions see it.
+fn described<'a>(offer: &Offer<'a>) -> Value<'a> {
+    let driver = offer.slice.driver.as_str();
+    let attributes = offer.device.attributes.iter().flatten().map(|(name, value)| {
+        let value = if let Some(text) = &value.string {
+            Value::from(text.as_str())
+        } else if let Some(number) = value.int {
+            Value::Int(number)
+        } else if let Some(truth) = value.bool {
+            Value::Bool(truth)
+        } else {
+            value.version.as_ref().map_or(Value::Null, |version| semver(version))
+        };
+        (name, value)
+    });
+    let capacity = offer.device.capacity.iter().flatten().map(|(name, capacity)| {
+        let quantity = capacity.value.0.parse::<Quantity>().unwrap_or_default();
+        (name, Value::Quantity(Arc::new(quantity)))
+    });
+    map([
+        ("driver".to_owned(), Value::from(driver)),
+        ("attributes".to_owned(), by_domain(driver, attributes)),
+        ("capacity".to_owned(), by_domain(driver, capacity)),
+        (
+            "allowMultipleAllocations".to_owned(),
+            Value::Bool(offer.device.allow_multiple_allocations == Some(true)),
+        ),
+    ])
+}
+
+/// A version as expressions compare it.
+fn semver(text: &str) -> Value<'_> {
+    let (core, _) = text.split_once('+').unwrap_or((text, ""));
+    let (numbers, pre) = core.split_once('-').unwrap_or((core, ""));
+    let parts: Option<Vec<u64>> = numbers.split('.').map(|part| part.parse().ok()).collect();
+    match parts.as_deref() {
+        Some(&[major, minor, patch]) => {
+            Value::Semver(Arc::new(([major, minor, patch], pre.to_owned(), String::new())))
+        }
+        _ => Value::from(text),
+    }
+}

@@ -1,0 +1,213 @@
+//! DynamicResources: a pod goes where the devices are that its claims ask for.
+//!
+//! Source: `pkg/scheduler/framework/plugins/dynamicresources/dynamicresources.go`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::PodResourceClaim;
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
+
+use crate::allocation::{Wish, allocate};
+use crate::cluster::Cluster;
+use crate::devices::{DeviceId, Devices};
+use crate::framework::{Event, Filter, Plugin, Point, Rejection};
+use crate::node::NodeInfo;
+use crate::plugins::selects;
+use crate::pod::PodInfo;
+
+/// How many pods can have one claim.
+const RESERVED_MAX: usize = 256;
+
+pub struct DynamicResources;
+
+/// What the pod's entry stands for.
+enum Named {
+    /// A claim of this name.
+    Claim(String),
+    /// A claim that is still to be made.
+    Awaited,
+    /// None is needed.
+    Nothing,
+}
+
+fn claim_name(pod: &PodInfo, entry: &PodResourceClaim) -> Named {
+    if let Some(name) = &entry.resource_claim_name {
+        return Named::Claim(name.clone());
+    }
+    let statuses = pod.pod.status.iter().flat_map(|s| s.resource_claim_statuses.iter().flatten());
+    match statuses.into_iter().find(|status| status.name == entry.name) {
+        Some(status) => status.resource_claim_name.clone().map_or(Named::Nothing, Named::Claim),
+        None => Named::Awaited,
+    }
+}
+
+fn is_reserved(claim: &ResourceClaim, pod: &PodInfo) -> bool {
+    let users = claim.status.iter().flat_map(|status| status.reserved_for.iter().flatten());
+    users.into_iter().any(|user| user.uid == pod.uid)
+}
+
+/// The claims of the pod.
+fn claims(pod: &PodInfo, devices: &Devices) -> Result<Vec<Arc<ResourceClaim>>, Rejection> {
+    let mut found = Vec::new();
+    for entry in pod.spec().resource_claims.iter().flatten() {
+        let name = match claim_name(pod, entry) {
+            Named::Claim(name) => name,
+            Named::Nothing => continue,
+            Named::Awaited => {
+                let reason = format!(
+                    "pod {:?}: ResourceClaim not created yet for {}",
+                    pod.key(),
+                    entry.name
+                );
+                return Err(Rejection::unresolvable(reason));
+            }
+        };
+        let Some(claim) = devices.claim(&pod.namespace, &name) else {
+            let reason = format!("resourceclaim {name:?} not found");
+            return Err(Rejection::unresolvable(reason));
+        };
+        if claim.metadata.deletion_timestamp.is_some() {
+            let reason = format!("resourceclaim {name:?} is being deleted");
+            return Err(Rejection::unresolvable(reason));
+        }
+        let owner = claim.metadata.owner_references.iter().flatten();
+        let owner = owner.into_iter().find(|owner| owner.controller == Some(true));
+        if entry.resource_claim_template_name.is_some()
+            && owner.is_none_or(|owner| owner.uid != pod.uid)
+        {
+            let reason = format!(
+                "ResourceClaim {}/{name} was not created for pod {} (pod is not owner)",
+                pod.namespace,
+                pod.key()
+            );
+            return Err(Rejection::unresolvable(reason));
+        }
+        let users = claim.status.as_ref().and_then(|status| status.reserved_for.as_ref());
+        if users.is_some_and(|users| users.len() >= RESERVED_MAX) && !is_reserved(claim, pod) {
+            return Err(Rejection::unschedulable("resourceclaim in use"));
+        }
+        found.push(Arc::clone(claim));
+    }
+    Ok(found)
+}
+
+fn allocation(claim: &ResourceClaim) -> Option<&AllocationResult> {
+    claim.status.as_ref()?.allocation.as_ref()
+}
+
+struct Claimed<'a> {
+    /// Claims that have their devices.
+    allocated: Vec<Arc<ResourceClaim>>,
+    /// Claims that have none yet, and what they want.
+    open: Vec<Arc<ResourceClaim>>,
+    wishes: Vec<Wish>,
+    devices: &'a Devices,
+    taken: BTreeSet<DeviceId>,
+}
+
+fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Option<Claimed<'a>>, Rejection> {
+    let devices = cluster.devices.as_ref();
+    let (allocated, open): (Vec<_>, Vec<_>) =
+        claims(pod, devices)?.into_iter().partition(|claim| allocation(claim).is_some());
+    if allocated.is_empty() && open.is_empty() {
+        return Ok(None);
+    }
+    let wishes: Result<Vec<Wish>, String> =
+        open.iter().map(|claim| Wish::new(Arc::clone(claim), devices)).collect();
+    let wishes = wishes.map_err(Rejection::unresolvable)?;
+    let taken = if open.is_empty() { BTreeSet::new() } else { devices.taken() };
+    Ok(Some(Claimed { allocated, open, wishes, devices, taken }))
+}
+
+/// What a pod's claims come to on a node.
+#[derive(Clone, Debug, Default)]
+pub struct Reservation {
+    /// The claims, as they will be: with their devices, and reserved for the pod.
+    pub claims: Vec<Arc<ResourceClaim>>,
+}
+
+/// How the pod's claims are satisfied on `node` (Reserve).
+pub fn plan(pod: &PodInfo, cluster: &Cluster, node: &NodeInfo) -> Reservation {
+    if pod.spec().resource_claims.as_ref().is_none_or(Vec::is_empty) {
+        return Reservation::default();
+    }
+    let Ok(Some(claimed)) = claimed(pod, cluster) else { return Reservation::default() };
+    let results = claimed.allocate(node).unwrap_or_default();
+    let open = claimed.open.iter().zip(results).map(|(claim, result)| (claim, Some(result)));
+    let all = claimed.allocated.iter().map(|claim| (claim, None)).chain(open);
+    let kept = all.map(|(claim, result)| {
+        let mut claim = ResourceClaim::clone(claim);
+        let status = claim.status.get_or_insert_default();
+        if result.is_some() {
+            status.allocation = result;
+        }
+        let users = status.reserved_for.get_or_insert_default();
+        if !users.iter().any(|user| user.uid == pod.uid) {
+            users.push(k8s_openapi::api::resource::v1::ResourceClaimConsumerReference {
+                api_group: None,
+                name: pod.name.clone(),
+                resource: "pods".into(),
+                uid: pod.uid.clone(),
+            });
+        }
+        Arc::new(claim)
+    });
+    Reservation { claims: kept.collect() }
+}
+
+impl Claimed<'_> {
+    fn allocate(&self, node: &NodeInfo) -> Option<Vec<AllocationResult>> {
+        allocate(&self.wishes, self.devices, &self.taken, node)
+    }
+}
+
+impl Plugin for DynamicResources {
+    fn name(&self) -> &'static str {
+        "DynamicResources"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreEnqueue, Point::PreFilter, Point::Filter, Point::Reserve, Point::PreBind]
+    }
+
+    fn pre_filter<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        cluster: &'a Cluster,
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
+        if pod.spec().resource_claims.as_ref().is_none_or(Vec::is_empty) {
+            return Ok(None);
+        }
+        Ok(claimed(pod, cluster)?.map(|claimed| Box::new(claimed) as Box<dyn Filter>))
+    }
+
+    fn may_help(&self, event: &Event, _: &PodInfo) -> bool {
+        match event {
+            Event::DevicesChanged | Event::NodeAdded(_) => true,
+            Event::NodeUpdated { old, new } => old.metadata.labels != new.metadata.labels,
+            Event::Itself { old, new } => {
+                let told = |pod: &PodInfo| {
+                    pod.pod.status.as_ref().and_then(|s| s.resource_claim_statuses.clone())
+                };
+                told(old) != told(new)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Filter for Claimed<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        for claim in &self.allocated {
+            let selector = allocation(claim).and_then(|a| a.node_selector.as_ref());
+            if selector.is_some_and(|selector| !selects(&selector.node_selector_terms, node)) {
+                return Err(Rejection::unresolvable("resourceclaim not available on the node"));
+            }
+        }
+        if !self.open.is_empty() && self.allocate(node).is_none() {
+            return Err(Rejection::unresolvable("cannot allocate all claims"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! NodeVolumeLimits: a CSI driver can attach only so many volumes to a node.
+//!
+//! Source: `pkg/scheduler/framework/plugins/nodevolumelimits/csi.go`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::volume_binding::claim_names;
+use crate::cluster::Cluster;
+use crate::framework::{Event, Filter, Plugin, Point, Rejection};
+use crate::late_binding::volume_name;
+use crate::node::NodeInfo;
+use crate::pod::PodInfo;
+use crate::volumes::Volumes;
+
+pub struct NodeVolumeLimits;
+
+/// Driver and volume.
+type Attached = (String, String);
+
+/// The volumes of CSI drivers that the pod has, or will have.
+fn attached(pod: &PodInfo, volumes: &Volumes) -> BTreeSet<Attached> {
+    let mut all = BTreeSet::new();
+    for (name, _) in claim_names(pod) {
+        let Some(claim) = volumes.claim(&pod.namespace, &name) else { continue };
+        let volume = volumes.volumes.get(volume_name(claim));
+        if let Some(volume) = volume {
+            let csi = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref());
+            all.extend(csi.map(|csi| (csi.driver.clone(), csi.volume_handle.clone())));
+            continue;
+        }
+        // What is yet to be made counts for the driver that will make it.
+        let class = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
+        if let Some(class) = class.and_then(|class| volumes.classes.get(class)) {
+            let place = format!("{}/{name}", pod.namespace);
+            all.insert((class.provisioner.clone(), place));
+        }
+    }
+    all
+}
+
+struct Limited<'a> {
+    pod: &'a PodInfo,
+    wanted: BTreeSet<Attached>,
+    volumes: &'a Volumes,
+}
+
+impl Plugin for NodeVolumeLimits {
+    fn name(&self) -> &'static str {
+        "NodeVolumeLimits"
+    }
+
+    fn points(&self) -> &'static [Point] {
+        &[Point::PreFilter, Point::Filter]
+    }
+
+    fn pre_filter<'a>(
+        &'a self,
+        pod: &'a PodInfo,
+        cluster: &'a Cluster,
+    ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
+        let volumes = cluster.volumes.as_ref();
+        let wanted = attached(pod, volumes);
+        let any = !wanted.is_empty();
+        Ok(any.then(|| Box::new(Limited { pod, wanted, volumes }) as Box<dyn Filter>))
+    }
+
+    fn may_help(&self, event: &Event, _: &PodInfo) -> bool {
+        match event {
+            Event::AssignedPodRemoved(gone) => claim_names(gone).next().is_some(),
+            Event::StorageChanged | Event::NodeAdded(_) => true,
+            _ => false,
+        }
+    }
+}
+
+impl Filter for Limited<'_> {
+    fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        let Some(told) = self.volumes.nodes.get(&node.name) else { return Ok(()) };
+        let limits: BTreeMap<&str, i64> = told
+            .spec
+            .drivers
+            .iter()
+            .filter_map(|driver| {
+                let count = driver.allocatable.as_ref()?.count?;
+                Some((driver.name.as_str(), i64::from(count)))
+            })
+            .collect();
+        if !self.wanted.iter().any(|(driver, _)| limits.contains_key(driver.as_str())) {
+            return Ok(());
+        }
+        let others = node.pods.iter().filter(|other| other.uid != self.pod.uid);
+        let there: BTreeSet<Attached> =
+            others.flat_map(|other| attached(other, self.volumes)).collect();
+        for (driver, limit) in limits {
+            let of = |all: &BTreeSet<Attached>| all.iter().filter(|(of, _)| of == driver).count();
+            let new = self.wanted.difference(&there).filter(|(of, _)| of == driver).count();
+            if new > 0 && (of(&there) + new) as i64 > limit {
+                return Err(Rejection::unschedulable("node(s) exceed max volume count"));
+            }
+        }
+        Ok(())
+    }
+}

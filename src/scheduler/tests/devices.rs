@@ -1,0 +1,168 @@
+//! Claims of devices: which node a pod goes to, and which devices it gets.
+
+mod support;
+
+use std::sync::Arc;
+
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+use scheduler::allocation::{Wish, allocate};
+use scheduler::cluster::Cluster;
+use scheduler::devices::Devices;
+use scheduler::node::NodeInfo;
+use serde_json::{Value, json};
+use support::{cluster, node, outcome, pod};
+
+fn of<K: serde::de::DeserializeOwned>(object: Value) -> Arc<K> {
+    Arc::new(serde_json::from_value(object).expect("an object"))
+}
+
+fn device(name: &str, model: &str, memory: &str, numa: i64) -> Value {
+    json!({"name": name, "attributes": {
+            "model": {"string": model}, "numa": {"int": numa}, "driverVersion": {"version": "1.2.0"}},
+        "capacity": {"memory": {"value": memory}}})
+}
+
+fn slice(node: &str, devices: &[Value]) -> Arc<ResourceSlice> {
+    of(json!({"metadata": {"name": node}, "spec": {"driver": "gpu.example.com", "nodeName": node,
+        "pool": {"name": node, "generation": 1, "resourceSliceCount": 1}, "devices": devices}}))
+}
+
+fn claim(name: &str, devices: Value, status: Value) -> Arc<ResourceClaim> {
+    of(json!({"metadata": {"namespace": "default", "name": name, "uid": format!("uid-{name}")},
+        "spec": {"devices": devices}, "status": status}))
+}
+
+fn exactly(more: Value) -> Value {
+    let mut request = json!({"deviceClassName": "gpu"});
+    for (key, value) in more.as_object().into_iter().flatten() {
+        request[key] = value.clone();
+    }
+    json!({"requests": [{"name": "r", "exactly": request}]})
+}
+
+fn choosing(expression: &str) -> Value {
+    exactly(json!({"selectors": [{"cel": {"expression": expression}}]}))
+}
+
+/// Two nodes: `a` with one small device, `b` with two large ones and one that is like them but apart.
+fn devices(claims: &[Arc<ResourceClaim>]) -> Devices {
+    let class: Arc<DeviceClass> = of(json!({"metadata": {"name": "gpu"}, "spec": {"selectors": [
+        {"cel": {"expression": "device.driver == 'gpu.example.com'"}}]}}));
+    let name = |claim: &ResourceClaim| claim.metadata.name.clone().expect("a name");
+    Devices {
+        claims: claims.iter().map(|c| (("default".into(), name(c)), Arc::clone(c))).collect(),
+        slices: vec![
+            slice("a", &[device("small", "s", "8Gi", 0)]),
+            slice(
+                "b",
+                &[
+                    device("large0", "l", "80Gi", 0),
+                    device("large1", "l", "80Gi", 1),
+                    device("large2", "l", "80Gi", 1),
+                ],
+            ),
+        ],
+        classes: [("gpu".to_owned(), class)].into(),
+    }
+}
+
+fn given(wanted: Value, others: &[Arc<ResourceClaim>], on: &str) -> Option<String> {
+    let devices = devices(others);
+    let wish = Wish::new(claim("c", wanted, json!(null)), &devices).expect("a right claim");
+    let node = NodeInfo::new(node(on, json!({})));
+    let results = allocate(&[wish], &devices, &devices.taken(), &node)?;
+    let results = results[0].devices.as_ref()?.results.as_ref()?;
+    let named = results.iter().map(|result| format!("{}={}", result.request, result.device));
+    Some(named.collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn requests_get_the_devices_they_choose() {
+    let held = |device: &str| {
+        let result =
+            json!({"request": "r", "driver": "gpu.example.com", "pool": "b", "device": device});
+        claim("held", exactly(json!({})), json!({"allocation": {"devices": {"results": [result]}}}))
+    };
+    let same_numa = |requests: Value| json!({"requests": requests, "constraints": [{"matchAttribute": "gpu.example.com/numa"}]});
+    let two = exactly(json!({"count": 2}))["requests"].clone();
+    let first = json!({"requests": [{"name": "r", "firstAvailable": [
+        {"name": "many", "deviceClassName": "gpu", "count": 4},
+        {"name": "few", "deviceClassName": "gpu", "count": 1}]}]});
+    let cases: Vec<(Value, &[Arc<ResourceClaim>], &str, Option<&str>)> = vec![
+        (exactly(json!({})), &[], "a", Some("r=small")),
+        (exactly(json!({"count": 2})), &[], "a", None),
+        (exactly(json!({"count": 2})), &[], "b", Some("r=large0 r=large1")),
+        (exactly(json!({"allocationMode": "All"})), &[], "b", Some("r=large0 r=large1 r=large2")),
+        (exactly(json!({})), &[], "c", None),
+        (choosing("device.attributes['gpu.example.com'].model == 'l'"), &[], "a", None),
+        (choosing("device.attributes['gpu.example.com'].model == 'l'"), &[], "b", Some("r=large0")),
+        (
+            choosing("device.capacity['gpu.example.com'].memory.compareTo(quantity('10Gi')) > 0"),
+            &[],
+            "a",
+            None,
+        ),
+        (
+            choosing(
+                "device.attributes['gpu.example.com'].driverVersion.isGreaterThan(semver('1.1.0'))",
+            ),
+            &[],
+            "a",
+            Some("r=small"),
+        ),
+        // An attribute that is not there chooses nothing.
+        (choosing("device.attributes['gpu.example.com'].color == 'red'"), &[], "a", None),
+        (same_numa(two.clone()), &[], "b", Some("r=large1 r=large2")),
+        (first, &[], "b", Some("r/few=large0")),
+    ];
+    for (wanted, others, on, want) in cases {
+        let told = format!("{wanted} on {on}");
+        assert_eq!(given(wanted, others, on).as_deref(), want, "{told}");
+    }
+    let taken = [held("large1")];
+    assert_eq!(
+        given(exactly(json!({"count": 2})), &taken, "b").as_deref(),
+        Some("r=large0 r=large2")
+    );
+    assert_eq!(given(same_numa(two), &taken, "b"), None);
+    assert_eq!(given(exactly(json!({"allocationMode": "All"})), &taken, "b"), None);
+    let looking_on = exactly(json!({"adminAccess": true, "count": 3}));
+    assert_eq!(given(looking_on, &taken, "b").as_deref(), Some("r=large0 r=large1 r=large2"));
+}
+
+#[test]
+fn a_pod_goes_where_its_devices_are() {
+    let using = |name: &str| {
+        pod("p", json!({"spec": {"resourceClaims": [{"name": "gpu", "resourceClaimName": name}]}}))
+    };
+    let picture = |claims: &[Arc<ResourceClaim>]| -> Cluster {
+        let mut picture = cluster([node("a", json!({})), node("b", json!({}))], []);
+        picture.devices = Arc::new(devices(claims));
+        picture
+    };
+    let large = "device.attributes['gpu.example.com'].model == 'l'";
+    let open = claim("open", choosing(large), json!(null));
+    assert_eq!(outcome(&using("open"), &picture(&[open])), "b");
+    let selector = json!({"nodeSelectorTerms": [{"matchFields": [
+        {"key": "metadata.name", "operator": "In", "values": ["a"]}]}]});
+    let bound =
+        claim("bound", exactly(json!({})), json!({"allocation": {"nodeSelector": selector}}));
+    assert_eq!(outcome(&using("bound"), &picture(&[bound])), "a");
+    let greedy = claim("greedy", exactly(json!({"count": 9})), json!(null));
+    assert_eq!(
+        outcome(&using("greedy"), &picture(&[greedy])),
+        "0/2 nodes are available: 2 cannot allocate all claims."
+    );
+    assert_eq!(
+        outcome(&using("none"), &picture(&[])),
+        "0/2 nodes are available: resourceclaim \"none\" not found."
+    );
+    let templated = pod(
+        "p",
+        json!({"spec": {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "t"}]}}),
+    );
+    assert_eq!(
+        outcome(&templated, &picture(&[])),
+        "0/2 nodes are available: pod \"default/p\": ResourceClaim not created yet for gpu."
+    );
+}
