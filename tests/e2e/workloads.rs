@@ -207,3 +207,52 @@ fn budgets_quotas_and_autoscalers_are_kept() {
     cluster.kubectl_ok(&["taint", "node", &node, "away=now:NoExecute"]);
     cluster.kubectl_ok(&["wait", "--for=delete", "pod/guest", "--timeout=30s"]);
 }
+
+#[test]
+fn a_secret_holds_a_token_of_its_account() {
+    let cluster = Cluster::ephemeral();
+    cluster.kubectl_ok(&["create", "serviceaccount", "robot"]);
+    cluster.kubectl_ok(&[
+        "create",
+        "clusterrolebinding",
+        "robot",
+        "--clusterrole=view",
+        "--serviceaccount=default:robot",
+    ]);
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "robot",
+        "annotations": {"kubernetes.io/service-account.name": "robot"}},
+        "type": "kubernetes.io/service-account-token"});
+    cluster.apply(&secret.to_string());
+    let token = eventually("the token", || {
+        let secret = cluster.get(&["secret", "robot"])?;
+        let token = secret["data"]["token"].as_str().ok_or("there is none")?.to_owned();
+        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, token);
+        bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(|e| e.to_string())
+    });
+    let as_robot =
+        ["--token", &token, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"];
+    // The administrator's certificate would go before the token.
+    let bare = cluster.path("bare");
+    std::fs::write(&bare, "").expect("it can be written");
+    let server = cluster.kubectl_ok(&[
+        "config",
+        "view",
+        "--minify",
+        "-o",
+        "jsonpath={.clusters[0].cluster.server}",
+    ]);
+    let who = crate::harness::run(
+        cluster
+            .command("kubectl")
+            .arg("--kubeconfig")
+            .arg(&bare)
+            .args(["--server", server.trim(), "--insecure-skip-tls-verify"])
+            .args(as_robot),
+    );
+    assert_eq!(who.out, "system:serviceaccount:default:robot", "{}", who.err);
+    cluster.kubectl_ok(&["delete", "serviceaccount", "robot"]);
+    eventually("the secret's end", || match cluster.get(&["secret", "robot"]) {
+        Err(gone) if gone.contains("not found") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}

@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 
 use client::{Informers, object_reference};
-use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 use kube::{Client, Resource, ResourceExt};
@@ -22,6 +24,10 @@ pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// Asks for hints of another kind, which go before the Service's distribution of traffic.
+const TOPOLOGY_MODE: [&str; 2] =
+    ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -67,7 +73,30 @@ pub fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
     }
 }
 
-fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<Endpoint> {
+/// The zones of the nodes, by the node's name.
+type Zones = BTreeMap<String, String>;
+
+/// For whom a ready endpoint is meant, as the Service distributes its traffic.
+///
+/// Source: `staging/src/k8s.io/endpointslice/trafficdist`.
+fn hints(service: &Service, endpoint: &Endpoint) -> Option<EndpointHints> {
+    let auto = TOPOLOGY_MODE.iter().find_map(|key| service.annotations().get(*key));
+    if auto.is_some_and(|mode| mode.eq_ignore_ascii_case("auto")) {
+        return None;
+    }
+    let distribution = service.spec.as_ref()?.traffic_distribution.as_deref()?;
+    let by_node = distribution == "PreferSameNode";
+    if !by_node && !matches!(distribution, "PreferClose" | "PreferSameZone") {
+        return None;
+    }
+    endpoint.conditions.as_ref().filter(|conditions| conditions.ready == Some(true))?;
+    let for_zones = endpoint.zone.clone().map(|name| vec![ForZone { name }]);
+    let for_nodes = endpoint.node_name.clone().filter(|_| by_node);
+    let for_nodes = for_nodes.map(|name| vec![ForNode { name }]);
+    (for_zones.is_some() || for_nodes.is_some()).then_some(EndpointHints { for_nodes, for_zones })
+}
+
+fn endpoint(service: &Service, pod: &Pod, family: &str, zones: &Zones) -> Option<Endpoint> {
     let status = pod.status.as_ref()?;
     let all = status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip);
     let address = all
@@ -86,7 +115,7 @@ fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<Endpoint> {
         .hostname
         .clone()
         .filter(|_| pod_spec.subdomain.as_deref() == service.metadata.name.as_deref());
-    Some(Endpoint {
+    let mut made = Endpoint {
         addresses: vec![address.clone()],
         conditions: Some(EndpointConditions {
             ready: Some(publish || (serving && !terminating)),
@@ -95,13 +124,16 @@ fn endpoint(service: &Service, pod: &Pod, family: &str) -> Option<Endpoint> {
         }),
         hostname,
         node_name: pod_spec.node_name.clone(),
+        zone: pod_spec.node_name.as_ref().and_then(|node| zones.get(node)).cloned(),
         target_ref: Some(k8s_openapi::api::core::v1::ObjectReference {
             api_version: None,
             resource_version: None,
             ..object_reference(pod)
         }),
         ..Endpoint::default()
-    })
+    };
+    made.hints = hints(service, &made);
+    Some(made)
 }
 
 /// The families of a Service's addresses, for each of which it has slices.
@@ -117,12 +149,13 @@ fn wanted(
     service: &Service,
     pods: &[&Pod],
     family: &str,
+    zones: &Zones,
 ) -> Vec<(Vec<EndpointPort>, Vec<Endpoint>)> {
     let empty = Vec::new();
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).unwrap_or(&empty);
     let mut groups: BTreeMap<Vec<Option<i32>>, Vec<Endpoint>> = BTreeMap::new();
     for pod in pods {
-        if let Some(endpoint) = endpoint(service, pod, family) {
+        if let Some(endpoint) = endpoint(service, pod, family, zones) {
             let numbers = ports.iter().map(|port| target(port, pod)).collect();
             groups.entry(numbers).or_default().push(endpoint);
         }
@@ -252,10 +285,10 @@ pub fn reconcile<O: Resource<DynamicType = ()>>(
     changes
 }
 
-fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice]) -> Changes {
+fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice], zones: &Zones) -> Changes {
     let mut contents = Vec::new();
     for family in families(service) {
-        let of_family = wanted(service, pods, &family).into_iter();
+        let of_family = wanted(service, pods, &family, zones).into_iter();
         contents.extend(of_family.map(|(ports, endpoints)| Content {
             address_type: family.clone(),
             ports,
@@ -270,8 +303,10 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let services = informers.get::<Service>();
     let pods = informers.get::<Pod>();
     let slices = informers.get::<EndpointSlice>();
+    let nodes = informers.get::<Node>();
     pods.ready().await;
     slices.ready().await;
+    nodes.ready().await;
     let key =
         |service: &Service| vec![(service.namespace().unwrap_or_default(), service.name_any())];
     let known = services.store();
@@ -288,8 +323,22 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let service = slice.labels().get(SERVICE_NAME).cloned();
         service.map(|name| (slice.namespace().unwrap_or_default(), name)).into_iter().collect()
     };
+    // Of a node only its zone matters here, and that seldom changes.
+    let (known, seen) = (services.store(), std::sync::Mutex::new(Zones::new()));
+    let of_node = move |node: &Node| {
+        let zone = node.labels().get(ZONE).cloned();
+        let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = match &zone {
+            Some(zone) => seen.insert(node.name_any(), zone.clone()),
+            None => seen.remove(&node.name_any()),
+        };
+        if before == zone {
+            return Vec::new();
+        }
+        known.state().iter().flat_map(|service| key(service)).collect()
+    };
     let changes = futures::stream::select(
-        touched(&services, key),
+        futures::stream::select(touched(&services, key), touched(&nodes, of_node)),
         futures::stream::select(touched(&pods, of_pod), touched(&slices, of_slice)),
     );
     queue::run("endpointslice", changes, shutdown, |(namespace, name): (String, String)| {
@@ -309,7 +358,13 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                         && selects(&selector, pod.metadata.labels.as_ref())
                 });
                 let chosen: Vec<&Pod> = chosen.iter().map(AsRef::as_ref).collect();
-                decide(service, &chosen, &found)
+                let zone = |pod: &&Pod| {
+                    let name = pod.spec.as_ref()?.node_name.clone()?;
+                    let zone = nodes.get("", &name)?.labels().get(ZONE)?.clone();
+                    Some((name, zone))
+                };
+                let zones: Zones = chosen.iter().filter_map(zone).collect();
+                decide(service, &chosen, &found, &zones)
             }
             // The slices of a Service that is gone, or has no selector any more, are not ours to keep.
             _ => Changes::none_left(&found),
@@ -351,7 +406,7 @@ mod tests {
     fn named_ports_are_each_pods_own() {
         let service = service(&json!([{"port": 80, "targetPort": "web"}]));
         let (one, two) = (pod("10.0.0.1", "True", 8080), pod("10.0.0.2", "True", 9090));
-        let ports: Vec<_> = wanted(&service, &[&one, &two], "IPv4")
+        let ports: Vec<_> = wanted(&service, &[&one, &two], "IPv4", &Zones::new())
             .into_iter()
             .map(|(ports, endpoints)| (ports[0].port, endpoints[0].addresses[0].clone()))
             .collect();
@@ -365,14 +420,14 @@ mod tests {
     fn slices_change_only_when_they_must() {
         let service = service(&json!([{"port": 80}]));
         let first = pod("10.0.0.1", "False", 80);
-        let made = decide(&service, &[&first], &[]);
+        let made = decide(&service, &[&first], &[], &Zones::new());
         assert_eq!(made.create.len(), 1);
         let mut slice = made.create[0].clone();
         assert_eq!(first_ready(&slice), Some(false));
         slice.metadata.name = Some("s-x".into());
-        assert_eq!(decide(&service, &[&first], &[&slice]), Changes::default());
+        assert_eq!(decide(&service, &[&first], &[&slice], &Zones::new()), Changes::default());
         let ready = pod("10.0.0.1", "True", 80);
-        let changed = decide(&service, &[&ready], &[&slice]);
+        let changed = decide(&service, &[&ready], &[&slice], &Zones::new());
         assert_eq!(changed.update.len(), 1);
         assert_eq!(first_ready(&changed.update[0]), Some(true));
     }
@@ -384,7 +439,7 @@ mod tests {
         let ips = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]);
         pod.status.as_mut().unwrap().pod_ips = serde_json::from_value(ips).unwrap();
         service.spec.as_mut().unwrap().ip_families = Some(vec!["IPv6".into(), "IPv4".into()]);
-        let made = decide(&service, &[&pod], &[]).create;
+        let made = decide(&service, &[&pod], &[], &Zones::new()).create;
         let told: Vec<_> = made
             .iter()
             .map(|slice| {
@@ -398,9 +453,9 @@ mod tests {
             slice.metadata.name = Some(format!("s-{number}"));
         }
         let found: Vec<_> = slices.iter().collect();
-        assert_eq!(decide(&service, &[&pod], &found), Changes::default());
+        assert_eq!(decide(&service, &[&pod], &found, &Zones::new()), Changes::default());
         service.spec.as_mut().unwrap().ip_families = Some(vec!["IPv4".into()]);
-        assert_eq!(decide(&service, &[&pod], &found).delete, ["s-0"]);
+        assert_eq!(decide(&service, &[&pod], &found, &Zones::new()).delete, ["s-0"]);
     }
 
     #[test]
@@ -410,7 +465,40 @@ mod tests {
             (0..250).map(|n| pod(&format!("10.0.{}.{}", n / 250, n % 250), "True", 80)).collect();
         let pods: Vec<&Pod> = pods.iter().collect();
         let sizes: Vec<usize> =
-            wanted(&service, &pods, "IPv4").iter().map(|(_, e)| e.len()).collect();
+            wanted(&service, &pods, "IPv4", &Zones::new()).iter().map(|(_, e)| e.len()).collect();
         assert_eq!(sizes, [100, 100, 50]);
+    }
+
+    #[test]
+    fn traffic_is_kept_near_where_the_service_prefers_it() {
+        let zones = Zones::from([("n".to_owned(), "z".to_owned())]);
+        let told = |distribution: &str, ready: &str, mode: &str, zones: &Zones| {
+            let mut service = service(&json!([{"port": 80}]));
+            service.annotations_mut().insert(TOPOLOGY_MODE[0].into(), mode.into());
+            service.spec.as_mut().unwrap().traffic_distribution = Some(distribution.into());
+            let mut pod = pod("10.0.0.1", ready, 80);
+            pod.spec.as_mut().unwrap().node_name = Some("n".into());
+            let made = endpoint(&service, &pod, "IPv4", zones).unwrap();
+            let hints = made.hints.unwrap_or_default();
+            let zones = hints.for_zones.into_iter().flatten().map(|zone| zone.name);
+            let nodes = hints.for_nodes.into_iter().flatten().map(|node| node.name);
+            zones.chain(nodes).collect::<Vec<_>>().join(" ")
+        };
+        let none = Zones::new();
+        for (distribution, ready, mode, zones, want) in [
+            ("PreferClose", "True", "", &zones, "z"),
+            ("PreferSameZone", "True", "", &zones, "z"),
+            ("PreferSameNode", "True", "", &zones, "z n"),
+            ("PreferSameNode", "True", "", &none, "n"),
+            ("PreferSameZone", "True", "", &none, ""),
+            ("PreferSameZone", "False", "", &zones, ""),
+            ("PreferSameZone", "True", "Auto", &zones, ""),
+        ] {
+            assert_eq!(
+                told(distribution, ready, mode, zones),
+                want,
+                "{distribution} {ready} {mode}"
+            );
+        }
     }
 }

@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use client::Recorder;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
     Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
@@ -145,7 +147,8 @@ async fn discover(client: Client, world: Shared, changed: mpsc::Sender<Vec<Strin
 async fn exists(
     client: &Client,
     world: &Shared,
-    namespace: &str,
+    events: &Recorder,
+    node: &Node,
     owner: &OwnerReference,
 ) -> Result<bool, Failure> {
     let key = (owner.api_version.clone(), owner.kind.clone());
@@ -153,25 +156,60 @@ async fn exists(
         // Nothing is deleted for the sake of an owner whose kind cannot be asked for.
         return Ok(true);
     };
-    let found = api(client, &of, namespace).get_metadata_opt(&owner.name).await?;
-    Ok(found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid)))
+    if of.namespaced && node.namespace.is_empty() {
+        // What is cluster-wide cannot belong to a namespace; upstream leaves it as well.
+        tell_misplaced(events, node, owner, "is cluster-scoped, its owner is not");
+        return Ok(true);
+    }
+    let found = api(client, &of, &node.namespace).get_metadata_opt(&owner.name).await?;
+    let exists = found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid));
+    if !exists && lock(world).graph.look(&owner.uid).is_some() {
+        tell_misplaced(events, node, owner, "");
+    }
+    Ok(exists)
+}
+
+/// Tells a dependent that its reference means an object of another namespace, or none.
+fn tell_misplaced(events: &Recorder, node: &Node, owner: &OwnerReference, why: &str) {
+    let about = ObjectReference {
+        api_version: Some(node.kind.0.clone()),
+        kind: Some(node.kind.1.clone()),
+        name: Some(node.name.clone()),
+        namespace: Some(node.namespace.clone()).filter(|namespace| !namespace.is_empty()),
+        uid: Some(node.uid.clone()),
+        ..ObjectReference::default()
+    };
+    let reference =
+        format!("[{}/{}, name: {}, uid: {}]", owner.api_version, owner.kind, owner.name, owner.uid);
+    let message = if why.is_empty() {
+        format!("ownerRef {reference} does not exist in namespace {:?}", node.namespace)
+    } else {
+        format!("ownerRef {reference} is invalid: the object {why}")
+    };
+    events.warning(about, "OwnerRefInvalidNamespace", message);
 }
 
 /// Boxed because it looks at dependents the same way.
 fn process(
     client: Client,
     world: Shared,
+    events: Recorder,
     uid: String,
 ) -> BoxFuture<'static, Result<Next, Failure>> {
-    async move { handle(client, world, uid).await }.boxed()
+    async move { handle(client, world, events, uid).await }.boxed()
 }
 
-async fn handle(client: Client, world: Shared, uid: String) -> Result<Next, Failure> {
+async fn handle(
+    client: Client,
+    world: Shared,
+    events: Recorder,
+    uid: String,
+) -> Result<Next, Failure> {
     let Some((node, unknown)) = lock(&world).graph.look(&uid) else { return Ok(Next::Done) };
     let Some(of) = lock(&world).kinds.get(&node.kind).cloned() else { return Ok(Next::Done) };
     let mut absent = HashSet::new();
     for owner in unknown {
-        if !exists(&client, &world, &node.namespace, &owner).await? {
+        if !exists(&client, &world, &events, &node, &owner).await? {
             absent.insert(owner.uid);
         }
     }
@@ -210,7 +248,7 @@ async fn handle(client: Client, world: Shared, uid: String) -> Result<Next, Fail
         Action::Release => remove_finalizer(&api, name, &uid, graph::FOREGROUND).await?,
         Action::DeleteDependents(dependents) => {
             for dependent in dependents {
-                process(client.clone(), world.clone(), dependent).await?;
+                process(client.clone(), world.clone(), events.clone(), dependent).await?;
             }
         }
     }
@@ -264,6 +302,7 @@ async fn remove_finalizer(
 /// Runs until `shutdown`.
 pub async fn run(client: Client, shutdown: CancellationToken) {
     let world = Shared::default();
+    let events = Recorder::new(client.clone(), "garbage-collector-controller", "");
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let mut discovery = JoinSet::new();
     discovery.spawn(discover(client.clone(), world.clone(), sender));
@@ -271,7 +310,7 @@ pub async fn run(client: Client, shutdown: CancellationToken) {
         receiver.recv().await.map(|keys| (keys, receiver))
     });
     queue::run("garbage-collector", changes, shutdown, |uid: String| {
-        process(client.clone(), world.clone(), uid)
+        process(client.clone(), world.clone(), events.clone(), uid)
     })
     .await;
     discovery.shutdown().await;

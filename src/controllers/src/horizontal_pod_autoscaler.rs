@@ -1,10 +1,11 @@
 //! HorizontalPodAutoscalers: sizes that follow what pods use.
 //!
-//! Metrics come from `metrics.k8s.io`; where nobody serves it the conditions say so. Metrics of types
-//! Pods, Object and External need APIs that this cluster does not have, and are answered the same way.
+//! Metrics come from `metrics.k8s.io`, `custom.metrics.k8s.io` and `external.metrics.k8s.io`; where nobody
+//! serves these the conditions say so.
 //!
 //! Source: `pkg/controller/podautoscaler/horizontal.go`.
 
+mod custom;
 mod limits;
 mod metrics;
 
@@ -157,8 +158,8 @@ impl Controller {
                         "Object" => "FailedGetObjectMetric",
                         _ => "FailedGetExternalMetric",
                     };
-                    let message = "unable to fetch metrics: no API that serves them is registered";
-                    return Err(Problem { reason, message: message.into() });
+                    let asked = self.evaluate_custom(namespace, metric, (labels, picks), current);
+                    return asked.await.map_err(|message| Problem { reason, message });
                 }
             };
         let problem = |message: String| Problem {

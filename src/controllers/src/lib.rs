@@ -2,6 +2,7 @@
 //! declares. They read through shared informers, write under an identity of their own, and keep nothing
 //! that could not be read again. Each file is one controller: a pure decision, and a thin loop around it.
 
+mod attach_detach;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
@@ -16,6 +17,7 @@ mod garbage_collector;
 mod history;
 mod horizontal_pod_autoscaler;
 mod job;
+mod legacy_token_cleaner;
 mod namespace;
 mod node_ipam;
 mod node_lifecycle;
@@ -28,14 +30,18 @@ mod pods;
 mod queue;
 mod replica_set;
 mod replication_controller;
+mod resource_claim;
 mod resource_quota;
 mod root_ca;
 mod service_account;
+mod service_account_token;
 mod service_cidr;
 mod share;
 mod stateful_set;
+mod storage_version_migrator;
 mod taint_eviction;
 mod ttl_after_finished;
+mod volume_expand;
 mod volume_protection;
 
 pub use certificates::{Order, Sign};
@@ -50,9 +56,12 @@ use kube::{Client, Resource, ResourceExt};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// Not a service account: the controllers together, `system:kube-controller-manager`.
+pub const OURSELVES: &str = "";
+
 /// What the controllers need.
 pub struct Config {
-    /// A client that acts as service account `<name>` of kube-system.
+    /// A client that acts as service account `<name>` of kube-system, or as [`OURSELVES`].
     pub client_for: Arc<dyn Fn(&str) -> Client + Send + Sync>,
     /// The process' caches.
     pub informers: Informers,
@@ -119,6 +128,11 @@ macro_rules! controller {
 /// The controllers, under the names kube-controller-manager gives them.
 const CONTROLLERS: &[(&str, Start)] = &[
     controller!("serviceaccount-controller", "service-account-controller", service_account),
+    ("serviceaccount-token-controller", |setup| {
+        let (client, caches, stop) = setup.parts(OURSELVES);
+        let root_ca = setup.config.root_ca_pem.clone();
+        service_account_token::run(client, caches, root_ca, stop).boxed()
+    }),
     ("root-ca-certificate-publisher-controller", |setup| {
         let (client, caches, stop) = setup.parts("root-ca-cert-publisher");
         root_ca::run(client, caches, setup.config.root_ca_pem.clone(), stop).boxed()
@@ -197,6 +211,23 @@ const CONTROLLERS: &[(&str, Start)] = &[
         volume_protection::run_volumes(client, caches, stop).boxed()
     }),
     controller!("ephemeral-volume-controller", "ephemeral-volume-controller", ephemeral_volume),
+    controller!(
+        "persistentvolume-attach-detach-controller",
+        "attachdetach-controller",
+        attach_detach
+    ),
+    controller!("persistentvolume-expander-controller", "expand-controller", volume_expand),
+    controller!("resourceclaim-controller", "resource-claim-controller", resource_claim),
+    controller!(
+        "legacy-serviceaccount-token-cleaner-controller",
+        "legacy-service-account-token-cleaner",
+        legacy_token_cleaner
+    ),
+    controller!(
+        "storage-version-migrator-controller",
+        "storage-version-migrator-controller",
+        storage_version_migrator
+    ),
 ];
 
 /// The names that [`Config::enabled`] knows.

@@ -2,11 +2,13 @@
 //!
 //! Source: `pkg/controller/nodelifecycle/node_lifecycle_controller.go` (grace period 50 s).
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use client::Informers;
+use client::{Informers, Recorder, object_reference};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, ObjectReference, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
@@ -15,7 +17,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{self, Next};
-use crate::{name, touched};
+use crate::{name, ownership, pods, touched, unless_code};
 
 /// A node that has not renewed its lease for this long is not reachable.
 const GRACE_S: i64 = 50;
@@ -113,16 +115,83 @@ fn silenced(node: &Node, lease: Option<&Lease>, now: Timestamp) -> Option<Vec<No
     any.then_some(changed)
 }
 
+/// The status of the node's condition Ready.
+fn readiness(node: &Node) -> Option<&str> {
+    let ready = conditions(node).iter().find(|condition| condition.type_ == "Ready");
+    ready.map(|condition| condition.status.as_str())
+}
+
+/// Tells that the pod is not ready: nobody hears of it any more.
+async fn mark_unready(client: &Client, pod: &Pod, events: &Recorder) -> Result<(), kube::Error> {
+    let (namespace, name) = ownership::key(pod);
+    let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [
+        {"type": "Ready", "status": "False", "lastTransitionTime": Time(Timestamp::now())}]}});
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let patch = Patch::Strategic(patch);
+    unless_code(api.patch_status(&name, &PatchParams::default(), &patch).await, 404)?;
+    events.warning(object_reference(pod), "NodeNotReady", "Node is not ready");
+    Ok(())
+}
+
+/// How an event names a node: by its name in place of its uid, as the kubelet and upstream do.
+fn reference(node: &Node) -> ObjectReference {
+    ObjectReference { uid: Some(node.name_any()), ..object_reference(node) }
+}
+
+/// What was told about nodes, so that it is told once: whether each was last known as ready.
+#[derive(Default)]
+struct Told(Mutex<BTreeMap<String, bool>>);
+
+impl Told {
+    /// Tells what is new about the node called `name`.
+    fn tell(&self, name: &str, node: Option<&Node>, events: &Recorder) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(node) = node else {
+            if known.remove(name).is_some() {
+                let about = ObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Node".into()),
+                    name: Some(name.into()),
+                    uid: Some(name.into()),
+                    ..ObjectReference::default()
+                };
+                let message = format!("Node {name} event: Removing Node {name} from Controller");
+                events.normal(about, "RemovingNode", message);
+            }
+            return;
+        };
+        let ready = readiness(node) == Some("True");
+        match known.insert(name.to_owned(), ready) {
+            None => {
+                let message = format!("Node {name} event: Registered Node {name} in Controller");
+                events.normal(reference(node), "RegisteredNode", message);
+            }
+            Some(true) if !ready => {
+                let message = format!("Node {name} status is now: NodeNotReady");
+                events.normal(reference(node), "NodeNotReady", message);
+            }
+            Some(_) => {}
+        }
+    }
+}
+
 /// Runs until `shutdown`.
 pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
     let nodes = informers.get::<Node>();
     let leases = informers.get::<Lease>();
+    let all_pods = informers.get::<Pod>();
+    let events = Recorder::new(client.clone(), "node-controller", "");
+    let told = Told::default();
     leases.ready().await;
+    all_pods.ready().await;
     let changes = touched(&nodes, name);
     queue::run("node-lifecycle", changes, shutdown, |key: String| {
         let node = nodes.get("", &key);
         let lease = leases.get(LEASES, &key);
         let api: Api<Node> = Api::all(client.clone());
+        let (client, events) = (client.clone(), events.clone());
+        let all_pods = all_pods.clone();
+        told.tell(&key, node.as_deref(), &events);
         Box::pin(async move {
             let Some(node) = node else { return Ok(Next::Done) };
             let now = Timestamp::now();
@@ -138,6 +207,14 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                     "spec": {"taints": taints},
                 });
                 api.patch(&key, &parameters, &Patch::Merge(&patch)).await?;
+            }
+            if readiness(&node) == Some("Unknown") {
+                let here = all_pods
+                    .store()
+                    .state_filter(|pod| pods::node(pod) == key && pods::ready_since(pod).is_some());
+                for pod in here {
+                    mark_unready(&client, &pod, &events).await?;
+                }
             }
             Ok(Next::After(PERIOD))
         })

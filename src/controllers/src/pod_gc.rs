@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use client::Informers;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Api, DeleteParams, Preconditions};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::{ownership, pods, unless_code};
@@ -18,30 +21,70 @@ use crate::{ownership, pods, unless_code};
 const INTERVAL: Duration = Duration::from_secs(20);
 /// Finished pods that are kept (`--terminated-pod-gc-threshold`).
 const FINISHED_MAX: usize = 12_500;
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
+/// What the nodes' names tell.
+struct Nodes {
+    /// Those there are.
+    known: HashSet<String>,
+    /// Those that were missed at the last look.
+    missed: HashSet<String>,
+    /// Those that are down, and will not come back with what ran there.
+    out_of_service: HashSet<String>,
+}
+
+/// Nothing that ran there runs any more: a person says so, and the node does not contradict.
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let tainted = taints.into_iter().any(|taint| taint.key == OUT_OF_SERVICE);
+    let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True");
+    tainted && !ready
+}
 
 /// The pods to remove. A node counts as gone when two looks in a row did not see it: pods may be known
-/// before their node is.
-fn decide<'a>(
-    pods: &'a [impl AsRef<Pod>],
-    nodes: &HashSet<String>,
-    missed: &HashSet<String>,
-    keep: usize,
-) -> Vec<&'a Pod> {
+/// before their node is. Each is told with whether its node is gone.
+fn decide<'a>(pods: &'a [impl AsRef<Pod>], nodes: &Nodes, keep: usize) -> Vec<(&'a Pod, bool)> {
     let all: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
     let mut finished: Vec<&Pod> =
         all.iter().copied().filter(|pod| pods::is_finished(pod)).collect();
     finished.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
     let surplus = finished.len().saturating_sub(keep);
-    let mut unwanted = finished[..surplus].to_vec();
+    let mut unwanted: Vec<(&Pod, bool)> =
+        finished[..surplus].iter().map(|pod| (*pod, false)).collect();
     for pod in all {
         let name = pods::node(pod);
-        let orphaned = !name.is_empty() && !nodes.contains(name) && missed.contains(name);
-        let unscheduled = name.is_empty() && pod.metadata.deletion_timestamp.is_some();
-        if (orphaned || unscheduled) && !unwanted.iter().any(|other| std::ptr::eq(*other, pod)) {
-            unwanted.push(pod);
+        let orphaned =
+            !name.is_empty() && !nodes.known.contains(name) && nodes.missed.contains(name);
+        let going = pod.metadata.deletion_timestamp.is_some();
+        let lost = going && (name.is_empty() || nodes.out_of_service.contains(name));
+        let listed = unwanted.iter().any(|(other, _)| std::ptr::eq(*other, pod));
+        if (orphaned || lost) && !listed {
+            unwanted.push((pod, orphaned));
         }
     }
     unwanted
+}
+
+/// Removes the pod. One that ran on a node that is gone has failed, which is said first for the sake of
+/// those who count.
+async fn remove(client: &Client, pod: &Pod, orphaned: bool) -> Result<(), kube::Error> {
+    let (namespace, name) = ownership::key(pod);
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    if !pods::is_finished(pod) {
+        let mut status = json!({"phase": "Failed"});
+        if orphaned {
+            status["conditions"] = json!([{
+                "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
+                "message": "PodGC: node no longer exists",
+                "lastTransitionTime": Time(Timestamp::now())}]);
+        }
+        let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid()}, "status": status}));
+        unless_code(api.patch_status(&name, &PatchParams::default(), &patch).await, 404)?;
+    }
+    let preconditions = Preconditions { uid: pod.uid(), ..Preconditions::default() };
+    let parameters = DeleteParams::default().grace_period(0).preconditions(preconditions);
+    unless_code(api.delete(&name, &parameters).await, 404)
 }
 
 /// Runs until `shutdown`.
@@ -56,28 +99,26 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
             () = shutdown.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let known: HashSet<String> =
-            nodes.store().state().iter().map(|node| node.name_any()).collect();
+        let all = nodes.store().state();
+        let known: HashSet<String> = all.iter().map(|node| node.name_any()).collect();
+        let down = all.iter().filter(|node| is_out_of_service(node));
+        let out_of_service = down.map(|node| node.name_any()).collect();
+        let looked = Nodes { known, missed, out_of_service };
         let state = pods.store().state();
-        for pod in decide(&state, &known, &missed, FINISHED_MAX) {
-            let (namespace, name) = ownership::key(pod);
-            let preconditions = Preconditions { uid: pod.uid(), ..Preconditions::default() };
-            let parameters = DeleteParams::default().grace_period(0).preconditions(preconditions);
-            let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-            if let Err(error) = unless_code(api.delete(&name, &parameters).await, 404) {
+        for (pod, orphaned) in decide(&state, &looked, FINISHED_MAX) {
+            if let Err(error) = remove(&client, pod, orphaned).await {
+                let (namespace, name) = ownership::key(pod);
                 tracing::debug!(namespace, name, %error, "a pod without a node stays for now");
             }
         }
         let named = state.iter().map(|pod| pods::node(pod).to_owned());
-        missed = named.filter(|name| !name.is_empty() && !known.contains(name)).collect();
+        missed = named.filter(|name| !name.is_empty() && !looked.known.contains(name)).collect();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-
-    use serde_json::json;
 
     use super::*;
 
@@ -99,14 +140,23 @@ mod tests {
             pod("fine", "here", "Running", false, &day(1)),
             pod("lost", "gone", "Running", false, &day(1)),
             pod("new", "late", "Running", false, &day(1)),
+            pod("stuck", "down", "Running", true, &day(1)),
+            pod("stays", "down", "Running", false, &day(1)),
             pod("never", "", "Pending", true, &day(1)),
             pod("waiting", "", "Pending", false, &day(1)),
             pod("done-2", "here", "Succeeded", false, &day(3)),
             pod("done-1", "here", "Failed", false, &day(2)),
         ];
         let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<HashSet<_>>();
-        let unwanted = decide(&pods, &set(&["here"]), &set(&["gone"]), 1);
-        let names: Vec<String> = unwanted.iter().map(|pod| pod.name_any()).collect();
-        assert_eq!(names, ["done-1", "lost", "never"]);
+        let nodes = Nodes {
+            known: set(&["here", "down"]),
+            missed: set(&["gone"]),
+            out_of_service: set(&["down"]),
+        };
+        let unwanted = decide(&pods, &nodes, 1);
+        let names: Vec<(String, bool)> =
+            unwanted.iter().map(|(pod, orphaned)| (pod.name_any(), *orphaned)).collect();
+        let want = [("done-1", false), ("lost", true), ("stuck", false), ("never", false)];
+        assert_eq!(names, want.map(|(name, orphaned)| (name.to_owned(), orphaned)));
     }
 }

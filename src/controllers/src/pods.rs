@@ -21,6 +21,8 @@ use crate::ownership;
 
 /// How long the cache may take to show what was just written.
 const SETTLE: Duration = Duration::from_secs(5);
+/// Pods deleted at the same time.
+const DELETIONS: usize = 64;
 
 /// The labels a selector picks; one that cannot be read picks nothing.
 pub fn selector(selector: &LabelSelector) -> Selector {
@@ -268,23 +270,23 @@ impl Hands<'_> {
             }
             batch *= 2;
         }
-        for pod in unwanted {
-            let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
-            let preconditions =
-                Preconditions { uid: Some(uid.clone()), ..Preconditions::default() };
-            let parameters = DeleteParams::default().preconditions(preconditions);
-            match api.delete(&name, &parameters).await {
-                Ok(_) => {
-                    let message = format!("Deleted pod: {name}");
-                    self.events.normal(about.clone(), "SuccessfulDelete", message);
-                    deleted.push(uid);
-                }
-                // Gone already, or another pod has taken the name.
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-                Err(error) => {
-                    let message = format!("Error deleting: {}", text(&error));
-                    self.events.warning(about.clone(), "FailedDelete", message);
-                    outcome = outcome.and(Err(error));
+        // Many at a time, so that the API server writes them together.
+        for some in unwanted.chunks(DELETIONS) {
+            let removals = some.iter().map(|pod| remove(&api, pod));
+            for (name, uid, removed) in futures::future::join_all(removals).await {
+                match removed {
+                    Ok(()) => {
+                        let message = format!("Deleted pod: {name}");
+                        self.events.normal(about.clone(), "SuccessfulDelete", message);
+                        deleted.push(uid);
+                    }
+                    // Gone already, or another pod has taken the name.
+                    Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                    Err(error) => {
+                        let message = format!("Error deleting: {}", text(&error));
+                        self.events.warning(about.clone(), "FailedDelete", message);
+                        outcome = outcome.and(Err(error));
+                    }
                 }
             }
         }
@@ -305,6 +307,15 @@ impl Hands<'_> {
         let picks = |pod: &Pod| picks.matches(pod.labels());
         ownership::claim(self.client, owner, all, picks, is_active).await
     }
+}
+
+/// Deletes the pod, if it is still the same; returns its name and uid with the outcome.
+async fn remove(api: &Api<Pod>, pod: &Pod) -> (String, String, Result<(), kube::Error>) {
+    let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
+    let preconditions = Preconditions { uid: Some(uid.clone()), ..Preconditions::default() };
+    let parameters = DeleteParams::default().preconditions(preconditions);
+    let removed = api.delete(&name, &parameters).await.map(drop);
+    (name, uid, removed)
 }
 
 /// The API's own words for a failure.

@@ -19,7 +19,7 @@ const RETRY_MIN: Duration = Duration::from_millis(5);
 /// Longest delay after failures.
 const RETRY_MAX: Duration = Duration::from_mins(1);
 /// Keys handled at the same time.
-const WORKERS: usize = 8;
+const WORKERS: usize = 32;
 
 /// What a handled key needs next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -393,6 +393,11 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
         "update - pods/finalizers",
         EVENTS,
     ]),
+    ("storage-version-migrator-controller", &[
+        "get,list,patch,watch * *",
+        "patch,update storagemigration.k8s.io storageversionmigrations/status",
+        EVENTS,
+    ]),
     ("ttl-after-finished-controller", &["delete,get,list,watch batch jobs", EVENTS]),
     ("ttl-controller", &["list,patch,update,watch - nodes", EVENTS]),
     ("validatingadmissionpolicy-status-controller", &[

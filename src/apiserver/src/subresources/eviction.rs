@@ -7,7 +7,7 @@ use std::sync::Arc;
 use apimachinery::labels::Selector;
 use apimachinery::status::Cause;
 use apimachinery::{Status, meta, time};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{done, read};
 use crate::attributes::RequestContext;
@@ -20,6 +20,8 @@ use crate::registry::Registry;
 use crate::rest::Call;
 use crate::zero::Zero;
 
+/// Evictions that may wait for the controller to take note of them.
+const DISRUPTED_MAX: usize = 2000;
 const EVICTION: Expected<'static> = Expected::builtin("policy", "v1", "Eviction");
 
 /// Deletes the pod, if its budget has room.
@@ -40,11 +42,14 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let gate = call.server.gate();
     gate.validate(&call.ctx, Operation::Create, Some(&eviction), None).await?;
     if needs_budget(&pod.to_value()) {
-        if let Some(budget) = budget_of(&registry, &pod)? {
+        if let Some(budget) = budget_of(&registry, &pod)?
+            && !is_free(&budget.value(), &pod.value())
+        {
             take(call, &registry, &budget, &name).await?;
         }
         options.uid.get_or_insert_with(|| pod.uid.clone());
     }
+    mark(call, &registry, &pod).await?;
     let mut ctx = call.ctx.clone();
     ctx.subresource = String::new();
     registry.delete_through(&ctx, &options, call.server.gate()).await?;
@@ -55,6 +60,61 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
 fn needs_budget(pod: &Value) -> bool {
     !matches!(pod["status"]["phase"].text(), "Succeeded" | "Failed" | "Pending")
         && meta::deletion_timestamp(pod).is_none()
+}
+
+/// Whether the pod may go without a disruption being taken from its budget: it is not ready, so that the
+/// budget does not count it, and the budget's policy says so.
+fn is_free(budget: &Value, pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].items().iter();
+    let ready = conditions
+        .filter(|condition| condition["type"].text() == "Ready")
+        .any(|condition| condition["status"].text() == "True");
+    if ready {
+        return false;
+    }
+    let status = &budget["status"];
+    let (healthy, wanted) = (status["currentHealthy"].int(), status["desiredHealthy"].int());
+    budget["spec"]["unhealthyPodEvictionPolicy"].text() == "AlwaysAllow"
+        || (healthy >= wanted && wanted > 0)
+}
+
+/// Says at the pod why it goes. A pod that has gone meanwhile is met by the deletion.
+async fn mark(call: &Call, registry: &Registry, pod: &Object) -> Result<(), Status> {
+    let Some(resource) = registry.resource("", "pods") else { return Ok(()) };
+    let mut ctx = RequestContext::internal("update", &resource, &pod.namespace, &pod.name);
+    ctx.subresource = "status".into();
+    ctx.dry_run = call.ctx.dry_run;
+    let uid = pod.uid.clone();
+    let change = |pod: &mut Value| {
+        if meta::uid(pod) == uid && meta::deletion_timestamp(pod).is_none() {
+            disrupt(pod);
+        }
+        Ok(())
+    };
+    match registry.update_with(&ctx, &change).await {
+        Err(status) if status.code != 404 => Err(status),
+        _ => Ok(()),
+    }
+}
+
+/// Sets the condition `DisruptionTarget`.
+fn disrupt(pod: &mut Value) {
+    const TYPE: &str = "DisruptionTarget";
+    let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let known = conditions.iter().find(|condition| condition["type"].text() == TYPE);
+    let since = known
+        .filter(|known| known["status"].text() == "True")
+        .map(|known| known["lastTransitionTime"].clone());
+    conditions.retain(|condition| condition["type"].text() != TYPE);
+    conditions.push(json!({
+        "type": TYPE,
+        "status": "True",
+        "reason": "EvictionByEvictionAPI",
+        "message": "Eviction API: evicting",
+        "lastProbeTime": null,
+        "lastTransitionTime": since.unwrap_or_else(|| time::now().into()),
+    }));
+    pod["status"]["conditions"] = conditions.into();
 }
 
 fn budget_of(registry: &Registry, pod: &Object) -> Result<Option<Arc<Object>>, Status> {
@@ -90,11 +150,10 @@ async fn take(call: &Call, registry: &Registry, budget: &Object, pod: &str) -> R
 
 fn decrement(budget: &mut Value, pod: &str) -> Result<(), Status> {
     let name = meta::name(budget).to_owned();
-    let status = &mut budget["status"];
-    let refuse = |message: String| {
+    let refuse = |message: String, retry_s| {
         let mut refusal = Status::too_many_requests(
             "Cannot evict pod as it would violate the pod's disruption budget.",
-            0,
+            retry_s,
         );
         if let Some(details) = &mut refusal.details {
             details.causes.push(Cause {
@@ -105,19 +164,35 @@ fn decrement(budget: &mut Value, pod: &str) -> Result<(), Status> {
         }
         Err(refusal)
     };
-    if status["observedGeneration"].int() < budget["metadata"]["generation"].int() {
-        return refuse(format!(
-            "The disruption budget {name} is still being processed by the server."
-        ));
+    if budget["status"]["observedGeneration"].int() < budget["metadata"]["generation"].int() {
+        let message =
+            format!("The disruption budget {name} is still being processed by the server.");
+        return refuse(message, 10);
+    }
+    if budget["status"]["disruptedPods"].as_object().is_some_and(|pods| pods.len() > DISRUPTED_MAX)
+    {
+        let why = "DisruptedPods map too big - too many evictions not confirmed by PDB controller";
+        return Err(Status::forbidden("policy", "poddisruptionbudgets", &name, why));
     }
     let status = &mut budget["status"];
     let allowed = status["disruptionsAllowed"].int();
     if allowed <= 0 {
-        return refuse(format!(
-            "The disruption budget {name} needs {} healthy pods and has {} currently",
-            status["desiredHealthy"].int(),
-            status["currentHealthy"].int()
-        ));
+        let conditions = status["conditions"].items().iter();
+        let unsynced = conditions
+            .filter(|condition| condition["type"].text() == "DisruptionAllowed")
+            .find(|condition| condition["reason"].text() == "SyncFailed");
+        let message = match unsynced {
+            Some(condition) => format!(
+                "The disruption budget {name} does not allow evicting pods currently because it failed sync: {}",
+                condition["message"].text()
+            ),
+            None => format!(
+                "The disruption budget {name} needs {} healthy pods and has {} currently",
+                status["desiredHealthy"].int(),
+                status["currentHealthy"].int()
+            ),
+        };
+        return refuse(message, 0);
     }
     status["disruptionsAllowed"] = (allowed - 1).into();
     status["disruptedPods"][pod] = time::now().into();
@@ -127,7 +202,37 @@ fn decrement(budget: &mut Value, pod: &str) -> Result<(), Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+
+    #[test]
+    fn what_a_budget_does_not_count_may_go() {
+        let pod =
+            |ready: &str| json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        let budget = |policy: &str, healthy: i64| {
+            json!({"spec": {"unhealthyPodEvictionPolicy": policy},
+                "status": {"currentHealthy": healthy, "desiredHealthy": 2}})
+        };
+        for (budget, ready, want) in [
+            (budget("", 2), "False", true),
+            (budget("", 1), "False", false),
+            (budget("IfHealthyBudget", 1), "False", false),
+            (budget("AlwaysAllow", 1), "False", true),
+            (budget("AlwaysAllow", 2), "True", false),
+        ] {
+            assert_eq!(is_free(&budget, &pod(ready)), want, "{budget} {ready}");
+        }
+    }
+
+    #[test]
+    fn the_condition_says_why_and_keeps_its_time() {
+        let mut pod = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        disrupt(&mut pod);
+        pod["status"]["conditions"][1]["lastTransitionTime"] = json!("then");
+        disrupt(&mut pod);
+        let conditions = &pod["status"]["conditions"];
+        assert_eq!(conditions[1]["reason"], "EvictionByEvictionAPI");
+        assert_eq!(conditions[1]["lastTransitionTime"], "then");
+        assert!(conditions[2].is_null());
+    }
 
     #[test]
     fn a_budget_is_spent_and_then_refuses() {

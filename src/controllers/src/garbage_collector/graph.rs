@@ -43,6 +43,14 @@ impl Node {
         self.finalizers.iter().any(|held| held == finalizer)
     }
 
+    /// Whether the reference of a dependent in `namespace` means this object. One to an object of another
+    /// namespace means nothing that there is.
+    fn is_meant_by(&self, namespace: &str, owner: &OwnerReference) -> bool {
+        (self.namespace.is_empty() || self.namespace == namespace)
+            && self.kind.1 == owner.kind
+            && self.name == owner.name
+    }
+
     fn waits_for_dependents(&self) -> bool {
         self.deleting && self.holds(FOREGROUND)
     }
@@ -141,8 +149,13 @@ impl Graph {
     /// The object, and those of its owners that are not known: whether they exist must be asked.
     pub fn look(&self, uid: &str) -> Option<(Node, Vec<OwnerReference>)> {
         let node = self.nodes.get(uid)?;
-        let unknown = node.owners.iter().filter(|owner| !self.nodes.contains_key(&owner.uid));
+        let unknown = node.owners.iter().filter(|owner| self.owner(node, owner).is_none());
         Some((node.clone(), unknown.cloned().collect()))
+    }
+
+    /// The object that `owner` of `node` means.
+    fn owner(&self, node: &Node, owner: &OwnerReference) -> Option<&Node> {
+        self.nodes.get(&owner.uid).filter(|found| found.is_meant_by(&node.namespace, owner))
     }
 
     /// What to do about an object, when the owners in `absent` are known not to exist.
@@ -173,7 +186,7 @@ impl Graph {
         let mut unwanted = HashSet::new();
         let (mut solid, mut waiting) = (false, false);
         for owner in &node.owners {
-            match self.nodes.get(&owner.uid) {
+            match self.owner(node, owner) {
                 Some(found) if found.waits_for_dependents() => {
                     waiting = true;
                     unwanted.insert(owner.uid.clone());
@@ -208,6 +221,8 @@ mod tests {
     fn node(uid: &str, owners: &[&str], finalizers: &[&str], deleting: bool) -> Node {
         let owner = |uid: &&str| OwnerReference {
             uid: (*uid).into(),
+            name: (*uid).into(),
+            kind: "ConfigMap".into(),
             block_owner_deletion: Some(true),
             ..OwnerReference::default()
         };
@@ -275,6 +290,19 @@ mod tests {
         for (nodes, uid, absent, want) in cases {
             assert_eq!(graph(nodes).decide(uid, &set(absent)), *want, "{uid} in {nodes:?}");
         }
+    }
+
+    #[test]
+    fn an_owner_in_another_namespace_is_none() {
+        let mut far = node("o", &[], &[], false);
+        far.namespace = "m".into();
+        let mut wide = node("w", &[], &[], false);
+        wide.namespace = String::new();
+        let graph =
+            graph(&[far, wide, node("a", &["o"], &[], false), node("b", &["w"], &[], false)]);
+        let unknown = |uid: &str| graph.look(uid).expect("known").1.len();
+        assert_eq!((unknown("a"), unknown("b")), (1, 0));
+        assert_eq!(graph.decide("a", &set(&["o"])), Action::Delete(Policy::Background));
     }
 
     #[test]

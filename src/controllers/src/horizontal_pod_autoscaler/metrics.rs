@@ -12,7 +12,7 @@ use kube::ResourceExt;
 use crate::pods;
 
 /// Deviations smaller than this are left alone.
-const TOLERANCE: f64 = 0.1;
+pub const TOLERANCE: f64 = 0.1;
 /// After their start pods use more than they will: they are not counted before they are ready.
 const INITIALISATION_S: i64 = 300;
 const FIRST_READINESS_S: i64 = 30;

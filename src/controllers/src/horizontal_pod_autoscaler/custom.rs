@@ -1,0 +1,323 @@
+//! Metrics that others serve: of pods, of any object, and of things outside the cluster.
+//!
+//! Source: `pkg/controller/podautoscaler/replica_calculator.go`, `metrics/client.go`; the APIs are
+//! `custom.metrics.k8s.io` and `external.metrics.k8s.io`.
+
+use std::collections::BTreeMap;
+
+use apimachinery::labels::Selector;
+use apimachinery::quantity::Quantity;
+use k8s_openapi::api::autoscaling::v2::{
+    CrossVersionObjectReference, ExternalMetricStatus, MetricIdentifier, MetricSpec, MetricStatus,
+    MetricTarget, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::discovery::{Scope, pinned_kind};
+use serde_json::Value;
+
+use super::metrics::{self, TOLERANCE, Target};
+use super::{Controller, milli};
+use crate::pods;
+
+const CUSTOM: &str = "/apis/custom.metrics.k8s.io";
+const EXTERNAL: &str = "/apis/external.metrics.k8s.io/v1beta1";
+/// The versions of the custom metrics API, the preferred one first.
+const VERSIONS: [&str; 2] = ["v1beta2", "v1beta1"];
+
+/// What a metric asks for: replicas, what it is called, and its present value.
+pub type Asked = (i32, String, MetricStatus);
+
+fn quoted(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+fn written(selector: Option<&LabelSelector>) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let Some(selector) = selector else { return String::new() };
+    for (key, value) in selector.match_labels.iter().flatten() {
+        parts.push(format!("{key}={value}"));
+    }
+    for requirement in selector.match_expressions.iter().flatten() {
+        let values = requirement.values.clone().unwrap_or_default().join(",");
+        parts.push(match requirement.operator.as_str() {
+            "In" => format!("{} in ({values})", requirement.key),
+            "NotIn" => format!("{} notin ({values})", requirement.key),
+            "Exists" => requirement.key.clone(),
+            _ => format!("!{}", requirement.key),
+        });
+    }
+    parts.join(",")
+}
+
+/// The values of a list of metrics, in thousandths, by the name of what they are about.
+fn values(list: &Value) -> Vec<(String, i64)> {
+    let items = list["items"].as_array().into_iter().flatten();
+    items
+        .filter_map(|item| {
+            let value = item["value"].as_str()?.parse::<Quantity>().ok()?.milli_value();
+            let name = item["describedObject"]["name"].as_str().unwrap_or_default();
+            Some((name.to_owned(), value))
+        })
+        .collect()
+}
+
+async fn get(client: &Client, path: &str) -> Result<Value, kube::Error> {
+    let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+    client.request::<Value>(request).await
+}
+
+/// Asks the custom metrics API, in the version that it has.
+async fn custom(client: &Client, rest: &str) -> Result<Value, String> {
+    let mut problem = String::new();
+    for version in VERSIONS {
+        match get(client, &format!("{CUSTOM}/{version}/{rest}")).await {
+            Ok(list) => return Ok(list),
+            Err(error) => {
+                let absent = matches!(&error, kube::Error::Api(status) if status.code == 404);
+                problem = pods::text(&error);
+                if !absent {
+                    break;
+                }
+            }
+        }
+    }
+    Err(format!("unable to fetch metrics from custom metrics API: {problem}"))
+}
+
+/// The replicas at which `value` would be what `target` says.
+///
+/// `ready` pods do the work now.
+fn for_value(value: i64, target: &MetricTarget, current: i32, ready: i32) -> Result<i32, String> {
+    if let Some(wanted) = &target.value {
+        let ratio = value as f64 / milli(wanted).max(1) as f64;
+        if current == 0 {
+            return Ok(ratio.ceil() as i32);
+        }
+        let small = (ratio - 1.0).abs() <= TOLERANCE;
+        return Ok(if small { current } else { (ratio * f64::from(ready)).ceil() as i32 });
+    }
+    if let Some(wanted) = &target.average_value {
+        let each = milli(wanted).max(1) as f64;
+        let ratio = value as f64 / (each * f64::from(current.max(1)));
+        let small = current > 0 && (ratio - 1.0).abs() <= TOLERANCE;
+        return Ok(if small { current } else { (value as f64 / each).ceil() as i32 });
+    }
+    Err("the target has neither a value nor an average value".into())
+}
+
+/// The present value as the target has it: whole, or per pod.
+fn present(value: i64, target: &MetricTarget, current: i32) -> MetricValueStatus {
+    let text = |milli: i64| Some(Text(Quantity::milli(milli).canonical()));
+    if target.value.is_some() {
+        return MetricValueStatus { value: text(value), ..MetricValueStatus::default() };
+    }
+    let average = value / i64::from(current.max(1));
+    MetricValueStatus { average_value: text(average), ..MetricValueStatus::default() }
+}
+
+impl Controller {
+    /// What a metric of type Pods, Object or External asks for. The error is for people.
+    pub(super) async fn evaluate_custom(
+        &self,
+        namespace: &str,
+        metric: &MetricSpec,
+        pods: (&str, &Selector),
+        current: i32,
+    ) -> Result<Asked, String> {
+        if let Some(source) = &metric.pods {
+            let asked = self.of_pods(namespace, &source.metric, &source.target, pods, current);
+            return asked.await.map_err(|error| {
+                format!(
+                    "failed to get pods metric value: unable to get metric {}: {error}",
+                    source.metric.name
+                )
+            });
+        }
+        if let Some(source) = &metric.object {
+            let value = self.of_object(namespace, &source.metric, &source.described_object).await;
+            let value = value.map_err(|error| {
+                format!(
+                    "failed to get object metric value: unable to get metric {}: {error}",
+                    source.metric.name
+                )
+            })?;
+            let replicas =
+                for_value(value, &source.target, current, self.ready(namespace, pods.1))?;
+            let called = format!("{} metric {}", source.described_object.kind, source.metric.name);
+            let told = MetricStatus {
+                type_: "Object".into(),
+                object: Some(ObjectMetricStatus {
+                    current: present(value, &source.target, current),
+                    described_object: source.described_object.clone(),
+                    metric: source.metric.clone(),
+                }),
+                ..MetricStatus::default()
+            };
+            return Ok((replicas, called, told));
+        }
+        let Some(source) = &metric.external else {
+            return Err(format!("unknown metric source type {:?}", metric.type_));
+        };
+        let name = &source.metric.name;
+        let selector = written(source.metric.selector.as_ref());
+        let path =
+            format!("{EXTERNAL}/namespaces/{namespace}/{name}?labelSelector={}", quoted(&selector));
+        let list = get(&self.client, &path).await.map_err(|error| {
+            format!(
+                "failed to get external metric {name}: unable to get external metric {namespace}/{name}/{selector}: unable to fetch metrics from external metrics API: {}",
+                pods::text(&error)
+            )
+        })?;
+        let all = values(&list);
+        if all.is_empty() {
+            return Err(format!(
+                "failed to get external metric {name}: no metrics returned from external metrics API"
+            ));
+        }
+        let value: i64 = all.iter().map(|(_, value)| value).sum();
+        let replicas = for_value(value, &source.target, current, self.ready(namespace, pods.1))?;
+        let told = MetricStatus {
+            type_: "External".into(),
+            external: Some(ExternalMetricStatus {
+                current: present(value, &source.target, current),
+                metric: source.metric.clone(),
+            }),
+            ..MetricStatus::default()
+        };
+        Ok((replicas, format!("external metric {name}({selector})"), told))
+    }
+
+    /// How many of the pods are ready.
+    fn ready(&self, namespace: &str, picks: &Selector) -> i32 {
+        let ready = self.pods.store().state_filter(|pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace)
+                && picks.matches(kube::ResourceExt::labels(pod))
+                && pods::phase(pod) == "Running"
+                && pods::ready_since(pod).is_some()
+        });
+        ready.len() as i32
+    }
+
+    async fn of_pods(
+        &self,
+        namespace: &str,
+        metric: &MetricIdentifier,
+        target: &MetricTarget,
+        (labels, picks): (&str, &Selector),
+        current: i32,
+    ) -> Result<Asked, String> {
+        let wanted = target.average_value.as_ref().ok_or("the target has no average value")?;
+        let rest = format!(
+            "namespaces/{namespace}/pods/*/{}?labelSelector={}&metricLabelSelector={}",
+            metric.name,
+            quoted(labels),
+            quoted(&written(metric.selector.as_ref()))
+        );
+        let list = custom(&self.client, &rest).await?;
+        let used: BTreeMap<String, i64> = values(&list).into_iter().collect();
+        if used.is_empty() {
+            return Err("no metrics returned from custom metrics API".into());
+        }
+        let near = self.pods.store().state_filter(|pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace)
+                && picks.matches(kube::ResourceExt::labels(pod))
+        });
+        let target = Target::Average(milli(wanted));
+        let now = Timestamp::now();
+        let outcome = metrics::replicas(&near, &used, ("", None), target, current, now)?;
+        let told = MetricStatus {
+            type_: "Pods".into(),
+            pods: Some(PodsMetricStatus {
+                current: MetricValueStatus {
+                    average_value: Some(Text(Quantity::milli(outcome.average).canonical())),
+                    ..MetricValueStatus::default()
+                },
+                metric: metric.clone(),
+            }),
+            ..MetricStatus::default()
+        };
+        Ok((outcome.replicas, format!("pods metric {}", metric.name), told))
+    }
+
+    async fn of_object(
+        &self,
+        namespace: &str,
+        metric: &MetricIdentifier,
+        object: &CrossVersionObjectReference,
+    ) -> Result<i64, String> {
+        let version = object.api_version.as_deref().unwrap_or("v1");
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        let kind = GroupVersionKind::gvk(group, version, &object.kind);
+        let (resource, namespaced) = match pinned_kind(&self.client, &kind).await {
+            Ok((resource, capabilities)) => (resource, capabilities.scope == Scope::Namespaced),
+            Err(_) => (ApiResource::from_gvk(&kind), true),
+        };
+        let plural = if group.is_empty() {
+            resource.plural.clone()
+        } else {
+            format!("{}.{group}", resource.plural)
+        };
+        let selector = quoted(&written(metric.selector.as_ref()));
+        let place = if object.kind == "Namespace" && group.is_empty() {
+            format!("namespaces/{}/metrics/{}", object.name, metric.name)
+        } else if namespaced {
+            format!("namespaces/{namespace}/{plural}/{}/{}", object.name, metric.name)
+        } else {
+            format!("{plural}/{}/{}", object.name, metric.name)
+        };
+        let list = custom(&self.client, &format!("{place}?metricLabelSelector={selector}")).await?;
+        let found = values(&list);
+        found
+            .first()
+            .map(|(_, value)| *value)
+            .ok_or_else(|| "no metrics returned from custom metrics API".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_decide_the_size() {
+        let whole = |text: &str| MetricTarget {
+            type_: "Value".into(),
+            value: Some(Text(text.into())),
+            ..MetricTarget::default()
+        };
+        let each = |text: &str| MetricTarget {
+            type_: "AverageValue".into(),
+            average_value: Some(Text(text.into())),
+            ..MetricTarget::default()
+        };
+        for (value, target, current, ready, want) in [
+            (20_000, whole("10"), 3, 3, 6),
+            (10_500, whole("10"), 3, 3, 3),
+            (20_000, whole("10"), 3, 2, 4),
+            (20_000, whole("10"), 0, 0, 2),
+            (90_000, each("10"), 3, 3, 9),
+            (31_000, each("10"), 3, 3, 3),
+            (31_000, each("10"), 0, 0, 4),
+        ] {
+            assert_eq!(for_value(value, &target, current, ready), Ok(want), "{value} {target:?}");
+        }
+        assert!(for_value(1, &MetricTarget::default(), 1, 1).is_err());
+    }
+
+    #[test]
+    fn lists_and_selectors_are_read() {
+        let list = json!({"items": [
+            {"describedObject": {"name": "a"}, "value": "1500m"}, {"metricName": "q", "value": "3"}]});
+        assert_eq!(values(&list), [("a".to_owned(), 1500), (String::new(), 3000)]);
+        let selector: LabelSelector = serde_json::from_value(json!({"matchLabels": {"a": "b"},
+            "matchExpressions": [{"key": "c", "operator": "In", "values": ["d", "e"]}, {"key": "f", "operator": "Exists"}]}))
+        .expect("a selector");
+        assert_eq!(written(Some(&selector)), "a=b,c in (d,e),f");
+    }
+}
