@@ -6,8 +6,9 @@ cd "$(dirname "$0")/.."
 . tests/unprivileged.sh
 target=target/x86_64-unknown-linux-gnu/debug
 
-# The same selection as the unit tests', so that nothing is compiled for another set of features.
-suite=$(cargo build --locked --workspace --bins --tests --message-format=json |
+# With the scheduler, whose tests want most of tokio, the features are those of the unit tests' selection, so that
+# nothing is compiled for another set.
+suite=$(cargo build --locked -p rootlet -p e2e -p scheduler --bins --tests --message-format=json |
     sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\/e2e-[^"]*\)".*/\1/p' | tail -1)
 [ -x "$suite" ] || { echo "the test binary was not built"; exit 1; }
 
