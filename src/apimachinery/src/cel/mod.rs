@@ -8,6 +8,7 @@
 
 mod ast;
 mod check;
+mod estimate;
 mod eval;
 mod library;
 mod operators;
@@ -72,6 +73,11 @@ impl Program {
             found |= matches!(&node.expr, ast::Expr::Ident(name) if name == variable);
         });
         found
+    }
+
+    /// What evaluating may cost at worst; `names` as for [`Program::compile`].
+    fn estimate(&self, names: &[(String, Type<'_>)]) -> u64 {
+        estimate::cost(&self.node, names)
     }
 
     /// Evaluates; takes what it costs from `budget`.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
+use super::estimate::{self, RULE_LIMIT, SCHEMA_LIMIT, SLACK};
 use super::{COST_EXCEEDED, Named, Program, TOTAL_LIMIT, Type, Value};
 use crate::field::{Error, ErrorList, ErrorType, Path};
 use crate::structural::{Additional, Rule, Structural};
@@ -53,25 +54,74 @@ fn compile_rule(
 
 /// What is wrong with the rules of a schema at `path`.
 pub fn check(schema: &Structural, path: &Path) -> ErrorList {
-    let mut errors = ErrorList::new();
-    check_at(schema, path, true, &mut errors);
+    let mut found = Found { errors: ErrorList::new(), total: 0, costs: Vec::new() };
+    check_at(schema, path, true, Some(1), &mut found);
+    let Found { mut errors, total, mut costs } = found;
+    if total > SCHEMA_LIMIT.saturating_mul(SLACK) {
+        // Those that make up most of it are named.
+        costs.sort_by_key(|(cost, _)| std::cmp::Reverse(*cost));
+        for (_, path) in costs.iter().filter(|(cost, _)| *cost > SCHEMA_LIMIT / 100).take(4) {
+            let detail = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
+            errors.push(Error::forbidden(path, detail));
+        }
+        let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
+        errors.push(Error::forbidden(path, estimate::over(what, total, SCHEMA_LIMIT)));
+    }
     errors
 }
 
-fn check_at(schema: &Structural, path: &Path, is_root: bool, errors: &mut ErrorList) {
+/// What checking a schema's rules has found so far.
+struct Found {
+    errors: ErrorList,
+    total: u64,
+    costs: Vec<(u64, Path)>,
+}
+
+impl Found {
+    /// Takes an expression's cost in, `count` times; refuses it when that is too much.
+    fn pay(&mut self, cost: u64, count: u64, what: &str, path: &Path) {
+        let cost = cost.saturating_mul(count);
+        self.total = self.total.saturating_add(cost);
+        self.costs.push((cost, path.clone()));
+        if cost > RULE_LIMIT.saturating_mul(SLACK) {
+            self.errors.push(Error::forbidden(path, estimate::over(what, cost, RULE_LIMIT)));
+        }
+    }
+}
+
+/// `count` is how many values of the schema an object can have, where that is limited.
+fn check_at(
+    schema: &Structural,
+    path: &Path,
+    is_root: bool,
+    count: Option<u64>,
+    found: &mut Found,
+) {
     let root = (is_root || schema.embedded).then_some(schema);
     for (index, rule) in schema.rules.iter().enumerate() {
         let path = path.child("x-kubernetes-validations").index(index);
-        check_rule(rule, schema, root, &path, errors);
+        check_rule(rule, schema, root, &path, &mut found.errors);
+        let names = declared(schema);
+        let times = count.unwrap_or_else(|| estimate::unbounded_count(schema));
+        for (text, key, what) in [
+            (&rule.rule, "rule", "estimated rule cost"),
+            (&rule.message_expression, "messageExpression", "estimated messageExpression cost"),
+        ] {
+            if let Ok(program) = Program::compile(text, names.clone(), root) {
+                found.pay(program.estimate(&names), times, what, &path.child(key));
+            }
+        }
     }
     for (name, below) in &schema.properties {
-        check_at(below, &path.child("properties").key(name), false, errors);
+        check_at(below, &path.child("properties").key(name), false, count, found);
     }
+    let inner =
+        count.zip(estimate::factor(schema)).map(|(count, factor)| count.saturating_mul(factor));
     if let Some(items) = &schema.items {
-        check_at(items, &path.child("items"), false, errors);
+        check_at(items, &path.child("items"), false, inner, found);
     }
     if let Some(Additional::Of(values)) = &schema.additional {
-        check_at(values, &path.child("additionalProperties"), false, errors);
+        check_at(values, &path.child("additionalProperties"), false, inner, found);
     }
 }
 
@@ -346,9 +396,14 @@ mod tests {
             "{:?}",
             check(&schema, &Path::new("s"))
         );
+        ran(&schema, object, old)
+    }
+
+    /// What the rules say of an object, whatever they may cost.
+    fn ran(schema: &Structural, object: Json, old: Option<Json>) -> Vec<String> {
         let object = json!({"spec": object});
         let old = old.map(|old| json!({"spec": old}));
-        let errors = Rules::compile(&schema).validate(&schema, &object, old.as_ref());
+        let errors = Rules::compile(schema).validate(schema, &object, old.as_ref());
         errors.iter().map(ToString::to_string).collect()
     }
 
@@ -459,14 +514,39 @@ mod tests {
         }
     }
 
+    /// Upstream's words for rules that could hold up the server.
+    #[test]
+    fn costs_are_estimated_from_the_limits_of_the_schema() {
+        let estimate = |items: Json, rule: &str| {
+            let schema = Structural::parse(&json!({"type": "object",
+                "properties": {"list": items}, "x-kubernetes-validations": [{"rule": rule}]}));
+            let told = check(&schema, &Path::new("s"));
+            told.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let texts = |most: Option<u64>| {
+            let mut list = json!({"type": "array", "items": {"type": "string"}});
+            if let Some(most) = most {
+                list["maxItems"] = most.into();
+                list["items"]["maxLength"] = 64.into();
+            }
+            list
+        };
+        let twice = "self.list.all(a, self.list.all(b, a != b))";
+        let none = Vec::<String>::new();
+        assert_eq!(estimate(texts(Some(100)), twice), none);
+        assert_eq!(estimate(texts(None), "self.list.all(a, size(a) > 0)"), none);
+        assert_eq!(estimate(texts(None), "self.list.exists(a, a == 'x')"), none);
+        assert_eq!(
+            estimate(texts(None), twice)[0],
+            "s.x-kubernetes-validations[0].rule: Forbidden: estimated rule cost exceeds budget by factor of more than 100x (try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"
+        );
+    }
+
     #[test]
     fn costs_are_limited() {
         let list: Vec<String> = (0..1000).map(|i| i.to_string()).collect();
-        let told = told(
-            json!({"rule": "self.list.all(a, self.list.all(b, self.list.all(c, a + b + c != 'x')))"}),
-            json!({"list": list}),
-            None,
-        );
+        let rule = "self.list.all(a, self.list.all(b, self.list.all(c, a + b + c != 'x')))";
+        let told = ran(&schema(json!([{"rule": rule}])), json!({"list": list}), None);
         assert!(told[0].contains("call cost exceeds limit for rule"), "{told:?}");
     }
 }

@@ -26,6 +26,9 @@ pub enum Error {
     TooManyOperations(usize),
 }
 
+/// Copies may not add more than this: each could double the object.
+const COPIED_MAX_BYTES: usize = 3 << 20;
+
 /// Applies a JSON patch (RFC 6902); `original` is left alone when it fails.
 pub fn json(original: &Value, body: &[u8]) -> Result<Value, Error> {
     let patch: json_patch::Patch = serde_json::from_slice(body)
@@ -34,8 +37,32 @@ pub fn json(original: &Value, body: &[u8]) -> Result<Value, Error> {
         return Err(Error::TooManyOperations(patch.0.len()));
     }
     let mut patched = original.clone();
-    json_patch::patch(&mut patched, &patch).map_err(|e| Error::Inapplicable(words(&patch, &e)))?;
+    let mut copied = 0;
+    for operation in &patch.0 {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            copied += patched.pointer(copy.from.as_str()).map_or(0, size);
+            if copied > COPIED_MAX_BYTES {
+                return Err(Error::Inapplicable(format!(
+                    "Unable to complete the copy, the accumulated size increase of copy is {copied}, exceeding the limit {COPIED_MAX_BYTES}"
+                )));
+            }
+        }
+        let one = json_patch::Patch(vec![operation.clone()]);
+        json_patch::patch(&mut patched, &one).map_err(|e| Error::Inapplicable(words(&one, &e)))?;
+    }
     Ok(patched)
+}
+
+/// About how many bytes a value takes as JSON.
+fn size(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+        Value::String(text) => text.len() + 2,
+        Value::Array(items) => items.iter().map(|item| size(item) + 1).sum::<usize>() + 2,
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| key.len() + size(value) + 4).sum::<usize>() + 2
+        }
+    }
 }
 
 /// The failure as upstream's JSON patch library words it.
