@@ -37,6 +37,8 @@ if [ "$what" = test ]; then
     need docker-registry docker-registry
     need htpasswd apache2-utils
     need redis-server redis-server
+    need etcd etcd-server
+    need /usr/share/doc/python3-venv python3-venv
 fi
 if [ ${#missing[@]} -gt 0 ]; then
     say "installing with apt: ${missing[*]}"

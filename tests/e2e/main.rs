@@ -13,5 +13,6 @@ mod pods;
 mod recovery;
 mod registry;
 mod scheduling;
+mod store;
 mod streams;
 mod workloads;

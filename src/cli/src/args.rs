@@ -59,6 +59,19 @@ pub struct Up {
     /// Keep the cluster's state in memory: faster, and gone with `down`.
     #[arg(long)]
     pub ephemeral: bool,
+    /// Keep the cluster's state in an etcd that already runs: `etcd://HOST:PORT`, several members separated
+    /// by commas, and after a slash what its keys begin with [default: a file of the cluster's own].
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "ephemeral")]
+    pub store: Option<String>,
+    /// Authorities that may vouch for etcd; with it the connection is encrypted.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub etcd_cafile: Option<PathBuf>,
+    /// The certificate to show to etcd.
+    #[arg(long, value_name = "FILE", requires_all = ["etcd_cafile", "etcd_keyfile"])]
+    pub etcd_certfile: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
+    pub etcd_keyfile: Option<PathBuf>,
     /// Port of the API server on 127.0.0.1 [default: the last one used, or 6443, or a free one].
     #[arg(long, value_name = "P")]
     pub api_port: Option<u16>,
@@ -157,6 +170,9 @@ pub enum Command {
     /// Images of the cluster's node.
     #[command(subcommand)]
     Image(Image),
+    /// Save the cluster's objects into a file, or put them back, while the cluster runs.
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Print the timed steps of a pod's life.
     #[command(after_help = "Examples:
   rootlet trace pod/hello
@@ -310,6 +326,33 @@ pub enum Image {
         /// Its name or id.
         #[arg(value_name = "REF")]
         reference: String,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+}
+
+/// `rootlet snapshot …`
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// Write all objects, events excepted, into FILE; `-` is standard output.
+    #[command(after_help = "Example:
+  rootlet snapshot save before-upgrade.snapshot")]
+    Save {
+        /// Where to.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Make the cluster's objects those of FILE; `-` is standard input. Volumes' data stays as it is.
+    #[command(after_help = "Example:
+  rootlet snapshot restore before-upgrade.snapshot")]
+    Restore {
+        /// Where from.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
         /// The cluster.
         #[command(flatten)]
         cluster: Cluster,

@@ -19,7 +19,7 @@ use crate::control::{self, Admin};
 use crate::node::{
     CLUSTER_CIDR, DNS_ADDRESS, DOMAIN, NODE_ADDRESS, REVERSE, SERVICE_CIDR, SERVICE_CIDR6,
 };
-use crate::settings::Settings;
+use crate::settings::{Settings, StoreAddress};
 use crate::tracer::Tracer;
 use crate::{lock, logging};
 
@@ -123,6 +123,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
         started,
         informers: informers.clone(),
         images,
+        store: store.clone(),
         tracer,
         down,
     };
@@ -300,6 +301,8 @@ async fn start_api(
 ) -> anyhow::Result<(ApiServer, store::Store)> {
     let store = if settings.ephemeral {
         store::memory()
+    } else if let Some(elsewhere) = &settings.store {
+        open_etcd(elsewhere).await.context("cannot use the store that --store names")?
     } else {
         store::open(&settings.paths.data.join("store"), store::Options::default())
             .context("cannot open the store")?
@@ -336,6 +339,16 @@ async fn dual_stack(network: &netns::Control) -> anyhow::Result<bool> {
 }
 
 /// The API server reaches webhooks and proxied pods through the node process, the rest from here.
+async fn open_etcd(elsewhere: &StoreAddress) -> anyhow::Result<store::Store> {
+    let StoreAddress { address, ca, cert, key } = elsewhere.clone();
+    let direct = apiserver::webhook::direct();
+    let dial: store::etcd::Dial =
+        Arc::new(move |host, port| direct(apiserver::webhook::Place::Host(host, port)));
+    let files = store::etcd::TlsFiles { ca, cert, key };
+    let options = store::etcd::EtcdOptions::parse(&address, files, dial)?;
+    Ok(store::Store::new(store::Etcd::connect(&options).await?))
+}
+
 fn dial(network: netns::Control) -> apiserver::webhook::Dial {
     use apiserver::webhook::Place;
     let direct = apiserver::webhook::direct();

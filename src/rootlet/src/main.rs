@@ -15,6 +15,7 @@ mod paths;
 mod probe;
 mod scope;
 mod settings;
+mod snapshot;
 mod tracer;
 mod up;
 mod userns;
@@ -119,6 +120,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Image(command) => return image::image(command),
+        Command::Snapshot(command) => snapshot::snapshot(&command)?,
         Command::Trace(arguments) => {
             let paths = Paths::of(&arguments.cluster.name)?;
             let trace = Client::new(&paths).trace(&arguments.namespace, &arguments.pod)?;

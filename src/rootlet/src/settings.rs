@@ -18,6 +18,9 @@ pub struct Settings {
     pub paths: Paths,
     /// State in memory only.
     pub ephemeral: bool,
+    /// The store elsewhere that has the state.
+    #[serde(default)]
+    pub store: Option<StoreAddress>,
     /// The API server's port on loopback: asked for, or used the last time.
     pub api_port: Option<u16>,
     /// Whether the user named that port, so that no other will do.
@@ -58,6 +61,19 @@ pub struct Settings {
     pub disabled: Vec<Component>,
     /// Where the user's own kubeconfig has this cluster's context, if it was added.
     pub merged_into: Option<PathBuf>,
+}
+
+/// A store that is not the cluster's own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StoreAddress {
+    /// Such as `etcd://127.0.0.1:2379`.
+    pub address: String,
+    /// Authorities, in PEM.
+    pub ca: Option<PathBuf>,
+    /// The client's certificate, in PEM.
+    pub cert: Option<PathBuf>,
+    /// Its key, in PEM.
+    pub key: Option<PathBuf>,
 }
 
 /// Only programs on the host itself.

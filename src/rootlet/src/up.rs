@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 
 use crate::control::{self, Client};
 use crate::paths::{Paths, home};
-use crate::settings::Settings;
+use crate::settings::{Settings, StoreAddress};
 use crate::{lock, scope, userns};
 
 /// Carries out `rootlet up`.
@@ -61,6 +61,7 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
     };
     Ok(Settings {
         ephemeral: arguments.ephemeral,
+        store: store_address(arguments, known.as_ref())?,
         api_port: arguments.api_port.or(known.as_ref().and_then(|known| known.api_port)),
         api_port_fixed: arguments.api_port.is_some(),
         dual_stack: match &arguments.ip_family {
@@ -92,6 +93,36 @@ pub fn scheduler_config(file: &Path) -> anyhow::Result<scheduler::configuration:
     let named = || format!("--scheduler-config: {}", file.display());
     let text = std::fs::read_to_string(file).with_context(named)?;
     scheduler::configuration::parse(&text).with_context(named)
+}
+
+/// The store that was asked for, else that of the last time.
+fn store_address(
+    arguments: &cli::args::Up,
+    known: Option<&Settings>,
+) -> anyhow::Result<Option<StoreAddress>> {
+    let Some(address) = &arguments.store else {
+        let known = known.and_then(|known| known.store.clone());
+        return Ok(known.filter(|_| !arguments.ephemeral));
+    };
+    // The daemon works in another folder.
+    let file = |flag: &str, file: &Option<PathBuf>| {
+        let whole = file.as_ref().map(|file| {
+            std::fs::canonicalize(file)
+                .with_context(|| format!("{flag}: cannot read {}", file.display()))
+        });
+        whole.transpose()
+    };
+    // What is mistyped is told before anything is started.
+    let nowhere: store::etcd::Dial =
+        std::sync::Arc::new(|_, _| Box::pin(async { Err(std::io::ErrorKind::Unsupported.into()) }));
+    store::etcd::EtcdOptions::parse(address, store::etcd::TlsFiles::default(), nowhere)
+        .context("--store")?;
+    Ok(Some(StoreAddress {
+        address: address.clone(),
+        ca: file("--etcd-cafile", &arguments.etcd_cafile)?,
+        cert: file("--etcd-certfile", &arguments.etcd_certfile)?,
+        key: file("--etcd-keyfile", &arguments.etcd_keyfile)?,
+    }))
 }
 
 fn default_registries() -> Option<PathBuf> {

@@ -24,6 +24,11 @@ pub trait Engine: Send + Sync + 'static {
     /// channels of the watchers that it concerns.
     async fn txn(&self, txn: Txn) -> Result<TxnOutcome, Error>;
 
+    /// The most operations of one transaction.
+    fn largest_txn(&self) -> usize {
+        usize::MAX
+    }
+
     /// The changes of the keys in `[start, end)` (no bound when `end` is empty) from revision
     /// `from` on, in order, none left out, one batch for each revision that touched the range.
     /// An empty batch says that all changes up to its revision have been told; the first one comes

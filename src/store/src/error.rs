@@ -61,6 +61,24 @@ pub enum Error {
     /// The store has been closed.
     #[error("the store is closed")]
     Closed,
+    /// The address names no store.
+    #[error(
+        "{address:?} is no address of a store: write etcd://HOST:PORT, or etcd://HOST:PORT,HOST:PORT/PREFIX"
+    )]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// etcd refused, or did not answer. Whether a write happened is not known then.
+    #[error("could not {operation} etcd at {address}: {detail}")]
+    Remote {
+        /// What was tried.
+        operation: &'static str,
+        /// The members.
+        address: String,
+        /// What they said.
+        detail: String,
+    },
     /// Reading or writing failed. A write that fails like this did not happen.
     #[error("could not {operation} {}", path.display())]
     Io {
@@ -96,6 +114,10 @@ impl Error {
             }
             Self::Locked { path } => Self::Locked { path: path.clone() },
             Self::Closed => Self::Closed,
+            Self::Address { address } => Self::Address { address: address.clone() },
+            Self::Remote { operation, address, detail } => {
+                Self::Remote { operation, address: address.clone(), detail: detail.clone() }
+            }
             Self::Io { operation, path, source } => {
                 Self::Io { operation, path: path.clone(), source: again(source) }
             }

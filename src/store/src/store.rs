@@ -113,6 +113,11 @@ impl Store {
         self.0.txn(txn).await
     }
 
+    /// See [`Engine::largest_txn`].
+    pub fn largest_txn(&self) -> usize {
+        self.0.largest_txn()
+    }
+
     /// Writes `key`, whatever it held; returns the new revision.
     pub async fn put(
         &self,

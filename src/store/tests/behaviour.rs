@@ -1,5 +1,7 @@
 //! What the model does not cover: leases, slow watchers, the lock, closing.
 
+mod support;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +14,33 @@ const DEADLINE: Duration = Duration::from_secs(30);
 async fn put_leased(store: &Store, key: &'static str, lease: i64) -> Result<TxnOutcome, Error> {
     let op = Op::Put { key: key.into(), value: "v".into(), lease: Some(lease) };
     store.txn(Txn { compares: vec![], ops: vec![op] }).await
+}
+
+/// Runs what holds on every engine on each of them.
+macro_rules! on_every_engine {
+    ($($name:ident)*) => {
+        mod memory {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(store::memory()).await;
+            })*
+        }
+        mod etcd {
+            $(#[tokio::test]
+            async fn $name() {
+                let Some(server) = super::support::Server::start().await else { return };
+                super::$name(server.store("test").await).await;
+            })*
+        }
+    };
+}
+
+on_every_engine! {
+    the_end_of_a_lease_deletes_its_keys
+    a_revoked_lease_deletes_its_keys_at_once
+    progress_is_told_to_those_who_see_nothing
+    closing_ends_watches_and_refuses_work
+    the_future_and_the_forgotten_are_refused
 }
 
 /// The keys that the next batch with events deletes.
@@ -29,9 +58,7 @@ async fn next_deleted(store: &Store, from: u64) -> Vec<Bytes> {
     tokio::time::timeout(DEADLINE, deleted).await.expect("in time")
 }
 
-#[tokio::test]
-async fn the_end_of_a_lease_deletes_its_keys() {
-    let store = store::memory();
+async fn the_end_of_a_lease_deletes_its_keys(store: Store) {
     let lease = store.lease_grant(1).await.expect("granted");
     put_leased(&store, "a", lease).await.expect("put");
     put_leased(&store, "b", lease).await.expect("put");
@@ -47,9 +74,7 @@ async fn the_end_of_a_lease_deletes_its_keys() {
     assert!(store.get(b"b", None).await.expect("open").is_some());
 }
 
-#[tokio::test]
-async fn a_revoked_lease_deletes_its_keys_at_once() {
-    let store = store::memory();
+async fn a_revoked_lease_deletes_its_keys_at_once(store: Store) {
     let lease = store.lease_grant(3600).await.expect("granted");
     put_leased(&store, "a", lease).await.expect("put");
     assert_eq!(store.lease_keep_alive(lease).await.expect("alive"), 3600);
@@ -110,9 +135,7 @@ async fn a_slow_watcher_is_cut_off_and_can_go_on_from_the_log() {
     }
 }
 
-#[tokio::test]
-async fn progress_is_told_to_those_who_see_nothing() {
-    let store = store::memory();
+async fn progress_is_told_to_those_who_see_nothing(store: Store) {
     let mut watch = store.watch("b", "c", 2);
     let revision = store.put("a", "v").await.expect("put");
     let told = async {
@@ -127,9 +150,7 @@ async fn progress_is_told_to_those_who_see_nothing() {
     tokio::time::timeout(DEADLINE, told).await.expect("in time");
 }
 
-#[tokio::test]
-async fn closing_ends_watches_and_refuses_work() {
-    let store = store::memory();
+async fn closing_ends_watches_and_refuses_work(store: Store) {
     let mut watch = store.watch("", "", 2);
     assert!(watch.next().await.expect("progress").is_ok());
     store.close().await.expect("healthy");
@@ -139,9 +160,7 @@ async fn closing_ends_watches_and_refuses_work() {
     assert!(matches!(store.range(Range::prefix("")).await, Err(Error::Closed)));
 }
 
-#[tokio::test]
-async fn the_future_and_the_forgotten_are_refused() {
-    let store = store::memory();
+async fn the_future_and_the_forgotten_are_refused(store: Store) {
     for _ in 0..5 {
         store.put("a", "v").await.expect("put");
     }

@@ -1,4 +1,6 @@
-//! Both engines against a model that keeps every revision of everything in plain maps.
+//! Every engine against a model that keeps every revision of everything in plain maps.
+
+mod support;
 
 use std::collections::BTreeMap;
 
@@ -240,5 +242,29 @@ proptest! {
         let dir = tempfile::tempdir().expect("a directory");
         let store = store::open(dir.path(), Options::default()).expect("a new store");
         runtime().block_on(run(steps, store, Some(dir.path())));
+    }
+}
+
+/// etcd refuses transactions that change a key twice.
+fn each_key_once(mut step: Step) -> Step {
+    if let Step::Txn(txn) = &mut step {
+        let mut seen = std::collections::BTreeSet::new();
+        txn.ops.retain(|op| match op {
+            Op::Put { key, .. } | Op::Delete { key } => seen.insert(key.clone()),
+        });
+    }
+    step
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn etcd_is_the_model(steps in proptest::collection::vec(step(), 1..60)) {
+        let steps = steps.into_iter().map(each_key_once).collect();
+        runtime().block_on(async {
+            let Some(server) = support::Server::start().await else { return };
+            run(steps, server.store("model").await, None).await;
+        });
     }
 }

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead};
 
-use super::{Checked, ImageLine, Progress, Pruned, Status};
+use super::{Checked, ImageLine, Progress, Pruned, Restored, Status};
 use crate::paths::Paths;
 
 type Body = BoxBody<Bytes, std::io::Error>;
@@ -80,17 +80,7 @@ impl Client {
         progress: impl FnMut(&Progress),
     ) -> anyhow::Result<Vec<ImageLine>> {
         run(async {
-            let reader: Box<dyn AsyncRead + Send + Sync + Unpin> = match file {
-                None => Box::new(tokio::io::stdin()),
-                Some(file) => Box::new(
-                    tokio::fs::File::open(file)
-                        .await
-                        .with_context(|| format!("cannot read {}", file.display()))?,
-                ),
-            };
-            let frames = tokio_util::io::ReaderStream::with_capacity(reader, 256 * 1024)
-                .map(|chunk| chunk.map(Frame::data));
-            let body = BodyExt::boxed(StreamBody::new(frames));
+            let body = upload(file).await?;
             follow(self.send(Method::POST, "/images/load", body).await?, progress).await
         })
     }
@@ -115,6 +105,33 @@ impl Client {
                 }
             }
             output.flush().context("cannot write the archive")
+        })
+    }
+
+    /// Writes the cluster's objects to `output`; tells how many bytes they are.
+    pub fn save_snapshot(&self, mut output: impl std::io::Write) -> anyhow::Result<u64> {
+        run(async {
+            let response = self.send(Method::GET, "/snapshot", empty()).await?;
+            let mut chunks = response.into_body().into_data_stream();
+            let mut bytes = 0;
+            while let Some(chunk) = chunks.next().await {
+                let chunk =
+                    chunk.context("the snapshot broke off; `rootlet status` may say why")?;
+                output.write_all(&chunk).context("cannot write the snapshot")?;
+                bytes += chunk.len() as u64;
+            }
+            Ok(bytes)
+        })
+    }
+
+    /// Puts a snapshot back, from a file or, when `file` is `None`, from standard input.
+    pub fn restore_snapshot(&self, file: Option<&std::path::Path>) -> anyhow::Result<Restored> {
+        run(async {
+            let body = upload(file).await?;
+            let response = self.send(Method::POST, "/snapshot", body).await?;
+            let body = response.into_body().collect().await.context("the daemon ended")?;
+            serde_json::from_slice(&body.to_bytes())
+                .context("the daemon is of another version; restart it")
         })
     }
 
@@ -177,6 +194,21 @@ fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     // A read from a terminal that nobody ends must not hold the process.
     runtime.shutdown_background();
     answer
+}
+
+/// The bytes of a file, or of standard input.
+async fn upload(file: Option<&std::path::Path>) -> anyhow::Result<Body> {
+    let reader: Box<dyn AsyncRead + Send + Sync + Unpin> = match file {
+        None => Box::new(tokio::io::stdin()),
+        Some(file) => Box::new(
+            tokio::fs::File::open(file)
+                .await
+                .with_context(|| format!("cannot read {}", file.display()))?,
+        ),
+    };
+    let frames = tokio_util::io::ReaderStream::with_capacity(reader, 256 * 1024)
+        .map(|chunk| chunk.map(Frame::data));
+    Ok(BodyExt::boxed(StreamBody::new(frames)))
 }
 
 fn empty() -> Body {

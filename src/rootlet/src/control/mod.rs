@@ -95,6 +95,15 @@ pub struct Checked {
     pub damaged: Vec<(String, String)>,
 }
 
+/// The answer to `POST /snapshot`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Restored {
+    /// Objects that were written.
+    pub written: usize,
+    /// Objects that were removed.
+    pub removed: usize,
+}
+
 /// A client of the cluster's API, as its administrator.
 pub async fn api(paths: &Paths) -> anyhow::Result<kube::Client> {
     let file = paths.kubeconfig();

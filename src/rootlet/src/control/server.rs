@@ -21,7 +21,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{Checked, ImageLine, Progress, Pruned, Status};
+use super::{Checked, ImageLine, Progress, Pruned, Restored, Status};
 use crate::tracer::Tracer;
 
 /// Progress lines that may wait for a slow reader.
@@ -39,6 +39,8 @@ pub struct State {
     pub informers: Informers,
     /// The node's images.
     pub images: images::Store,
+    /// The cluster's objects.
+    pub store: store::Store,
     /// Recorded steps.
     pub tracer: Tracer,
     /// Sent once to ask for the end; the inner sender is told when the pods are stopped.
@@ -65,6 +67,7 @@ pub async fn serve(
         .route("/images/save", get(save))
         .route("/images/prune", post(prune))
         .route("/images/fsck", post(fsck))
+        .route("/snapshot", get(save_snapshot).post(restore_snapshot))
         .with_state(Arc::new(state));
     Ok(tokio::spawn(async move {
         let ended =
@@ -206,6 +209,29 @@ impl std::io::Write for Chunks {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+/// All objects; a failure in the midst breaks the answer off, so the client sees that it is not whole.
+async fn save_snapshot(Extract(state): Shared) -> Response {
+    let chunks = store::snapshot::save(state.store.clone());
+    Response::new(Body::from_stream(chunks.map_err(std::io::Error::other)))
+}
+
+async fn restore_snapshot(Extract(state): Shared, body: Body) -> Response {
+    let body = body.into_data_stream().map_err(std::io::Error::other);
+    let mut body = tokio_util::io::StreamReader::new(body);
+    let outcome = store::snapshot::restore(&state.store, &mut body).await;
+    // A client listens only when it has sent everything.
+    let _ = tokio::io::copy_buf(&mut body, &mut tokio::io::sink()).await;
+    match outcome {
+        Ok(done) => {
+            axum::Json(Restored { written: done.written, removed: done.removed }).into_response()
+        }
+        Err(error @ store::snapshot::RestoreError::Store(_)) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, chain(&error)).into_response(),
     }
 }
 
