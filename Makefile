@@ -3,7 +3,7 @@
 TARGET := x86_64-unknown-linux-gnu
 PREFIX ?= $(HOME)/.local
 
-.PHONY: help setup build demo test check unit e2e test-vm deny bench install clean
+.PHONY: help setup build demo test check unit e2e openapi test-vm deny bench install clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,10 +33,14 @@ unit: ## unit tests
 e2e: ## end-to-end tests of the real binary with the real kubectl
 	tests/e2e.sh
 
+openapi: ## what the served OpenAPI allows and does not, for two minutes; the Python client
+	tests/openapi.sh 120
+
 test: setup ## everything CI runs
 	$(MAKE) check
 	$(MAKE) unit
 	$(MAKE) e2e
+	$(MAKE) openapi
 
 test-vm: ## limits of pods, in a virtual machine with systemd and cgroup v2
 	tests/vm.sh
@@ -45,6 +49,7 @@ bench: build ## speed, side by side with podman, crun and the stock loops
 	@tests/setup.sh test
 	tests/bench.sh
 	tests/bench-loops.sh
+	tests/bench-api.sh
 
 install: build ## copy bin/rootlet to $(PREFIX)/bin
 	install -D -m 755 bin/rootlet $(PREFIX)/bin/rootlet

@@ -28,7 +28,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         data_dir: data_dir.clone(),
         listen: vec![std::net::TcpListener::bind(address)?],
         service_cidr: "10.43.0.0/16".into(),
-        advertise: address,
+        // An endpoint of the Service `kubernetes` cannot be on loopback.
+        advertise: SocketAddr::from(([10, 42, 0, 1], port)),
         cluster_domain: "cluster.local".into(),
         extra_sans: Vec::new(),
         node_address: Arc::new(|_, _| None),

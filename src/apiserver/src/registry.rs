@@ -27,6 +27,9 @@ use crate::{metadata, policy};
 
 /// How often a generated name is tried again when it is taken.
 const NAME_ATTEMPTS: usize = 8;
+/// The key whose revision stands for all allocations of addresses and ports for Services, so that servers
+/// on one store do not give out the same ones.
+const ALLOCATIONS: &[u8] = b"/registry/ranges/services";
 /// How often a write is tried again when others change the object meanwhile.
 const WRITE_ATTEMPTS: usize = 100;
 
@@ -258,24 +261,38 @@ impl Registry {
         let mut errors = validate_name(&object);
         errors.extend(policy::validate_create(ctx, &object));
         refuse(resource, &object, errors)?;
+        policy::warn(ctx, &object, None);
+        let unallocated = object.clone();
+        let mut allocation = self.allocation(ctx).await?;
         policy::allocate(self, ctx, &mut object, None)?;
         gate.validate(ctx, Operation::Create, Some(&object), None).await?;
         step(ctx, "admit", &object, admitted);
-        for attempt in 1.. {
+        let mut names = 1;
+        loop {
             let stored = SystemTime::now();
-            if let Some(created) = self.put_new(ctx, resource, &object).await? {
-                step(ctx, "store", &object, stored);
-                return Ok(created);
-            }
-            if !generated {
-                let name = meta::name(&object);
-                return Err(Status::already_exists(&resource.group, &resource.plural, name));
-            }
-            if attempt == NAME_ATTEMPTS {
-                break;
+            match self.put_new(ctx, resource, &object, allocation.take()).await? {
+                Put::Done(created) => {
+                    step(ctx, "store", &object, stored);
+                    return Ok(created);
+                }
+                Put::Overtaken => {
+                    let name = meta::name(&object).to_owned();
+                    object = unallocated.clone();
+                    meta::set(&mut object, "name", name);
+                    allocation = self.allocation(ctx).await?;
+                    policy::allocate(self, ctx, &mut object, None)?;
+                    continue;
+                }
+                Put::Taken if !generated => {
+                    let name = meta::name(&object);
+                    return Err(Status::already_exists(&resource.group, &resource.plural, name));
+                }
+                Put::Taken if names == NAME_ATTEMPTS => break,
+                Put::Taken => names += 1,
             }
             let name = metadata::generate_name(meta::generate_name(&object));
             meta::set(&mut object, "name", name);
+            allocation = self.allocation(ctx).await?;
         }
         let mut status =
             Status::already_exists(&resource.group, &resource.plural, meta::name(&object));
@@ -285,21 +302,35 @@ impl Registry {
         Err(status)
     }
 
-    /// Writes a new object; `None` when the name is taken.
+    /// The condition under which what is allocated from now on is nobody else's: that no server has
+    /// allocated anything that the caches here do not show yet.
+    async fn allocation(&self, ctx: &RequestContext) -> Result<Option<Compare>, Status> {
+        if !ctx.is("", "services") || !ctx.subresource.is_empty() {
+            return Ok(None);
+        }
+        let key = Bytes::from_static(ALLOCATIONS);
+        let last = self.inner.store.get(&key, None).await.map_err(store_failure)?;
+        let mod_revision = last.map_or(0, |kv| kv.mod_revision);
+        self.inner.caches.reached(mod_revision).await;
+        Ok(Some(Compare { key, mod_revision }))
+    }
+
+    /// Writes a new object.
     async fn put_new(
         &self,
         ctx: &RequestContext,
         resource: &Resource,
         object: &Value,
-    ) -> Result<Option<Arc<Object>>, Status> {
+        allocation: Option<Compare>,
+    ) -> Result<Put, Status> {
         let key = resource.key(&ctx_namespace(resource, ctx, object), meta::name(object));
         let (raw, _) = self.encode(resource, object).await?;
         if ctx.dry_run {
             let taken = self.inner.store.get(key.as_bytes(), None).await.map_err(store_failure)?;
             return if taken.is_some() {
-                Ok(None)
+                Ok(Put::Taken)
             } else {
-                self.decoded(resource, raw, 0).await.map(Some)
+                self.decoded(resource, raw, 0).await.map(Put::Done)
             };
         }
         let lease = if is_event(resource) {
@@ -308,16 +339,20 @@ impl Registry {
             None
         };
         let key = Bytes::from(key);
-        let txn = Txn {
+        let mut txn = Txn {
             compares: vec![Compare { key: key.clone(), mod_revision: 0 }],
             ops: vec![Op::Put { key, value: raw.clone(), lease }],
         };
+        with_allocation(&mut txn, allocation);
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => {
                 self.inner.caches.reached(revision).await;
-                self.decoded(resource, raw, revision).await.map(Some)
+                self.decoded(resource, raw, revision).await.map(Put::Done)
             }
-            TxnOutcome::Conflict { .. } => Ok(None),
+            TxnOutcome::Conflict { current, .. } => {
+                let taken = current.into_iter().next().flatten().is_some();
+                Ok(if taken { Put::Taken } else { Put::Overtaken })
+            }
         }
     }
 
@@ -421,10 +456,13 @@ impl Registry {
             let mut errors = metadata::validate_update(&object, &old);
             errors.extend(policy::validate_update(ctx, &object, &old));
             refuse(resource, &object, errors)?;
+            policy::warn(ctx, &object, Some(&old));
+            let allocation = self.allocation(ctx).await?;
             policy::allocate(self, ctx, &mut object, Some(&old))?;
             apply::ignore_times(&mut object, &old);
             gate.validate(ctx, Operation::Update, Some(&object), Some(&old)).await?;
-            match self.write(ctx, resource, &key, &before, &object).await? {
+            let allocation = allocation.filter(|_| object["spec"] != old["spec"]);
+            match self.write(ctx, resource, &key, &before, &object, allocation).await? {
                 Written::Done(object) => return Ok((object, false)),
                 Written::Conflict(now) => current = now,
             }
@@ -447,6 +485,7 @@ impl Registry {
         key: &Bytes,
         before: &Arc<Object>,
         object: &Value,
+        allocation: Option<Compare>,
     ) -> Result<Written, Status> {
         let (raw, _) = self.encode(resource, object).await?;
         let finished = deletion::is_finished(resource, object);
@@ -467,7 +506,8 @@ impl Registry {
             Op::Put { key: key.clone(), value: raw.clone(), lease }
         };
         let compare = Compare { key: key.clone(), mod_revision: before.revision };
-        let txn = Txn { compares: vec![compare], ops: vec![op] };
+        let mut txn = Txn { compares: vec![compare], ops: vec![op] };
+        with_allocation(&mut txn, allocation);
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => {
                 self.inner.caches.reached(revision).await;
@@ -517,7 +557,7 @@ impl Registry {
             match deletion::step(resource, &old, options) {
                 Step::Pending => return Ok(Deleted::Later(before)),
                 Step::Mark(object) => {
-                    match self.write(ctx, resource, &key, &before, &object).await? {
+                    match self.write(ctx, resource, &key, &before, &object, None).await? {
                         Written::Done(object) => return Ok(Deleted::Later(object)),
                         Written::Conflict(now) => current = now,
                     }
@@ -544,6 +584,23 @@ impl Registry {
             1,
         ))
     }
+}
+
+/// Makes the transaction one that allocates, if it does.
+fn with_allocation(txn: &mut Txn, allocation: Option<Compare>) {
+    if let Some(compare) = allocation {
+        let (key, value) = (compare.key.clone(), Bytes::new());
+        txn.compares.push(compare);
+        txn.ops.push(Op::Put { key, value, lease: None });
+    }
+}
+
+enum Put {
+    Done(Arc<Object>),
+    /// The name is taken.
+    Taken,
+    /// Another server has allocated something meanwhile.
+    Overtaken,
 }
 
 enum Written {

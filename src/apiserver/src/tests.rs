@@ -31,9 +31,13 @@ impl Fixture {
     }
 
     pub async fn with_kubelets(node_address: crate::NodeAddress) -> Self {
+        Self::over(store::memory(), node_address).await
+    }
+
+    pub async fn over(store: store::Store, node_address: crate::NodeAddress) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let api = ApiServer::start(Config {
-            store: store::memory(),
+            store,
             data_dir: dir.path().to_owned(),
             listen: Vec::new(),
             service_cidr: "10.43.0.0/16".into(),
@@ -291,4 +295,41 @@ async fn a_collection_is_deleted_by_selector() {
     assert_eq!(f.request(Method::DELETE, &path, &json!({})).await.code, 200);
     let left = f.get(&format!("{MAPS}?labelSelector=keep")).await;
     assert_eq!(left.body["items"].as_array().map(Vec::len), Some(1));
+}
+
+/// Servers over one store see each other's objects, and give out no address twice.
+#[tokio::test]
+async fn two_servers_share_a_store() {
+    let store = store::memory();
+    let (one, other) = tokio::join!(
+        Fixture::over(store.clone(), Arc::new(|_, _| None)),
+        Fixture::over(store, Arc::new(|_, _| None)),
+    );
+    let mut watch = other.watch(&format!("{MAPS}?watch=true&labelSelector=shared")).await;
+    let mut map = config_map("a");
+    map["metadata"]["labels"] = json!({"shared": ""});
+    assert_eq!(one.post(MAPS, &map).await.code, 201);
+    assert_eq!(other.get(&format!("{MAPS}/a")).await.body["data"], json!({"a": "b"}));
+    assert_eq!(watch.tell().await, "ADDED a");
+    assert_eq!(other.post(MAPS, &map).await.code, 409);
+
+    let services = "/api/v1/namespaces/default/services";
+    let service = |name: String| json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+    let (bodies_a, bodies_b): (Vec<_>, Vec<_>) =
+        (0..20).map(|i| (service(format!("a{i}")), service(format!("b{i}")))).unzip();
+    let answers = futures::future::join_all(
+        bodies_a
+            .iter()
+            .map(|body| one.post(services, body))
+            .chain(bodies_b.iter().map(|body| other.post(services, body))),
+    )
+    .await;
+    let mut addresses = std::collections::BTreeSet::new();
+    let mut ports = std::collections::BTreeSet::new();
+    for answer in &answers {
+        assert_eq!(answer.code, 201, "{}", answer.body);
+        addresses.insert(answer.body["spec"]["clusterIP"].to_string());
+        ports.insert(answer.body["spec"]["ports"][0]["nodePort"].to_string());
+    }
+    assert_eq!((addresses.len(), ports.len()), (40, 40));
 }

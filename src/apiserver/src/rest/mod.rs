@@ -17,6 +17,7 @@ mod watch;
 pub use list::answer as answer_list;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use apimachinery::Status;
 use bytes::Bytes;
@@ -37,6 +38,9 @@ use crate::{conversion, policy, protobuf, respond};
 
 /// Bodies may not be longer (`DefaultMaxRequestBodyBytes`).
 pub const MAX_BODY_BYTES: usize = 3 << 20;
+
+/// How long a client may take to send one (`--request-timeout`).
+const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// One request on a served resource.
 pub struct Call {
@@ -151,7 +155,10 @@ impl Call {
 
 /// Reads a body within the limit.
 pub async fn read_body(body: Body) -> Result<Bytes, Status> {
-    match body.read(MAX_BODY_BYTES).await {
+    let read = tokio::time::timeout(BODY_TIMEOUT, body.read(MAX_BODY_BYTES)).await;
+    let read = read
+        .map_err(|_| Status::timeout("request did not complete within the allotted timeout", 0))?;
+    match read {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => {
             Err(Status::too_large(format!("Request entity too large: limit is {MAX_BODY_BYTES}")))
@@ -213,5 +220,17 @@ fn must_be_versioned(resource: &Resource) -> bool {
         | "policy" => true,
         "storage.k8s.io" => resource.plural != "storageclasses",
         _ => resource.custom.is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_is_given_up() {
+        let stalled = Body::stream(futures::stream::pending());
+        let told = read_body(stalled).await.expect_err("nothing was sent");
+        assert_eq!((told.code, told.reason.as_str()), (504, "Timeout"));
     }
 }
