@@ -9,6 +9,8 @@ mod admission;
 pub mod attributes;
 pub mod authn;
 pub mod authz;
+#[cfg(test)]
+mod bad_input_tests;
 pub mod body;
 pub mod bootstrap;
 mod cache;
@@ -53,6 +55,7 @@ mod subresources;
 mod tests;
 mod validation;
 mod version;
+mod warnings;
 pub mod webhook;
 mod zero;
 

@@ -12,6 +12,8 @@ pub use crate::strategy::{prepare_for_create, prepare_for_update};
 
 pub use crate::validation::{validate_create, validate_update};
 
+pub use crate::warnings::warn;
+
 /// Takes what the object needs from shared pools: a Service's addresses and ports.
 pub fn allocate(
     registry: &Registry,

@@ -23,7 +23,7 @@ use crate::registry::Registry;
 use crate::request_info::{self, RequestInfo};
 use crate::rest::{self, Call};
 use crate::subresources::kubelet::Kubelets;
-use crate::{conversion, gzip, paths, protobuf, respond};
+use crate::{conversion, gzip, paths, protobuf, respond, warnings};
 
 /// Everything that requests share.
 pub struct Server {
@@ -175,7 +175,7 @@ impl Server {
         if info.verb.is_empty() {
             return Err(rest::method_not_allowed());
         }
-        if let Some(warning) = resource.custom.as_ref().and_then(|c| c.deprecated.as_deref()) {
+        if let Some(warning) = warnings::deprecated(&resource) {
             ctx.warnings.add(warning);
         }
         let typed = protobuf::type_of(&resource).is_some();

@@ -3,15 +3,24 @@
 //! Source: `k8s.io/kubernetes/pkg/apis/*/validation`. Types are right already: bodies are decoded by
 //! the schema. What is checked here is what a schema cannot say.
 
+mod addresses;
 mod affinity;
+mod certificates;
 mod container;
 mod core;
+mod cron;
+mod csi;
+mod devices;
+mod flowcontrol;
+mod job;
 mod metadata;
 mod network;
 mod pod;
 mod pod_update;
 mod policy;
+mod quota;
 mod service;
+mod status;
 mod storage;
 mod volume;
 mod webhooks;
@@ -23,6 +32,8 @@ use serde_json::Value;
 use crate::attributes::RequestContext;
 use crate::custom::definition;
 use crate::zero::Zero;
+
+pub use container::quantity;
 
 /// The rules for a new object. Its name is checked here too.
 pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
@@ -98,6 +109,33 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
         ) => webhooks::validate(object, errors),
         ("node.k8s.io", "runtimeclasses") => policy::runtime_class(object, old, errors),
         ("coordination.k8s.io", "leases") => policy::lease(object, errors),
+        ("batch", "jobs") => {
+            job::job(object, errors);
+            if let Some(old) = old {
+                job::job_update(object, old, errors);
+            }
+        }
+        ("batch", "cronjobs") => job::cron_job(object, old, errors),
+        ("", "resourcequotas") => quota::quota(object, old, errors),
+        ("", "endpoints") => addresses::endpoints(object, errors),
+        ("networking.k8s.io", "ipaddresses") => addresses::ip_address(object, old, errors),
+        ("networking.k8s.io", "servicecidrs") => addresses::service_cidr(object, old, errors),
+        ("certificates.k8s.io", "certificatesigningrequests") => {
+            certificates::request(object, old, errors);
+            if let Some(old) = old {
+                certificates::update("", object, old, errors);
+            }
+        }
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => flowcontrol::schema(object, errors),
+        ("flowcontrol.apiserver.k8s.io", _) => flowcontrol::level(object, errors),
+        ("resource.k8s.io", _) => devices::validate(plural, object, old, errors),
+        ("storage.k8s.io", "volumeattachments") => csi::attachment(object, old, errors),
+        ("storage.k8s.io", "csidrivers") => csi::driver(object, old, errors),
+        ("storage.k8s.io", "csinodes") => csi::node(object, old, errors),
+        ("storage.k8s.io", "csistoragecapacities") => csi::capacity(object, old, errors),
+        ("storage.k8s.io", "volumeattributesclasses") => {
+            csi::attributes_class(object, old, errors);
+        }
         _ => {}
     }
 }
@@ -119,6 +157,14 @@ pub fn validate_update(ctx: &RequestContext, object: &Value, old: &Value) -> Err
         "" => {}
         "ephemeralcontainers" => {
             pod_update::ephemeral_containers(object, old, &mut errors);
+            return errors;
+        }
+        "resize" => {
+            pod_update::resize(object, old, &mut errors);
+            return errors;
+        }
+        "status" | "approval" => {
+            status::validate(ctx, object, old, &mut errors);
             return errors;
         }
         _ => return errors,
@@ -163,6 +209,13 @@ pub fn validate_update(ctx: &RequestContext, object: &Value, old: &Value) -> Err
 /// Adds what is wrong with the text `value` at `path`, sentence by sentence.
 fn mistakes(errors: &mut ErrorList, path: &Path, value: &str, sentences: Vec<String>) {
     errors.extend(sentences.into_iter().map(|sentence| Error::invalid(path, value, sentence)));
+}
+
+/// An error that shows no value.
+fn omitted(path: &Path, detail: &str) -> Error {
+    let mut error = Error::invalid(path, Value::Null, detail);
+    error.value = None;
+    error
 }
 
 /// `value` must not be negative.

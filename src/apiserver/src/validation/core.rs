@@ -181,8 +181,14 @@ pub fn priority_class(class: &Value, errors: &mut ErrorList) {
     let path = Path::new("metadata").child("name");
     if name.starts_with("system-") {
         if system.get(name).copied() != Some(class["value"].int()) {
-            let detail = "priority class names with 'system-' prefix are reserved for system use only. error: ";
-            errors.push(Error::forbidden(&path, detail.trim_end_matches(". error: ")));
+            let why = match system.get(name) {
+                Some(value) => format!("value of PriorityClass {name} must be {value}"),
+                None => format!("{name} is not a known system priority class"),
+            };
+            let detail = format!(
+                "priority class names with 'system-' prefix are reserved for system use only. error: {why}"
+            );
+            errors.push(Error::forbidden(&path, detail));
         }
     } else if class["value"].int() > 1_000_000_000 {
         let detail = "maximum allowed value of a user defined priority is 1000000000";

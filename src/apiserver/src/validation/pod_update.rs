@@ -4,6 +4,7 @@ use apimachinery::field::{Error, ErrorList, Path};
 use serde_json::Value;
 
 use super::{affinity, pod};
+use crate::strategy::pod::qos_class;
 use crate::zero::Zero;
 
 const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
@@ -33,6 +34,7 @@ pub fn validate(new: &Value, old: &Value, errors: &mut ErrorList) {
     deadline(spec, before, &path, errors);
     tolerations(spec, before, &path, errors);
     scheduling_gates(spec, before, &path, errors);
+    narrowed(spec, before, &path, errors);
     let munged = munge(spec, before);
     if errors.is_empty() && munged != *before {
         let detail = format!(
@@ -59,7 +61,8 @@ fn munge(new: &Value, old: &Value) -> Value {
         keep.push(grace);
     }
     // A pod that waits at a gate may still be told where to go.
-    if !old["schedulingGates"].items().is_empty() && selector_grows(new, old) {
+    let gated = !old["schedulingGates"].items().is_empty();
+    if gated {
         keep.push("nodeSelector");
     }
     for key in keep {
@@ -68,11 +71,67 @@ fn munge(new: &Value, old: &Value) -> Value {
             None => drop(map.remove(key)),
         }
     }
+    if gated {
+        keep_node_affinity(&mut munged, old);
+    }
     munged
 }
 
-fn selector_grows(new: &Value, old: &Value) -> bool {
-    old["nodeSelector"].entries().all(|(key, value)| new["nodeSelector"].get(key) == Some(value))
+/// Gives `spec` the node affinity of `old`, and no affinity where that was all there is.
+fn keep_node_affinity(spec: &mut Value, old: &Value) {
+    let before = old["affinity"]["nodeAffinity"].clone();
+    let Some(map) = spec.as_object_mut() else { return };
+    let mut affinity = map.remove("affinity").unwrap_or_default();
+    if !affinity.is_object() {
+        affinity = serde_json::json!({});
+    }
+    if let Some(affinity) = affinity.as_object_mut() {
+        affinity.remove("nodeAffinity");
+        if before.is_set() {
+            affinity.insert("nodeAffinity".into(), before);
+        }
+    }
+    if affinity.entries().next().is_some() || old["affinity"].is_set() {
+        map.insert("affinity".into(), affinity);
+    }
+}
+
+/// Where a waiting pod may go can only be narrowed.
+fn narrowed(new: &Value, old: &Value, path: &Path, errors: &mut ErrorList) {
+    if old["schedulingGates"].items().is_empty() {
+        return;
+    }
+    let kept = |(key, value): (&String, &Value)| new["nodeSelector"].get(key) == Some(value);
+    if !old["nodeSelector"].entries().all(kept) {
+        let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        let value = new["nodeSelector"].clone();
+        errors.push(Error::invalid(&path.child("nodeSelector"), value, detail));
+    }
+    let required = |spec: &Value| {
+        spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"].clone()
+    };
+    let (new, old) = (required(new), required(old));
+    let at = path
+        .child("affinity")
+        .child("nodeAffinity")
+        .child("requiredDuringSchedulingIgnoredDuringExecution")
+        .child("nodeSelectorTerms");
+    let (terms, before) = (new["nodeSelectorTerms"].items(), old["nodeSelectorTerms"].items());
+    if before.is_empty() {
+        return;
+    }
+    if terms.len() != before.len() {
+        let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        errors.push(Error::invalid(&at, new["nodeSelectorTerms"].clone(), detail));
+        return;
+    }
+    for (index, (term, before)) in terms.iter().zip(before).enumerate() {
+        let grows = |key: &str| term[key].items().starts_with(before[key].items());
+        if !grows("matchExpressions") || !grows("matchFields") {
+            let detail = "only additions are allowed (no mutations or deletions)";
+            errors.push(Error::invalid(&at.index(index), term.clone(), detail));
+        }
+    }
 }
 
 fn deadline(new: &Value, old: &Value, path: &Path, errors: &mut ErrorList) {
@@ -148,6 +207,63 @@ fn walk(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
     }
 }
 
+/// A resize changes amounts of CPU and memory, and nothing that a kubelet could not do to a running pod
+/// (`ValidatePodResize`).
+pub fn resize(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let path = Path::new("spec");
+    pod::spec(&new["spec"], &path, errors);
+    if old["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_set() {
+        errors.push(Error::forbidden(&Path::default(), "static pods cannot be resized"));
+    }
+    let class = qos_class(new);
+    let before = old["status"]["qosClass"].text();
+    if !before.is_empty() && class != before {
+        let detail = "Pod QOS Class may not change as a result of resizing";
+        errors.push(Error::invalid(&path, class, detail));
+    }
+    let (mut munged, mut only) = (new["spec"].clone(), true);
+    for list in ["containers", "initContainers"] {
+        let containers = munged.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
+        for (index, (now, was)) in containers.zip(old["spec"][list].items()).enumerate() {
+            let at = path.child(list).index(index).child("resources");
+            for kind in ["limits", "requests"] {
+                for name in ["cpu", "memory"] {
+                    let (new, old) = (&now["resources"][kind][name], &was["resources"][kind][name]);
+                    if old.is_set() && new.is_null() {
+                        let detail = format!("resource {kind} cannot be removed");
+                        errors.push(Error::forbidden(&at.child(kind).key(name), detail));
+                    }
+                }
+                let others = |of: &Value| -> Vec<(String, Value)> {
+                    let amounts = of["resources"][kind].entries();
+                    let other = amounts.filter(|(n, _)| !matches!(n.as_str(), "cpu" | "memory"));
+                    other.map(|(name, amount)| (name.clone(), amount.clone())).collect()
+                };
+                only &= others(now) == others(was);
+            }
+            now["resources"] = was["resources"].clone();
+        }
+    }
+    if !only || munged != munge_like(&old["spec"], &munged) {
+        let detail = "only cpu and memory resources are mutable";
+        errors.push(Error::forbidden(&path, detail));
+    }
+}
+
+/// `old` with a null for resources where `new` has one, so that the two can be compared.
+fn munge_like(old: &Value, new: &Value) -> Value {
+    let mut old = old.clone();
+    for list in ["containers", "initContainers"] {
+        let containers = old.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
+        for (container, other) in containers.zip(new[list].items()) {
+            if container["resources"].is_null() && other.get("resources").is_some() {
+                container["resources"] = Value::Null;
+            }
+        }
+    }
+    old
+}
+
 /// Ephemeral containers are added and never changed.
 pub fn ephemeral_containers(new: &Value, old: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec").child("ephemeralContainers");
@@ -174,6 +290,60 @@ mod tests {
     use super::*;
     use crate::validation::told;
     use serde_json::json;
+
+    #[test]
+    fn a_resize_changes_amounts() {
+        let pod = |image: &str, resources: Value| {
+            json!({"spec": {"restartPolicy": "Always", "dnsPolicy": "Default",
+                "terminationGracePeriodSeconds": 1, "containers": [{"name": "c", "image": image,
+                "imagePullPolicy": "Always", "terminationMessagePolicy": "File", "resources": resources}]},
+                "status": {"qosClass": "Burstable"}})
+        };
+        let old = pod("a", json!({"requests": {"cpu": "1"}}));
+        let told = |image: &str, resources: Value| {
+            told(|e| resize(&pod(image, resources.clone()), &old, e)).join("; ")
+        };
+        assert_eq!(told("a", json!({"requests": {"cpu": "2", "memory": "1Gi"}})), "");
+        assert_eq!(
+            told("b", json!({"requests": {"cpu": "1"}})),
+            "spec: Forbidden: only cpu and memory resources are mutable"
+        );
+        assert_eq!(
+            told("a", json!({"requests": {"memory": "1Gi"}})),
+            "spec.containers[0].resources.requests[cpu]: Forbidden: resource requests cannot be removed"
+        );
+        let both = json!({"cpu": "1", "memory": "1Gi"});
+        assert_eq!(
+            told("a", json!({"requests": both, "limits": both})),
+            "spec: Invalid value: \"Guaranteed\": Pod QOS Class may not change as a result of resizing"
+        );
+    }
+
+    #[test]
+    fn a_waiting_pod_may_be_sent_somewhere_narrower() {
+        let required = |terms: Value| json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}});
+        let term = json!({"matchExpressions": [{"key": "a", "operator": "Exists"}]});
+        let more = json!({"matchExpressions": [{"key": "a", "operator": "Exists"}, {"key": "b", "operator": "Exists"}]});
+        let pod = |extra: Value| {
+            let mut spec = json!({"containers": [{"name": "c", "image": "a"}],
+                "schedulingGates": [{"name": "g"}], "nodeSelector": {"x": "y"}});
+            for (key, value) in extra.as_object().unwrap() {
+                spec[key] = value.clone();
+            }
+            json!({"spec": spec})
+        };
+        let told = |new: &Value, old: &Value| told(|e| validate(new, old, e)).join("; ");
+        let (bare, narrow) = (pod(json!({})), pod(json!({"affinity": required(json!([term]))})));
+        let narrower =
+            pod(json!({"affinity": required(json!([more])), "nodeSelector": {"x": "y", "z": ""}}));
+        assert_eq!(told(&narrow, &bare), "");
+        assert_eq!(told(&narrower, &narrow), "");
+        assert!(told(&narrow, &narrower).contains("only additions are allowed"));
+        assert_eq!(
+            told(&pod(json!({"nodeSelector": {}})), &bare),
+            "spec.nodeSelector: Invalid value: {}: only additions to spec.nodeSelector are allowed (no mutations or deletions)"
+        );
+    }
 
     #[test]
     fn little_may_change() {

@@ -38,6 +38,7 @@ const SOURCES: [&str; 22] = [
     "vsphereVolume",
 ];
 const PARAMETERS_MAX: usize = 512;
+const PARAMETERS_MAX_BYTES: usize = 256 * 1024;
 
 fn access_modes(spec: &Value, path: &Path, missing: &str, errors: &mut ErrorList) {
     let (modes, at) = (&spec["accessModes"], path.child("accessModes"));
@@ -224,21 +225,59 @@ pub fn volume_update(new: &Value, old: &Value, errors: &mut ErrorList) {
     }
 }
 
+/// The driver that makes volumes of a class.
+pub fn provisioner(name: &str, path: &Path, errors: &mut ErrorList) {
+    if name.is_empty() {
+        errors.push(Error::required(path, ""));
+    } else {
+        mistakes(errors, path, name, names::qualified_name(&name.to_lowercase()));
+    }
+}
+
+/// What a class tells its driver.
+pub fn parameters(parameters: &Value, path: &Path, errors: &mut ErrorList) {
+    if parameters.entries().count() > PARAMETERS_MAX {
+        errors.push(Error::too_long(path, PARAMETERS_MAX));
+    }
+    if parameters.entries().any(|(key, _)| key.is_empty()) {
+        errors.push(Error::invalid(path, "", "field can not be empty."));
+    }
+    let bytes: usize =
+        parameters.entries().map(|(key, value)| key.len() + value.text().len()).sum();
+    if bytes > PARAMETERS_MAX_BYTES {
+        errors.push(Error::too_long(path, PARAMETERS_MAX_BYTES));
+    }
+}
+
+fn topologies(terms: &[Value], path: &Path, errors: &mut ErrorList) {
+    for (index, term) in terms.iter().enumerate() {
+        let mut seen = std::collections::BTreeSet::new();
+        let expressions = term["matchLabelExpressions"].items();
+        for (number, expression) in expressions.iter().enumerate() {
+            let at = path.index(index).child("matchLabelExpressions").index(number);
+            let key = expression["key"].text();
+            mistakes(errors, &at.child("key"), key, names::qualified_name(key));
+            if expression["values"].items().is_empty() {
+                errors.push(Error::required(&at.child("values"), ""));
+            }
+            let mut values = std::collections::BTreeSet::new();
+            for (index, value) in expression["values"].texts().enumerate() {
+                if !values.insert(value) {
+                    errors.push(Error::duplicate(&at.child("values").index(index), value));
+                }
+            }
+            if !seen.insert(key) {
+                errors.push(Error::duplicate(&at.child("key"), key));
+            }
+        }
+    }
+}
+
 /// A storage class.
 pub fn class(class: &Value, errors: &mut ErrorList) {
-    let (provisioner, at) = (class["provisioner"].text(), Path::new("provisioner"));
-    if provisioner.is_empty() {
-        errors.push(Error::required(&at, ""));
-    } else {
-        mistakes(errors, &at, provisioner, names::qualified_name(&provisioner.to_lowercase()));
-    }
-    let parameters = Path::new("parameters");
-    if class["parameters"].entries().count() > PARAMETERS_MAX {
-        errors.push(Error::too_long(&parameters, PARAMETERS_MAX));
-    }
-    if class["parameters"].entries().any(|(key, _)| key.is_empty()) {
-        errors.push(Error::invalid(&parameters, "", "field can not be empty."));
-    }
+    provisioner(class["provisioner"].text(), &Path::new("provisioner"), errors);
+    parameters(&class["parameters"], &Path::new("parameters"), errors);
+    topologies(class["allowedTopologies"].items(), &Path::new("allowedTopologies"), errors);
     if class["reclaimPolicy"].is_set() {
         let at = Path::new("reclaimPolicy");
         one_of(errors, &at, class["reclaimPolicy"].text(), &["Delete", "Retain"]);

@@ -9,8 +9,6 @@ use super::core::immutable;
 use super::{label_selector, non_negative, one_of, pod, policy, required_one_of};
 use crate::zero::Zero;
 
-const CRON_JOB_NAME_MAX: usize = 52;
-
 /// A workload, new or changed.
 pub fn validate(group: &str, plural: &str, object: &Value, errors: &mut ErrorList) {
     let (spec, path) = (&object["spec"], Path::new("spec"));
@@ -24,20 +22,31 @@ pub fn validate(group: &str, plural: &str, object: &Value, errors: &mut ErrorLis
         }
         ("", "replicationcontrollers") => {
             non_negative(errors, &path.child("replicas"), &spec["replicas"]);
+            non_negative(errors, &path.child("minReadySeconds"), &spec["minReadySeconds"]);
+            let at = path.child("selector");
             if spec["selector"].entries().next().is_none() {
-                errors.push(Error::required(&path.child("selector"), ""));
+                errors.push(Error::required(&at, ""));
+            }
+            let labels = meta::labels(&spec["template"]);
+            let found = |(key, value): (&String, &Value)| {
+                labels.get(key).is_some_and(|label| label == value.text())
+            };
+            if spec["template"].is_null() {
+                errors.push(Error::required(&path.child("template"), ""));
+                return;
+            }
+            if !spec["selector"].entries().all(found) {
+                errors.push(Error::invalid(
+                    &path.child("template").child("metadata").child("labels"),
+                    spec["template"]["metadata"]["labels"].clone(),
+                    "`selector` does not match template `labels`",
+                ));
             }
             pod::template(&spec["template"], &path.child("template"), &["Always"], errors);
         }
-        ("batch", "jobs") => job(spec, &path, errors),
-        ("batch", "cronjobs") => {
-            // A job's name is the cron job's with eleven characters more.
-            let (name, at) = (meta::name(object), Path::new("metadata").child("name"));
-            if name.len() > CRON_JOB_NAME_MAX {
-                let detail = format!("must be no more than {CRON_JOB_NAME_MAX} characters");
-                errors.push(Error::invalid(&at, name, detail));
-            }
-            cron_job(spec, &path, errors);
+        ("", "podtemplates") => {
+            const ANY: [&str; 3] = ["Always", "Never", "OnFailure"];
+            pod::template(&object["template"], &Path::new("template"), &ANY, errors);
         }
         _ => {}
     }
@@ -77,16 +86,6 @@ pub fn validate_update(
             }
         }
         ("apps", _) => keep("selector", errors),
-        ("batch", "jobs") => {
-            keep("selector", errors);
-            if !new["suspend"].flag() && !before["suspend"].flag() {
-                keep("template", errors);
-            }
-            keep("completionMode", errors);
-            if new["completionMode"] != "Indexed" {
-                keep("completions", errors);
-            }
-        }
         _ => {}
     }
 }
@@ -120,6 +119,16 @@ fn selected_template(plural: &str, spec: &Value, path: &Path, errors: &mut Error
         }
     }
     pod::template(&with_claims(spec), &template, &["Always"], errors);
+    if spec["template"]["spec"]["activeDeadlineSeconds"].is_set() {
+        let kind = match plural {
+            "statefulsets" => "StatefulSet",
+            "daemonsets" => "DaemonSet",
+            _ => "ReplicaSet",
+        };
+        let at = template.child("spec").child("activeDeadlineSeconds");
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.push(Error::forbidden(&at, detail));
+    }
 }
 
 /// The template with the volumes that a stateful set's claim templates stand for.
@@ -168,7 +177,6 @@ fn strategy(plural: &str, spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
     let partition = at.child("rollingUpdate").child("partition");
     non_negative(errors, &partition, &rolling["partition"]);
-    let zero = |value: &Value| matches!(value.as_str(), Some("0%")) || value.as_i64() == Some(0);
     if plural == "deployments" && zero(&rolling["maxSurge"]) && zero(&rolling["maxUnavailable"]) {
         let value = rolling["maxUnavailable"].clone();
         let detail = "may not be 0 when `maxSurge` is 0";
@@ -178,10 +186,22 @@ fn strategy(plural: &str, spec: &Value, path: &Path, errors: &mut ErrorList) {
             detail,
         ));
     }
+    if plural == "daemonsets" && kind == "RollingUpdate" {
+        let (at, surge) = (at.child("rollingUpdate"), &rolling["maxSurge"]);
+        match (zero(&rolling["maxUnavailable"]), surge.is_null() || zero(surge)) {
+            (false, false) => {
+                let detail = "may not be set when maxUnavailable is non-zero";
+                errors.push(Error::invalid(&at.child("maxSurge"), surge.clone(), detail));
+            }
+            (true, true) => {
+                let detail = "cannot be 0 when maxSurge is 0";
+                errors.push(Error::required(&at.child("maxUnavailable"), detail));
+            }
+            _ => {}
+        }
+    }
     if plural == "statefulsets" {
-        let policy = spec["podManagementPolicy"].text();
-        let at = path.child("podManagementPolicy");
-        required_one_of(errors, &at, policy, &["OrderedReady", "Parallel"]);
+        stateful_set(spec, path, errors);
     }
     let deadline = &spec["progressDeadlineSeconds"];
     if plural == "deployments"
@@ -193,55 +213,27 @@ fn strategy(plural: &str, spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn job(spec: &Value, path: &Path, errors: &mut ErrorList) {
-    for key in [
-        "parallelism",
-        "completions",
-        "activeDeadlineSeconds",
-        "backoffLimit",
-        "ttlSecondsAfterFinished",
-        "backoffLimitPerIndex",
-        "maxFailedIndexes",
-    ] {
-        non_negative(errors, &path.child(key), &spec[key]);
+fn stateful_set(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let policy = spec["podManagementPolicy"].text();
+    let at = path.child("podManagementPolicy");
+    required_one_of(errors, &at, policy, &["OrderedReady", "Parallel"]);
+    non_negative(errors, &path.child("ordinals").child("start"), &spec["ordinals"]["start"]);
+    let at = path.child("persistentVolumeClaimRetentionPolicy");
+    for key in ["whenDeleted", "whenScaled"] {
+        let policy = &spec["persistentVolumeClaimRetentionPolicy"][key];
+        if policy.is_set() {
+            one_of(errors, &at.child(key), policy.text(), &["Delete", "Retain"]);
+        }
     }
-    let mode = spec["completionMode"].text();
-    if !mode.is_empty() {
-        one_of(errors, &path.child("completionMode"), mode, &["Indexed", "NonIndexed"]);
+    let unavailable = &spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"];
+    if zero(unavailable) {
+        let at = path.child("updateStrategy").child("rollingUpdate").child("maxUnavailable");
+        errors.push(Error::invalid(&at, unavailable.clone(), "cannot be 0"));
     }
-    if mode == "Indexed" && spec["completions"].is_null() {
-        let detail = "when completion mode is Indexed";
-        errors.push(Error::required(&path.child("completions"), detail));
-    }
-    pod::template(&spec["template"], &path.child("template"), &["Never", "OnFailure"], errors);
 }
 
-fn cron_job(spec: &Value, path: &Path, errors: &mut ErrorList) {
-    let schedule = spec["schedule"].text();
-    let at = path.child("schedule");
-    if schedule.is_empty() {
-        errors.push(Error::required(&at, ""));
-    } else if schedule.contains("TZ") {
-        let detail = "cannot use TZ or CRON_TZ in schedule, use timeZone field instead";
-        errors.push(Error::invalid(&at, schedule, detail));
-    } else if !schedule.starts_with('@') && schedule.split_whitespace().count() != 5 {
-        let detail = format!(
-            "expected exactly 5 fields, found {}: [{}]",
-            schedule.split_whitespace().count(),
-            schedule.split_whitespace().collect::<Vec<_>>().join(" ")
-        );
-        errors.push(Error::invalid(&at, schedule, detail));
-    }
-    required_one_of(
-        errors,
-        &path.child("concurrencyPolicy"),
-        spec["concurrencyPolicy"].text(),
-        &["Allow", "Forbid", "Replace"],
-    );
-    for key in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-        non_negative(errors, &path.child(key), &spec[key]);
-    }
-    job(&spec["jobTemplate"]["spec"], &path.child("jobTemplate").child("spec"), errors);
+fn zero(value: &Value) -> bool {
+    matches!(value.as_str(), Some("0%")) || value.as_i64() == Some(0)
 }
 
 #[cfg(test)]
