@@ -1,6 +1,7 @@
 //! The end-to-end suite: the real binary, as an ordinary user, with the real kubectl, real registries
 //! and images. `tests/e2e.sh` prepares the folder named by `ROOTLET_E2E` and runs it.
 
+mod access;
 mod apply;
 mod ci;
 mod harness;

@@ -34,6 +34,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         extra_sans: Vec::new(),
         node_address: Arc::new(|_, _| None),
         dial: apiserver::webhook::direct(),
+        access: apiserver::Access::default(),
+        in_process: Vec::new(),
         shutdown: shutdown.clone(),
     })
     .await?;

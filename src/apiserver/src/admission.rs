@@ -3,7 +3,10 @@
 //! Mutating plugins run in upstream's order, then, after defaults and validation, the validating ones
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/>).
 
+mod certificates;
+mod claim_resize;
 pub mod dynamic;
+mod ingress_class;
 mod lifecycle;
 mod limit_ranger;
 mod node_restriction;
@@ -77,6 +80,7 @@ impl Admission {
             }
             ("", "persistentvolumes") => storage::protect(&ctx.plural, object),
             ("", "nodes") => tolerations::taint_new_node(object),
+            ("networking.k8s.io", "ingresses") => ingress_class::admit(&self.registry, object),
             _ => {}
         }
         Ok(())
@@ -90,16 +94,24 @@ impl Admission {
         old: Option<&Value>,
     ) -> Result<(), Status> {
         node_restriction::admit(&self.registry, ctx, operation, object, old)?;
+        if let Some(object) = object {
+            certificates::admit(&self.authorizer, ctx, operation, object, old)?;
+            pod_security::validate(&self.registry, ctx, operation, object, old)?;
+        }
         let written = matches!(operation, Operation::Create | Operation::Update);
         let Some(object) = object.filter(|_| written && ctx.subresource.is_empty()) else {
             return Ok(());
         };
         match (ctx.group.as_str(), ctx.plural.as_str()) {
             ("", "pods") if operation == Operation::Create => {
-                limit_ranger::validate(&self.registry, ctx, object)?;
-                pod_security::validate(&self.registry, ctx, object)
+                limit_ranger::validate(&self.registry, ctx, object)
             }
-            ("", "persistentvolumeclaims") => limit_ranger::validate(&self.registry, ctx, object),
+            ("", "persistentvolumeclaims") => {
+                if let Some(old) = old {
+                    claim_resize::admit(&self.registry, object, old)?;
+                }
+                limit_ranger::validate(&self.registry, ctx, object)
+            }
             ("scheduling.k8s.io", "priorityclasses") => {
                 priority::validate_class(&self.registry, object)
             }

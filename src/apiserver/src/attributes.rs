@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use crate::audit::Record;
 use crate::resource::ResourceRef;
 
 /// An authenticated user, as `authentication.k8s.io/v1` `UserInfo`.
@@ -99,6 +100,8 @@ pub struct RequestContext {
     pub field_manager: String,
     /// What to tell the client beside the answer.
     pub warnings: Warnings,
+    /// The record of the request, when there is one.
+    pub audit: Option<Arc<Record>>,
 }
 
 impl RequestContext {
@@ -130,6 +133,13 @@ impl RequestContext {
             name: name.into(),
             resource: Some(resource.clone()),
             ..Self::default()
+        }
+    }
+
+    /// Adds an annotation to the request's record.
+    pub fn annotate(&self, key: &str, value: impl Into<String>) {
+        if let Some(record) = &self.audit {
+            record.annotate(key, value);
         }
     }
 

@@ -2,8 +2,12 @@
 //!
 //! Source: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/>.
 
+pub mod bootstrap_token;
 pub mod certificate;
+pub mod configuration;
 pub mod impersonation;
+mod oidc;
+mod request_header;
 pub mod service_account;
 pub mod static_tokens;
 
@@ -23,6 +27,18 @@ pub struct Authenticator {
     pki: Pki,
     registry: Registry,
     static_tokens: Arc<static_tokens::StaticTokens>,
+    configuration: Arc<configuration::Configuration>,
+}
+
+/// Why a bearer token is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// As a service account's.
+    #[error(transparent)]
+    ServiceAccount(#[from] service_account::Error),
+    /// By the issuer that it names.
+    #[error("{0}")]
+    Issuer(String),
 }
 
 /// An accepted bearer token.
@@ -40,8 +56,14 @@ pub(crate) fn now() -> i64 {
 
 impl Authenticator {
     /// An authenticator that trusts `pki` and checks what tokens are bound to in `registry`.
-    pub fn new(pki: Pki, registry: Registry, static_tokens: static_tokens::StaticTokens) -> Self {
-        Self { pki, registry, static_tokens: Arc::new(static_tokens) }
+    pub fn new(
+        pki: Pki,
+        registry: Registry,
+        static_tokens: static_tokens::StaticTokens,
+        configuration: configuration::Configuration,
+    ) -> Self {
+        let (static_tokens, configuration) = (Arc::new(static_tokens), Arc::new(configuration));
+        Self { pki, registry, static_tokens, configuration }
     }
 
     /// The keys that tokens are signed with.
@@ -49,15 +71,25 @@ impl Authenticator {
         &self.pki
     }
 
+    /// The user whom a connection's certificate proves by itself, whatever its requests say.
+    pub fn certified(&self, der: &[u8]) -> Option<UserInfo> {
+        if self.pki.verifies_client(der) { certificate::user(der) } else { None }
+    }
+
     /// The user behind a request, `system:anonymous` when it presents nothing. Something presented
     /// that nobody accepts is an error 401, as upstream has it.
-    pub fn authenticate(
+    pub async fn authenticate(
         &self,
         parts: &Parts,
         peer_cert_der: Option<&[u8]>,
     ) -> Result<UserInfo, Status> {
         let mut refused = false;
         if let Some(der) = peer_cert_der {
+            if self.pki.verifies_front_proxy(der)
+                && let Some(user) = request_header::user(der, &parts.headers)
+            {
+                return Ok(with_group(user));
+            }
             match self.pki.verifies_client(der).then(|| certificate::user(der)) {
                 Some(Some(user)) => return Ok(user),
                 Some(None) => {}
@@ -65,7 +97,7 @@ impl Authenticator {
             }
         }
         if let Some(token) = bearer_token(parts) {
-            match self.authenticate_token(&token, &[]) {
+            match self.authenticate_token(&token, &[]).await {
                 Ok(authenticated) => return Ok(with_group(authenticated.user)),
                 Err(error) => {
                     tracing::debug!(%error, "bearer token refused");
@@ -73,28 +105,48 @@ impl Authenticator {
                 }
             }
         }
-        if refused { Err(Status::unauthorized()) } else { Ok(UserInfo::anonymous()) }
+        if refused || !self.configuration.anonymous.allows(parts.uri.path()) {
+            return Err(Status::unauthorized());
+        }
+        Ok(UserInfo::anonymous())
     }
 
     /// The user of a bearer token that is meant for one of `audiences`; none given means this server.
-    pub fn authenticate_token(
+    pub async fn authenticate_token(
         &self,
         token: &str,
         audiences: &[String],
-    ) -> Result<Authenticated, service_account::Error> {
+    ) -> Result<Authenticated, Refusal> {
         let own = [jwt::ISSUER.to_owned()];
         let wanted = if audiences.is_empty() { &own[..] } else { audiences };
-        if let Some(user) = self.static_tokens.user(token) {
+        let known = self
+            .static_tokens
+            .user(token)
+            .or_else(|| bootstrap_token::user(&self.registry, token, now()));
+        if let Some(user) = known {
             return Ok(Authenticated { user: with_group(user), audiences: wanted.to_vec() });
         }
-        let claims = self.pki.tokens().verify(token, now())?;
+        for issuer in &self.configuration.issuers {
+            match issuer.authenticate(&self.registry, token, now()).await {
+                Ok(None) => {}
+                Ok(Some(user)) => {
+                    return Ok(Authenticated {
+                        user: with_group(user),
+                        audiences: wanted.to_vec(),
+                    });
+                }
+                Err(error) => return Err(Refusal::Issuer(error)),
+            }
+        }
+        let claims =
+            self.pki.tokens().verify(token, now()).map_err(service_account::Error::from)?;
         let shared: Vec<String> =
             wanted.iter().filter(|audience| claims.aud.contains(audience)).cloned().collect();
         if shared.is_empty() {
-            return Err(service_account::Error::Audience {
+            return Err(Refusal::ServiceAccount(service_account::Error::Audience {
                 token: claims.aud,
                 wanted: wanted.to_vec(),
-            });
+            }));
         }
         let user = service_account::user(&self.registry, &claims, now())?;
         Ok(Authenticated { user: with_group(user), audiences: shared })
@@ -131,7 +183,12 @@ mod tests {
 
     fn authenticator(dir: &std::path::Path) -> Authenticator {
         let tokens = static_tokens::StaticTokens::parse("secret,alice,1,\"dev,ops\"\n").unwrap();
-        Authenticator::new(Pki::load_or_create(dir).unwrap(), Registry::default(), tokens)
+        Authenticator::new(
+            Pki::load_or_create(dir).unwrap(),
+            Registry::default(),
+            tokens,
+            configuration::Configuration::default(),
+        )
     }
 
     fn parts(authorization: Option<&str>) -> Parts {
@@ -142,8 +199,8 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    #[test]
-    fn nothing_presented_is_anonymous_and_nonsense_is_401() {
+    #[tokio::test]
+    async fn nothing_presented_is_anonymous_and_nonsense_is_401() {
         let dir = tempfile::tempdir().unwrap();
         let authenticator = authenticator(dir.path());
         let cases = [
@@ -154,32 +211,33 @@ mod tests {
             (Some("Bearer wrong"), Err(401)),
         ];
         for (header, want) in cases {
-            let got = authenticator.authenticate(&parts(header), None);
+            let got = authenticator.authenticate(&parts(header), None).await;
             assert_eq!(
                 got.as_ref().map(|u| u.name.as_str()).map_err(|s| s.code),
                 want,
                 "{header:?}"
             );
         }
-        let alice = authenticator.authenticate(&parts(Some("Bearer secret")), None).unwrap();
+        let alice = authenticator.authenticate(&parts(Some("Bearer secret")), None).await.unwrap();
         assert_eq!(alice.groups, ["dev", "ops", "system:authenticated"]);
     }
 
-    #[test]
-    fn a_certificate_names_user_and_groups() {
+    #[tokio::test]
+    async fn a_certificate_names_user_and_groups() {
         use rustls_pki_types::pem::PemObject;
         let dir = tempfile::tempdir().unwrap();
         let authenticator = authenticator(dir.path());
         let pair = authenticator.pki.issue_client("system:node:a", &["system:nodes", "x"]).unwrap();
         let der =
             rustls_pki_types::CertificateDer::from_pem_slice(pair.cert_pem.as_bytes()).unwrap();
-        let user = authenticator.authenticate(&parts(None), Some(&der)).unwrap();
+        let user = authenticator.authenticate(&parts(None), Some(&der)).await.unwrap();
         assert_eq!(user.name, "system:node:a");
         assert_eq!(user.groups, ["system:nodes", "x", "system:authenticated"]);
         let other = Pki::load_or_create(&dir.path().join("other")).unwrap();
         let pair = other.issue_client("kubernetes-admin", &["system:masters"]).unwrap();
         let der =
             rustls_pki_types::CertificateDer::from_pem_slice(pair.cert_pem.as_bytes()).unwrap();
-        assert_eq!(authenticator.authenticate(&parts(None), Some(&der)).unwrap_err().code, 401);
+        let refused = authenticator.authenticate(&parts(None), Some(&der)).await;
+        assert_eq!(refused.unwrap_err().code, 401);
     }
 }

@@ -4,10 +4,12 @@
 //! Source: upstream's union of the node and RBAC authorisers
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/authorization/>).
 
+pub mod configuration;
 pub mod escalation;
 pub mod node;
 pub mod rbac;
 pub mod rules;
+pub mod webhook;
 
 use std::sync::Arc;
 
@@ -15,6 +17,7 @@ use apimachinery::Status;
 
 use crate::attributes::RequestContext;
 use crate::registry::Registry;
+use configuration::Link;
 
 /// The answer of one authoriser.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,17 +53,25 @@ impl Decision {
     }
 }
 
-/// Decides on requests. Cheap to clone; reads the registry's cache only.
+/// Decides on requests. Cheap to clone; reads the registry's cache, and asks other servers where it is
+/// configured to.
 #[derive(Clone)]
 pub struct Authorizer {
     registry: Registry,
     rbac: Arc<rbac::Rbac>,
+    chain: Arc<Vec<Link>>,
 }
 
 impl Authorizer {
-    /// An authoriser by the RBAC objects and pods in `registry`.
+    /// An authoriser by the RBAC objects and pods in `registry`, as a stock cluster has it.
     pub fn new(registry: Registry) -> Self {
-        Self { rbac: Arc::new(rbac::Rbac::new(registry.clone())), registry }
+        Self::with_chain(registry, configuration::usual())
+    }
+
+    /// The authorisers of `chain`, the first to be asked first.
+    pub fn with_chain(registry: Registry, chain: Vec<Link>) -> Self {
+        let rbac = Arc::new(rbac::Rbac::new(registry.clone()));
+        Self { rbac, registry, chain: Arc::new(chain) }
     }
 
     /// The RBAC part, for questions about rules rather than requests.
@@ -68,28 +79,89 @@ impl Authorizer {
         &self.rbac
     }
 
-    /// Decides on `ctx`.
+    /// Whether all rules that apply can be listed: not those of another server.
+    pub fn lists_all_rules(&self) -> bool {
+        !self.chain.iter().any(|link| matches!(link, Link::Webhook(_)))
+    }
+
+    fn ask(&self, link: &Link, ctx: &RequestContext) -> Decision {
+        match link {
+            Link::Node => node::authorize(&self.registry, ctx),
+            Link::Rbac => self.rbac.authorize(ctx),
+            Link::AlwaysAllow => Decision::Allow { reason: String::new() },
+            Link::AlwaysDeny => {
+                Decision::NoOpinion { reason: "Everything is forbidden.".to_owned() }
+            }
+            // Questions inside other work cannot wait by themselves; they take the thread along.
+            Link::Webhook(webhook) => tokio::task::block_in_place(|| {
+                let answer = webhook.authorize(&self.registry, ctx);
+                tokio::runtime::Handle::current().block_on(answer)
+            }),
+        }
+    }
+
+    /// Decides on `ctx`; a question inside other work.
     pub fn authorize(&self, ctx: &RequestContext) -> Decision {
-        if ctx.user.in_group("system:masters") {
-            return Decision::Allow { reason: String::new() };
+        let mut said = Said::default();
+        if let Some(decision) = said.privileged(ctx) {
+            return decision;
         }
-        let mut said = Vec::new();
-        match node::authorize(&self.registry, ctx) {
-            Decision::NoOpinion { reason } => said.push(reason),
-            decision => return decision,
+        for link in &*self.chain {
+            if let Some(decision) = said.hear(self.ask(link, ctx)) {
+                return decision;
+            }
         }
-        match self.rbac.authorize(ctx) {
-            Decision::NoOpinion { reason } => said.push(reason),
-            decision => return decision,
+        said.nothing()
+    }
+
+    /// Decides on `ctx`, without holding up a thread.
+    pub async fn decide(&self, ctx: &RequestContext) -> Decision {
+        let mut said = Said::default();
+        if let Some(decision) = said.privileged(ctx) {
+            return decision;
         }
-        said.retain(|reason| !reason.is_empty());
-        Decision::NoOpinion { reason: said.join("\n") }
+        for link in &*self.chain {
+            let decision = match link {
+                Link::Webhook(webhook) => webhook.authorize(&self.registry, ctx).await,
+                link => self.ask(link, ctx),
+            };
+            if let Some(decision) = said.hear(decision) {
+                return decision;
+            }
+        }
+        said.nothing()
     }
 
     /// Decides on `ctx`, and words a refusal as upstream does.
     pub fn require(&self, ctx: &RequestContext) -> Result<(), Status> {
         let decision = self.authorize(ctx);
         if decision.allowed() { Ok(()) } else { Err(forbidden(ctx, decision.reason())) }
+    }
+}
+
+/// What the authorisers without an opinion had to say.
+#[derive(Default)]
+struct Said(Vec<String>);
+
+impl Said {
+    fn privileged(&self, ctx: &RequestContext) -> Option<Decision> {
+        ctx.user.in_group("system:masters").then(|| Decision::Allow { reason: String::new() })
+    }
+
+    fn hear(&mut self, decision: Decision) -> Option<Decision> {
+        match decision {
+            Decision::NoOpinion { reason } => {
+                if !reason.is_empty() {
+                    self.0.push(reason);
+                }
+                None
+            }
+            decision => Some(decision),
+        }
+    }
+
+    fn nothing(self) -> Decision {
+        Decision::NoOpinion { reason: self.0.join("\n") }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod roles;
 use std::net::{IpAddr, SocketAddr};
 
 use apimachinery::{Status, meta};
+use base64::Engine as _;
 use serde_json::{Value, json};
 
 use crate::attributes::RequestContext;
@@ -28,6 +29,8 @@ pub struct Options {
     pub advertise: SocketAddr,
     /// The CA certificate, for extension API servers.
     pub ca_pem: String,
+    /// The CA of the proxies that they believe.
+    pub front_proxy_ca_pem: String,
 }
 
 /// Makes or mends everything.
@@ -51,9 +54,44 @@ pub async fn run(registry: &Registry, options: &Options) -> Result<(), Status> {
     let trust = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
-        "data": {"client-ca-file": options.ca_pem},
+        "data": {
+            "client-ca-file": options.ca_pem,
+            "requestheader-allowed-names": json!([crate::pki::FRONT_PROXY]).to_string(),
+            "requestheader-client-ca-file": options.front_proxy_ca_pem,
+            "requestheader-extra-headers-prefix": r#"["X-Remote-Extra-"]"#,
+            "requestheader-group-headers": r#"["X-Remote-Group"]"#,
+            "requestheader-uid-headers": r#"["X-Remote-Uid"]"#,
+            "requestheader-username-headers": r#"["X-Remote-User"]"#,
+        },
     });
-    ensure(registry, "", "configmaps", trust, replace_content).await
+    ensure(registry, "", "configmaps", trust, replace_content).await?;
+    ensure(registry, "", "configmaps", cluster_info(options), merge_data).await
+}
+
+/// Where the API is and who vouches for it, for machines that are to join.
+fn cluster_info(options: &Options) -> Value {
+    let authority = base64::engine::general_purpose::STANDARD.encode(&options.ca_pem);
+    let server = format!("https://{}", options.advertise);
+    let kubeconfig = format!(
+        "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {authority}\n    server: {server}\n  name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\npreferences: {{}}\nusers: null\n"
+    );
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "cluster-info", "namespace": "kube-public"},
+        "data": {"kubeconfig": kubeconfig},
+    })
+}
+
+/// Sets the wanted keys of `data`; signatures of tokens beside them stay.
+fn merge_data(old: &mut Value, wanted: &Value) -> bool {
+    let mut changed = false;
+    for (key, value) in wanted["data"].as_object().into_iter().flatten() {
+        if old["data"][key] != *value {
+            old["data"][key] = value.clone();
+            changed = true;
+        }
+    }
+    changed
 }
 
 /// Changes `old` towards `wanted`; says whether it did.

@@ -34,8 +34,13 @@ pub struct Documents {
 impl Documents {
     /// Renders the documents of `served`.
     pub fn new(served: &Served) -> Self {
+        Self::render(|version, legacy| aggregated(served, version, legacy))
+    }
+
+    /// Renders the documents that `make` gives for a version, of the core group alone or of the others.
+    pub fn render(make: impl Fn(&str, bool) -> Value) -> Self {
         let render = |version: &str, legacy: bool| {
-            let text = aggregated(served, version, legacy).to_string();
+            let text = make(version, legacy).to_string();
             let mut tag = String::from("\"");
             for byte in Sha512::digest(&text) {
                 // Writing to a String cannot fail.
@@ -94,7 +99,8 @@ fn wanted(headers: &HeaderMap) -> Option<usize> {
     None
 }
 
-fn aggregated(served: &Served, version: &str, legacy: bool) -> Value {
+/// The aggregated document of what is served here.
+pub fn aggregated(served: &Served, version: &str, legacy: bool) -> Value {
     let items: Vec<Value> = served
         .groups()
         .iter()
@@ -177,15 +183,6 @@ pub fn groups(served: &Served) -> Value {
     let groups: Vec<Value> =
         served.groups().iter().filter(|g| !g.name.is_empty()).map(group_value).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
-}
-
-/// `/apis/{group}`
-pub fn group(served: &Served, name: &str) -> Option<Value> {
-    let group = served.groups().iter().find(|g| g.name == name && !name.is_empty())?;
-    let mut value = group_value(group);
-    value["kind"] = "APIGroup".into();
-    value["apiVersion"] = "v1".into();
-    Some(value)
 }
 
 /// `/api/v1` and `/apis/{group}/{version}`

@@ -5,8 +5,11 @@
 //! from bytes. Reads come from `cache`, which one store watch keeps current. It knows nothing of
 //! scheduling or running pods.
 
+mod access;
 mod admission;
+mod aggregation;
 pub mod attributes;
+mod audit;
 pub mod authn;
 pub mod authz;
 #[cfg(test)]
@@ -24,6 +27,7 @@ mod deletion;
 mod discovery;
 mod expiry;
 mod fields;
+mod flow;
 mod gate;
 mod gzip;
 mod health;
@@ -59,7 +63,9 @@ mod warnings;
 pub mod webhook;
 mod zero;
 
+pub use access::Access;
 pub use attributes::{RequestContext, UserInfo};
+pub use audit::Options as AuditOptions;
 pub use gate::{Gate, Operation};
 pub use in_process::InProcess;
 pub use object::Object;

@@ -83,9 +83,25 @@ enum Dialect {
     V3,
 }
 
+/// What another server says of a group and version that it serves.
+pub struct Foreign<'a> {
+    /// The path below which its resources lie.
+    pub root: String,
+    /// Its document of version 2.
+    pub v2: Option<&'a Value>,
+    /// Its document of version 3, of this group and version.
+    pub v3: Option<&'a Value>,
+}
+
 impl OpenApi {
     /// Answers `/openapi/v2`, `/openapi/v3` and what lies below; `None` for other paths.
-    pub fn answer(&self, served: &Served, path: &str, headers: &HeaderMap) -> Option<Response> {
+    pub fn answer(
+        &self,
+        served: &Served,
+        foreign: &[Foreign<'_>],
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<Response> {
         let rest = path.strip_prefix("openapi/")?;
         let protobuf = if rest == "v2" { PROTOBUF_V2 } else { PROTOBUF_V3 };
         // The index of version 3 is JSON, whatever is asked for.
@@ -95,10 +111,10 @@ impl OpenApi {
             return Some(response);
         };
         if rest == "v2" {
-            let document = self.v2.get_or_init(|| Document::new(&v2(served)));
+            let document = self.v2.get_or_init(|| Document::new(&v2(served, foreign)));
             return Some(send(document, form, headers));
         }
-        let documents = self.v3.get_or_init(|| v3(served));
+        let documents = self.v3.get_or_init(|| v3(served, foreign));
         if rest == "v3" {
             let paths: Map<String, Value> = documents
                 .iter()
@@ -174,7 +190,7 @@ fn described(served: &Served) -> impl Iterator<Item = &Resource> {
     all.filter(|r: &&Resource| r.group != crate::subresources::metrics::GROUP)
 }
 
-fn v3(served: &Served) -> BTreeMap<String, Document> {
+fn v3(served: &Served, foreign: &[Foreign<'_>]) -> BTreeMap<String, Document> {
     let mut groups: BTreeMap<String, Vec<&Resource>> = BTreeMap::new();
     for resource in described(served) {
         groups.entry(root(resource)).or_default().push(resource);
@@ -189,14 +205,24 @@ fn v3(served: &Served) -> BTreeMap<String, Document> {
                 "components": {"schemas": schemas}});
             (name, Document::new(&document))
         })
+        .chain(foreign.iter().filter_map(|other| {
+            Some((other.root.trim_start_matches('/').to_owned(), Document::new(other.v3?)))
+        }))
         .collect()
 }
 
-fn v2(served: &Served) -> Value {
+fn v2(served: &Served, foreign: &[Foreign<'_>]) -> Value {
     let resources: Vec<&Resource> = described(served).collect();
     let mut builder = Builder::new(Dialect::V2);
     let paths = builder.paths(&resources);
-    json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": builder.definitions()})
+    let mut document = json!({"swagger": "2.0", "info": info(), "paths": paths,
+        "definitions": builder.definitions()});
+    for other in foreign {
+        if let Some(said) = other.v2 {
+            crate::aggregation::merge_v2(&mut document, said, &other.root);
+        }
+    }
+    document
 }
 
 struct Builder {
@@ -582,7 +608,7 @@ mod tests {
     use super::*;
 
     fn get(path: &str) -> Value {
-        let answer = OpenApi::default().answer(&Served::builtin(), path, &HeaderMap::new());
+        let answer = OpenApi::default().answer(&Served::builtin(), &[], path, &HeaderMap::new());
         let crate::body::Body::Full(bytes) = answer.expect("it is served").into_body() else {
             panic!("a document is one body")
         };
@@ -637,7 +663,9 @@ mod tests {
             if let Some(known) = known {
                 headers.insert(IF_NONE_MATCH, known);
             }
-            OpenApi::default().answer(&Served::builtin(), path, &headers).expect("it is served")
+            OpenApi::default()
+                .answer(&Served::builtin(), &[], path, &headers)
+                .expect("it is served")
         };
         for (path, version) in [("openapi/v2", "v2"), ("openapi/v3/api/v1", "v3")] {
             for at in ["@", "."] {

@@ -12,6 +12,7 @@ use crate::negotiate;
 use crate::options::Query;
 use crate::pki::jwt;
 use crate::server::Server;
+use crate::zero::Zero;
 use crate::{discovery, respond, rest, version};
 
 /// Answers a path that is not about objects.
@@ -31,14 +32,14 @@ pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result
     }
     if trimmed == "api" || trimmed == "apis" {
         let served = server.registry.served();
-        if let Some(response) =
-            served.documents().serve_aggregated(&parts.headers, trimmed == "api")
+        let legacy = trimmed == "api";
+        if let Some(response) = server.aggregator.serve_aggregated(&served, &parts.headers, legacy)
         {
             return Ok(response);
         }
     }
     let served = server.registry.served();
-    if let Some(response) = served.openapi().answer(&served, trimmed, &parts.headers) {
+    if let Some(response) = server.aggregator.openapi(&served, trimmed, &parts.headers) {
         return Ok(response);
     }
     let value = document(server, trimmed).ok_or_else(rest::not_found_path)?;
@@ -54,9 +55,9 @@ fn document(server: &Server, path: &str) -> Option<Value> {
         [""] => Some(json!({"paths": root_paths(server)})),
         ["version"] => Some(version::info()),
         ["api"] => Some(discovery::legacy_versions(&server.advertise)),
-        ["apis"] => Some(discovery::groups(served)),
+        ["apis"] => Some(server.aggregator.groups(served)),
         ["api", version] => discovery::resources(served, "", version),
-        ["apis", group] => discovery::group(served, group),
+        ["apis", group] => server.aggregator.group(served, group),
         ["apis", group, version] => discovery::resources(served, group, version),
         [".well-known", "openid-configuration"] => {
             Some(jwt::openid_configuration(&server.advertise))
@@ -84,9 +85,11 @@ fn root_paths(server: &Server) -> Vec<String> {
     ]
     .map(String::from)
     .to_vec();
-    for group in server.registry.served().groups().iter().filter(|g| !g.name.is_empty()) {
-        paths.push(format!("/apis/{}", group.name));
-        paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{v}", group.name)));
+    let groups = server.aggregator.groups(&server.registry.served());
+    for group in groups["groups"].items() {
+        paths.push(format!("/apis/{}", group["name"].text()));
+        let versions = group["versions"].items().iter();
+        paths.extend(versions.map(|v| format!("/apis/{}", v["groupVersion"].text())));
     }
     paths.sort();
     paths

@@ -6,7 +6,7 @@
 
 mod files;
 pub mod jwt;
-mod tls;
+pub mod tls;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -26,6 +26,8 @@ const CA_VALIDITY: Duration = Duration::from_hours(87600);
 const LEAF_VALIDITY: Duration = Duration::from_hours(8760);
 /// A certificate with less time left than this is issued anew at start.
 const RENEW_BEFORE: Duration = Duration::from_hours(720);
+/// The name by which proxies are known; kubeadm's too.
+pub const FRONT_PROXY: &str = "front-proxy-client";
 /// Clocks of client and server may differ by this much.
 const CLOCK_SKEW: Duration = Duration::from_mins(5);
 
@@ -103,13 +105,40 @@ struct Inner {
     tokens: jwt::Signer,
     client_verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
     server_verifier: Arc<rustls::client::WebPkiServerVerifier>,
+    front_proxy: FrontProxy,
+}
+
+/// The authority whose certificates let a proxy say for whom it asks.
+struct FrontProxy {
+    ca_pem: String,
+    issuer: Issuer<'static, rcgen::KeyPair>,
+    verifier: Arc<dyn rustls::server::danger::ClientCertVerifier>,
+}
+
+impl FrontProxy {
+    fn load_or_create(dir: &Path) -> Result<Self, Error> {
+        let (ca_pem, key) = load_or_create_ca(dir, "front-proxy-ca")?;
+        let path = dir.join("front-proxy-ca.crt");
+        let corrupt = || Error::Corrupt { path: path.clone(), what: "CA certificate" };
+        let der = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|_| corrupt())?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, key).map_err(|_| corrupt())?;
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(der.into_owned())?;
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+            Arc::new(roots),
+            Arc::new(rustls::crypto::ring::default_provider()),
+        )
+        .build()
+        .map_err(|_| corrupt())?;
+        Ok(Self { ca_pem, issuer, verifier })
+    }
 }
 
 impl Pki {
     /// Loads the authority and the service-account key from `dir`, or makes them there.
     pub fn load_or_create(dir: &Path) -> Result<Self, Error> {
         files::private_directory(dir)?;
-        let (ca_pem, key) = load_or_create_ca(dir)?;
+        let (ca_pem, key) = load_or_create_ca(dir, "ca")?;
         let corrupt = || Error::Corrupt { path: dir.join("ca.crt"), what: "CA certificate" };
         let ca_der =
             CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|_| corrupt())?.into_owned();
@@ -139,7 +168,44 @@ impl Pki {
             tokens,
             client_verifier,
             server_verifier,
+            front_proxy: FrontProxy::load_or_create(dir)?,
         })))
+    }
+
+    /// The certificate of the authority that vouches for proxies in front of API servers.
+    pub fn front_proxy_ca_pem(&self) -> &str {
+        &self.0.front_proxy.ca_pem
+    }
+
+    /// A certificate with which an API server that trusts [`Self::front_proxy_ca_pem`] believes what
+    /// this one says of the user.
+    pub fn issue_front_proxy(&self) -> Result<KeyPair, Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, FRONT_PROXY);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        issue_by(&self.0.front_proxy.issuer, FRONT_PROXY, params)
+    }
+
+    /// Whether `cert_der` is a proxy's certificate, valid now.
+    pub fn verifies_front_proxy(&self, cert_der: &[u8]) -> bool {
+        let (cert, now) = (CertificateDer::from(cert_der), rustls_pki_types::UnixTime::now());
+        self.0.front_proxy.verifier.verify_client_cert(&cert, &[], now).is_ok()
+    }
+
+    /// The TLS client configuration for calling another API server as `pair`, with whatever trust
+    /// `verifier` has.
+    pub fn front_proxy_config(
+        &self,
+        pair: &KeyPair,
+        verifier: Arc<dyn rustls::client::danger::ServerCertVerifier>,
+    ) -> Result<rustls::ClientConfig, Error> {
+        let (certs, key) = rustls_chain(pair, &self.0.dir)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        Ok(rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_auth_cert(certs, key)?)
     }
 
     /// The CA certificate, as `kube-root-ca.crt` and kubeconfigs carry it.
@@ -255,15 +321,8 @@ impl Pki {
             && sans.iter().map(|s| normalised_san(s)).collect::<BTreeSet<_>>() == names
     }
 
-    fn issue(&self, name: &str, mut params: CertificateParams) -> Result<KeyPair, Error> {
-        let failed = |source| Error::Issue { name: name.to_owned(), source };
-        let key = rcgen::KeyPair::generate().map_err(failed)?;
-        params.key_usages =
-            vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-        params.use_authority_key_identifier_extension = true;
-        set_validity(&mut params, LEAF_VALIDITY);
-        let cert = params.signed_by(&key, &self.0.issuer).map_err(failed)?;
-        Ok(KeyPair { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+    fn issue(&self, name: &str, params: CertificateParams) -> Result<KeyPair, Error> {
+        issue_by(&self.0.issuer, name, params)
     }
 
     /// Whether `cert_der` is a client certificate that this authority issued and that is valid now.
@@ -283,8 +342,9 @@ impl Pki {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(Arc::new(tls::OfferedClientCertificates(
+            .with_client_cert_verifier(Arc::new(tls::OfferedClientCertificates::new(
                 self.0.client_verifier.clone(),
+                &self.0.front_proxy.verifier,
             )))
             .with_single_cert(certs, key)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -311,7 +371,6 @@ impl Pki {
     }
 }
 
-/// The names and addresses under which the API server answers, `extra` among them.
 /// TLS towards a server whose certificate nobody can vouch for.
 pub fn unverified_client_config() -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -322,7 +381,8 @@ pub fn unverified_client_config() -> Result<rustls::ClientConfig, rustls::Error>
         .with_no_client_auth())
 }
 
-/// `service_ip` is the `kubernetes` Service's cluster address.
+/// The names and addresses under which the API server answers, `extra` among them; `service_ip` is the
+/// `kubernetes` Service's cluster address.
 pub fn serving_sans(
     service_ip: IpAddr,
     advertise: IpAddr,
@@ -356,9 +416,25 @@ fn organisations(request_pem: &str) -> Vec<String> {
     subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect()
 }
 
-type Chain = (Vec<CertificateDer<'static>>, rustls_pki_types::PrivateKeyDer<'static>);
+fn issue_by(
+    issuer: &Issuer<'static, rcgen::KeyPair>,
+    name: &str,
+    mut params: CertificateParams,
+) -> Result<KeyPair, Error> {
+    let failed = |source| Error::Issue { name: name.to_owned(), source };
+    let key = rcgen::KeyPair::generate().map_err(failed)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.use_authority_key_identifier_extension = true;
+    set_validity(&mut params, LEAF_VALIDITY);
+    let cert = params.signed_by(&key, issuer).map_err(failed)?;
+    Ok(KeyPair { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+}
 
-fn rustls_chain(pair: &KeyPair, dir: &Path) -> Result<Chain, Error> {
+/// A chain of certificates and the key of the first.
+pub type Chain = (Vec<CertificateDer<'static>>, rustls_pki_types::PrivateKeyDer<'static>);
+
+/// A pair as rustls takes it; `dir` is where it lies, for the error.
+pub fn rustls_chain(pair: &KeyPair, dir: &Path) -> Result<Chain, Error> {
     let corrupt = |what| Error::Corrupt { path: dir.to_owned(), what };
     let certs = CertificateDer::pem_slice_iter(pair.cert_pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
@@ -368,8 +444,9 @@ fn rustls_chain(pair: &KeyPair, dir: &Path) -> Result<Chain, Error> {
     Ok((certs, key))
 }
 
-fn load_or_create_ca(dir: &Path) -> Result<(String, rcgen::KeyPair), Error> {
-    let (cert, key) = (dir.join("ca.crt"), dir.join("ca.key"));
+fn load_or_create_ca(dir: &Path, file: &str) -> Result<(String, rcgen::KeyPair), Error> {
+    let (cert, key) = (dir.join(format!("{file}.crt")), dir.join(format!("{file}.key")));
+    let name = if file == "ca" { "kubernetes" } else { file };
     if let (Some(cert_pem), Some(key_pem)) = (files::read(&cert)?, files::read(&key)?) {
         let pair = rcgen::KeyPair::from_pem(&key_pem)
             .map_err(|_| Error::Corrupt { path: key.clone(), what: "private key" })?;
@@ -381,10 +458,10 @@ fn load_or_create_ca(dir: &Path) -> Result<(String, rcgen::KeyPair), Error> {
             return Ok((cert_pem, pair));
         }
     }
-    let failed = |source| Error::Issue { name: "kubernetes".into(), source };
+    let failed = |source| Error::Issue { name: name.to_owned(), source };
     let pair = rcgen::KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "kubernetes");
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![
         KeyUsagePurpose::DigitalSignature,

@@ -1,6 +1,7 @@
 //! The TLS listeners: HTTP/1.1 and HTTP/2 by ALPN, client certificates if offered, upgrades.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,9 +42,9 @@ pub async fn listen(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 let (tls, server, stopping) = (tls.clone(), server.clone(), stopping.clone());
-                connections.spawn(connection(stream, tls, server, stopping));
+                connections.spawn(connection(stream, address, tls, server, stopping));
             }
             Err(error) => {
                 // Out of descriptors, mostly: the waiting connection stays in the queue.
@@ -59,6 +60,7 @@ pub async fn listen(
 
 async fn connection(
     stream: TcpStream,
+    address: SocketAddr,
     tls: TlsAcceptor,
     server: Arc<Server>,
     stopping: CancellationToken,
@@ -75,7 +77,7 @@ async fn connection(
         .peer_certificates()
         .and_then(|chain| chain.first())
         .map(|certificate| Arc::from(certificate.as_ref()));
-    let peer = Arc::new(server.peer(certificate));
+    let peer = Arc::new(server.peer(address, certificate));
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (server, peer) = (server.clone(), peer.clone());
         async move { Ok::<_, Infallible>(server.handle(request.map(Body::wrap), &peer).await) }

@@ -1,18 +1,23 @@
 //! The way of a request: who is it, may they, what is it about, answer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use apimachinery::{Status, trace};
 use http::Method;
-use http::header::USER_AGENT;
+use http::header::{HeaderName, HeaderValue, USER_AGENT};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::admission::Admission;
+use crate::aggregation::Aggregator;
 use crate::attributes::{RequestContext, UserInfo, Warnings};
+use crate::audit::{Auditor, Record};
 use crate::authn::{Authenticator, impersonation};
-use crate::authz::Authorizer;
+use crate::authz::{self, Authorizer};
 use crate::body::{Body, Request, Response};
+use crate::flow::{Flow, Turn};
 use crate::gate::Gate;
 use crate::health::Health;
 use crate::metrics::{self, Labels, Metrics};
@@ -45,6 +50,14 @@ pub struct Server {
     pub jwks: serde_json::Value,
     /// Reaches kubelets.
     pub kubelets: Kubelets,
+    /// Parts of the control plane that are tasks of this process.
+    pub in_process: Vec<String>,
+    /// Records requests.
+    pub auditor: Option<Arc<Auditor>>,
+    /// Gives requests their turns.
+    pub flow: Arc<Flow>,
+    /// Reaches the API servers of other groups.
+    pub aggregator: Arc<Aggregator>,
     /// Ends watches when the server stops.
     pub stopping: CancellationToken,
 }
@@ -54,6 +67,8 @@ pub struct Server {
 pub enum Peer {
     /// A TLS client.
     Tls {
+        /// Where it is.
+        address: SocketAddr,
         /// Its certificate, if it showed one.
         certificate: Option<Arc<[u8]>>,
         /// The certificate's user, found out once for the connection.
@@ -63,11 +78,15 @@ pub enum Peer {
     Internal(Arc<UserInfo>),
 }
 
-/// What is known of a request before it is read.
-struct Arrival<'a> {
-    peer: &'a Peer,
-    received: SystemTime,
-    warnings: &'a Warnings,
+/// What is found out about a request on its way, for whoever answers it in the end.
+#[derive(Default)]
+struct Way {
+    warnings: Warnings,
+    accepted: Accepted,
+    labels: Labels,
+    turn: Turn,
+    record: Option<Arc<Record>>,
+    audit_id: Option<String>,
 }
 
 /// When the first steps of a request were done.
@@ -116,19 +135,33 @@ impl Server {
         let received = SystemTime::now();
         let head = request.method() == Method::HEAD;
         let compressible = gzip::is_wanted(request.headers());
-        let (parts, body) = request.into_parts();
-        let warnings = Warnings::default();
-        let mut accepted = Accepted::default();
-        let mut labels = Labels { component: "apiserver", ..Labels::default() };
+        let (mut parts, body) = request.into_parts();
+        let mut way = Way {
+            labels: Labels { component: "apiserver", ..Labels::default() },
+            ..Way::default()
+        };
+        if let Peer::Tls { address, .. } = peer {
+            if self.auditor.is_some() {
+                parts.extensions.insert(*address);
+            }
+            way.audit_id = Some(audit_id(&parts));
+        }
         let started = Instant::now();
         let mutating = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let in_flight = self.metrics.in_flight(mutating);
-        let arrival = Arrival { peer, received, warnings: &warnings };
-        let result = self.answer(parts, body, arrival, &mut accepted, &mut labels).await;
+        let result = self.answer(parts, body, peer, received, &mut way).await;
         drop(in_flight);
-        let mut response = result.unwrap_or_else(|status| respond::failure(&status, accepted));
-        respond::add_warnings(&mut response, &warnings);
-        self.metrics.answered(labels, response.status().as_u16(), started.elapsed());
+        let mut response = result.unwrap_or_else(|status| respond::failure(&status, way.accepted));
+        respond::add_warnings(&mut response, &way.warnings);
+        way.turn.mark(&mut response);
+        way.turn.end();
+        if let Some(record) = way.record {
+            response = record.answered(response);
+        }
+        if let Some(id) = way.audit_id.and_then(|id| HeaderValue::try_from(id).ok()) {
+            response.headers_mut().insert(AUDIT_ID, id);
+        }
+        self.metrics.answered(way.labels, response.status().as_u16(), started.elapsed());
         if head {
             *response.body_mut() = Body::Empty;
         } else if compressible {
@@ -141,27 +174,49 @@ impl Server {
         self: &Arc<Self>,
         parts: http::request::Parts,
         body: Body,
-        arrival: Arrival<'_>,
-        accepted: &mut Accepted,
-        labels: &mut Labels,
+        peer: &Peer,
+        received: SystemTime,
+        way: &mut Way,
     ) -> Result<Response, Status> {
-        let user = self.authenticate(&parts, arrival.peer)?;
+        let user = self.authenticate(&parts, peer).await;
         let authenticated = SystemTime::now();
         let query = Query::parse(parts.uri.query());
         let path = parts.uri.path().to_owned();
         let info = request_info::parse(&parts.method, &path, query.flag("watch"))?;
-        let mut ctx = self.context(&info, user, &path, &query);
-        *labels = labels_of(&ctx);
-        ctx.warnings = arrival.warnings.clone();
-        ctx.field_manager = user_agent_name(&parts);
-        let asked = SystemTime::now();
-        self.authorizer.require(&ctx)?;
-        let times = Times {
-            received: arrival.received,
-            authenticated,
-            asked,
-            authorised: SystemTime::now(),
+        let (user, refused) = match user {
+            Ok(user) => (user, None),
+            Err(status) => (Arc::default(), Some(status)),
         };
+        let mut ctx = self.context(&info, user, &path, &query);
+        if let Some(auditor) = &self.auditor {
+            let id = way.audit_id.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
+            ctx.audit = auditor.begin(&ctx, &parts, id);
+            way.record.clone_from(&ctx.audit);
+        }
+        if let Some(status) = refused {
+            return Err(status);
+        }
+        way.labels = labels_of(&ctx);
+        ctx.warnings = way.warnings.clone();
+        ctx.field_manager = user_agent_name(&parts);
+        self.impersonate(&mut ctx, &parts)?;
+        match self.flow.enter(&ctx).await {
+            Ok(turn) => way.turn = turn,
+            Err(refusal) => return Ok(*refusal),
+        }
+        let asked = SystemTime::now();
+        let decision = self.authorizer.decide(&ctx).await;
+        if let Some(record) = &ctx.audit {
+            record.decided(&decision);
+        }
+        if !decision.allowed() {
+            return Err(authz::forbidden(&ctx, decision.reason()));
+        }
+        let times = Times { received, authenticated, asked, authorised: SystemTime::now() };
+        if let Some(remote) = self.aggregator.serves(&path) {
+            let stopping = self.stopping.clone();
+            return self.aggregator.relay(&remote, &ctx.user, parts, body, stopping).await;
+        }
         if !info.is_resource {
             return paths::serve(self, &parts, &query).await;
         }
@@ -181,7 +236,7 @@ impl Server {
         let typed = protobuf::type_of(&resource).is_some();
         let mut how = negotiate::accept(&parts.headers, true, typed)?;
         how.pretty |= wants_pretty(&parts, &query);
-        *accepted = how;
+        way.accepted = how;
         let server = self.clone();
         if let Some([group, version, plural, _]) =
             conversion::stored_as(&resource.group, &resource.version, &resource.plural)
@@ -227,35 +282,44 @@ impl Server {
         ctx
     }
 
-    /// What the transport knows of a connection with this certificate.
-    pub fn peer(&self, certificate: Option<Arc<[u8]>>) -> Peer {
-        let (parts, ()) = http::Request::new(()).into_parts();
-        let user = certificate
-            .as_ref()
-            .and_then(|der| self.authenticator.authenticate(&parts, Some(der.as_ref())).ok())
-            .filter(|user| *user != UserInfo::anonymous());
-        Peer::Tls { certificate, user: user.map(Arc::new) }
+    /// What the transport knows of a connection from `address` with this certificate.
+    pub fn peer(&self, address: SocketAddr, certificate: Option<Arc<[u8]>>) -> Peer {
+        let user = certificate.as_ref().and_then(|der| self.authenticator.certified(der));
+        Peer::Tls { address, certificate, user: user.map(Arc::new) }
     }
 
-    fn authenticate(
+    async fn authenticate(
         &self,
         parts: &http::request::Parts,
         peer: &Peer,
     ) -> Result<Arc<UserInfo>, Status> {
-        let user = match peer {
-            Peer::Internal(user) | Peer::Tls { user: Some(user), .. } => user.clone(),
+        match peer {
+            Peer::Internal(user) | Peer::Tls { user: Some(user), .. } => Ok(user.clone()),
             Peer::Tls { certificate, .. } => {
-                Arc::new(self.authenticator.authenticate(parts, certificate.as_deref())?)
+                let user = self.authenticator.authenticate(parts, certificate.as_deref()).await?;
+                Ok(Arc::new(user))
             }
-        };
-        if !parts.headers.contains_key("impersonate-user")
-            && !parts.headers.contains_key("impersonate-group")
-            && !parts.headers.contains_key("impersonate-uid")
-        {
-            return Ok(user);
         }
-        let other = impersonation::impersonate(&self.authorizer, &user, &parts.headers)?;
-        Ok(other.map_or(user, Arc::new))
+    }
+
+    /// Lets the client act as the user it asks to be.
+    fn impersonate(
+        &self,
+        ctx: &mut RequestContext,
+        parts: &http::request::Parts,
+    ) -> Result<(), Status> {
+        let asks = parts.headers.keys().any(|name| name.as_str().starts_with("impersonate-"));
+        if !asks {
+            return Ok(());
+        }
+        let other = impersonation::impersonate(&self.authorizer, ctx, &parts.headers)?;
+        if let Some(other) = other {
+            if let Some(record) = &ctx.audit {
+                record.impersonated(&other);
+            }
+            ctx.user = Arc::new(other);
+        }
+        Ok(())
     }
 
     /// Records the steps of a pod's creation that happened before its uid was known.
@@ -267,6 +331,17 @@ impl Server {
         trace::step("submit", uid, times.received, "from the request to its answer");
         trace::span("authenticate", uid, times.received, times.authenticated, user);
         trace::span("authorise", uid, times.asked, times.authorised, "create pods");
+    }
+}
+
+const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
+
+/// The id by which the client, or another server before this one, knows the request.
+fn audit_id(parts: &http::request::Parts) -> String {
+    let given = parts.headers.get(AUDIT_ID).and_then(|value| value.to_str().ok());
+    match given {
+        Some(id) if !id.is_empty() && id.len() <= 64 => id.to_owned(),
+        _ => Uuid::new_v4().to_string(),
     }
 }
 

@@ -12,13 +12,17 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::access::{self, Access};
 use crate::admission::Admission;
+use crate::admission::dynamic::type_check;
+use crate::aggregation::{self, Aggregator};
 use crate::attributes::UserInfo;
+use crate::audit::Auditor;
 use crate::authn::Authenticator;
-use crate::authn::static_tokens::StaticTokens;
 use crate::authz::Authorizer;
 use crate::bootstrap;
 use crate::custom;
+use crate::flow::{self, Flow};
 use crate::health::Health;
 use crate::in_process::InProcess;
 use crate::metrics::Metrics;
@@ -57,6 +61,10 @@ pub struct Config {
     pub node_address: NodeAddress,
     /// Connects to webhooks and to what is proxied.
     pub dial: Dial,
+    /// The files that say who may come in, and who may do what.
+    pub access: Access,
+    /// Parts of the control plane that are tasks of this process: `scheduler`, `controller-manager`.
+    pub in_process: Vec<String>,
     /// Stops the server.
     pub shutdown: CancellationToken,
 }
@@ -79,6 +87,9 @@ pub enum Error {
         /// What was given.
         cidr: String,
     },
+    /// The files about access cannot be used.
+    #[error("cannot set up access to the API")]
+    Access(#[from] access::Error),
     /// The objects every cluster has cannot be made.
     #[error("cannot create the cluster's first objects: {0}")]
     Bootstrap(#[source] apimachinery::Status),
@@ -109,14 +120,21 @@ impl ApiServer {
         custom::controller::publish(&registry).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(registry.caches().clone().follow(config.shutdown.clone()));
-        let authorizer = Authorizer::new(registry.clone());
-        let authenticator =
-            Authenticator::new(pki.clone(), registry.clone(), StaticTokens::default());
+        let access = &config.access;
+        let authorizer = Authorizer::with_chain(registry.clone(), access.authorization()?);
+        let authenticator = Authenticator::new(
+            pki.clone(),
+            registry.clone(),
+            access.static_tokens()?,
+            access.authentication()?,
+        );
+        let auditor = Auditor::open(&access.audit).map_err(access::Error::from)?.map(Arc::new);
         let options = bootstrap::Options {
             service_cidr: config.service_cidr.clone(),
             service_ip,
             advertise: config.advertise,
             ca_pem: pki.ca_pem().to_owned(),
+            front_proxy_ca_pem: pki.front_proxy_ca_pem().to_owned(),
         };
         bootstrap::run(&registry, &options).await.map_err(Error::Bootstrap)?;
         let kubelets = Kubelets::new(
@@ -125,8 +143,14 @@ impl ApiServer {
             config.node_address,
             config.shutdown.clone(),
         )?;
+        let aggregator = Arc::new(Aggregator::new(registry.clone(), pki.clone())?);
+        let flow = Arc::new(Flow::new(registry.clone()));
         let server = Arc::new(Server {
             kubelets,
+            flow: flow.clone(),
+            aggregator: aggregator.clone(),
+            auditor,
+            in_process: config.in_process,
             admission: Admission::new(registry.clone(), authorizer.clone()),
             registry,
             authenticator,
@@ -152,6 +176,9 @@ impl ApiServer {
             ));
         }
         tasks.spawn(custom::controller::run(server.registry.clone(), config.shutdown.clone()));
+        tasks.spawn(type_check::run(server.registry.clone(), config.shutdown.clone()));
+        tasks.spawn(flow::run(flow, config.shutdown.clone()));
+        tasks.spawn(aggregation::run(aggregator, config.shutdown.clone()));
         tasks.spawn(compact(config.store, config.shutdown));
         server.health.set_bootstrapped();
         Ok(Self { server, pki, tasks: Arc::new(Mutex::new(Some(tasks))) })

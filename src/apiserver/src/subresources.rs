@@ -2,12 +2,13 @@
 //! the connections that end at a kubelet.
 
 mod binding;
+mod component_status;
 mod eviction;
 pub mod kubelet;
 pub mod metrics;
 mod pod;
 mod proxy;
-mod relay;
+pub mod relay;
 mod reviews;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,7 @@ pub fn handles(ctx: &RequestContext) -> bool {
         (ctx.group.as_str(), ctx.plural.as_str(), ctx.subresource.as_str()),
         ("", "pods", "binding" | "eviction" | "log" | "exec" | "attach" | "portforward" | "proxy",)
             | ("", "nodes" | "services", "proxy")
-            | ("", "bindings", "")
+            | ("", "bindings" | "componentstatuses", "")
             | ("", "serviceaccounts", "token")
             | (metrics::GROUP, _, "")
             | ("authentication.k8s.io" | "authorization.k8s.io", _, "")
@@ -44,6 +45,7 @@ pub fn handles(ctx: &RequestContext) -> bool {
 pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     match (call.ctx.group.as_str(), call.ctx.plural.as_str(), call.ctx.subresource.as_str()) {
         ("", "pods", "binding") | ("", "bindings", _) => binding::serve(call, body).await,
+        ("", "componentstatuses", _) => component_status::serve(call).await,
         ("", "pods", "eviction") => eviction::serve(call, body).await,
         ("", "serviceaccounts", "token") => token::serve(call, body).await,
         ("", "pods", "log") => pod::log(call, body).await,

@@ -1,5 +1,7 @@
 //! Requests in process against a store in memory.
 
+pub mod https;
+
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
@@ -35,6 +37,18 @@ impl Fixture {
     }
 
     pub async fn over(store: store::Store, node_address: crate::NodeAddress) -> Self {
+        Self::start(store, node_address, crate::Access::default()).await
+    }
+
+    pub async fn with_access(access: crate::Access) -> Self {
+        Self::start(store::memory(), Arc::new(|_, _| None), access).await
+    }
+
+    async fn start(
+        store: store::Store,
+        node_address: crate::NodeAddress,
+        access: crate::Access,
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let api = ApiServer::start(Config {
             store,
@@ -46,6 +60,8 @@ impl Fixture {
             extra_sans: Vec::new(),
             node_address,
             dial: crate::webhook::direct(),
+            access,
+            in_process: vec!["controller-manager".into()],
             shutdown: CancellationToken::new(),
         })
         .await

@@ -19,6 +19,7 @@ mod pod;
 mod pod_update;
 mod policy;
 mod quota;
+mod registration;
 mod service;
 mod status;
 mod storage;
@@ -136,6 +137,7 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
         ("storage.k8s.io", "volumeattributesclasses") => {
             csi::attributes_class(object, old, errors);
         }
+        ("apiregistration.k8s.io", "apiservices") => registration::api_service(object, errors),
         _ => {}
     }
 }

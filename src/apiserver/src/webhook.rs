@@ -14,14 +14,14 @@ use futures::future::BoxFuture;
 use http::{Method, Request, header};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::body::Body;
+use crate::pki::tls::Bundle;
 use crate::registry::Registry;
 use crate::zero::Zero;
 
@@ -72,31 +72,31 @@ pub enum Error {
     #[error("{0}")]
     Service(String),
     /// There is no connection.
-    #[error("Post {url:?}: dial tcp: {source}")]
+    #[error("{call}: dial tcp: {source}")]
     Connect {
-        /// The URL.
-        url: String,
+        /// Method and URL.
+        call: String,
         /// Why.
         source: io::Error,
     },
     /// The other side does not prove who it is.
-    #[error("Post {url:?}: tls: failed to verify certificate: {source}")]
+    #[error("{call}: tls: failed to verify certificate: {source}")]
     Tls {
-        /// The URL.
-        url: String,
+        /// Method and URL.
+        call: String,
         /// Why.
         source: io::Error,
     },
     /// The connection broke.
-    #[error("Post {url:?}: {source}")]
+    #[error("{call}: {source}")]
     Http {
-        /// The URL.
-        url: String,
+        /// Method and URL.
+        call: String,
         /// Why.
         source: hyper::Error,
     },
     /// It took too long.
-    #[error("Post {0:?}: context deadline exceeded")]
+    #[error("{0}: context deadline exceeded")]
     Timeout(String),
     /// The answer is not the one that was asked for.
     #[error("{0}")]
@@ -127,7 +127,26 @@ pub struct Target {
 }
 
 impl Target {
-    fn url(&self) -> String {
+    /// The place that a URL names.
+    pub fn of_url(text: &str) -> Result<Self, Error> {
+        let url = url::Url::parse(text)
+            .map_err(|error| Error::Config(format!("Unparsable URL: {error}")))?;
+        let host = url.host_str().unwrap_or_default().to_owned();
+        let port = url.port_or_known_default().unwrap_or(443);
+        let path = match url.query() {
+            Some(query) => format!("{}?{query}", url.path()),
+            None => url.path().to_owned(),
+        };
+        Ok(Self {
+            place: Place::Host(host.clone(), port),
+            name: host.trim_matches(['[', ']']).to_owned(),
+            host: format!("{host}:{port}"),
+            path,
+        })
+    }
+
+    /// The whole URL.
+    pub fn url(&self) -> String {
         format!("https://{}{}", self.host, self.path)
     }
 }
@@ -146,70 +165,85 @@ impl Webhooks {
         body: &Value,
         timeout: Duration,
     ) -> Result<Value, Error> {
-        let target = resolve(registry, client)?;
-        let mut url = target.url();
-        let text = match timeout.as_secs() {
-            0 => String::new(),
-            seconds => format!("timeout={seconds}s"),
+        let mut target = resolve(registry, client)?;
+        if timeout.as_secs() > 0 {
+            let separator = if target.path.contains('?') { '&' } else { '?' };
+            target.path.push_str(&format!("{separator}timeout={}s", timeout.as_secs()));
+        }
+        let verifier = bundle(&client["caBundle"])?;
+        let bytes = serde_json::to_vec(body).unwrap_or_default();
+        let request = Request::builder()
+            .method(Method::POST)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json, */*")
+            .header(header::USER_AGENT, "kube-apiserver-admission");
+        let tls = client_config(verifier)?;
+        let (code, bytes) = self.send(&target, tls, request, Body::from(bytes), timeout).await?;
+        if code.as_u16() >= 300 {
+            let text = String::from_utf8_lossy(&bytes);
+            return Err(Error::Answer(match text.trim() {
+                "" => format!(
+                    "the server responded with the status code {} but did not return more information",
+                    code.as_u16()
+                ),
+                text if code == 404 => {
+                    format!("the server could not find the requested resource ({text})")
+                }
+                text => format!(
+                    "an error on the server ({text:?}) has prevented the request from succeeding"
+                ),
+            }));
+        }
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Error::Answer(format!("couldn't get version/kind; json parse error: {error}"))
+        })
+    }
+
+    /// Sends one request to `target` and reads the answer.
+    pub async fn send(
+        &self,
+        target: &Target,
+        tls: ClientConfig,
+        request: http::request::Builder,
+        body: Body,
+        timeout: Duration,
+    ) -> Result<(http::StatusCode, bytes::Bytes), Error> {
+        let request = request
+            .uri(target.path.as_str())
+            .header(header::HOST, &target.host)
+            .body(body)
+            .map_err(|error| Error::Config(error.to_string()))?;
+        let method = match request.method().as_str() {
+            "POST" => "Post",
+            _ => "Get",
         };
-        let separator = if target.path.contains('?') { '&' } else { '?' };
-        let path = format!("{}{separator}{text}", target.path);
-        url = format!("{url}{separator}{text}");
+        let call = format!("{method} {:?}", target.url());
         let work = async {
-            let stream = self.connect(&target, &url, &client["caBundle"]).await?;
-            let bytes = serde_json::to_vec(body).unwrap_or_default();
-            let request = Request::builder()
-                .method(Method::POST)
-                .uri(path)
-                .header(header::HOST, &target.host)
-                .header(header::CONTENT_TYPE, "application/json")
-                .header(header::ACCEPT, "application/json, */*")
-                .header(header::USER_AGENT, "kube-apiserver-admission")
-                .body(Body::from(bytes))
-                .map_err(|error| Error::Config(error.to_string()))?;
-            let (code, bytes) = send(stream, request, &url).await?;
-            if code.as_u16() >= 300 {
-                let text = String::from_utf8_lossy(&bytes);
-                return Err(Error::Answer(match text.trim() {
-                    "" => format!(
-                        "the server responded with the status code {} but did not return more information",
-                        code.as_u16()
-                    ),
-                    text if code == 404 => {
-                        format!("the server could not find the requested resource ({text})")
-                    }
-                    text => format!(
-                        "an error on the server ({text:?}) has prevented the request from succeeding"
-                    ),
-                }));
-            }
-            serde_json::from_slice(&bytes).map_err(|error| {
-                Error::Answer(format!("couldn't get version/kind; json parse error: {error}"))
-            })
+            let stream = self.connect(target, tls, &call).await?;
+            send(stream, request, &call).await
         };
         tokio::time::timeout(timeout, work)
             .await
-            .unwrap_or_else(|_| Err(Error::Timeout(url.clone())))
+            .unwrap_or_else(|_| Err(Error::Timeout(call.clone())))
     }
 
-    /// Connects and checks who is there.
-    async fn connect(
+    /// Connects and checks who is there; `call` names what for.
+    pub async fn connect(
         &self,
         target: &Target,
-        url: &str,
-        ca_bundle: &Value,
+        tls: ClientConfig,
+        call: &str,
     ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Error> {
-        let config = tls_config(ca_bundle)?;
         let stream = self
             .dial(target.place.clone())
             .await
-            .map_err(|source| Error::Connect { url: url.to_owned(), source })?;
+            .map_err(|source| Error::Connect { call: call.to_owned(), source })?;
         let name = ServerName::try_from(target.name.clone())
             .map_err(|error| Error::Config(error.to_string()))?;
-        TlsConnector::from(Arc::new(config))
+        TlsConnector::from(Arc::new(tls))
             .connect(name, stream)
             .await
-            .map_err(|source| Error::Tls { url: url.to_owned(), source })
+            .map_err(|source| Error::Tls { call: call.to_owned(), source })
     }
 
     /// A connection to `place`.
@@ -224,12 +258,12 @@ impl Webhooks {
 async fn send<S>(
     stream: S,
     request: Request<Body>,
-    url: &str,
+    call: &str,
 ) -> Result<(http::StatusCode, bytes::Bytes), Error>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let failed = |source| Error::Http { url: url.to_owned(), source };
+    let failed = |source| Error::Http { call: call.to_owned(), source };
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     let driver = tokio::spawn(connection);
@@ -239,27 +273,27 @@ where
     match Body::wrap(response.into_body()).read(MAX_ANSWER_BYTES).await {
         Ok(Some(bytes)) => Ok((code, bytes)),
         Ok(None) => Err(Error::Answer("the answer is too long".into())),
-        Err(error) => Err(Error::Answer(format!("Post {url:?}: {error}"))),
+        Err(error) => Err(Error::Answer(format!("{call}: {error}"))),
     }
 }
 
 /// Trusts the certificates of `caBundle`; without one nobody is trusted, as the host's own authorities
 /// vouch for no Service.
-fn tls_config(ca_bundle: &Value) -> Result<ClientConfig, Error> {
-    let mut roots = rustls::RootCertStore::empty();
+pub fn bundle(ca_bundle: &Value) -> Result<Arc<Bundle>, Error> {
     let pem = base64::engine::general_purpose::STANDARD
         .decode(ca_bundle.text())
         .map_err(|error| Error::Config(format!("caBundle is not base64: {error}")))?;
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate
-            .map_err(|error| Error::Config(format!("unable to load root certificates: {error}")))?;
-        roots.add(certificate).map_err(|error| Error::Config(error.to_string()))?;
-    }
+    Bundle::new(&pem).map(Arc::new).map_err(Error::Config)
+}
+
+/// TLS without a certificate of our own, towards whom `verifier` accepts.
+pub fn client_config(verifier: Arc<Bundle>) -> Result<ClientConfig, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| Error::Config(error.to_string()))?
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
         .with_no_client_auth())
 }
 
@@ -282,20 +316,7 @@ fn resolve(registry: &Registry, client: &Value) -> Result<Target, Error> {
             path,
         });
     }
-    let url = url::Url::parse(client["url"].text())
-        .map_err(|error| Error::Config(format!("Unparsable URL: {error}")))?;
-    let host = url.host_str().unwrap_or_default().to_owned();
-    let port = url.port_or_known_default().unwrap_or(443);
-    let path = match url.query() {
-        Some(query) => format!("{}?{query}", url.path()),
-        None => url.path().to_owned(),
-    };
-    Ok(Target {
-        place: Place::Host(host.clone(), port),
-        name: host.trim_matches(['[', ']']).to_owned(),
-        host: format!("{host}:{port}"),
-        path,
-    })
+    Target::of_url(client["url"].text())
 }
 
 /// An address where a Service's port is answered: one of its ready endpoints.

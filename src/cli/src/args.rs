@@ -123,6 +123,9 @@ pub struct Up {
     /// Stay in the foreground until SIGTERM or SIGINT, then stop the cluster.
     #[arg(long)]
     pub foreground: bool,
+    /// Who may do what.
+    #[command(flatten)]
+    pub access: crate::access::Access,
 }
 
 /// Flags of `ci`.

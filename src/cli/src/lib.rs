@@ -1,6 +1,7 @@
 //! The command line: what the words and flags are, and how answers are printed. It starts nothing
 //! itself; `rootlet` carries the commands out. Start at [`args`].
 
+pub mod access;
 pub mod apply;
 pub mod args;
 pub mod doctor;

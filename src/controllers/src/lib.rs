@@ -3,6 +3,7 @@
 //! that could not be read again. Each file is one controller: a pure decision, and a thin loop around it.
 
 mod attach_detach;
+mod bootstrap_signer;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
@@ -228,6 +229,14 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "storage-version-migrator-controller",
         storage_version_migrator
     ),
+    ("bootstrap-signer-controller", |setup| {
+        let (client, caches, stop) = setup.parts("bootstrap-signer");
+        bootstrap_signer::run_signing(client, caches, stop).boxed()
+    }),
+    ("token-cleaner-controller", |setup| {
+        let (client, _, stop) = setup.parts("token-cleaner");
+        bootstrap_signer::run_cleaning(client, stop).boxed()
+    }),
 ];
 
 /// The names that [`Config::enabled`] knows.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use apiserver::{ApiServer, UserInfo};
+use clap::ValueEnum;
 use cli::args::Component;
 use client::Informers;
 use k8s_openapi::api::core::v1::Node;
@@ -21,7 +22,7 @@ use crate::node::{
 };
 use crate::settings::{Settings, StoreAddress};
 use crate::tracer::Tracer;
-use crate::{lock, logging};
+use crate::{dial, lock, logging};
 
 /// kube-apiserver's usual port.
 const API_PORT: u16 = 6443;
@@ -324,12 +325,34 @@ async fn start_api(
         node_address: Arc::new(move |node, _| {
             (node == own).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, kubelet_port)))
         }),
-        dial: dial(network.clone()),
+        dial: dial::through(network.clone()),
+        access: access(&settings.access),
+        in_process: [Component::Scheduler, Component::ControllerManager]
+            .into_iter()
+            .filter(|component| settings.runs(*component))
+            .filter_map(|component| Some(component.to_possible_value()?.get_name().to_owned()))
+            .collect(),
         shutdown: shutdown.clone(),
     })
     .await
     .context("cannot start the API server")?;
     Ok((server, store))
+}
+
+/// The API server's files.
+fn access(files: &cli::access::Access) -> apiserver::Access {
+    apiserver::Access {
+        tokens: files.token_auth_file.clone(),
+        authentication: files.authentication_config.clone(),
+        authorization: files.authorization_config.clone(),
+        audit: apiserver::AuditOptions {
+            policy: files.audit_policy_file.clone(),
+            path: files.audit_log_path.clone(),
+            max_age_days: files.audit_log_maxage.unwrap_or_default(),
+            max_backups: files.audit_log_maxbackup.unwrap_or_default(),
+            max_size_megabytes: files.audit_log_maxsize.unwrap_or_default(),
+        },
+    }
 }
 
 /// Whether the node's network has both families of addresses.
@@ -338,29 +361,15 @@ async fn dual_stack(network: &netns::Control) -> anyhow::Result<bool> {
     Ok(gateways.len() > 1)
 }
 
-/// The API server reaches webhooks and proxied pods through the node process, the rest from here.
+/// The store of another machine's etcd.
 async fn open_etcd(elsewhere: &StoreAddress) -> anyhow::Result<store::Store> {
     let StoreAddress { address, ca, cert, key } = elsewhere.clone();
-    let direct = apiserver::webhook::direct();
+    let hosts = dial::to_hosts();
     let dial: store::etcd::Dial =
-        Arc::new(move |host, port| direct(apiserver::webhook::Place::Host(host, port)));
+        Arc::new(move |host, port| hosts(apiserver::webhook::Place::Host(host, port)));
     let files = store::etcd::TlsFiles { ca, cert, key };
     let options = store::etcd::EtcdOptions::parse(&address, files, dial)?;
     Ok(store::Store::new(store::Etcd::connect(&options).await?))
-}
-
-fn dial(network: netns::Control) -> apiserver::webhook::Dial {
-    use apiserver::webhook::Place;
-    let direct = apiserver::webhook::direct();
-    Arc::new(move |place| match place {
-        Place::Pods(address) => {
-            let network = network.clone();
-            Box::pin(
-                async move { network.connect_tcp(address).await.map_err(std::io::Error::other) },
-            )
-        }
-        place @ Place::Host(..) => direct(place),
-    })
 }
 
 /// How long the administrator's certificate is kept before a new one is made.

@@ -6,6 +6,7 @@ mod ci;
 mod cni;
 mod control;
 mod daemon;
+mod dial;
 mod doctor;
 mod image;
 mod lock;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use cli::access::Access;
 use cli::args::Component;
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +60,9 @@ pub struct Settings {
     /// Components that somebody else runs.
     #[serde(default)]
     pub disabled: Vec<Component>,
+    /// Files that say who may come in and who may do what.
+    #[serde(default)]
+    pub access: Access,
     /// Where the user's own kubeconfig has this cluster's context, if it was added.
     pub merged_into: Option<PathBuf>,
 }

@@ -78,6 +78,9 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         allowed_unsafe_sysctls: arguments.allowed_unsafe_sysctls.clone(),
         eviction_hard: arguments.eviction_hard.clone(),
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
+        access: arguments
+            .access
+            .or(&known.as_ref().map(|known| known.access.clone()).unwrap_or_default()),
         merged_into: known.and_then(|known| known.merged_into),
         registries,
         scheduler_config,

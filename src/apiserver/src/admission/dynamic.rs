@@ -7,6 +7,7 @@ mod mutators;
 mod policies;
 #[cfg(test)]
 mod tests;
+pub mod type_check;
 mod variables;
 pub mod webhooks;
 
@@ -105,10 +106,16 @@ impl Dynamic {
             return Ok(());
         }
         let index = self.index();
+        let mut again = Vec::new();
         if let Some(object) = object.as_deref_mut() {
-            self.apply_mutators(&index.mutators, ctx, operation, object, old)?;
+            again = self.apply_mutators(&index.mutators, ctx, operation, object, old)?;
         }
-        webhooks::mutate(self, &index.mutating, ctx, operation, object, old).await
+        let hooks = &index.mutating;
+        webhooks::mutate(self, hooks, ctx, operation, object.as_deref_mut(), old).await?;
+        match object {
+            Some(object) => self.reapply_mutators(again, ctx, operation, object, old),
+            None => Ok(()),
+        }
     }
 
     /// Lets validating policies and webhooks refuse.

@@ -13,6 +13,7 @@ use crate::registry::Registry;
 use crate::zero::{Zero, default_to};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
+const CLAIM: &str = "PersistentVolumeClaim";
 
 fn limits(registry: &Registry, namespace: &str) -> Vec<Value> {
     registry
@@ -90,10 +91,7 @@ pub fn validate(registry: &Registry, ctx: &RequestContext, object: &Value) -> Re
             }
             ("Pod", "pods") => check(limit, "Pod", &sum(object), &mut wrong),
             ("PersistentVolumeClaim", "persistentvolumeclaims") => {
-                let resources = &object["spec"]["resources"];
-                let both =
-                    json!({"requests": resources["requests"], "limits": resources["requests"]});
-                check(limit, "PersistentVolumeClaim", &both, &mut wrong);
+                check_claim(limit, &object["spec"]["resources"]["requests"], &mut wrong);
             }
             _ => {}
         }
@@ -106,16 +104,49 @@ pub fn validate(registry: &Registry, ctx: &RequestContext, object: &Value) -> Re
     Err(Status::forbidden("", &ctx.plural, name, &why))
 }
 
-/// All containers together, as a `resources`.
+/// Claims only request; both bounds are for that.
+fn check_claim(limit: &Value, requests: &Value, wrong: &mut Vec<String>) {
+    for (name, bound) in limit["min"].entries() {
+        check(&json!({"min": {name: bound}}), CLAIM, &json!({"requests": requests}), wrong);
+    }
+    for (name, bound) in limit["max"].entries() {
+        let Some(maximum) = quantity(bound) else { continue };
+        match quantity(&requests[name]) {
+            None => wrong.push(format!(
+                "maximum {name} usage per {CLAIM} is {maximum}.  No request is specified"
+            )),
+            Some(request) if request > maximum => wrong.push(format!(
+                "maximum {name} usage per {CLAIM} is {maximum}, but request is {request}"
+            )),
+            Some(_) => {}
+        }
+    }
+}
+
+/// What a pod needs at once, as a `resources`: all containers together, or one that runs before them if
+/// it needs more.
 fn sum(pod: &Value) -> Value {
     let mut total: BTreeMap<(&str, &String), Quantity> = BTreeMap::new();
-    for container in pod["spec"]["containers"].items() {
+    let containers = pod["spec"]["containers"].items().iter();
+    let init = || pod["spec"]["initContainers"].items().iter();
+    let beside = init().filter(|container| container["restartPolicy"] == "Always");
+    for container in containers.chain(beside) {
         for kind in ["requests", "limits"] {
             for (name, value) in container["resources"][kind].entries() {
                 let Some(value) = quantity(value) else { continue };
                 let sum =
                     total.get(&(kind, name)).map_or_else(|| value.clone(), |t| t.plus(&value));
                 total.insert((kind, name), sum);
+            }
+        }
+    }
+    for container in init().filter(|container| container["restartPolicy"] != "Always") {
+        for kind in ["requests", "limits"] {
+            for (name, value) in container["resources"][kind].entries() {
+                let Some(value) = quantity(value) else { continue };
+                if total.get(&(kind, name)).is_none_or(|sum| *sum < value) {
+                    total.insert((kind, name), value);
+                }
             }
         }
     }
@@ -136,7 +167,13 @@ fn check(limit: &Value, kind: &str, resources: &Value, wrong: &mut Vec<String>) 
             Some(request) if request < minimum => wrong.push(format!(
                 "minimum {name} usage per {kind} is {minimum}, but request is {request}"
             )),
-            Some(_) => {}
+            Some(_) => {
+                if let Some(limit) = quantity(&resources["limits"][name]).filter(|l| *l < minimum) {
+                    wrong.push(format!(
+                        "minimum {name} usage per {kind} is {minimum}, but limit is {limit}"
+                    ));
+                }
+            }
         }
     }
     for (name, bound) in limit["max"].entries() {
@@ -148,17 +185,32 @@ fn check(limit: &Value, kind: &str, resources: &Value, wrong: &mut Vec<String>) 
             Some(limit) if limit > maximum => wrong.push(format!(
                 "maximum {name} usage per {kind} is {maximum}, but limit is {limit}"
             )),
-            Some(_) => {}
+            Some(_) => {
+                if let Some(asked) = quantity(&resources["requests"][name]).filter(|r| *r > maximum)
+                {
+                    wrong.push(format!(
+                        "maximum {name} usage per {kind} is {maximum}, but request is {asked}"
+                    ));
+                }
+            }
         }
     }
     for (name, bound) in limit["maxLimitRequestRatio"].entries() {
         let Some(ratio) = quantity(bound) else { continue };
         let (request, limit) =
             (quantity(&resources["requests"][name]), quantity(&resources["limits"][name]));
-        let (Some(request), Some(limit)) = (request, limit) else {
+        let positive = |quantity: &Quantity| quantity.to_f64() > 0.0;
+        let mut lacks = |what: &str| {
             wrong.push(format!(
-                "{name} max limit to request ratio per {kind} is {ratio}, but no request is specified or request is 0"
+                "{name} max limit to request ratio per {kind} is {ratio}, but no {what} is specified or {what} is 0"
             ));
+        };
+        let Some(request) = request.filter(positive) else {
+            lacks("request");
+            continue;
+        };
+        let Some(limit) = limit.filter(positive) else {
+            lacks("limit");
             continue;
         };
         let actual = limit.to_f64() / request.to_f64();
@@ -191,6 +243,47 @@ mod tests {
             ]
         );
         assert_eq!(told(json!({})).len(), 2);
+    }
+
+    #[test]
+    fn claims_and_ratios_have_bounds_too() {
+        let limit = json!({"max": {"storage": "2Gi"}, "min": {"storage": "1Gi"}});
+        let claim = |requests: Value| {
+            let mut wrong = Vec::new();
+            check_claim(&limit, &requests, &mut wrong);
+            wrong.join("; ")
+        };
+        let cases = [
+            (json!({"storage": "1Gi"}), ""),
+            (
+                json!({"storage": "3Gi"}),
+                "maximum storage usage per PersistentVolumeClaim is 2Gi, but request is 3Gi",
+            ),
+            (
+                json!({"storage": "1"}),
+                "minimum storage usage per PersistentVolumeClaim is 1Gi, but request is 1",
+            ),
+        ];
+        for (requests, want) in cases {
+            assert_eq!(claim(requests.clone()), want, "{requests}");
+        }
+        let mut wrong = Vec::new();
+        let ratio = json!({"maxLimitRequestRatio": {"cpu": "2"}});
+        let resources = json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "300m"}});
+        check(&ratio, "Pod", &resources, &mut wrong);
+        check(&ratio, "Pod", &json!({"requests": {"cpu": "1"}}), &mut wrong);
+        assert_eq!(
+            wrong,
+            [
+                "cpu max limit to request ratio per Pod is 2, but provided ratio is 3.000000",
+                "cpu max limit to request ratio per Pod is 2, but no limit is specified or limit is 0",
+            ]
+        );
+        let pod = json!({"spec": {
+            "initContainers": [{"resources": {"requests": {"cpu": "3"}}},
+                {"restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}}],
+            "containers": [{"resources": {"requests": {"cpu": "1"}}}]}});
+        assert_eq!(sum(&pod), json!({"requests": {"cpu": "3"}}));
     }
 
     #[test]

@@ -61,6 +61,16 @@ pub fn admit(
                 .then(|| "can only access CSINode with the same name as the requesting node".into())
         }
         ("", "serviceaccounts", "token") => token(registry, ctx, node, object),
+        ("", "persistentvolumeclaims", _) if operation == Operation::Update => {
+            claim(ctx, object, old)
+        }
+        ("resource.k8s.io", "resourceslices", "") => {
+            let mut names =
+                [object, old].into_iter().flatten().map(|o| o["spec"]["nodeName"].text());
+            names.any(|named| named != node).then(|| {
+                "can only access ResourceSlice with the same NodeName as the requesting node".into()
+            })
+        }
         _ => None,
     };
     why.map_or(Ok(()), |why| refuse(format!("node {node:?} {why}")))
@@ -89,10 +99,7 @@ fn pod(
             if pod["spec"]["nodeName"].text() != node {
                 return Some("can only create pods with spec.nodeName set to itself".into());
             }
-            let forbidden = pod["spec"]["volumes"].items().iter().any(|volume| {
-                ["secret", "configMap", "persistentVolumeClaim"].iter().any(|k| volume[*k].is_set())
-            });
-            forbidden.then(|| "can not create pods that reference API objects".into())
+            owner(registry, node, pod).or_else(|| reference(pod))
         }
         Operation::Delete => {
             let pod = registry.get("", "pods", &ctx.namespace, &ctx.name)?.to_value();
@@ -101,6 +108,88 @@ fn pod(
         Operation::Update => Some("can not update pods".into()),
         Operation::Connect => None,
     }
+}
+
+/// A mirror pod belongs to its node, or to nobody.
+fn owner(registry: &Registry, node: &str, pod: &Value) -> Option<String> {
+    let owner = match pod["metadata"]["ownerReferences"].items() {
+        [] => return None,
+        [owner] => owner,
+        _ => {
+            return Some("can only create pods with a single owner reference set to itself".into());
+        }
+    };
+    if owner["apiVersion"] != "v1" || owner["kind"] != "Node" || owner["name"] != node {
+        return Some("can only create pods with an owner reference set to itself".into());
+    }
+    if !owner["controller"].flag() {
+        return Some("can only create pods with a controller owner reference set to itself".into());
+    }
+    if owner["blockOwnerDeletion"].flag() {
+        return Some("must not set blockOwnerDeletion on an owner reference".into());
+    }
+    let own = registry.get("", "nodes", "", node)?;
+    let uid = owner["uid"].text();
+    (uid != own.uid).then(|| format!("UID mismatch: expected {} got {uid}", own.uid))
+}
+
+/// What a mirror pod must not refer to: the kubelet could read it through the pod.
+fn reference(pod: &Value) -> Option<String> {
+    let spec = &pod["spec"];
+    let containers = || {
+        ["containers", "initContainers", "ephemeralContainers"]
+            .into_iter()
+            .flat_map(|list| spec[list].items())
+    };
+    let from_env = |source: &str, key: &str| {
+        containers().any(|container| {
+            container["envFrom"].items().iter().any(|from| from[source].is_set())
+                || container["env"].items().iter().any(|env| env["valueFrom"][key].is_set())
+        })
+    };
+    let in_volume = |kinds: &[&str]| {
+        spec["volumes"].items().iter().any(|volume| {
+            let projected = volume["projected"]["sources"].items();
+            kinds.iter().any(|kind| {
+                volume[*kind].is_set() || projected.iter().any(|source| source[*kind].is_set())
+            })
+        })
+    };
+    let secrets = !spec["imagePullSecrets"].items().is_empty()
+        || in_volume(&["secret"])
+        || from_env("secretRef", "secretKeyRef");
+    let config_maps = in_volume(&["configMap"]) || from_env("configMapRef", "configMapKeyRef");
+    let checks = [
+        (!spec["serviceAccountName"].text().is_empty(), "a service account"),
+        (secrets, "secrets"),
+        (config_maps, "configmaps"),
+        (in_volume(&["persistentVolumeClaim", "ephemeral"]), "persistentvolumeclaims"),
+        (in_volume(&["clusterTrustBundle"]), "clustertrustbundles"),
+        (!spec["resourceClaims"].items().is_empty(), "resourceclaims"),
+    ];
+    let (_, what) = checks.iter().find(|(found, _)| *found)?;
+    Some(format!("can not create pods that reference {what}"))
+}
+
+/// A kubelet reports the growth of a claim and nothing else.
+fn claim(ctx: &RequestContext, object: Option<&Value>, old: Option<&Value>) -> Option<String> {
+    if ctx.subresource != "status" {
+        return Some("may only update PVC status".into());
+    }
+    let rest = |claim: &Value| {
+        let mut rest = claim.clone();
+        for key in ["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses"] {
+            rest["status"][key] = Value::Null;
+        }
+        for key in ["resourceVersion", "managedFields"] {
+            rest["metadata"][key] = Value::Null;
+        }
+        rest
+    };
+    let (object, old) = (object?, old?);
+    (rest(object) != rest(old)).then(|| {
+        "is not allowed to update fields other than status.quantity and status.conditions".into()
+    })
 }
 
 fn own_node(
@@ -134,6 +223,10 @@ fn own_node(
         .collect();
     if !changed.is_empty() {
         return Some(format!("is not allowed to modify labels: {}", changed.join(", ")));
+    }
+    let owners = |object: &Value| object["metadata"]["ownerReferences"].clone();
+    if old.is_some_and(|old| owners(old) != owners(object)) {
+        return Some("is not allowed to modify ownerReferences".into());
     }
     let taints = |object: &Value| object["spec"]["taints"].clone();
     if old.is_some_and(|old| taints(old) != taints(object)) {
@@ -188,6 +281,33 @@ mod tests {
     use super::*;
     use crate::attributes::UserInfo;
     use serde_json::json;
+
+    #[test]
+    fn mirror_pods_refer_to_nothing() {
+        let cases = [
+            (json!({"containers": [{"name": "c"}], "volumes": [{"hostPath": {}}]}), None),
+            (json!({"serviceAccountName": "a"}), Some("a service account")),
+            (
+                json!({"containers": [{"env": [{"valueFrom": {"secretKeyRef": {}}}]}]}),
+                Some("secrets"),
+            ),
+            (
+                json!({"volumes": [{"projected": {"sources": [{"configMap": {}}]}}]}),
+                Some("configmaps"),
+            ),
+            (json!({"resourceClaims": [{}]}), Some("resourceclaims")),
+        ];
+        for (spec, want) in cases {
+            let want = want.map(|what| format!("can not create pods that reference {what}"));
+            assert_eq!(reference(&json!({"spec": spec})), want, "{spec}");
+        }
+        let owned = |owner: Value| json!({"metadata": {"ownerReferences": [owner]}});
+        let registry = Registry::default();
+        let other = owned(json!({"apiVersion": "v1", "kind": "Node", "name": "b"}));
+        assert!(owner(&registry, "a", &other).is_some());
+        let own = json!({"apiVersion": "v1", "kind": "Node", "name": "a", "controller": true});
+        assert_eq!(owner(&registry, "a", &owned(own)), None);
+    }
 
     #[test]
     fn nodes_keep_to_themselves() {

@@ -1,254 +1,333 @@
-//! PodSecurity: the namespace's label `pod-security.kubernetes.io/enforce` refuses pods that ask for
-//! more than its level gives; `warn` only tells.
+//! PodSecurity: a namespace's labels say which standard its pods keep to, in which release's form, and
+//! whether the others are refused, recorded or warned about.
 //!
-//! Source: <https://kubernetes.io/docs/concepts/security/pod-security-standards/>.
+//! Source: <https://kubernetes.io/docs/concepts/security/pod-security-admission/> and
+//! `k8s.io/pod-security-admission/admission`.
 
-use apimachinery::Status;
+mod checks;
+
+use std::collections::BTreeMap;
+
+use apimachinery::field::{Error, Path};
+use apimachinery::{Status, meta};
 use serde_json::Value;
 
 use crate::attributes::RequestContext;
+use crate::gate::Operation;
 use crate::registry::Registry;
 use crate::zero::Zero;
 
 const PREFIX: &str = "pod-security.kubernetes.io/";
-const BASELINE_CAPABILITIES: [&str; 13] = [
-    "AUDIT_WRITE",
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "MKNOD",
-    "NET_BIND_SERVICE",
-    "SETFCAP",
-    "SETGID",
-    "SETPCAP",
-    "SETUID",
-    "SYS_CHROOT",
-];
-const SAFE_SYSCTLS: [&str; 9] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_syncookies",
-];
-const RESTRICTED_VOLUMES: [&str; 8] = [
-    "configMap",
-    "csi",
-    "downwardAPI",
-    "emptyDir",
-    "ephemeral",
-    "persistentVolumeClaim",
-    "projected",
-    "secret",
-];
+/// The release whose standards `latest` means.
+const LATEST: u32 = 36;
+/// So many pods are looked at when a namespace's level changes.
+const EXISTING_PODS: usize = 3000;
 
-/// Refuses a pod above the enforced level, and warns above the warned one.
-pub fn validate(registry: &Registry, ctx: &RequestContext, pod: &Value) -> Result<(), Status> {
+/// A standard as labels name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Standard {
+    level: String,
+    version: String,
+}
+
+impl Standard {
+    fn of(labels: &BTreeMap<String, String>, mode: &str) -> Self {
+        let key = format!("{PREFIX}{mode}");
+        let label = |key: &str| labels.get(key).map(String::as_str);
+        let level = match label(&key) {
+            None | Some("") => "privileged",
+            Some(level @ ("privileged" | "baseline" | "restricted")) => level,
+            // What cannot be read might have been meant to be strict.
+            Some(_) => "restricted",
+        };
+        let version = label(&format!("{key}-version")).filter(|version| minor(version).is_some());
+        Self { level: level.to_owned(), version: version.unwrap_or("latest").to_owned() }
+    }
+
+    fn violations(&self, pod: &Value) -> Vec<checks::Violation> {
+        match self.level.as_str() {
+            "privileged" => Vec::new(),
+            level => checks::violations(
+                level == "restricted",
+                minor(&self.version).unwrap_or(LATEST),
+                pod,
+            ),
+        }
+    }
+}
+
+impl std::fmt::Display for Standard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.level, self.version)
+    }
+}
+
+/// The minor release of `latest` or `v1.x`.
+fn minor(version: &str) -> Option<u32> {
+    if version == "latest" {
+        return Some(LATEST);
+    }
+    let minor = version.strip_prefix("v1.")?;
+    let plain = !minor.is_empty() && (minor == "0" || !minor.starts_with('0'));
+    minor.parse().ok().filter(|_| plain && minor.bytes().all(|b| b.is_ascii_digit()))
+}
+
+fn detail(violations: &[checks::Violation]) -> String {
+    violations
+        .iter()
+        .map(
+            |(reason, detail)| {
+                if detail.is_empty() { reason.clone() } else { format!("{reason} ({detail})") }
+            },
+        )
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// The pod in an object that makes pods, and whether it is itself one.
+fn pod_in<'a>(ctx: &RequestContext, object: &'a Value) -> Option<(&'a Value, bool)> {
+    let template = |object: &'a Value| Some((object, false)).filter(|(o, _)| o["spec"].is_object());
+    match (ctx.group.as_str(), ctx.plural.as_str()) {
+        ("", "pods") => Some((object, true)),
+        ("", "podtemplates") => template(&object["template"]),
+        ("", "replicationcontrollers")
+        | ("apps", "deployments" | "replicasets" | "statefulsets" | "daemonsets")
+        | ("batch", "jobs") => template(&object["spec"]["template"]),
+        ("batch", "cronjobs") => template(&object["spec"]["jobTemplate"]["spec"]["template"]),
+        _ => None,
+    }
+}
+
+/// Whether the change of a pod could matter: other images, or other containers.
+fn matters(new: &Value, old: &Value) -> bool {
+    let images = |pod: &Value, list: &str| -> Vec<(String, String)> {
+        let all = pod["spec"][list].items().iter();
+        all.map(|c| (c["name"].text().to_owned(), c["image"].text().to_owned())).collect()
+    };
+    new["spec"]["os"] != old["spec"]["os"]
+        || ["initContainers", "containers", "ephemeralContainers"]
+            .iter()
+            .any(|list| images(new, list) != images(old, list))
+}
+
+/// Refuses a pod below the enforced standard, records and warns of what is below the others.
+pub fn validate(
+    registry: &Registry,
+    ctx: &RequestContext,
+    operation: Operation,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    if !matches!(operation, Operation::Create | Operation::Update) {
+        return Ok(());
+    }
+    if ctx.is("", "namespaces") && ctx.subresource.is_empty() {
+        return namespace(registry, ctx, object, old);
+    }
+    let looked_at = ctx.subresource.is_empty()
+        || (ctx.is("", "pods") && ctx.subresource == "ephemeralcontainers");
+    let Some((pod, itself)) = pod_in(ctx, object).filter(|_| looked_at) else { return Ok(()) };
     let Some(namespace) = registry.get("", "namespaces", "", &ctx.namespace) else {
         return Ok(());
     };
-    let label = |mode: &str| {
-        let key = format!("{PREFIX}{mode}");
-        let version = namespace.labels.get(&format!("{key}-version"));
-        let level = namespace.labels.get(&key)?.as_str();
-        Some((level.to_owned(), version.map_or("latest", String::as_str).to_owned()))
-    };
-    if let Some((level, version)) = label("enforce") {
-        let violations = violations(&level, pod);
+    if let Some(old) = old.filter(|_| itself)
+        && !matters(object, old)
+    {
+        return Ok(());
+    }
+    let standard = |mode: &str| Standard::of(&namespace.labels, mode);
+    if itself {
+        let enforced = standard("enforce");
+        ctx.annotate(&format!("{PREFIX}enforce-policy"), enforced.to_string());
+        let violations = enforced.violations(pod);
         if !violations.is_empty() {
-            let why =
-                format!("violates PodSecurity \"{level}:{version}\": {}", violations.join(", "));
-            return Err(Status::forbidden("", "pods", pod["metadata"]["name"].text(), &why));
+            let why = format!("violates PodSecurity \"{enforced}\": {}", detail(&violations));
+            audit(ctx, &standard("audit"), pod);
+            return Err(Status::forbidden("", "pods", meta::name(object), &why));
         }
     }
-    if let Some((level, version)) = label("warn") {
-        let violations = violations(&level, pod);
-        if !violations.is_empty() {
-            let text = violations.join(", ");
-            ctx.warnings.add(format!("would violate PodSecurity \"{level}:{version}\": {text}"));
-        }
+    audit(ctx, &standard("audit"), pod);
+    let warned = standard("warn");
+    let violations = warned.violations(pod);
+    if !violations.is_empty() {
+        let text = detail(&violations);
+        ctx.warnings.add(format!("would violate PodSecurity \"{warned}\": {text}"));
     }
     Ok(())
 }
 
-fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
-    ["initContainers", "containers", "ephemeralContainers"]
+fn audit(ctx: &RequestContext, standard: &Standard, pod: &Value) {
+    let violations = standard.violations(pod);
+    if !violations.is_empty() {
+        let text = format!("would violate PodSecurity \"{standard}\": {}", detail(&violations));
+        ctx.annotate(&format!("{PREFIX}audit-violations"), text);
+    }
+}
+
+/// The labels must be right; when more is enforced than before, the pods that are there already are
+/// told of.
+fn namespace(
+    registry: &Registry,
+    ctx: &RequestContext,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let labels = meta::labels(object);
+    let errors = mistakes(&labels);
+    let before = old.map(meta::labels);
+    // Who does not touch the labels is not held up by them.
+    let ours = |labels: &BTreeMap<String, String>| -> Vec<(String, String)> {
+        let all = labels.iter().filter(|(key, _)| key.starts_with(PREFIX));
+        all.map(|(key, value)| (key.clone(), value.clone())).collect()
+    };
+    let changed = before.as_ref().is_none_or(|before| ours(before) != ours(&labels));
+    if !errors.is_empty() && changed {
+        return Err(Status::invalid("", "Namespace", meta::name(object), &errors));
+    }
+    let Some(before) = before else { return Ok(()) };
+    let (old, new) = (Standard::of(&before, "enforce"), Standard::of(&labels, "enforce"));
+    if old == new || new.level == "privileged" {
+        return Ok(());
+    }
+    let loosened = old.version == new.version && old.level == "restricted";
+    if loosened {
+        return Ok(());
+    }
+    existing(registry, ctx, meta::name(object), &new);
+    Ok(())
+}
+
+/// Warns of pods in the namespace that are below its new standard.
+fn existing(registry: &Registry, ctx: &RequestContext, namespace: &str, standard: &Standard) {
+    let pods = registry.list("", "pods", Some(namespace));
+    // Pods of one controller are alike, so one of them speaks for all.
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for pod in pods.iter().take(EXISTING_PODS) {
+        let pod = pod.to_value();
+        let reasons: Vec<String> =
+            standard.violations(&pod).into_iter().map(|(reason, _)| reason).collect();
+        if !reasons.is_empty() {
+            found.entry(reasons.join(", ")).or_default().push(meta::name(&pod).to_owned());
+        }
+    }
+    if found.is_empty() {
+        return;
+    }
+    ctx.warnings.add(format!(
+        "existing pods in namespace {namespace:?} violate the new PodSecurity enforce level \"{standard}\""
+    ));
+    let mut lines: Vec<String> = found
         .into_iter()
-        .flat_map(|list| pod["spec"][list].items())
-}
-
-fn violations(level: &str, pod: &Value) -> Vec<String> {
-    let mut all = Vec::new();
-    if matches!(level, "baseline" | "restricted") {
-        baseline(pod, level == "restricted", &mut all);
-    }
-    if level == "restricted" {
-        restricted(pod, &mut all);
-    }
-    all
-}
-
-/// `container "a"` or `containers "a", "b"`, of those for which `test` holds.
-fn named(pod: &Value, test: impl Fn(&Value) -> bool) -> Option<String> {
-    let names: Vec<String> = containers(pod)
-        .filter(|container| test(container))
-        .map(|container| format!("{:?}", container["name"].text()))
+        .map(|(reasons, mut names)| {
+            names.sort();
+            let others = match names.len() - 1 {
+                0 => String::new(),
+                1 => " (and 1 other pod)".into(),
+                count => format!(" (and {count} other pods)"),
+            };
+            format!("{}{others}: {reasons}", names[0])
+        })
         .collect();
-    match names.as_slice() {
-        [] => None,
-        [one] => Some(format!("container {one}")),
-        _ => Some(format!("containers {}", names.join(", "))),
+    lines.sort();
+    for line in lines {
+        ctx.warnings.add(line);
     }
 }
 
-fn baseline(pod: &Value, restricted: bool, all: &mut Vec<String>) {
-    let spec = &pod["spec"];
-    let flags: Vec<String> = ["hostNetwork", "hostPID", "hostIPC"]
-        .iter()
-        .filter(|flag| spec[**flag].flag())
-        .map(|flag| format!("{flag}=true"))
-        .collect();
-    if !flags.is_empty() {
-        all.push(format!("host namespaces ({})", flags.join(", ")));
-    }
-    if let Some(names) = named(pod, |c| c["securityContext"]["privileged"].flag()) {
-        all.push(format!("privileged ({names} must not set securityContext.privileged=true)"));
-    }
-    if !restricted {
-        let added = |c: &Value| {
-            c["securityContext"]["capabilities"]["add"]
-                .texts()
-                .any(|cap| !BASELINE_CAPABILITIES.contains(&cap.trim_start_matches("CAP_")))
-        };
-        if let Some(names) = named(pod, added) {
-            all.push(format!("non-default capabilities ({names} must not include added capabilities in securityContext.capabilities.add)"));
+fn mistakes(labels: &BTreeMap<String, String>) -> Vec<Error> {
+    let mut errors = Vec::new();
+    for mode in ["enforce", "audit", "warn"] {
+        let key = format!("{PREFIX}{mode}");
+        let path = |key: &str| Path::new("metadata").child("labels").key(key);
+        if let Some(level) = labels.get(&key)
+            && !matches!(level.as_str(), "privileged" | "baseline" | "restricted")
+        {
+            let detail = "must be one of privileged, baseline, restricted";
+            errors.push(Error::invalid(&path(&key), level.as_str(), detail));
+        }
+        let key = format!("{key}-version");
+        if let Some(version) = labels.get(&key).filter(|version| minor(version).is_none()) {
+            let detail = "must be \"latest\" or \"v1.x\"";
+            errors.push(Error::invalid(&path(&key), version.as_str(), detail));
         }
     }
-    let volumes: Vec<String> = spec["volumes"]
-        .items()
-        .iter()
-        .filter(|volume| volume["hostPath"].is_set())
-        .map(|volume| format!("{:?}", volume["name"].text()))
-        .collect();
-    if !volumes.is_empty() && !restricted {
-        let word = if volumes.len() == 1 { "volume" } else { "volumes" };
-        all.push(format!("hostPath volumes ({word} {})", volumes.join(", ")));
-    }
-    let host_port = |c: &Value| c["ports"].items().iter().any(|port| port["hostPort"].int() != 0);
-    if let Some(names) = named(pod, host_port) {
-        all.push(format!("hostPort ({names} uses hostPort)"));
-    }
-    let unmasked = |c: &Value| c["securityContext"]["procMount"] == "Unmasked";
-    if let Some(names) = named(pod, unmasked) {
-        all.push(format!(
-            "procMount ({names} must not set securityContext.procMount to \"Unmasked\")"
-        ));
-    }
-    let unconfined = |context: &Value| context["seccompProfile"]["type"] == "Unconfined";
-    if !restricted
-        && (unconfined(&spec["securityContext"])
-            || containers(pod).any(|c| unconfined(&c["securityContext"])))
-    {
-        all.push(
-            "seccompProfile (must not set securityContext.seccompProfile.type to \"Unconfined\")"
-                .into(),
-        );
-    }
-    let sysctls: Vec<&str> = spec["securityContext"]["sysctls"]
-        .items()
-        .iter()
-        .map(|sysctl| sysctl["name"].text())
-        .filter(|name| !SAFE_SYSCTLS.contains(name))
-        .collect();
-    if !sysctls.is_empty() {
-        all.push(format!("forbidden sysctls ({})", sysctls.join(", ")));
-    }
-}
-
-fn restricted(pod: &Value, all: &mut Vec<String>) {
-    let spec = &pod["spec"];
-    if let Some(names) =
-        named(pod, |c| c["securityContext"]["allowPrivilegeEscalation"].as_bool() != Some(false))
-    {
-        all.push(format!("allowPrivilegeEscalation != false ({names} must set securityContext.allowPrivilegeEscalation=false)"));
-    }
-    let unlimited = |c: &Value| {
-        let capabilities = &c["securityContext"]["capabilities"];
-        !capabilities["drop"].texts().any(|cap| cap == "ALL")
-            || capabilities["add"].texts().any(|cap| cap != "NET_BIND_SERVICE")
-    };
-    if let Some(names) = named(pod, unlimited) {
-        all.push(format!("unrestricted capabilities ({names} must set securityContext.capabilities.drop=[\"ALL\"])"));
-    }
-    for volume in spec["volumes"].items() {
-        let kind = volume.entries().find(|(key, value)| *key != "name" && value.is_set());
-        if let Some((kind, _)) = kind.filter(|(k, _)| !RESTRICTED_VOLUMES.contains(&k.as_str())) {
-            all.push(format!(
-                "restricted volume types (volume {:?} uses restricted volume type {kind:?})",
-                volume["name"].text()
-            ));
-        }
-    }
-    let context = &spec["securityContext"];
-    let may_be_root = |c: &Value| {
-        let own = c["securityContext"]["runAsNonRoot"].as_bool();
-        own.or_else(|| context["runAsNonRoot"].as_bool()) != Some(true)
-    };
-    if let Some(names) = named(pod, may_be_root) {
-        all.push(format!(
-            "runAsNonRoot != true (pod or {names} must set securityContext.runAsNonRoot=true)"
-        ));
-    }
-    if context["runAsUser"].as_i64() == Some(0) {
-        all.push("runAsUser=0 (pod must not set runAsUser=0)".into());
-    } else if let Some(names) =
-        named(pod, |c| c["securityContext"]["runAsUser"].as_i64() == Some(0))
-    {
-        all.push(format!("runAsUser=0 ({names} must not set runAsUser=0)"));
-    }
-    let loose = |c: &Value| {
-        let own = c["securityContext"]["seccompProfile"]["type"].text();
-        let kind = if own.is_empty() { context["seccompProfile"]["type"].text() } else { own };
-        !matches!(kind, "RuntimeDefault" | "Localhost")
-    };
-    if let Some(names) = named(pod, loose) {
-        all.push(format!("seccompProfile (pod or {names} must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")"));
-    }
+    errors
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use serde_json::json;
 
+    use super::*;
+    use crate::tests::Fixture;
+
     #[test]
-    fn levels_build_on_one_another() {
-        let pod = |spec: Value| json!({"spec": spec});
-        let plain = pod(json!({"containers": [{"name": "c"}]}));
-        let strict = pod(json!({"containers": [{"name": "c", "securityContext": {
-            "allowPrivilegeEscalation": false, "runAsNonRoot": true,
-            "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}]}));
-        let root = pod(json!({"hostNetwork": true, "containers": [{"name": "c",
-            "securityContext": {"privileged": true}}], "volumes": [{"name": "v", "hostPath": {}}]}));
+    fn versions_are_read() {
         let cases = [
-            ("privileged", &root, 0),
-            ("baseline", &root, 3),
-            ("baseline", &plain, 0),
-            ("restricted", &plain, 4),
-            ("restricted", &strict, 0),
+            ("latest", Some(36)),
+            ("v1.25", Some(25)),
+            ("v1.99", Some(99)),
+            ("1.25", None),
+            ("v1.025", None),
+            ("v2.0", None),
         ];
-        for (level, pod, want) in cases {
-            assert_eq!(violations(level, pod).len(), want, "{level} {pod}");
+        for (version, want) in cases {
+            assert_eq!(minor(version), want, "{version}");
         }
+    }
+
+    fn label(enforce: &str, warn: &str) -> Value {
+        json!({"metadata": {"labels": {
+            format!("{PREFIX}enforce"): enforce, format!("{PREFIX}warn"): warn}}})
+    }
+
+    #[tokio::test]
+    async fn a_namespaces_labels_decide() {
+        let f = Fixture::new().await;
+        let account = json!({"metadata": {"name": "default"}});
+        f.post("/api/v1/namespaces/default/serviceaccounts", &account).await;
+        let own = "/api/v1/namespaces/default";
+        let wrong = f.patch(own, "merge", &label("strict", "restricted")).await;
+        assert_eq!(wrong.code, 422, "{}", wrong.body);
+        assert_eq!(f.patch(own, "merge", &label("baseline", "restricted")).await.code, 200);
+        let pod = |name: &str, host: bool| {
+            json!({"metadata": {"name": name}, "spec": {"hostNetwork": host,
+                "containers": [{"name": "c", "image": "x"}]}})
+        };
+        let pods = "/api/v1/namespaces/default/pods";
+        let refused = f.post(pods, &pod("a", true)).await;
         assert_eq!(
-            violations("baseline", &root)[1],
-            "privileged (container \"c\" must not set securityContext.privileged=true)"
+            (refused.code.as_u16(), &refused.body["message"]),
+            (
+                403,
+                &json!(
+                    "pods \"a\" is forbidden: violates PodSecurity \"baseline:latest\": host namespaces (hostNetwork=true)"
+                )
+            )
+        );
+        let warned = f.post(pods, &pod("b", false)).await;
+        assert_eq!(warned.code, 201, "{}", warned.body);
+        let warning = warned.headers["warning"].to_str().expect("text");
+        assert!(warning.starts_with("299 - \"would violate PodSecurity \\\"restricted:latest\\\": allowPrivilegeEscalation"), "{warning}");
+        let deployment = json!({"metadata": {"name": "d"}, "spec": {
+            "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "x"}]}}}});
+        let made = f.post("/apis/apps/v1/namespaces/default/deployments", &deployment).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+        assert!(made.headers.contains_key("warning"));
+        let tightened = f.patch(own, "merge", &label("restricted", "restricted")).await;
+        let warnings: Vec<&str> = tightened
+            .headers
+            .get_all("warning")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        assert_eq!(
+            warnings,
+            [
+                r#"299 - "existing pods in namespace \"default\" violate the new PodSecurity enforce level \"restricted:latest\"""#,
+                r#"299 - "b: allowPrivilegeEscalation != false, unrestricted capabilities, runAsNonRoot != true, seccompProfile""#,
+            ]
         );
     }
 }

@@ -3,7 +3,6 @@
 //! Source: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#user-impersonation>.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use apimachinery::Status;
 use http::HeaderMap;
@@ -11,17 +10,21 @@ use http::HeaderMap;
 use crate::attributes::{RequestContext, UserInfo};
 use crate::authn::service_account;
 use crate::authz::Authorizer;
+use crate::subresources::verb_of;
 
 const EXTRA: &str = "impersonate-extra-";
 
-/// The user that `headers` ask to act as, if they do and `user` may.
+/// The user that `headers` ask to act as in the request `ctx`, if they do and the client may.
 pub fn impersonate(
     authorizer: &Authorizer,
-    user: &UserInfo,
+    ctx: &RequestContext,
     headers: &HeaderMap,
 ) -> Result<Option<UserInfo>, Status> {
     let Some(wanted) = wanted(headers)? else { return Ok(None) };
-    let actor = Arc::new(user.clone());
+    if may_for_this(authorizer, ctx, &wanted) {
+        return Ok(Some(completed(wanted)));
+    }
+    let actor = ctx.user.clone();
     let require = |group: &str, plural: &str, subresource: &str, namespace: &str, name: &str| {
         authorizer.require(&RequestContext {
             user: actor.clone(),
@@ -51,6 +54,56 @@ pub fn impersonate(
         require("authentication.k8s.io", "uids", "", "", &wanted.uid)?;
     }
     Ok(Some(completed(wanted)))
+}
+
+/// Whether the client may act as `wanted` for what this request does: the right to be that user, and the
+/// right to do this as such a user (constrained impersonation, KEP-5284).
+fn may_for_this(authorizer: &Authorizer, ctx: &RequestContext, wanted: &UserInfo) -> bool {
+    let ask = |verb: &str, resource: &str, namespace: &str, name: &str| {
+        let (plural, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+        let asked = RequestContext {
+            user: ctx.user.clone(),
+            verb: verb_of(verb),
+            group: "authentication.k8s.io".into(),
+            version: "v1".into(),
+            plural: plural.into(),
+            subresource: subresource.into(),
+            namespace: namespace.into(),
+            name: name.into(),
+            ..RequestContext::default()
+        };
+        authorizer.authorize(&asked).allowed()
+    };
+    let on_this = |mode: &str| {
+        let verb = verb_of(&format!("impersonate-on:{mode}:{}", ctx.verb));
+        let asked = RequestContext { verb, audit: None, ..ctx.clone() };
+        authorizer.authorize(&asked).allowed()
+    };
+    let alone = wanted.groups.is_empty() && wanted.uid.is_empty() && wanted.extra.is_empty();
+    if let Some((namespace, name)) = service_account_parts(&wanted.name) {
+        return alone
+            && ask("impersonate:serviceaccount", "serviceaccounts", namespace, name)
+            && on_this("serviceaccount");
+    }
+    if let Some(node) = wanted.name.strip_prefix("system:node:") {
+        let own = ctx.user.extra.get("authentication.kubernetes.io/node-name");
+        let associated = own.is_some_and(|names| names.iter().any(|name| name == node));
+        return alone
+            && ((associated
+                && ask("impersonate:associated-node", "nodes", "", "*")
+                && on_this("associated-node"))
+                || (ask("impersonate:arbitrary-node", "nodes", "", node)
+                    && on_this("arbitrary-node")));
+    }
+    let verb = "impersonate:user-info";
+    let extra = |(key, values): (&String, &Vec<String>)| {
+        values.iter().all(|value| ask(verb, &format!("userextras/{key}"), "", value))
+    };
+    ask(verb, "users", "", &wanted.name)
+        && wanted.groups.iter().all(|group| ask(verb, "groups", "", group))
+        && (wanted.uid.is_empty() || ask(verb, "uids", "", &wanted.uid))
+        && wanted.extra.iter().all(extra)
+        && on_this("user-info")
 }
 
 fn wanted(headers: &HeaderMap) -> Result<Option<UserInfo>, Status> {
@@ -106,7 +159,8 @@ fn service_account_parts(user: &str) -> Option<(&str, &str)> {
     user.strip_prefix("system:serviceaccount:")?.split_once(':')
 }
 
-fn percent_decoded(text: &str) -> String {
+/// Text with its `%` escapes resolved.
+pub fn percent_decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let (mut decoded, mut at) = (Vec::with_capacity(bytes.len()), 0);
     while at < bytes.len() {
@@ -125,7 +179,13 @@ fn percent_decoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::registry::Registry;
+
+    fn by(user: UserInfo) -> RequestContext {
+        RequestContext { user: Arc::new(user), verb: "get", ..RequestContext::default() }
+    }
 
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
@@ -138,7 +198,7 @@ mod tests {
     #[test]
     fn the_privileged_become_whom_they_ask() {
         let authorizer = Authorizer::new(Registry::default());
-        let root = UserInfo::new("root", &["system:masters"]);
+        let root = by(UserInfo::new("root", &["system:masters"]));
         let cases: [(&[(&str, &str)], Option<(&str, &[&str])>); 4] = [
             (&[], None),
             (&[("impersonate-user", "bob")], Some(("bob", &["system:authenticated"]))),
@@ -176,7 +236,7 @@ mod tests {
     #[test]
     fn others_are_told_what_they_lack() {
         let authorizer = Authorizer::new(Registry::default());
-        let user = UserInfo::new("eve", &[]);
+        let user = by(UserInfo::new("eve", &[]));
         let error =
             impersonate(&authorizer, &user, &headers(&[("impersonate-user", "bob")])).unwrap_err();
         assert_eq!(error.code, 403);
@@ -187,5 +247,37 @@ mod tests {
         let error =
             impersonate(&authorizer, &user, &headers(&[("impersonate-group", "x")])).unwrap_err();
         assert_eq!(error.code, 500);
+    }
+
+    #[tokio::test]
+    async fn acting_as_somebody_may_be_for_some_things_only() {
+        use serde_json::json;
+
+        let f = crate::tests::Fixture::new().await;
+        let rbac = "/apis/rbac.authorization.k8s.io/v1";
+        let role = json!({"metadata": {"name": "as-bob"}, "rules": [
+            {"apiGroups": ["authentication.k8s.io"], "resources": ["users"], "resourceNames": ["bob"],
+                "verbs": ["impersonate:user-info"]},
+            {"apiGroups": [""], "resources": ["pods"], "verbs": ["impersonate-on:user-info:list"]}]});
+        let made = f.post(&format!("{rbac}/clusterroles"), &role).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+        for (user, role) in [("eve", "as-bob"), ("bob", "view")] {
+            let binding = json!({"metadata": {"name": user},
+                "subjects": [{"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"}],
+                "roleRef": {"kind": "ClusterRole", "name": role,
+                    "apiGroup": "rbac.authorization.k8s.io"}});
+            let made = f.post(&format!("{rbac}/clusterrolebindings"), &binding).await;
+            assert_eq!(made.code, 201, "{}", made.body);
+        }
+        let eve = f.seen_by(UserInfo::new("eve", &[]));
+        for (path, user, want) in [
+            ("/api/v1/namespaces/default/pods", "bob", 200),
+            ("/api/v1/namespaces/default/configmaps", "bob", 403),
+            ("/api/v1/namespaces/default/pods", "alice", 403),
+        ] {
+            let request = http::Request::get(path).header("impersonate-user", user);
+            let answer = eve.send(request, crate::body::Body::Empty).await;
+            assert_eq!(answer.code.as_u16(), want, "{path} as {user}: {}", answer.body);
+        }
     }
 }

@@ -450,4 +450,10 @@ pub const NAMESPACED: &[(&str, Role)] = &[
         &["sa:kube-system/bootstrap-signer"],
         &["read - configmaps", "update - configmaps cluster-info", EVENTS],
     )),
+    // A machine that joins knows nothing yet but where the API is.
+    ("kube-public", role(
+        "kubeadm:bootstrap-signer-clusterinfo",
+        &["user:system:anonymous"],
+        &["get - configmaps cluster-info"],
+    )),
 ];

@@ -32,6 +32,7 @@ use crate::resource::{Resource, ResourceRef, Subresource};
 use crate::zero::Zero;
 
 pub use convert::Conversion;
+pub use definition::{condition, set_condition};
 
 /// What a definition says of one version.
 #[derive(Debug)]

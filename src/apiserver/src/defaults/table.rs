@@ -101,6 +101,7 @@ pub const DEFAULTS: &[(&str, &[&str], &[Line])] = &[
         ("spec.matchResources.namespaceSelector", "{}"),
         ("spec.matchResources.objectSelector", "{}"),
     ]),
+    ("apiregistration.k8s.io", &["apiservices"], &[("spec.service.port", "443")]),
     ("flowcontrol.apiserver.k8s.io", &["flowschemas"], &[("spec.matchingPrecedence", "1000")]),
     ("flowcontrol.apiserver.k8s.io", &["prioritylevelconfigurations"], &[
         ("spec.limited.nominalConcurrencyShares", "30"),

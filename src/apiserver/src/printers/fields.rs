@@ -49,6 +49,9 @@ fn cluster(kind: (&str, &str)) -> Option<Cells> {
             &[NAME, ("Status", "string", 0), ("Message", "string", 0), ("Error", "string", 0)],
             component,
         ),
+        ("apiregistration.k8s.io", "APIService") => {
+            (&[NAME, ("Service", "string", 0), ("Available", "string", 0), AGE], api_service)
+        }
         ("apps", "ControllerRevision") => {
             (&[NAME, ("Controller", "string", 0), ("Revision", "string", 0), AGE], |o, now| {
                 vec![name(o), controller(o), o["revision"].int().into(), age(o, now)]
@@ -353,6 +356,24 @@ fn component(object: &Value, _: Timestamp) -> Vec<Value> {
     vec![name(object), status.into(), of("message"), of("error")]
 }
 
+fn api_service(object: &Value, now: Timestamp) -> Vec<Value> {
+    let service = &object["spec"]["service"];
+    let served_by = if service.is_object() {
+        format!("{}/{}", service["namespace"].text(), service["name"].text())
+    } else {
+        "Local".to_owned()
+    };
+    let conditions = object["status"]["conditions"].items();
+    let available = match conditions.iter().find(|c| c["type"] == "Available") {
+        None => "Unknown".to_owned(),
+        Some(condition) if condition["status"] == "True" => "True".to_owned(),
+        Some(condition) => {
+            format!("{} ({})", condition["status"].text(), condition["reason"].text())
+        }
+    };
+    vec![name(object), served_by.into(), available.into(), age(object, now)]
+}
+
 fn controller(object: &Value) -> Value {
     let owners = object["metadata"]["ownerReferences"].items();
     let Some(owner) = owners.iter().find(|owner| owner["controller"] == true) else {
@@ -648,6 +669,11 @@ mod tests {
                 ("certificates.k8s.io", "CertificateSigningRequest"),
                 json!({"spec": {"signerName": "s", "username": "u", "expirationSeconds": 86400}, "status": {"conditions": [{"type": "Approved"}], "certificate": "x"}}),
                 "s | u | 24h | Approved,Issued",
+            ),
+            (
+                ("apiregistration.k8s.io", "APIService"),
+                json!({"spec": {"service": {"namespace": "n", "name": "s"}}, "status": {"conditions": [{"type": "Available", "status": "False", "reason": "MissingEndpoints"}]}}),
+                "n/s | False (MissingEndpoints)",
             ),
             (
                 ("apps", "ControllerRevision"),

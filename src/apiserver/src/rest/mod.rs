@@ -3,7 +3,7 @@
 mod create;
 mod delete;
 mod get;
-mod list;
+pub mod list;
 #[cfg(test)]
 mod list_tests;
 mod managed;
@@ -95,7 +95,11 @@ impl Call {
 
     /// The body, whole.
     pub async fn read(&self, body: Body) -> Result<Bytes, Status> {
-        read_body(body).await
+        let bytes = read_body(body).await?;
+        if let Some(record) = &self.ctx.audit {
+            record.request(&bytes);
+        }
+        Ok(bytes)
     }
 
     /// An object in the accepted shape and format.

@@ -1,7 +1,7 @@
 //! Questions that are answered and not stored: who is it, may they, what may they.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use apimachinery::field::{Error, Path};
 use apimachinery::{Status, meta, time};
@@ -21,10 +21,10 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let expected = Expected::of(&resource);
     let mut review = read(call, body, expected).await?;
     let status = match resource.kind.as_str() {
-        "TokenReview" => token_review(call, &review)?,
+        "TokenReview" => token_review(call, &review).await?,
         "SelfSubjectReview" => json!({"userInfo": user_value(&call.ctx.user)}),
         "SelfSubjectRulesReview" => rules_review(call, &review)?,
-        kind => access_review(call, &review, kind)?,
+        kind => access_review(call, &review, kind).await?,
     };
     review["status"] = status;
     if kind_is_stamped(&resource.kind) {
@@ -52,13 +52,13 @@ pub fn user_value(user: &UserInfo) -> Value {
     value
 }
 
-fn token_review(call: &Call, review: &Value) -> Result<Value, Status> {
+async fn token_review(call: &Call, review: &Value) -> Result<Value, Status> {
     let token = review["spec"]["token"].text();
     if token.is_empty() {
         return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
     let audiences: Vec<String> = review["spec"]["audiences"].texts().map(str::to_owned).collect();
-    Ok(match call.server.authenticator.authenticate_token(token, &audiences) {
+    Ok(match call.server.authenticator.authenticate_token(token, &audiences).await {
         Ok(authenticated) => json!({
             "authenticated": true,
             "user": user_value(&authenticated.user),
@@ -68,7 +68,7 @@ fn token_review(call: &Call, review: &Value) -> Result<Value, Status> {
     })
 }
 
-fn access_review(call: &Call, review: &Value, kind: &str) -> Result<Value, Status> {
+async fn access_review(call: &Call, review: &Value, kind: &str) -> Result<Value, Status> {
     let spec = &review["spec"];
     let own = kind == "SelfSubjectAccessReview";
     let errors = validate_access(review, &call.ctx.namespace, kind);
@@ -76,7 +76,7 @@ fn access_review(call: &Call, review: &Value, kind: &str) -> Result<Value, Statu
         return Err(Status::invalid("authorization.k8s.io", kind, "", &errors));
     }
     let user = if own { call.ctx.user.clone() } else { Arc::new(subject(spec)) };
-    let decision = call.server.authorizer.authorize(&asked(user, spec));
+    let decision = call.server.authorizer.decide(&asked(user, spec)).await;
     let mut status = json!({"allowed": decision.allowed()});
     if matches!(decision, Decision::Deny { .. }) {
         status["denied"] = true.into();
@@ -141,7 +141,12 @@ fn subject(spec: &Value) -> UserInfo {
     }
 }
 
-/// Verbs as the request context keeps them; any other is none that a rule names, save `*`.
+/// Verbs that rules name beyond the API's own are kept as long as the server runs, but not more than so
+/// many, nor longer ones: who reviews nonsense gets the answer for nonsense.
+const OTHER_VERBS: usize = 1024;
+const VERB_BYTES: usize = 64;
+
+/// A verb as the request context keeps it.
 pub fn verb_of(text: &str) -> &'static str {
     const VERBS: [&str; 22] = [
         "get",
@@ -167,7 +172,20 @@ pub fn verb_of(text: &str) -> &'static str {
         "connect",
         "*",
     ];
-    VERBS.into_iter().find(|verb| *verb == text).unwrap_or("<unknown>")
+    static OTHERS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    if let Some(verb) = VERBS.into_iter().find(|verb| *verb == text) {
+        return verb;
+    }
+    let mut others = OTHERS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(verb) = others.get(text) {
+        return verb;
+    }
+    if text.len() > VERB_BYTES || others.len() >= OTHER_VERBS {
+        return "<unknown>";
+    }
+    let kept: &'static str = Box::leak(text.to_owned().into_boxed_str());
+    others.insert(kept);
+    kept
 }
 
 fn asked(user: Arc<UserInfo>, spec: &Value) -> RequestContext {
@@ -219,6 +237,11 @@ fn rules_review(call: &Call, review: &Value) -> Result<Value, Status> {
     let mut status = json!({
         "resourceRules": resources, "nonResourceRules": paths, "incomplete": false,
     });
+    if !call.server.authorizer.lists_all_rules() {
+        let text = "webhook authorizer does not support user rule resolution";
+        status["evaluationError"] = text.into();
+        status["incomplete"] = true.into();
+    }
     if !errors.is_empty() {
         status["evaluationError"] = errors.join(", ").into();
         status["incomplete"] = true.into();

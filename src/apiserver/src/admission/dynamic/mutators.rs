@@ -14,55 +14,82 @@ use crate::codec::{self, Expected};
 use crate::gate::Operation;
 use crate::zero::Zero;
 
+/// A policy that wants to see what is changed after it, and what the object was when it was done.
+pub type Again<'p> = (&'p Policy, Value);
+
 impl Dynamic {
-    /// Lets every bound policy change `object`, in the order of their names.
-    pub(super) fn apply_mutators(
+    /// Lets every bound policy change `object`, in the order of their names. Returns those that want to
+    /// be asked again when something changes after them.
+    pub(super) fn apply_mutators<'p>(
         &self,
-        policies: &[Policy],
+        policies: &'p [Policy],
+        ctx: &RequestContext,
+        operation: Operation,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<Vec<Again<'p>>, Status> {
+        let mut again = Vec::new();
+        for policy in policies {
+            self.apply_mutator(policy, ctx, operation, object, old)?;
+            if policy.again {
+                again.push((policy, object.clone()));
+            }
+        }
+        Ok(again)
+    }
+
+    /// Asks those again after whom something was changed.
+    pub(super) fn reapply_mutators(
+        &self,
+        again: Vec<Again<'_>>,
         ctx: &RequestContext,
         operation: Operation,
         object: &mut Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        for policy in policies {
-            for binding in &policy.bindings {
-                let asked = Asked { ctx, operation, object: Some(object), old };
-                if !policy.concerns(binding, self, &asked) {
-                    continue;
+        for (policy, after) in again {
+            if *object != after {
+                self.apply_mutator(policy, ctx, operation, object, old)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_mutator(
+        &self,
+        policy: &Policy,
+        ctx: &RequestContext,
+        operation: Operation,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> Result<(), Status> {
+        for binding in &policy.bindings {
+            let asked = Asked { ctx, operation, object: Some(object), old };
+            if !policy.concerns(binding, self, &asked) {
+                continue;
+            }
+            let outcome = policy.params(binding, self, &asked).and_then(|params| {
+                let mut changed = object.clone();
+                for params in &params {
+                    let params = params.as_ref();
+                    self.mutate_with(policy, ctx, operation, &mut changed, old, params)?;
                 }
-                let outcome = policy.params(binding, self, &asked).and_then(|params| {
-                    let mut changed = object.clone();
-                    for params in &params {
-                        self.mutate_with(
-                            policy,
-                            ctx,
-                            operation,
-                            &mut changed,
-                            old,
-                            params.as_ref(),
-                        )?;
-                    }
-                    Ok(changed)
-                });
-                match outcome {
-                    Ok(changed) if changed == *object => {}
-                    Ok(changed) => {
-                        *object = changed;
-                        reshape(ctx, object)?;
-                    }
-                    Err(_) if policy.ignore_failure => {}
-                    Err(error) => {
-                        let why = format!(
-                            "policy '{}' with binding '{}' denied request: {error}",
-                            policy.name, binding.name
-                        );
-                        return Err(Status::forbidden(
-                            &ctx.group,
-                            &ctx.plural,
-                            meta::name(object),
-                            &why,
-                        ));
-                    }
+                Ok(changed)
+            });
+            match outcome {
+                Ok(changed) if changed == *object => {}
+                Ok(changed) => {
+                    *object = changed;
+                    reshape(ctx, object)?;
+                }
+                Err(_) if policy.ignore_failure => {}
+                Err(error) => {
+                    let why = format!(
+                        "policy '{}' with binding '{}' denied request: {error}",
+                        policy.name, binding.name
+                    );
+                    let name = meta::name(object);
+                    return Err(Status::forbidden(&ctx.group, &ctx.plural, name, &why));
                 }
             }
         }

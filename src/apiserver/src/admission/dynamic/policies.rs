@@ -7,7 +7,7 @@ use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::labels::Selector;
 use apimachinery::status::Cause;
 use apimachinery::{Status, meta};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::matching::{Condition, Matcher};
 use super::variables::{NAMES, Variables, compile as compile_cel, request_value};
@@ -38,8 +38,12 @@ pub struct Policy {
     conditions: Vec<Condition>,
     variables: Vec<(String, Result<Program, String>)>,
     validations: Vec<Validation>,
+    /// Keys and values of annotations for the audit log.
+    annotations: Vec<(String, Result<Program, String>)>,
     pub(super) mutations: Vec<Value>,
     pub(super) ignore_failure: bool,
+    /// Whether it is asked again after later changes.
+    pub(super) again: bool,
     param_kind: Value,
     pub(super) bindings: Vec<Binding>,
 }
@@ -69,8 +73,17 @@ pub fn compile(policies: &[Value], bindings: &[Value]) -> Vec<Policy> {
                     })
                     .collect(),
                 validations: spec["validations"].items().iter().map(Validation::parse).collect(),
+                annotations: spec["auditAnnotations"]
+                    .items()
+                    .iter()
+                    .map(|a| {
+                        let program = compile_cel(a["valueExpression"].text(), &names);
+                        (a["key"].text().to_owned(), program)
+                    })
+                    .collect(),
                 mutations: spec["mutations"].items().to_vec(),
                 ignore_failure: spec["failurePolicy"] == "Ignore",
+                again: spec["reinvocationPolicy"] == "IfNeeded",
                 param_kind: spec["paramKind"].clone(),
                 bindings: bindings
                     .iter()
@@ -241,22 +254,48 @@ fn denial(asked: &Asked<'_>, message: &str, reason: &str) -> Status {
     status
 }
 
+/// What one validation, or the policy itself, says against a request.
+struct Violation {
+    message: String,
+    reason: String,
+    /// Which validation, where it is one.
+    index: usize,
+}
+
+impl From<String> for Violation {
+    fn from(message: String) -> Self {
+        Self { message, reason: String::new(), index: 0 }
+    }
+}
+
+/// What a policy found about one request.
+#[derive(Default)]
+struct Findings {
+    violations: Vec<Violation>,
+    annotations: Vec<(String, String)>,
+}
+
 impl Dynamic {
     /// Holds the request against every bound policy.
     pub(super) fn judge(&self, policies: &[Policy], asked: &Asked<'_>) -> Result<(), Status> {
+        let mut denied = None;
+        let mut failures = Vec::new();
+        let mut annotations: Vec<(String, String)> = Vec::new();
         for policy in policies {
             for binding in &policy.bindings {
                 if !policy.concerns(binding, self, asked) {
                     continue;
                 }
-                for (message, reason) in self.violations(policy, binding, asked) {
+                let findings = self.findings(policy, binding, asked);
+                for violation in findings.violations {
+                    let message = &violation.message;
                     let acts = |action: &str| binding.actions.iter().any(|a| a == action);
                     if acts("Deny") {
                         let text = format!(
                             "ValidatingAdmissionPolicy '{}' with binding '{}' denied request: {message}",
                             policy.name, binding.name
                         );
-                        return Err(denial(asked, &text, &reason));
+                        denied.get_or_insert_with(|| denial(asked, &text, &violation.reason));
                     }
                     if acts("Warn") {
                         asked.ctx.warnings.add(format!(
@@ -264,31 +303,49 @@ impl Dynamic {
                             policy.name, binding.name
                         ));
                     }
+                    if acts("Audit") {
+                        failures.push(json!({
+                            "message": message, "policy": policy.name, "binding": binding.name,
+                            "expressionIndex": violation.index, "validationActions": binding.actions,
+                        }));
+                    }
+                }
+                for (key, value) in findings.annotations {
+                    match annotations.iter_mut().find(|(known, _)| *known == key) {
+                        Some((_, known)) if known.split(", ").any(|part| part == value) => {}
+                        Some((_, known)) => known.push_str(&format!(", {value}")),
+                        None => annotations.push((key, value)),
+                    }
                 }
             }
         }
-        Ok(())
+        if !failures.is_empty() {
+            let key = "validation.policy.admission.k8s.io/validation_failure";
+            asked.ctx.annotate(key, Value::from(failures).to_string());
+        }
+        for (key, value) in annotations {
+            asked.ctx.annotate(&key, value);
+        }
+        denied.map_or(Ok(()), Err)
     }
 
-    /// Messages and reasons of what fails.
-    fn violations(
-        &self,
-        policy: &Policy,
-        binding: &Binding,
-        asked: &Asked<'_>,
-    ) -> Vec<(String, String)> {
+    /// What fails, and what is to be recorded.
+    fn findings(&self, policy: &Policy, binding: &Binding, asked: &Asked<'_>) -> Findings {
+        let mut found = Findings::default();
         let params = match policy.params(binding, self, asked) {
             Ok(params) => params,
-            Err(_) if policy.ignore_failure => return Vec::new(),
-            Err(error) => return vec![(error, String::new())],
+            Err(_) if policy.ignore_failure => return found,
+            Err(error) => {
+                found.violations.push(error.into());
+                return found;
+            }
         };
-        let Some(own) = asked.ctx.resource.clone() else { return Vec::new() };
+        let Some(own) = asked.ctx.resource.clone() else { return found };
         let request = request_value(asked, &own, "");
         let namespace = self
             .registry
             .get("", "namespaces", "", &asked.ctx.namespace)
             .map(|namespace| namespace.to_value());
-        let mut found = Vec::new();
         for params in &params {
             let mut budget = TOTAL_LIMIT;
             let mut variables =
@@ -299,17 +356,42 @@ impl Dynamic {
                 Ok(false) => continue,
                 Err(_) if policy.ignore_failure => continue,
                 Err(error) => {
-                    found.push((error, String::new()));
+                    found.violations.push(error.into());
                     continue;
                 }
             }
-            for validation in &policy.validations {
+            for (index, validation) in policy.validations.iter().enumerate() {
                 if let Some(message) = validation.judge(policy, &variables, &mut budget) {
-                    found.push((message, validation.reason.clone()));
+                    let reason = validation.reason.clone();
+                    found.violations.push(Violation { message, reason, index });
                 }
             }
+            policy.note(&variables, &mut budget, &mut found);
         }
         found
+    }
+}
+
+impl Policy {
+    /// Evaluates the annotations for the audit log; those that are null or empty are left out.
+    fn note(&self, variables: &Variables<'_>, budget: &mut u64, found: &mut Findings) {
+        for (key, program) in &self.annotations {
+            let outcome = match program {
+                Ok(program) => program.run(variables, budget),
+                Err(error) => Err(error.clone()),
+            };
+            match outcome {
+                Ok(cel::Value::Text(text)) if !text.trim().is_empty() => {
+                    found
+                        .annotations
+                        .push((format!("{}/{key}", self.name), text.trim().to_owned()));
+                }
+                Ok(cel::Value::Text(_) | cel::Value::Null) => {}
+                Ok(_) => found.violations.push("the annotation is not a string".to_owned().into()),
+                Err(_) if self.ignore_failure => {}
+                Err(error) => found.violations.push(error.into()),
+            }
+        }
     }
 }
 

@@ -233,3 +233,70 @@ async fn a_mutating_policy_changes_what_is_written() {
     assert_eq!(changed.body["metadata"]["labels"], json!({"team": "x"}), "{}", changed.body);
     assert_eq!(changed.body["data"], json!({"a": "b", "added": "x"}));
 }
+
+#[tokio::test]
+async fn a_mutating_policy_sees_what_comes_after_it() {
+    let f = Fixture::new().await;
+    let copy = "has(object.metadata.labels) ? [JSONPatch{op: 'add', path: '/data/team', value: object.metadata.labels['team']}] : []";
+    let label = "Object{metadata: Object.metadata{labels: {'team': 'x'}}}";
+    let mutations = [
+        ("a", "IfNeeded", json!({"patchType": "JSONPatch", "jsonPatch": {"expression": copy}})),
+        (
+            "b",
+            "Never",
+            json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": label}}),
+        ),
+    ];
+    for (name, again, mutation) in mutations {
+        let spec = json!({"reinvocationPolicy": again, "mutations": [mutation]});
+        let mut made = policy("MutatingAdmissionPolicy", spec);
+        made["metadata"]["name"] = name.into();
+        let made = f.post(&format!("{BASE}/mutatingadmissionpolicies"), &made).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+        let binding = json!({"metadata": {"name": name}, "spec": {"policyName": name}});
+        let bound = f.post(&format!("{BASE}/mutatingadmissionpolicybindings"), &binding).await;
+        assert_eq!(bound.code, 201, "{}", bound.body);
+    }
+    let changed = f.post(MAPS, &config_map("a")).await;
+    assert_eq!(changed.body["data"]["team"], "x", "{}", changed.body);
+}
+
+#[tokio::test]
+async fn failures_are_recorded_and_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (rules, path) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
+    let text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules: [{level: Metadata, resources: [{group: '', resources: [configmaps]}]}]\n";
+    std::fs::write(&rules, text).expect("written");
+    let audit =
+        crate::AuditOptions { policy: Some(rules), path: Some(path.clone()), ..Default::default() };
+    let f = Fixture::with_access(crate::Access { audit, ..Default::default() }).await;
+    let spec = json!({
+        "validations": [{"expression": "object.metadata.name != 'bad'", "message": "a bad name"}],
+        "auditAnnotations": [{"key": "name", "valueExpression": "'named ' + object.metadata.name"}]});
+    let made = policy("ValidatingAdmissionPolicy", spec);
+    let made = f.post(&format!("{BASE}/validatingadmissionpolicies"), &made).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    let binding = json!({"metadata": {"name": "b"},
+        "spec": {"policyName": "p", "validationActions": ["Warn", "Audit"]}});
+    let bound = f.post(&format!("{BASE}/validatingadmissionpolicybindings"), &binding).await;
+    assert_eq!(bound.code, 201, "{}", bound.body);
+    let made = f.post(MAPS, &config_map("bad")).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    let warning = made.headers["warning"].to_str().expect("text");
+    assert!(warning.contains("with binding 'b': a bad name"), "{warning}");
+    let log = std::fs::read_to_string(&path).expect("a log");
+    let event: Value = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
+        .find(|event| event["objectRef"]["namespace"] == "default" && event["verb"] == "create")
+        .expect("it is recorded");
+    let annotations = &event["annotations"];
+    assert_eq!(annotations["p/name"], "named bad", "{event}");
+    let failure = annotations["validation.policy.admission.k8s.io/validation_failure"].as_str();
+    let failure: Value = serde_json::from_str(failure.expect("a failure")).expect("JSON");
+    assert_eq!(
+        failure,
+        json!([{"message": "a bad name", "policy": "p", "binding": "b", "expressionIndex": 0,
+            "validationActions": ["Warn", "Audit"]}])
+    );
+}

@@ -24,6 +24,7 @@ const CONDITION_NAMES: [&str; 4] = ["object", "oldObject", "request", "authorize
 #[derive(Debug)]
 pub struct Hook {
     name: String,
+    configuration: String,
     client: Value,
     matcher: Matcher,
     conditions: Vec<Condition>,
@@ -37,14 +38,18 @@ pub struct Hook {
 pub fn compile(configurations: &[Value]) -> Vec<Hook> {
     let mut sorted: Vec<&Value> = configurations.iter().collect();
     sorted.sort_by_key(|configuration| meta::name(configuration).to_owned());
-    sorted.iter().flat_map(|c| c["webhooks"].items()).map(Hook::parse).collect()
+    sorted
+        .iter()
+        .flat_map(|c| c["webhooks"].items().iter().map(|hook| Hook::parse(meta::name(c), hook)))
+        .collect()
 }
 
 impl Hook {
-    fn parse(hook: &Value) -> Self {
+    fn parse(configuration: &str, hook: &Value) -> Self {
         let seconds = hook["timeoutSeconds"].as_u64().unwrap_or(DEFAULT_TIMEOUT_SECONDS);
         Self {
             name: hook["name"].text().to_owned(),
+            configuration: configuration.to_owned(),
             client: hook["clientConfig"].clone(),
             matcher: Matcher::of_webhook(hook),
             conditions: Condition::compile_all(&hook["matchConditions"], &CONDITION_NAMES),
@@ -108,9 +113,14 @@ impl Hook {
                 for warning in response["warnings"].texts() {
                     asked.ctx.warnings.add(warning);
                 }
+                for (key, value) in response["auditAnnotations"].entries() {
+                    asked.ctx.annotate(&format!("{}/{key}", self.name), value.text());
+                }
                 Ok(Some((response, at.version.clone())))
             }
             Err(error) if self.ignore_failure => {
+                let key = format!("failed-open.webhook.admission.k8s.io/{}", self.configuration);
+                asked.ctx.annotate(&key, self.name.as_str());
                 tracing::warn!(webhook = self.name, error, "a failing webhook is ignored");
                 Ok(None)
             }
@@ -160,7 +170,7 @@ impl Hook {
         Some(status)
     }
 
-    /// Asks and applies what the answer changes.
+    /// Asks and applies what the answer changes; `place` is the hook's among all, in this round.
     async fn change(
         &self,
         dynamic: &Dynamic,
@@ -168,6 +178,7 @@ impl Hook {
         operation: Operation,
         object: Option<&mut Value>,
         old: Option<&Value>,
+        (round, place): (usize, usize),
     ) -> Result<(), Status> {
         let asked = Asked { ctx, operation, object: object.as_deref(), old };
         let Some((response, version)) = self.ask(dynamic, &asked).await? else { return Ok(()) };
@@ -175,7 +186,14 @@ impl Hook {
             return Err(status);
         }
         let (Some(object), text) = (object, response["patch"].text()) else { return Ok(()) };
+        let said = |mutated: bool| {
+            let key = format!("mutation.webhook.admission.k8s.io/round_{round}_index_{place}");
+            let value = json!({"configuration": self.configuration, "webhook": self.name,
+                "mutated": mutated});
+            ctx.annotate(&key, value.to_string());
+        };
         if text.is_empty() {
+            said(false);
             return Ok(());
         }
         let failed = |error: String| {
@@ -202,6 +220,7 @@ impl Hook {
             let wanted = format!("{group}/{own}");
             patched = custom.convert_value(&dynamic.registry, patched, &wanted).await?;
         }
+        said(patched != *object);
         *object = patched;
         reshape(ctx, object)
     }
@@ -216,16 +235,16 @@ pub async fn mutate(
     mut object: Option<&mut Value>,
     old: Option<&Value>,
 ) -> Result<(), Status> {
-    let mut seen: Vec<(&Hook, Option<Value>)> = Vec::new();
-    for hook in hooks {
-        hook.change(dynamic, ctx, operation, object.as_deref_mut(), old).await?;
+    let mut seen: Vec<(usize, &Hook, Option<Value>)> = Vec::new();
+    for (place, hook) in hooks.iter().enumerate() {
+        hook.change(dynamic, ctx, operation, object.as_deref_mut(), old, (0, place)).await?;
         if hook.again {
-            seen.push((hook, object.as_deref().cloned()));
+            seen.push((place, hook, object.as_deref().cloned()));
         }
     }
-    for (hook, after) in seen {
+    for (place, hook, after) in seen {
         if object.as_deref() != after.as_ref() {
-            hook.change(dynamic, ctx, operation, object.as_deref_mut(), old).await?;
+            hook.change(dynamic, ctx, operation, object.as_deref_mut(), old, (1, place)).await?;
         }
     }
     Ok(())

@@ -1,0 +1,121 @@
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::tests::{Fixture, config_map};
+
+const POLICY: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: None
+  users: [system:kube-proxy]
+- level: RequestResponse
+  resources: [{group: "", resources: [configmaps]}]
+  omitManagedFields: true
+- level: Request
+  resources: [{group: "", resources: ["pods/*"], resourceNames: [a]}]
+- level: Metadata
+  namespaces: [kube-system]
+  verbs: [delete]
+- level: None
+  nonResourceURLs: ["/healthz*"]
+- level: Metadata
+  nonResourceURLs: ["*"]
+"#;
+
+fn ctx(
+    user: &str,
+    verb: &'static str,
+    resource: &str,
+    namespace: &str,
+    name: &str,
+) -> RequestContext {
+    let (plural, subresource) = resource.split_once('/').unwrap_or((resource, ""));
+    RequestContext {
+        user: Arc::new(UserInfo::new(user, &[])),
+        verb,
+        plural: plural.into(),
+        subresource: subresource.into(),
+        namespace: namespace.into(),
+        name: name.into(),
+        ..RequestContext::default()
+    }
+}
+
+#[test]
+fn the_first_rule_that_meets_a_request_decides() {
+    let policy = Policy::parse(POLICY).expect("a policy");
+    let path =
+        |path: &str| RequestContext { path: path.into(), verb: "get", ..RequestContext::default() };
+    let cases = [
+        (ctx("system:kube-proxy", "get", "configmaps", "a", "b"), Level::None),
+        (ctx("jane", "get", "configmaps", "a", "b"), Level::RequestResponse),
+        (ctx("jane", "get", "pods/log", "a", "a"), Level::Request),
+        (ctx("jane", "get", "pods/log", "a", "b"), Level::None),
+        (ctx("jane", "delete", "secrets", "kube-system", "b"), Level::Metadata),
+        (ctx("jane", "get", "secrets", "kube-system", "b"), Level::None),
+        (path("/healthz/ping"), Level::None),
+        (path("/version"), Level::Metadata),
+    ];
+    for (ctx, want) in cases {
+        assert_eq!(policy.judge(&ctx).0, want, "{ctx:?}");
+    }
+}
+
+#[test]
+fn mistakes_in_policies_are_named() {
+    let policy =
+        |rule: &str| format!("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- {rule}\n");
+    let cases = [
+        (policy("level: All"), "rules[0]: \"All\" is no level"),
+        (policy("{level: None, omitStages: [x]}"), "rules[0]: \"x\" is no stage"),
+        (
+            policy("{level: None, resources: [], nonResourceURLs: [\"/a\"]}"),
+            "rules[0]: rules cannot apply to both regular resources and non-resource URLs",
+        ),
+        ("kind: Policy".into(), "want apiVersion audit.k8s.io/v1 and kind Policy"),
+    ];
+    for (text, want) in cases {
+        assert_eq!(Policy::parse(&text).err().as_deref(), Some(want), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn requests_are_logged_with_their_objects() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (policy, path) = (dir.path().join("policy.yaml"), dir.path().join("audit.log"));
+    std::fs::write(&policy, POLICY).expect("written");
+    let options = Options { policy: Some(policy), path: Some(path.clone()), ..Options::default() };
+    let access = crate::Access { audit: options, ..crate::Access::default() };
+    let f = Fixture::with_access(access).await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    f.post(maps, &config_map("a")).await;
+    f.post(maps, &config_map("a")).await;
+    f.get("/healthz").await;
+    let text = std::fs::read_to_string(&path).expect("a log");
+    let events: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"))
+        .filter(|event| event["user"]["username"] == "kubernetes-admin")
+        .collect();
+    assert_eq!(events.len(), 2, "{text}");
+    let made = &events[0];
+    for (pointer, want) in [
+        ("/stage", json!("ResponseComplete")),
+        ("/verb", json!("create")),
+        ("/requestURI", json!(maps)),
+        ("/objectRef/name", json!("a")),
+        ("/objectRef/resource", json!("configmaps")),
+        ("/responseStatus/code", json!(201)),
+        ("/requestObject/data/a", json!("b")),
+        ("/responseObject/data/a", json!("b")),
+        ("/annotations/authorization.k8s.io~1decision", json!("allow")),
+    ] {
+        assert_eq!(made.pointer(pointer), Some(&want), "{pointer} {made}");
+    }
+    assert!(made["responseObject"]["metadata"].get("managedFields").is_none());
+    assert_eq!(events[1]["responseStatus"]["reason"], "AlreadyExists");
+}

@@ -1,0 +1,110 @@
+//! Priority and fairness: which requests are served first when there are too many, and that no client
+//! takes another's turn.
+//!
+//! `FlowSchema` objects say to which level a request belongs and whose it is, `classify` reads them;
+//! `PriorityLevelConfiguration` objects say how many of a level run at once, `queue` keeps to that.
+//!
+//! Source: `k8s.io/apiserver/pkg/util/flowcontrol` and
+//! <https://kubernetes.io/docs/concepts/cluster-administration/flow-control/>.
+
+mod classify;
+mod controller;
+mod objects;
+mod queue;
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use http::header::RETRY_AFTER;
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::attributes::RequestContext;
+use crate::body::Response;
+use crate::registry::Registry;
+use crate::respond;
+
+use classify::Schemas;
+use queue::{Levels, Seat};
+
+pub use controller::run;
+
+const GROUP: &str = "flowcontrol.apiserver.k8s.io";
+const SCHEMAS: &str = "flowschemas";
+const LEVELS: &str = "prioritylevelconfigurations";
+const SCHEMA_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+const LEVEL_UID: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
+/// A request waits no longer for its turn: a quarter of the time that requests have.
+const WAIT_MAX: Duration = Duration::from_secs(15);
+
+/// Gives requests their turns.
+pub struct Flow {
+    registry: Registry,
+    schemas: RwLock<Arc<Schemas>>,
+    levels: Arc<Levels>,
+}
+
+/// A request's turn: while it is held, the request counts as running.
+#[derive(Default)]
+pub struct Turn {
+    schema_uid: Option<HeaderValue>,
+    level_uid: Option<HeaderValue>,
+    seat: Option<Seat>,
+}
+
+impl Turn {
+    /// Lets the next one have its turn.
+    pub fn end(self) {
+        drop(self.seat);
+    }
+
+    /// Says in the answer how the request was classified.
+    pub fn mark(&self, response: &mut Response) {
+        let headers = response.headers_mut();
+        for (name, value) in [(SCHEMA_UID, &self.schema_uid), (LEVEL_UID, &self.level_uid)] {
+            if let Some(value) = value {
+                headers.insert(name, value.clone());
+            }
+        }
+    }
+}
+
+/// Requests that last as long as their connection are not counted.
+fn is_long_running(ctx: &RequestContext) -> bool {
+    matches!(ctx.subresource.as_str(), "attach" | "exec" | "proxy" | "log" | "portforward")
+        || ctx.verb == "proxy"
+}
+
+impl Flow {
+    /// Levels and schemas of `registry`; until [`run`] has read them everything runs at once.
+    pub fn new(registry: Registry) -> Self {
+        Self { registry, schemas: RwLock::default(), levels: Arc::default() }
+    }
+
+    /// Waits for the request's turn; `Err` is the refusal when there are too many.
+    pub async fn enter(&self, ctx: &RequestContext) -> Result<Turn, Box<Response>> {
+        if is_long_running(ctx) {
+            return Ok(Turn::default());
+        }
+        let schemas = self.schemas.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(schema) = schemas.find(ctx) else { return Ok(Turn::default()) };
+        let mut turn = Turn {
+            schema_uid: Some(schema.uid.clone()),
+            level_uid: Some(schema.level_uid.clone()),
+            seat: None,
+        };
+        if schema.exempt {
+            return Ok(turn);
+        }
+        match self.levels.enter(&schema.level, || schema.flow_of(ctx), WAIT_MAX).await {
+            Ok(seat) => turn.seat = seat,
+            Err(queue::Full) => {
+                let text = "Too many requests, please try again later.\n";
+                let mut response = respond::text(StatusCode::TOO_MANY_REQUESTS, text);
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                turn.mark(&mut response);
+                return Err(Box::new(response));
+            }
+        }
+        Ok(turn)
+    }
+}
