@@ -51,6 +51,15 @@ pub async fn run(registry: &Registry, options: &Options) -> Result<(), Status> {
     for (group, plural, object) in network_objects(options) {
         ensure(registry, group, plural, object, replace_content).await?;
     }
+    // Since when the use of tokens in Secrets is watched, so that unused ones can be told.
+    let since = apimachinery::time::now();
+    let tracking = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {
+            "name": "kube-apiserver-legacy-service-account-token-tracking",
+            "namespace": "kube-system"},
+        "data": {"since": since.split('T').next()},
+    });
+    ensure(registry, "", "configmaps", tracking, keep).await?;
     let trust = json!({
         "apiVersion": "v1", "kind": "ConfigMap",
         "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},

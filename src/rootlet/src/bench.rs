@@ -4,13 +4,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
@@ -93,6 +94,8 @@ struct Nodes {
     count: usize,
     tasks: JoinSet<()>,
     pods: watch::Receiver<Census>,
+    /// Whether the nodes do what kubelets do; while pods are only placed that would be in the way.
+    awake: Arc<AtomicBool>,
 }
 
 /// The pods of the measurements.
@@ -143,8 +146,9 @@ impl Nodes {
         let (told, pods) = watch::channel(Census::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(renew(client.clone(), count));
-        tasks.spawn(play(client.clone(), told));
-        Ok(Self { client, count, tasks, pods })
+        let awake = Arc::new(AtomicBool::new(true));
+        tasks.spawn(play(client.clone(), told, awake.clone()));
+        Ok(Self { client, count, tasks, pods, awake })
     }
 
     /// Waits until `holds`.
@@ -204,7 +208,7 @@ fn on_simulated(pod: &Pod) -> bool {
 }
 
 /// Does what kubelets would: tells that pods run, and lets those go that are asked to.
-async fn play(client: Client, told: watch::Sender<Census>) {
+async fn play(client: Client, told: watch::Sender<Census>, awake: Arc<AtomicBool>) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let events = watcher(pods, watcher::Config::default()).default_backoff();
     let mut events = std::pin::pin!(events);
@@ -230,7 +234,7 @@ async fn play(client: Client, told: watch::Sender<Census>) {
             let new = census.all.insert(uid.clone());
             (placed && census.placed.insert(uid.clone())) || new
         });
-        if !placed {
+        if !placed || !awake.load(Ordering::Relaxed) {
             continue;
         }
         let going = pod.metadata.deletion_timestamp.is_some();
@@ -297,6 +301,15 @@ async fn measure(client: &Client, nodes: &Nodes, sizes: &Sizes) -> anyhow::Resul
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         other => drop(other.context("cannot make the namespace")?),
     }
+    // Pods of a namespace are admitted when its account is there.
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), NAMESPACE);
+    let begin = Instant::now();
+    while accounts.get_opt("default").await?.is_none() {
+        if begin.elapsed() > PATIENCE {
+            bail!("namespace {NAMESPACE} has no service account: do the controllers run?");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     if sizes.pods > 0 {
         scheduling(client, nodes, sizes.pods).await?;
     }
@@ -315,6 +328,7 @@ async fn scheduling(client: &Client, nodes: &Nodes, count: usize) -> anyhow::Res
     let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let begin = Instant::now();
     let wanted = Arc::new(template());
+    nodes.awake.store(false, Ordering::Relaxed);
     let made = in_parallel(0..count, |index| {
         let (api, wanted) = (api.clone(), wanted.clone());
         async move {
@@ -325,22 +339,22 @@ async fn scheduling(client: &Client, nodes: &Nodes, count: usize) -> anyhow::Res
             api.create(&PostParams::default(), &pod).await.map(drop)
         }
     });
-    let both = async {
-        let created = async { made.await.map(|()| begin.elapsed()) };
-        let placed = async {
-            nodes.until("scheduling", |census| census.placed.len() >= count).await?;
-            anyhow::Ok(begin.elapsed())
-        };
-        tokio::join!(created, placed)
+    let created = async {
+        made.await.context("cannot make pods")?;
+        anyhow::Ok(begin.elapsed())
     };
-    let (created, placed) = both.await;
-    let (created, placed) = (created.context("cannot make pods")?, placed?);
+    let placed = async {
+        nodes.until("scheduling", |census| census.placed.len() >= count).await?;
+        anyhow::Ok(begin.elapsed())
+    };
+    let (created, placed) = tokio::try_join!(created, placed)?;
     let rate = |time: Duration| count as f64 / time.as_secs_f64();
     print(&format!("pods created, {count}"), rate(created), "/s");
     let what = format!("pods created and scheduled, {count} over {} nodes", nodes.count);
     print(&what, rate(placed), "/s");
     let parameters = DeleteParams::default().grace_period(0);
     api.delete_collection(&parameters, &ListParams::default()).await?;
+    nodes.awake.store(true, Ordering::Relaxed);
     nodes.until("the pods' end", |census| census.all.is_empty()).await
 }
 
