@@ -11,6 +11,7 @@ use apimachinery::quantity::Quantity;
 use client::Informer;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
@@ -108,10 +109,21 @@ fn serves(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
         && capacity(volume) >= request(claim)
 }
 
-/// Whether the class' provisioner can make a volume for the node.
-fn can_provision(claim: &PersistentVolumeClaim, volumes: &Volumes, node: &NodeInfo) -> bool {
+/// No volume is there, and none can be made.
+const NO_VOLUME: &str = "node(s) didn't find available persistent volumes to bind";
+/// One could be made, were there room.
+const NO_ROOM: &str = "node(s) did not have enough free storage";
+
+/// Whether the class' provisioner can make a volume for the node; if not, why.
+fn can_provision(
+    claim: &PersistentVolumeClaim,
+    volumes: &Volumes,
+    node: &NodeInfo,
+) -> Result<(), &'static str> {
     let name = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
-    let Some(class) = name.and_then(|name| volumes.classes.get(name)) else { return false };
+    let Some(class) = name.and_then(|name| volumes.classes.get(name)) else {
+        return Err(NO_VOLUME);
+    };
     let topologies = class.allowed_topologies.as_deref().unwrap_or_default();
     let within = topologies.is_empty()
         || topologies.iter().any(|term| {
@@ -121,20 +133,46 @@ fn can_provision(claim: &PersistentVolumeClaim, volumes: &Volumes, node: &NodeIn
                     .is_some_and(|value| wanted.values.iter().any(|known| known == value))
             })
         });
-    class.provisioner != NO_PROVISIONER && within
+    if class.provisioner == NO_PROVISIONER || !within {
+        return Err(NO_VOLUME);
+    }
+    if has_room(claim, class, volumes, node) { Ok(()) } else { Err(NO_ROOM) }
 }
 
-/// How the claims would be bound, were the pod on `node`; `None` when they could not be.
+/// Whether the driver has room for the claim there. One that does not tell is taken to have.
+fn has_room(
+    claim: &PersistentVolumeClaim,
+    class: &StorageClass,
+    volumes: &Volumes,
+    node: &NodeInfo,
+) -> bool {
+    let driver = volumes.drivers.get(&class.provisioner);
+    if driver.is_none_or(|driver| driver.spec.storage_capacity != Some(true)) {
+        return true;
+    }
+    let empty = std::collections::BTreeMap::new();
+    volumes.capacities.iter().any(|capacity| {
+        // The largest volume that can be made says more than all the room there is.
+        let room = capacity.maximum_volume_size.as_ref().or(capacity.capacity.as_ref());
+        Some(&capacity.storage_class_name) == class.metadata.name.as_ref()
+            && bytes(room.map(|room| room.0.as_str())) >= request(claim)
+            && capacity.node_topology.as_ref().is_some_and(|topology| {
+                selector(Some(topology)).matches(node.labels().unwrap_or(&empty))
+            })
+    })
+}
+
+/// How the claims would be bound, were the pod on `node`; in upstream's words why they could not be.
 pub fn promises(
     claims: &[Arc<PersistentVolumeClaim>],
     volumes: &Volumes,
     node: &NodeInfo,
-) -> Option<Vec<Promise>> {
+) -> Result<Vec<Promise>, &'static str> {
     let mut promises: Vec<Promise> = Vec::with_capacity(claims.len());
     for claim in claims {
         let selected = claim.metadata.annotations.as_ref().and_then(|all| all.get(SELECTED_NODE));
         if selected.is_some_and(|selected| *selected != node.name) {
-            return None;
+            return Err(NO_VOLUME);
         }
         let taken = |volume: &Arc<PersistentVolume>| {
             promises
@@ -153,12 +191,12 @@ pub fn promises(
                 (!kept, capacity(volume), volume.metadata.name.clone())
             })
             .cloned();
-        if found.is_none() && !can_provision(claim, volumes, node) {
-            return None;
+        if found.is_none() {
+            can_provision(claim, volumes, node)?;
         }
         promises.push(Promise { claim: Arc::clone(claim), volume: found });
     }
-    Some(promises)
+    Ok(promises)
 }
 
 /// The volume with the claim's name on it.

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{
     Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service,
 };
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use crate::affinity::NamespaceLabels;
@@ -29,6 +29,8 @@ pub struct Pictures {
     volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
     csi_nodes: Informer<CSINode>,
+    drivers: Informer<CSIDriver>,
+    capacities: Informer<CSIStorageCapacity>,
     services: Informer<Service>,
     controllers: Informer<ReplicationController>,
     sets: Informer<ReplicaSet>,
@@ -91,6 +93,8 @@ impl Pictures {
             volumes: informers.get(),
             classes: informers.get(),
             csi_nodes: informers.get(),
+            drivers: informers.get(),
+            capacities: informers.get(),
             services: informers.get(),
             controllers: informers.get(),
             sets: informers.get(),
@@ -108,6 +112,8 @@ impl Pictures {
         inputs.push(self.volumes.subscribe().map(|_| Input::Storage).boxed());
         inputs.push(self.classes.subscribe().map(|_| Input::Storage).boxed());
         inputs.push(self.csi_nodes.subscribe().map(|_| Input::Storage).boxed());
+        inputs.push(self.drivers.subscribe().map(|_| Input::Storage).boxed());
+        inputs.push(self.capacities.subscribe().map(|_| Input::Storage).boxed());
         inputs.push(self.device_claims.subscribe().map(|_| Input::Devices).boxed());
         inputs.push(self.slices.subscribe().map(|_| Input::Devices).boxed());
         inputs.push(self.device_classes.subscribe().map(|_| Input::Devices).boxed());
@@ -130,6 +136,7 @@ impl Pictures {
         let (namespaces, claims) = (self.namespaces.clone(), self.claims.clone());
         let (volumes, classes) = (self.volumes.clone(), self.classes.clone());
         let (csi_nodes, services) = (self.csi_nodes.clone(), self.services.clone());
+        let (drivers, capacities) = (self.drivers.clone(), self.capacities.clone());
         let (sets, stateful) = (self.sets.clone(), self.stateful.clone());
         let (device_claims, slices) = (self.device_claims.clone(), self.slices.clone());
         let (controllers, device_classes) = (self.controllers.clone(), self.device_classes.clone());
@@ -139,6 +146,8 @@ impl Pictures {
             volumes.ready().await;
             classes.ready().await;
             csi_nodes.ready().await;
+            drivers.ready().await;
+            capacities.ready().await;
             services.ready().await;
             controllers.ready().await;
             sets.ready().await;
@@ -177,6 +186,8 @@ impl Pictures {
             volumes,
             classes: named(&self.classes, |class| class.metadata.name.clone()),
             nodes: named(&self.csi_nodes, |node| node.metadata.name.clone()),
+            drivers: named(&self.drivers, |driver| driver.metadata.name.clone()),
+            capacities: self.capacities.store().state(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
 
 /// What there is of storage, by name; of claims by namespace and name.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +17,10 @@ pub struct Volumes {
     pub classes: HashMap<String, Arc<StorageClass>>,
     /// What CSI drivers say about nodes, by the node's name.
     pub nodes: HashMap<String, Arc<CSINode>>,
+    /// The CSI drivers, by name.
+    pub drivers: HashMap<String, Arc<CSIDriver>>,
+    /// How much room drivers have, and where.
+    pub capacities: Vec<Arc<CSIStorageCapacity>>,
 }
 
 impl Volumes {

@@ -520,3 +520,39 @@ fn drivers_attach_only_so_many_volumes() {
         assert_eq!(outcome(&using("p", wanted, json!(null)), &picture), want, "{limit} {wanted}");
     }
 }
+
+#[test]
+fn volumes_are_made_where_their_driver_has_room() {
+    let spec = json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
+    let zone = |name: &str, zone: &str| node(name, json!({"metadata": {"labels": {"zone": zone}}}));
+    let decided = |asked: &str, tells: bool| {
+        let mut picture = cluster([zone("a", "1"), zone("b", "2")], []);
+        let mut volumes = scheduler::volumes::Volumes::clone(&support::volumes(
+            json!([{"metadata": {"namespace": "default", "name": "data"}, "spec": {
+                "storageClassName": "late", "resources": {"requests": {"storage": asked}}}}]),
+            json!([]),
+            json!([{"metadata": {"name": "late"}, "provisioner": "d",
+                "volumeBindingMode": "WaitForFirstConsumer"}]),
+        ));
+        let driver = json!({"metadata": {"name": "d"}, "spec": {"storageCapacity": tells}});
+        let driver = serde_json::from_value(driver).expect("a driver");
+        volumes.drivers.insert("d".into(), std::sync::Arc::new(driver));
+        let room = |zone: &str, size: &str| {
+            let told = json!({"metadata": {"name": zone}, "storageClassName": "late",
+                "nodeTopology": {"matchLabels": {"zone": zone}}, "capacity": size});
+            std::sync::Arc::new(serde_json::from_value(told).expect("a capacity"))
+        };
+        volumes.capacities = vec![room("1", "1Gi"), room("2", "10Gi")];
+        picture.volumes = std::sync::Arc::new(volumes);
+        outcome(&pod("p", json!({"spec": spec})), &picture)
+    };
+    assert_eq!(decided("5Gi", true), "b");
+    assert_eq!(
+        decided("50Gi", true),
+        "0/2 nodes are available: 2 node(s) did not have enough free storage."
+    );
+    assert_ne!(
+        decided("50Gi", false),
+        "0/2 nodes are available: 2 node(s) did not have enough free storage."
+    );
+}

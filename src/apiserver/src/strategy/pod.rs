@@ -19,6 +19,56 @@ pub fn prepare_for_create(pod: &mut Value) {
         }]);
     }
     pod["status"] = status;
+    merge_label_keys(pod);
+}
+
+/// Puts what `matchLabelKeys` and `mismatchLabelKeys` mean for this pod into the selectors beside them, so
+/// that nobody who reads the selectors need know of them.
+///
+/// Source: `applyMatchLabelKeysAndMismatchLabelKeys` of `pkg/registry/core/pod/strategy.go`.
+fn merge_label_keys(pod: &mut Value) {
+    let labels = pod["metadata"]["labels"].clone();
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let Some(affinity) = spec.get_mut("affinity").and_then(|all| all.get_mut(kind)) else {
+            continue;
+        };
+        let required = affinity.get_mut("requiredDuringSchedulingIgnoredDuringExecution");
+        for term in required.and_then(Value::as_array_mut).into_iter().flatten() {
+            merge_keys(term, &labels);
+        }
+        let preferred = affinity.get_mut("preferredDuringSchedulingIgnoredDuringExecution");
+        for wish in preferred.and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(term) = wish.get_mut("podAffinityTerm") {
+                merge_keys(term, &labels);
+            }
+        }
+    }
+    let constraints = spec.get_mut("topologySpreadConstraints").and_then(Value::as_array_mut);
+    for constraint in constraints.into_iter().flatten() {
+        merge_keys(constraint, &labels);
+    }
+}
+
+/// Does so for one selector. Without one there is nothing to narrow; keys that the pod lacks mean nothing.
+fn merge_keys(term: &mut Value, labels: &Value) {
+    if !term["labelSelector"].is_object() {
+        return;
+    }
+    for (keys, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+        let keys: Vec<String> = term[keys].texts().map(str::to_owned).collect();
+        for key in keys {
+            let Some(value) = labels[&key].as_str() else { continue };
+            let made = json!({"key": key, "operator": operator, "values": [value]});
+            let selector = meta::child_mut(term, "labelSelector");
+            let list = selector.entry("matchExpressions").or_insert_with(|| json!([]));
+            if let Some(list) = list.as_array_mut()
+                && !list.contains(&made)
+            {
+                list.push(made);
+            }
+        }
+    }
 }
 
 /// A status update keeps the class of service.
@@ -132,6 +182,34 @@ mod tests {
             let pod = json!({"spec": {"containers": containers}});
             assert_eq!(qos_class(&pod), want, "{containers}");
         }
+    }
+
+    #[test]
+    fn label_keys_become_part_of_the_selectors() {
+        let term = json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}},
+            "matchLabelKeys": ["hash", "absent"], "mismatchLabelKeys": ["tenant"]});
+        let spread =
+            json!({"topologyKey": "zone", "labelSelector": {}, "matchLabelKeys": ["hash"]});
+        let mut pod = json!({"metadata": {"labels": {"hash": "1", "tenant": "t"}}, "spec": {
+            "affinity": {
+                "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]},
+                "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": 1, "podAffinityTerm": {"topologyKey": "zone", "matchLabelKeys": ["hash"]}}]}},
+            "topologySpreadConstraints": [spread]}});
+        prepare_for_create(&mut pod);
+        let affinity = &pod["spec"]["affinity"];
+        let required = &affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        let hash = json!({"key": "hash", "operator": "In", "values": ["1"]});
+        assert_eq!(
+            required[0]["labelSelector"],
+            json!({"matchLabels": {"a": "b"}, "matchExpressions": [
+                hash, {"key": "tenant", "operator": "NotIn", "values": ["t"]}]})
+        );
+        let preferred =
+            &affinity["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"];
+        assert!(preferred[0]["podAffinityTerm"]["labelSelector"].is_null());
+        let constraint = &pod["spec"]["topologySpreadConstraints"][0];
+        assert_eq!(constraint["labelSelector"]["matchExpressions"], json!([hash]));
     }
 
     #[test]

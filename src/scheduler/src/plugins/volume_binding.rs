@@ -128,9 +128,8 @@ impl Filter for Claimed<'_> {
             let reason = "node(s) didn't match PersistentVolume's node affinity";
             return Err(Rejection::unresolvable(reason));
         }
-        if !self.late.is_empty() && promises(&self.late, self.storage, node).is_none() {
-            let reason = "node(s) didn't find available persistent volumes to bind";
-            return Err(Rejection::unresolvable(reason));
+        if !self.late.is_empty() {
+            promises(&self.late, self.storage, node).map_err(Rejection::unresolvable)?;
         }
         Ok(())
     }
