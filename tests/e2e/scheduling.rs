@@ -189,3 +189,95 @@ fn devices_are_given_to_claims_and_taken_back() {
     let claim = claim_of("second");
     assert_eq!(claim["status"]["reservedFor"][0]["name"], "second");
 }
+
+/// `rootlet bench nodes`, until dropped.
+struct Simulated(std::process::Child);
+
+impl Simulated {
+    fn start(cluster: &Cluster, count: usize) -> Self {
+        let mut command = cluster.command("rootlet");
+        command.args(["bench", "nodes", "--name", &cluster.name, "--count", &count.to_string()]);
+        Self(command.spawn().expect("rootlet can be started"))
+    }
+
+    /// Asks it to end, which removes the nodes.
+    fn stop(mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it is there");
+        assert!(self.0.wait().expect("it ends").success());
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Simulated {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn many_nodes_are_filled_evenly_and_emptied() {
+    const NAMESPACE: &str = "rootlet-bench";
+    const NODES: usize = 60;
+    const REPLICAS: usize = 90;
+    let cluster = Cluster::prepared();
+    cluster.up(&["--ephemeral"]);
+    let simulated = Simulated::start(&cluster, NODES);
+    eventually("the nodes", || {
+        let nodes = cluster.kubectl(&["get", "nodes", "-l", "rootlet.io/simulated", "-o", "name"]);
+        let count = nodes.out.lines().count();
+        if count == NODES { Ok(()) } else { Err(format!("{count} nodes")) }
+    });
+    cluster.kubectl_ok(&["create", "namespace", NAMESPACE]);
+    let labels = json!({"app": "many"});
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": "many", "namespace": NAMESPACE},
+        "spec": {"replicas": REPLICAS, "selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels}, "spec": {
+                "nodeSelector": {"rootlet.io/simulated": "true"},
+                "topologySpreadConstraints": [
+                    {"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone",
+                        "whenUnsatisfiable": "DoNotSchedule", "matchLabelKeys": ["pod-template-hash"],
+                        "labelSelector": {"matchLabels": labels}},
+                    {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "nodeTaintsPolicy": "Honor",
+                        "whenUnsatisfiable": "DoNotSchedule", "matchLabelKeys": ["pod-template-hash"],
+                        "labelSelector": {"matchLabels": labels}}],
+                "containers": [{"name": "c", "image": "pretended",
+                    "resources": {"requests": {"cpu": "10"}}}]}}}});
+    cluster.apply(&deployment.to_string());
+    let status = ["rollout", "status", "deployment/many", "-n", NAMESPACE, "--timeout=120s"];
+    cluster.kubectl_ok(&status);
+    let by_node = || {
+        let pods = cluster.get(&["pods", "-n", NAMESPACE, "-l", "app=many"]).expect("pods");
+        let mut counts = std::collections::BTreeMap::<String, usize>::new();
+        for pod in pods["items"].as_array().into_iter().flatten() {
+            let node = pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+            *counts.entry(node).or_default() += 1;
+        }
+        counts
+    };
+    let counts = by_node();
+    assert_eq!(counts.values().sum::<usize>(), REPLICAS);
+    // As evenly as can be, and never more than the three that a node's 32 CPUs take.
+    assert!(
+        counts.len() == NODES && counts.values().all(|count| (1..=2).contains(count)),
+        "{counts:?}"
+    );
+
+    cluster.kubectl_ok(&["cordon", "simulated-0"]);
+    cluster.kubectl_ok(&["drain", "simulated-0", "--ignore-daemonsets", "--timeout=60s"]);
+    cluster.kubectl_ok(&status);
+    assert!(!by_node().contains_key("simulated-0"));
+    cluster.kubectl_ok(&["uncordon", "simulated-0"]);
+    cluster.kubectl_ok(&["rollout", "restart", "deployment/many", "-n", NAMESPACE]);
+    cluster.kubectl_ok(&status);
+    cluster.kubectl_ok(&["scale", "deployment/many", "-n", NAMESPACE, "--replicas=0"]);
+    eventually("the pods' end", || {
+        let counts = by_node();
+        if counts.is_empty() { Ok(()) } else { Err(format!("{counts:?}")) }
+    });
+    simulated.stop();
+    let left = cluster.kubectl(&["get", "nodes", "-l", "rootlet.io/simulated", "-o", "name"]);
+    assert!(left.out.is_empty(), "{}", left.out);
+}
