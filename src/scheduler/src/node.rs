@@ -8,6 +8,15 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use crate::pod::{HostPort, PodInfo};
 use crate::resource::Resource;
 
+/// Pods of one namespace with the same labels, none of which is on its way out.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// One that is, or was, among them.
+    pub sample: Arc<PodInfo>,
+    /// How many there are.
+    pub count: i64,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct NodeInfo {
@@ -17,6 +26,8 @@ pub struct NodeInfo {
     pub name: String,
     /// The pods that are on it, or will be.
     pub pods: Vec<Arc<PodInfo>>,
+    /// Those of them that stay, as selectors tell them apart.
+    pub groups: Vec<Group>,
     /// What they ask for.
     pub requested: Resource,
     /// What they count for when nodes are compared.
@@ -66,6 +77,12 @@ impl NodeInfo {
         self.requested.add(&pod.requests);
         self.weighed.add(&pod.weighed);
         self.host_ports.extend(pod.host_ports.iter().cloned());
+        if !pod.is_terminating() {
+            match self.groups.iter_mut().find(|group| group.sample.group == pod.group) {
+                Some(group) => group.count += 1,
+                None => self.groups.push(Group { sample: Arc::clone(&pod), count: 1 }),
+            }
+        }
         self.pods.push(pod);
     }
 
@@ -75,6 +92,14 @@ impl NodeInfo {
         let pod = self.pods.swap_remove(at);
         self.requested.subtract(&pod.requests);
         self.weighed.subtract(&pod.weighed);
+        if !pod.is_terminating()
+            && let Some(at) = self.groups.iter().position(|g| g.sample.group == pod.group)
+        {
+            self.groups[at].count -= 1;
+            if self.groups[at].count == 0 {
+                self.groups.swap_remove(at);
+            }
+        }
         for port in &pod.host_ports {
             if let Some(at) = self.host_ports.iter().position(|taken| taken == port) {
                 self.host_ports.swap_remove(at);

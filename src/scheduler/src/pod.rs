@@ -1,6 +1,7 @@
 //! A pod as the scheduler sees it: the object, and what is derived from it once.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
@@ -68,6 +69,8 @@ pub struct PodInfo {
     pub host_ports: Vec<HostPort>,
     /// What other pods it wants near, or far.
     pub affinities: PodAffinities,
+    /// The same for all pods of its namespace with its labels.
+    pub group: u64,
 }
 
 impl PodInfo {
@@ -89,6 +92,7 @@ impl PodInfo {
             affinities: spec
                 .map(|spec| affinities(spec, &text(&meta.namespace)))
                 .unwrap_or_default(),
+            group: group(meta.namespace.as_deref(), meta.labels.as_ref()),
             pod,
         }
     }
@@ -141,6 +145,12 @@ impl PodInfo {
     pub fn on(&self, node: &str) -> Self {
         Self { node_name: node.to_owned(), ..self.clone() }
     }
+}
+
+fn group(namespace: Option<&str>, labels: Option<&BTreeMap<String, String>>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (namespace, labels).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {

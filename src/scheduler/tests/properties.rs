@@ -216,6 +216,8 @@ proptest! {
             prop_assert_eq!(node.requested.milli_cpu, cpu);
             let ports: usize = own.iter().map(|pod| pod.host_ports.len()).sum();
             prop_assert_eq!(node.host_ports.len(), ports);
+            let grouped: i64 = node.groups.iter().map(|group| group.count).sum();
+            prop_assert_eq!(grouped, own.len() as i64);
         }
         let repelling = present.iter().any(|pod| !pod.affinities.required_anti.is_empty());
         prop_assert_eq!(cluster.has_anti_affine_pods(), repelling);

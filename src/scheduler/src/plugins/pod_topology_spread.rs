@@ -1,5 +1,6 @@
 //! PodTopologySpread: pods of one kind spread evenly over zones, nodes, or any other node label.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 use apimachinery::labels::Selector;
@@ -28,6 +29,8 @@ struct Constraint {
     min_domains: i64,
     honour_affinity: bool,
     honour_taints: bool,
+    /// Groups of pods, and whether it is about them; all are asked for in the pod's namespace.
+    known: RefCell<HashMap<u64, bool>>,
 }
 
 impl Constraint {
@@ -54,6 +57,7 @@ impl Constraint {
             min_domains: i64::from(constraint.min_domains.unwrap_or(1)),
             honour_affinity: honours(&constraint.node_affinity_policy, true),
             honour_taints: honours(&constraint.node_taints_policy, false),
+            known: RefCell::default(),
         }
     }
 
@@ -65,12 +69,13 @@ impl Constraint {
 
     /// How many pods on `node` it is about.
     fn matching(&self, node: &NodeInfo, namespace: &str) -> i64 {
-        let of_the_kind = |pod: &PodInfo| {
-            pod.namespace == namespace
-                && !pod.is_terminating()
-                && self.selector.matches(&pod.labels)
+        let mut known = self.known.borrow_mut();
+        let mut about = |pod: &PodInfo| {
+            *known
+                .entry(pod.group)
+                .or_insert_with(|| pod.namespace == namespace && self.selector.matches(&pod.labels))
         };
-        node.pods.iter().filter(|pod| of_the_kind(pod)).count() as i64
+        node.groups.iter().filter(|group| about(&group.sample)).map(|group| group.count).sum()
     }
 }
 
@@ -99,6 +104,7 @@ fn constraints(
         min_domains: 1,
         honour_affinity: true,
         honour_taints: false,
+        known: RefCell::default(),
     };
     if system {
         return (SYSTEM_DEFAULTS.map(|(key, max_skew)| given(key, max_skew)).into(), false);
