@@ -71,8 +71,11 @@ fn a_running_pod_is_resized() {
     let pod = cluster.pod("web", "a larger CPU limit", |pod| limits(pod)["cpu"] == "200m");
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
     resize(json!({"memory": "128Mi"}));
-    let pod = cluster.pod("web", "a larger memory limit", |pod| limits(pod)["memory"] == "128Mi");
-    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 1);
+    cluster.pod("web", "a larger memory limit", |pod| {
+        limits(pod)["memory"] == "128Mi"
+            && pod["status"]["containerStatuses"][0]["restartCount"] == 1
+            && pod["status"]["containerStatuses"][0]["started"] == true
+    });
     let patch = json!({"spec": {"containers": [{"name": "main", "resources": {
         "requests": {"cpu": "1k"}, "limits": {"cpu": "1k"}}}]}});
     cluster.kubectl_ok(&[
