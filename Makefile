@@ -45,11 +45,12 @@ test: setup ## everything CI runs
 test-vm: ## limits of pods, in a virtual machine with systemd and cgroup v2
 	tests/vm.sh
 
-bench: build ## speed, side by side with podman, crun and the stock loops
+bench: build ## speed, side by side with podman, crun, the stock loops, and pasta and others for the network
 	@tests/setup.sh test
 	tests/bench.sh
 	tests/bench-loops.sh
 	tests/bench-api.sh
+	tests/bench-network.sh
 
 install: build ## copy bin/rootlet to $(PREFIX)/bin
 	install -D -m 755 bin/rootlet $(PREFIX)/bin/rootlet

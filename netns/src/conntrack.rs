@@ -30,13 +30,25 @@ struct Tuple {
     protocol: u8,
 }
 
-/// Removes the UDP flows that still lead to withdrawn endpoints: a client that goes on sending would
-/// otherwise never reach another one. TCP connections end by themselves.
-pub(crate) fn forget(netfilter: &Socket, withdrawn: &[Withdrawn]) -> Result<(), Error> {
+/// Removes the UDP flows that still lead to withdrawn endpoints, and those that led nowhere while a
+/// frontend had no endpoint: a client that goes on sending would otherwise never reach another one.
+/// TCP connections end by themselves.
+pub(crate) fn forget(
+    netfilter: &Socket,
+    withdrawn: &[Withdrawn],
+    gained: &[Frontend],
+) -> Result<(), Error> {
     let gone: BTreeSet<(Frontend, SocketAddr)> = withdrawn
         .iter()
-        .filter(|w| w.frontend.protocol == Protocol::Udp)
+        .filter(|w| w.frontend.protocol == Protocol::Udp && !w.kept)
         .map(|w| (w.frontend, w.endpoint))
+        .chain(
+            // What was not translated is answered from where it was sent to.
+            gained
+                .iter()
+                .filter(|frontend| frontend.protocol == Protocol::Udp)
+                .map(|frontend| (*frontend, SocketAddr::new(frontend.address, frontend.port))),
+        )
         .collect();
     let families: BTreeSet<bool> = gone.iter().map(|(f, _)| f.address.is_ipv4()).collect();
     for v4 in families {

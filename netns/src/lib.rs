@@ -44,4 +44,4 @@ pub use network::{AttachRequest, Attachment, Bandwidth};
 pub use node::{Node, NodeConfig, Ranges6};
 pub use policy::{Member, PolicyRule, PolicyTable, PortRange};
 pub use publish::{Publication, Refused};
-pub use services::{Backend, Frontend, Protocol, ServiceTable};
+pub use services::{Backend, Frontend, Protocol, ServiceChange, ServiceTable};

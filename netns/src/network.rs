@@ -18,8 +18,8 @@ use crate::link::{Link, Mac, mac_of, mac_text, read_link};
 use crate::netlink::{Requests, Socket};
 use crate::nft::{self, Batch, Element};
 use crate::policy::{Policies, PolicyTable};
-use crate::ruleset::{self, AFFINITY, HAIRPIN, PODS, Parameters, QueueBy, Ranges, TABLE};
-use crate::services::{self, ServiceTable, Withdrawn};
+use crate::ruleset::{self, AFFINITY, HAIRPIN, PENDING, PODS, Parameters, QueueBy, Ranges, TABLE};
+use crate::services::{self, ServiceChange, ServiceTable, Withdrawn};
 use crate::thread::{current_namespace, inside};
 use crate::{Cidr, Error};
 
@@ -40,7 +40,7 @@ pub struct Attachment {
     pub id: String,
     /// Name of the interface in the pod.
     pub ifname: String,
-    /// Address of the pod; its only prefix is /32.
+    /// Address of the pod; its only prefix is /32, or /128 where only IPv6 is told of.
     pub address: IpAddr,
     /// Its IPv6 address, in a node network that has both families.
     #[serde(default)]
@@ -84,6 +84,7 @@ pub(crate) struct Shape {
     pub pod_cidr: Cidr,
     pub gateway: Ipv4Addr,
     pub ranges: Vec<Ranges>,
+    pub tell_ipv6_only: bool,
     pub mtu: u32,
 }
 
@@ -137,7 +138,15 @@ pub(crate) struct Network {
     /// None until policies were told for the first time.
     policy_table: Option<PolicyTable>,
     policies: Policies,
+    /// What an earlier life knew and this one has yet to be told.
+    awaited: Awaited,
     lock_ports: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Awaited {
+    services: bool,
+    policies: bool,
 }
 
 impl Network {
@@ -151,6 +160,7 @@ impl Network {
             services: ServiceTable::default(),
             policy_table: None,
             policies: Policies::default(),
+            awaited: Awaited::default(),
             lock_ports: true,
             shape,
         };
@@ -164,6 +174,7 @@ impl Network {
         }
         if links.iter().any(|link| link.index == BRIDGE_INDEX) {
             network.recover(&links);
+            network.awaited = Awaited { services: true, policies: true };
         } else {
             network.create_bridge()?;
         }
@@ -224,6 +235,7 @@ impl Network {
             ranges: self.shape.ranges.clone(),
             gateway_port,
             hold,
+            takeover: self.awaited.services || self.awaited.policies,
         });
         for pod in self.pods.values() {
             add_pod_elements(&mut batch, pod);
@@ -253,7 +265,24 @@ impl Network {
         batch.commit(&self.netfilter)?;
         self.policies = after;
         self.policy_table = Some(table);
-        Ok(())
+        self.told(Awaited { policies: false, ..self.awaited })
+    }
+
+    /// After a takeover: lets new connections begin once everything is told that judges them.
+    fn told(&mut self, awaited: Awaited) -> Result<(), Error> {
+        let before = std::mem::replace(&mut self.awaited, awaited);
+        let waits = |awaited: Awaited| awaited.services || awaited.policies;
+        if !waits(before) || waits(awaited) {
+            return Ok(());
+        }
+        let mut batch = Batch::new(TABLE);
+        batch.flush_chain(PENDING);
+        batch.commit(&self.netfilter)
+    }
+
+    /// Waits no longer for what nobody tells.
+    pub fn stop_waiting(&mut self) -> Result<(), Error> {
+        self.told(Awaited::default())
     }
 
     /// Addresses of the pods that policies may speak of.
@@ -290,7 +319,7 @@ impl Network {
         let inode = inode_of(&namespace)?;
         if let Some(pod) = self.pods.get(&request.id) {
             if pod.namespace == inode && pod.attachment.ifname == request.ifname {
-                return Ok(pod.attachment.clone());
+                return Ok(self.told_of(&pod.attachment));
             }
             // The pod was started anew under the same name.
             self.detach(&request.id)?;
@@ -305,7 +334,7 @@ impl Network {
         let connected =
             link.and_then(|()| self.connect_pod(&attachment, address, (&namespace, egress_bps)));
         match connected {
-            Ok(()) => Ok(attachment),
+            Ok(()) => Ok(self.told_of(&attachment)),
             Err(error) => {
                 let _ = self.detach(&attachment.id);
                 Err(error)
@@ -465,16 +494,48 @@ impl Network {
     }
 
     pub fn attachments(&self) -> Vec<Attachment> {
-        let pods = self.pods.values();
-        pods.map(|pod| pod.attachment.clone()).collect()
+        self.pods.values().map(|pod| self.told_of(&pod.attachment)).collect()
+    }
+
+    /// An attachment as others are told of it.
+    fn told_of(&self, attachment: &Attachment) -> Attachment {
+        match (self.shape.gateway6(), attachment.address6) {
+            (Some(gateway), Some(address)) if self.shape.tell_ipv6_only => {
+                Attachment { address, address6: None, gateway, ..attachment.clone() }
+            }
+            _ => attachment.clone(),
+        }
+    }
+
+    /// The node's own addresses, as far as they are told of.
+    pub fn gateways(&self) -> Vec<IpAddr> {
+        match self.shape.gateway6() {
+            Some(gateway) if self.shape.tell_ipv6_only => vec![gateway],
+            _ => self.shape.ranges.iter().map(|ranges| ranges.gateway).collect(),
+        }
     }
 
     pub fn namespace(&self) -> Result<OwnedFd, Error> {
         current_namespace()
     }
 
+    /// The range of the addresses that are told of.
     pub fn cidr(&self) -> Cidr {
-        self.ipam.cidr()
+        let six = self.shape.ranges.iter().find(|ranges| ranges.gateway.is_ipv6());
+        match six {
+            Some(ranges) if self.shape.tell_ipv6_only => ranges.pods,
+            _ => self.ipam.cidr(),
+        }
+    }
+
+    /// Changes some of the services.
+    pub fn change_services(&mut self, change: ServiceChange) -> Result<(), Error> {
+        let mut table = self.services.clone();
+        for frontend in &change.gone {
+            table.services.remove(frontend);
+        }
+        table.services.extend(change.changed);
+        self.apply_services(table)
     }
 
     /// Changes the services by difference; what still leads to endpoints that are gone is forgotten.
@@ -488,11 +549,9 @@ impl Network {
             batch.commit(&self.netfilter)?;
         }
         self.services = table;
-        if difference.withdrawn.is_empty() {
-            return Ok(());
-        }
+        self.told(Awaited { services: false, ..self.awaited })?;
         self.forget_affinities(&difference.withdrawn)?;
-        conntrack::forget(&self.netfilter, &difference.withdrawn)
+        conntrack::forget(&self.netfilter, &difference.withdrawn, &difference.gained)
     }
 
     /// Clients that were given an endpoint which is gone get another one.
@@ -629,6 +688,8 @@ fn set_node_sysctls() -> Result<(), Error> {
     }
     // Otherwise the kernel answers pings to every address in the world; the gateway does better.
     write_sysctl("net/ipv4/icmp_echo_ignore_all", "1")?;
+    // Host ports on loopback lead from there to pods; the rules keep pods out of it.
+    write_sysctl("net/ipv4/conf/all/route_localnet", "1")?;
     let _ = write_sysctl("net/ipv4/ip_unprivileged_port_start", "0");
     match write_sysctl("net/bridge/bridge-nf-call-iptables", "0") {
         Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),

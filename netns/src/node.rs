@@ -1,6 +1,6 @@
 //! The data plane of a node.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -23,12 +23,14 @@ use crate::ruleset::{QueueBy, Ranges};
 use crate::thread::NetnsThread;
 use crate::{
     AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
-    ServiceTable,
+    ServiceChange, ServiceTable,
 };
 
 const BACKLOG: i32 = 1024;
 /// How long a pod's attachment may wait for policies to know it.
 const POLICY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long new connections may wait, after a takeover, for services and policies to be told.
+const TAKEOVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a node network looks like.
 #[derive(Debug)]
@@ -41,6 +43,9 @@ pub struct NodeConfig {
     pub service_cidr: Cidr,
     /// The same for IPv6, if pods are to have both. Left out where the kernel has no IPv6.
     pub ipv6: Option<Ranges6>,
+    /// Whether nothing is told of IPv4 addresses where there are IPv6 ones: pods have them for the way
+    /// out alone.
+    pub tell_ipv6_only: bool,
     /// Largest packet between pods, in bytes.
     pub mtu: u32,
     /// Servers of the host that are reachable in the node network.
@@ -82,8 +87,9 @@ struct Shared {
 struct Sockets {
     tcp: Vec<std::net::TcpListener>,
     udp: Vec<Socket>,
-    icmp: (Socket, Socket),
+    icmp: Vec<gateway::IcmpSockets>,
     queue: Option<Socket>,
+    gateways: Vec<IpAddr>,
     inside: Vec<Cidr>,
 }
 
@@ -111,6 +117,7 @@ impl Node {
             pod_cidr: config.pod_cidr,
             gateway,
             ranges: [first].into_iter().chain(second).collect(),
+            tell_ipv6_only: config.tell_ipv6_only,
             mtu: config.mtu,
         };
         let (thread, join) = NetnsThread::start(config.existing, || Network::create(shape))?;
@@ -130,15 +137,22 @@ impl Node {
                 join: std::sync::Mutex::new(Some(join)),
             }),
         };
-        node.serve_gateway(sockets, gateway)?;
+        node.serve_gateway(sockets)?;
         node.set_forwards(&config.forwards).await?;
+        let waiting = node.shared.thread.clone();
+        node.spawn(async move {
+            tokio::time::sleep(TAKEOVER_PATIENCE).await;
+            if let Ok(Err(error)) = waiting.run(Network::stop_waiting).await {
+                tracing::warn!(error = error.chain(), "new connections may wait for ever");
+            }
+        });
         Ok(node)
     }
 
-    fn serve_gateway(&self, sockets: Sockets, gateway: Ipv4Addr) -> Result<(), Error> {
+    fn serve_gateway(&self, sockets: Sockets) -> Result<(), Error> {
         let failed = |e| Error::system("start the gateway", e);
         let Shared { flows, tasks, .. } = &*self.shared;
-        let ping = Ping::new(sockets.icmp, gateway, sockets.inside).map_err(failed)?;
+        let ping = Ping::new(sockets.icmp, sockets.gateways, sockets.inside).map_err(failed)?;
         let (ping, held) = (Arc::new(ping), Arc::new(Held::default()));
         for tcp in sockets.tcp {
             let tcp = TcpListener::from_std(tcp).map_err(failed)?;
@@ -158,7 +172,10 @@ impl Node {
         for udp in sockets.udp {
             self.spawn_gateway("UDP gateway", gateway::serve_udp(udp, context.clone()));
         }
-        self.spawn_gateway("ping gateway", ping.serve(Arc::clone(flows), tasks.clone()));
+        for family in Family::BOTH {
+            let serve = Arc::clone(&ping).serve(family, Arc::clone(flows), tasks.clone());
+            self.spawn_gateway("ping gateway", serve);
+        }
         Ok(())
     }
 
@@ -242,10 +259,15 @@ impl Node {
         self.shared.thread.run(|network| network.cidr()).await
     }
 
-    /// The node's own addresses in its network, one of each family that it has.
+    /// The node's own addresses in its network, one of each family that is told of.
     pub async fn gateways(&self) -> Result<Vec<IpAddr>, Error> {
-        let ranges = self.shared.thread.run(|network| network.ranges()).await?;
-        Ok(ranges.iter().map(|ranges| ranges.gateway).collect())
+        self.shared.thread.run(|network| network.gateways()).await
+    }
+
+    /// Changes some of the services.
+    pub async fn change_services(&self, change: ServiceChange) -> Result<(), Error> {
+        let thread = &self.shared.thread;
+        thread.run(|network| network.change_services(change)).await?
     }
 
     /// Makes the services exactly these.
@@ -331,6 +353,7 @@ fn prepare(network: &mut Network) -> Result<Sockets, Error> {
     let failed = |e| Error::system("open the gateway's sockets", e);
     let ranges = network.ranges();
     let families: Vec<Family> = ranges.iter().map(Ranges::family).collect();
+    let gateways = ranges.iter().map(|ranges| ranges.gateway).collect();
     let inside = ranges.iter().flat_map(|ranges| [ranges.pods, ranges.services]).collect();
     // A port is free for every family and protocol as soon as it is for one: the namespace is
     // ours alone, but for pods on the node's network, hence the other tries.
@@ -338,9 +361,11 @@ fn prepare(network: &mut Network) -> Result<Sockets, Error> {
     for _ in 0..8 {
         match open_gateway(&families) {
             Ok((port, tcp, udp)) => {
-                let icmp = gateway::open_icmp().map_err(failed)?;
+                let icmp: std::io::Result<_> =
+                    families.iter().map(|family| gateway::open_icmp(*family)).collect();
+                let icmp = icmp.map_err(failed)?;
                 let queue = install(network, port)?;
-                return Ok(Sockets { tcp, udp, icmp, queue, inside });
+                return Ok(Sockets { tcp, udp, icmp, queue, gateways, inside });
             }
             Err(error) => last = Some(error),
         }

@@ -30,6 +30,9 @@ pub(crate) const INGRESS: &str = "policy-ingress";
 /// Address of a pod to the chain of what it may reach.
 pub(crate) const EGRESS: &str = "policy-egress";
 const CLUSTER: &str = "cluster";
+/// Where new connections end until services and policies are told after a takeover. They are dropped,
+/// so that their first packet is repeated, and neither refused nor let through unjudged.
+pub(crate) const PENDING: &str = "pending";
 
 const RAW: &str = "raw-prerouting";
 const RAW_OUTPUT: &str = "raw-output";
@@ -46,6 +49,12 @@ const FILTER_FORWARD: &str = "filter-forward";
 const STATUS_DNAT: u32 = 1 << 5;
 /// `NF_CT_STATE_BIT` of established and related connections.
 const STATE_KNOWN: u32 = 1 << 1 | 1 << 2;
+/// `NF_CT_STATE_INVALID_BIT`.
+const STATE_INVALID: u32 = 1;
+
+/// 127.0.0.0/8
+const LOOPBACK: [u8; 4] = [127, 0, 0, 0];
+const LOOPBACK_MASK: [u8; 4] = [255, 0, 0, 0];
 
 /// The gateway's verdicts on a connection that it held, as marks of the packet.
 pub(crate) const MARK_REFUSED: u32 = 0x7001;
@@ -82,6 +91,8 @@ pub(crate) struct Parameters {
     pub gateway_port: u16,
     /// Whether, and how, connections are held until the outside has answered.
     pub hold: Option<QueueBy>,
+    /// Whether services and policies were known before, and are to be told again.
+    pub takeover: bool,
 }
 
 /// Key of [`PODS`].
@@ -103,6 +114,10 @@ pub(crate) fn base(parameters: &Parameters) -> Batch {
     batch.replace_table();
     sets(&mut batch);
     chains(&mut batch);
+    batch.chain(PENDING);
+    if parameters.takeover {
+        batch.rule(PENDING, &Rule::new().drop());
+    }
     for ranges in &parameters.ranges {
         let family = ranges.family();
         let bounds = [ranges.pods, ranges.services].map(|cidr| cidr.bounds());
@@ -112,11 +127,11 @@ pub(crate) fn base(parameters: &Parameters) -> Batch {
             bounds.into_iter().flat_map(|(first, last)| Element::interval(first, last)).collect();
         batch.add_elements(&family.name(CLUSTER), &elements);
         raw(&mut batch, parameters, family);
-        leave(&mut batch, family);
+        leave(&mut batch, parameters, family);
         hold(&mut batch, parameters, family);
         intercept(&mut batch, parameters, family);
         nat(&mut batch, ranges);
-        filter(&mut batch, ranges);
+        filter(&mut batch, parameters, ranges);
     }
     batch
 }
@@ -198,6 +213,12 @@ fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
         .lookup(&family.name(PODS), R0, true)
         .drop();
     batch.rule(RAW, &spoofed);
+    if family == Family::V4 {
+        // The node's loopback is not for pods, though it leads to some.
+        let loopback = from_bridge(parameters, family).destination(family, R0);
+        let loopback = loopback.mask(R0, &LOOPBACK_MASK).compare(R0, Compare::Equal, &LOOPBACK);
+        batch.rule(RAW, &loopback.drop());
+    }
     for chain in [RAW, RAW_OUTPUT] {
         batch.rule(chain, &to_external(family).accept());
         let inside = to_cluster(family).source(family, R0);
@@ -208,14 +229,22 @@ fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
 
 /// What pods may send beyond the cluster. A connection is judged once, when it begins, as inside
 /// the cluster: so it outlives a change of policy.
-fn leave(batch: &mut Batch, family: Family) {
+fn leave(batch: &mut Batch, parameters: &Parameters, family: Family) {
     batch.rule(LEAVE, &to_cluster(family).accept());
     batch.rule(LEAVE, &to_external(family).accept());
     let egress = |rule: Rule| rule.source(family, R0).verdict_map(&family.name(EGRESS), R0);
-    batch.rule(LEAVE, &egress(Rule::new().family(family).tcp_syn()));
-    let other = Rule::new().family(family).meta(Meta::TransportProtocol, R0);
-    let other = other.compare(R0, Compare::NotEqual, &[libc::IPPROTO_TCP as u8]);
-    batch.rule(LEAVE, &egress(other));
+    let syn = || Rule::new().family(family).tcp_syn();
+    let other = || {
+        let rule = Rule::new().family(family).meta(Meta::TransportProtocol, R0);
+        rule.compare(R0, Compare::NotEqual, &[libc::IPPROTO_TCP as u8])
+    };
+    if parameters.takeover {
+        for rule in [syn(), other()] {
+            batch.rule(LEAVE, &rule.jump(PENDING));
+        }
+    }
+    batch.rule(LEAVE, &egress(syn()));
+    batch.rule(LEAVE, &egress(other()));
 }
 
 /// The first packet of a connection to the outside waits until the outside has answered.
@@ -242,7 +271,7 @@ fn intercept(batch: &mut Batch, parameters: &Parameters, family: Family) {
     };
     match family {
         Family::V4 => {
-            batch.rule(INTERCEPT, &to(&[127, 0, 0, 0], &[255, 0, 0, 0]).accept());
+            batch.rule(INTERCEPT, &to(&LOOPBACK, &LOOPBACK_MASK).accept());
             // Multicast, the reserved range above it, and the limited broadcast.
             let multicast = Ipv4Addr::new(224, 0, 0, 0).octets();
             batch.rule(INTERCEPT, &to(&multicast, &multicast).drop());
@@ -285,11 +314,19 @@ fn nat(batch: &mut Batch, ranges: &Ranges) {
         let service = frontend(Rule::new().family(family), family, R0);
         batch.rule(chain, &service.verdict_map(&family.name(SERVICES), R0));
     }
+    let translated = || {
+        let status = Rule::new().family(family).connection_status(R0);
+        status.mask(R0, &STATUS_DNAT.to_ne_bytes()).compare(R0, Compare::NotEqual, &[0; 4])
+    };
+    if family == Family::V4 {
+        // No answer finds its way back to a loopback address.
+        let local = translated().source(family, R0).mask(R0, &LOOPBACK_MASK);
+        let local = local.compare(R0, Compare::Equal, &LOOPBACK);
+        let local = local.immediate(R0, &octets(ranges.gateway)).snat(family, R0);
+        batch.rule(NAT_POSTROUTING, &local);
+    }
     // A pod that reaches itself through a service must see another source than itself.
-    let translated = Rule::new().family(family).connection_status(R0);
-    let hairpin = translated
-        .mask(R0, &STATUS_DNAT.to_ne_bytes())
-        .compare(R0, Compare::NotEqual, &[0; 4])
+    let hairpin = translated()
         .source(family, R0)
         .destination(family, R0.after(family.registers()))
         .lookup(&family.name(HAIRPIN), R0, false)
@@ -298,30 +335,38 @@ fn nat(batch: &mut Batch, ranges: &Ranges) {
     batch.rule(NAT_POSTROUTING, &hairpin);
 }
 
-fn filter(batch: &mut Batch, ranges: &Ranges) {
+fn filter(batch: &mut Batch, parameters: &Parameters, ranges: &Ranges) {
     let family = ranges.family();
     let (first, last) = ranges.services.bounds();
     let (first, last) = (octets(first), octets(last));
     // The bits in which first and last address agree are the prefix.
     let mask: Vec<u8> = first.iter().zip(&last).map(|(a, b)| !(a ^ b)).collect();
+    // What was let through once may go on; what fits no connection would confuse the receiver, who
+    // resets what it does not know (kube-proxy drops it likewise).
+    let state = |states| Rule::new().family(family).connection_state(states);
+    batch.rule(FILTER_FORWARD, &state(STATE_KNOWN).accept());
+    batch.rule(FILTER_FORWARD, &state(STATE_INVALID).drop());
+    if parameters.takeover {
+        batch.rule(FILTER_FORWARD, &Rule::new().family(family).jump(PENDING));
+    }
     for chain in [FILTER_INPUT, FILTER_FORWARD] {
         // What still has a service's address here is not served: no such service, or no endpoint.
         let own = || {
             let rule = Rule::new().family(family).destination(family, R0).mask(R0, &mask);
             rule.compare(R0, Compare::Equal, &first)
         };
+        if parameters.takeover {
+            batch.rule(chain, &own().jump(PENDING));
+        }
         let external = || to_external(family);
         let both: [&dyn Fn() -> Rule; 2] = [&own, &external];
         for unserved in both {
             let tcp = unserved().transport(libc::IPPROTO_TCP);
             batch.rule(chain, &tcp.reject(Reject::TcpReset));
-            let udp = unserved().transport(libc::IPPROTO_UDP);
-            batch.rule(chain, &udp.reject(Reject::PortUnreachable));
+            batch.rule(chain, &unserved().reject(Reject::PortUnreachable));
         }
     }
-    // Policies: what goes on may go on, and a pod may always reach itself.
-    let known = Rule::new().family(family).connection_state(STATE_KNOWN);
-    batch.rule(FILTER_FORWARD, &known.accept());
+    // Policies: a pod may always reach itself.
     let second = R0.after(family.registers());
     let itself = Rule::new().family(family).source(family, R0).destination(family, second);
     let itself = itself.lookup(&family.name(HAIRPIN), R0, false);

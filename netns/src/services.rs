@@ -65,6 +65,27 @@ pub struct ServiceTable {
     pub services: BTreeMap<Frontend, Backend>,
 }
 
+/// What is different in one table from another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceChange {
+    /// New, or other than before.
+    pub changed: Vec<(Frontend, Backend)>,
+    /// There no more.
+    pub gone: Vec<Frontend>,
+}
+
+impl ServiceTable {
+    /// What leads from `self` to `new`.
+    pub fn change_to(&self, new: &Self) -> ServiceChange {
+        let changed = new.services.iter().filter(|(f, b)| self.services.get(f) != Some(*b));
+        let gone = self.services.keys().filter(|frontend| !new.services.contains_key(frontend));
+        ServiceChange {
+            changed: changed.map(|(frontend, backend)| (*frontend, backend.clone())).collect(),
+            gone: gone.copied().collect(),
+        }
+    }
+}
+
 /// JSON has no maps with structured keys.
 mod entries {
     use super::{BTreeMap, Backend, Frontend};
@@ -192,12 +213,16 @@ pub(crate) struct Withdrawn {
     pub frontend: Frontend,
     pub endpoint: SocketAddr,
     pub sticky: bool,
+    /// It is still there, and only the affinities to it go.
+    pub kept: bool,
 }
 
 /// What leads from one table to the next.
 pub(crate) struct Difference {
     pub batches: Vec<Batch>,
     pub withdrawn: Vec<Withdrawn>,
+    /// Frontends that have endpoints and had none: what was sent to them went astray.
+    pub gained: Vec<Frontend>,
 }
 
 /// The transactions that turn `old` into `new`: one, unless the change is too big for the
@@ -211,6 +236,7 @@ pub(crate) fn difference(
 ) -> Difference {
     let mut batches = vec![Batch::new(TABLE)];
     let mut withdrawn = Vec::new();
+    let mut gained = Vec::new();
     let known: BTreeSet<_> = old.services.iter().filter_map(Balance::of).collect();
     let wanted: BTreeSet<_> = new.services.iter().filter_map(Balance::of).collect();
     for balance in wanted.difference(&known) {
@@ -225,11 +251,18 @@ pub(crate) fn difference(
         let gone = before.map_or(&[][..], |b| &b.endpoints).iter();
         let kept = after.map_or(&[][..], |b| &b.endpoints);
         let sticky = before.is_some_and(|b| b.affinity_s.is_some());
-        withdrawn.extend(gone.filter(|e| !kept.contains(e)).map(|e| Withdrawn {
+        // A service that is sticky no longer may become so again, with other endpoints.
+        let freed = sticky && after.is_none_or(|b| b.affinity_s.is_none());
+        withdrawn.extend(gone.filter(|e| freed || !kept.contains(e)).map(|e| Withdrawn {
             frontend: *frontend,
             endpoint: *e,
             sticky,
+            kept: kept.contains(e),
         }));
+        let served = |b: Option<&Backend>| b.is_some_and(|b| reachable(frontend, b).count() > 0);
+        if served(after) && !served(before) {
+            gained.push(*frontend);
+        }
         if last(&mut batches).len() > BATCH_BYTES {
             batches.push(Batch::new(TABLE));
         }
@@ -249,7 +282,7 @@ pub(crate) fn difference(
         }
     }
     batches.retain(|batch| !batch.is_empty());
-    Difference { batches, withdrawn }
+    Difference { batches, withdrawn, gained }
 }
 
 fn last(batches: &mut [Batch]) -> &mut Batch {

@@ -49,7 +49,13 @@ pub(crate) fn receive_original_destination(fd: impl AsFd, family: Family) -> io:
     }
 }
 
-/// One datagram with its source and, with [`receive_original_destination`], its destination.
+/// `ipv6(7)`: what a raw socket receives comes with the address that it was sent to.
+pub(crate) fn receive_destination6(fd: impl AsFd) -> io::Result<()> {
+    set_int(fd, libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)
+}
+
+/// One datagram with its source and, with [`receive_original_destination`] or
+/// [`receive_destination6`], its destination.
 pub(crate) fn receive_with_destination(
     fd: impl AsFd,
     buffer: &mut [u8],
@@ -75,7 +81,7 @@ pub(crate) fn receive_with_destination(
     }
     let mut destination = None;
     // SAFETY: the kernel filled `message`; the CMSG macros stay within msg_controllen, and what
-    // these two messages carry is a socket address of their family.
+    // these messages carry is the structure of their type.
     unsafe {
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while !header.is_null() {
@@ -88,6 +94,11 @@ pub(crate) fn receive_with_destination(
                 (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR) => {
                     let raw: libc::sockaddr_in6 = std::ptr::read_unaligned(data.cast());
                     destination = Some(SocketAddr::V6(from_raw6(raw)));
+                }
+                (libc::SOL_IPV6, libc::IPV6_PKTINFO) => {
+                    let raw: libc::in6_pktinfo = std::ptr::read_unaligned(data.cast());
+                    let ip = Ipv6Addr::from(raw.ipi6_addr.s6_addr);
+                    destination = Some(SocketAddr::V6(SocketAddrV6::new(ip, 0, 0, 0)));
                 }
                 _ => {}
             }

@@ -302,6 +302,127 @@ fn pods_and_services_have_both_families() {
     assert!(looked.contains(&six), "{looked}");
 }
 
+#[test]
+fn ingresses_are_served_where_that_is_asked_for() {
+    let cluster = Cluster::prepared();
+    cluster.up(&["--ephemeral", "--ingress"]);
+    cluster.load_busybox();
+    for (name, text) in [("one", "first"), ("two", "second")] {
+        cluster.apply(&server(name, &json!({"app": name}), text));
+        let ports = json!([{"name": "web", "port": 80, "targetPort": 8080}]);
+        cluster.apply(&service(name, &json!({"selector": {"app": name}, "ports": ports})));
+    }
+    let to = |name: &str| json!({"service": {"name": name, "port": {"name": "web"}}});
+    let ingress = json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {"name": "web"}, "spec": {"ingressClassName": "rootlet", "rules": [
+            {"host": "one.test", "http": {"paths": [
+                {"path": "/", "pathType": "Prefix", "backend": to("one")},
+                {"path": "/lost", "pathType": "Exact", "backend": to("gone")}]}},
+            {"host": "*.two.test", "http": {"paths": [
+                {"path": "/", "pathType": "Prefix", "backend": to("two")}]}}]}});
+    cluster.apply(&ingress.to_string());
+    let address = eventually("the address of the ingress", || {
+        let ingress = cluster.get(&["ingress", "web"])?;
+        let status = &ingress["status"]["loadBalancer"]["ingress"][0];
+        let ip: IpAddr = status["ip"]
+            .as_str()
+            .and_then(|ip| ip.parse().ok())
+            .ok_or_else(|| ingress.to_string())?;
+        Ok(SocketAddr::new(ip, status["ports"][0]["port"].as_u64().unwrap_or_default() as u16))
+    });
+    let ask = |host: &str, path: &str| -> Result<String, String> {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            stream.write_all(head.as_bytes())?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        ask().map_err(|error| error.to_string())
+    };
+    let expect = |host: &str, path: &str, want: &str| {
+        eventually(&format!("{host}{path}"), || {
+            ask(host, path).and_then(|text| text.contains(want).then_some(()).ok_or(text))
+        });
+    };
+    for name in ["one", "two"] {
+        cluster.pod_ready(name);
+    }
+    expect("one.test", "/", "first\n");
+    expect("x.two.test", "/", "second\n");
+    expect("other.test", "/", " 404 Not Found");
+    expect("one.test", "/lost", " 503 Service Unavailable");
+    assert!(cluster.event("web", "BackendNotFound").contains("\"gone\""));
+    assert!(cluster.event("web", "Published").contains(&format!("http://{address}")));
+    cluster.kubectl_ok(&["delete", "ingress", "web"]);
+    expect("one.test", "/", " 404 Not Found");
+}
+
+#[test]
+fn the_network_outlives_the_node_process() {
+    let cluster = Cluster::ephemeral();
+    cluster.apply(&server("web", &json!({"app": "web"}), "hello"));
+    client(&cluster, "client");
+    let ports = json!([{"port": 80, "targetPort": 8080}]);
+    cluster.apply(&service("web", &json!({"selector": {"app": "web"}, "ports": ports})));
+    cluster.pod_ready("web");
+    cluster.pod_ready("client");
+    assert_eq!(sh_ok(&cluster, "client", "wget -qO- http://web/"), "hello\n");
+    let lock = cluster.path("rootlet").join(&cluster.name).join("node.pid");
+    let pid = || std::fs::read_to_string(&lock).unwrap_or_default();
+    let first = pid();
+    let killed = run(Command::new("kill").args(["-KILL", first.trim()]));
+    assert_eq!(killed.code, Some(0), "{}", killed.err);
+    eventually("another node process", || {
+        let now = pid();
+        if now.trim().is_empty() || now == first { Err(now) } else { Ok(()) }
+    });
+    // By name: so DNS, the service and the way between pods are there again.
+    assert_eq!(sh_ok(&cluster, "client", "timeout 5 wget -qO- http://web/"), "hello\n");
+    cluster.apply(&server("later", &json!({"app": "later"}), "new"));
+    cluster.pod_ready("later");
+    if let Some(host) = host_address() {
+        let listener = TcpListener::bind((host, 0)).expect("a port is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        let served = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a pod connects");
+            stream.write_all(b"out\n").expect("it can be written");
+        });
+        assert_eq!(sh_ok(&cluster, "client", &format!("nc {host} {port} </dev/null")), "out\n");
+        served.join().expect("the server is done");
+    }
+}
+
+/// Upstream's conformance: "validates that there is no conflict between pods with same hostPort but
+/// different hostIP and protocol", as seen from the node's network.
+#[test]
+fn host_ports_differ_by_address() {
+    let cluster = Cluster::ephemeral();
+    let pod = |name: &str, host_ip: &str| {
+        let script = format!("mkdir /w; echo {name} > /w/index.html; exec httpd -f -p 80 -h /w");
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"terminationGracePeriodSeconds": 0, "containers": [
+                {"name": "main", "image": BUSYBOX, "command": ["sh", "-c", script],
+                 "ports": [{"containerPort": 80, "hostPort": 54323, "hostIP": host_ip}]}]}})
+        .to_string()
+    };
+    cluster.apply(&pod("local", "127.0.0.1"));
+    cluster.apply(&pod("node", "10.42.0.1"));
+    let onlooker = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "onlooker"},
+        "spec": {"hostNetwork": true, "terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "main", "image": BUSYBOX, "command": ["sleep", "100000"]}]}});
+    cluster.apply(&onlooker.to_string());
+    for name in ["local", "node", "onlooker"] {
+        cluster.pod_ready(name);
+    }
+    for (address, want) in [("127.0.0.1", "local\n"), ("10.42.0.1", "node\n")] {
+        let script = format!("timeout 5 wget -qO- http://{address}:54323/");
+        assert_eq!(sh_ok(&cluster, "onlooker", &script), want);
+    }
+}
+
 /// A process that lives in a network namespace of its own within the cluster's user namespace, as the
 /// container of another runtime would.
 struct Foreign(std::process::Child);

@@ -10,11 +10,11 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use super::{Request, Response, frame};
 use crate::{
     AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
-    ServiceTable,
+    ServiceChange, ServiceTable,
 };
 
 /// How long a node process that went away is left alone.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(250);
 
 /// A handle on the node process. Cheap to clone; survives the node process's restarts.
 #[derive(Clone, Debug)]
@@ -50,16 +50,22 @@ impl Control {
     /// Waits until the node process is gone, or another one has taken its place: what it was told has
     /// to be told again. Returns soon if it cannot be reached.
     pub async fn until_lost(&self) {
-        let watch = async {
+        let connect = async {
             let mut stream = UnixStream::connect(&self.path).await?;
             frame::send(&mut stream, &Request::Watch, None).await?;
             frame::receive::<Response>(&mut stream).await?;
-            // The next thing to come is the end.
-            frame::receive::<Response>(&mut stream).await.map(drop)
+            std::io::Result::Ok(stream)
         };
-        if let Err(error) = watch.await {
-            tracing::debug!(%error, "the node process is gone");
-            tokio::time::sleep(RETRY).await;
+        match connect.await {
+            Ok(mut stream) => {
+                // The next thing to come is the end.
+                let _ = frame::receive::<Response>(&mut stream).await;
+                tracing::debug!("the node process is gone");
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the node process cannot be reached");
+                tokio::time::sleep(RETRY).await;
+            }
         }
     }
 
@@ -112,7 +118,7 @@ impl Control {
         }
     }
 
-    /// The node's own addresses in its network, one of each family that it has.
+    /// The node's own addresses in its network, one of each family that is told of.
     pub async fn gateways(&self) -> Result<Vec<IpAddr>, Error> {
         match self.call(&Request::Gateways, None).await? {
             (Response::Gateways(gateways), _) => Ok(gateways),
@@ -136,6 +142,11 @@ impl Control {
     /// Makes the services exactly these, by difference.
     pub async fn apply_services(&self, table: ServiceTable) -> Result<(), Error> {
         self.done(&Request::ApplyServices(table)).await
+    }
+
+    /// Changes some of the services, of those that were applied last.
+    pub async fn change_services(&self, change: ServiceChange) -> Result<(), Error> {
+        self.done(&Request::ChangeServices(change)).await
     }
 
     /// Makes the policies exactly these; established connections go on. From then on a pod with

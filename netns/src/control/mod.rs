@@ -12,7 +12,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttachRequest, Attachment, Forward, PolicyTable, Publication, Refused, ServiceTable};
+use crate::{
+    AttachRequest, Attachment, Forward, PolicyTable, Publication, Refused, ServiceChange,
+    ServiceTable,
+};
 
 pub use client::Control;
 
@@ -31,6 +34,7 @@ enum Request {
     /// Answered with the namespace.
     NodeNamespace,
     ApplyServices(ServiceTable),
+    ChangeServices(ServiceChange),
     ApplyPolicies(PolicyTable),
     Publish(Vec<Publication>),
     SetForwards(Vec<Forward>),

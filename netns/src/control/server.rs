@@ -86,6 +86,10 @@ impl Node {
                 self.apply_services(table).await?;
                 Response::Done
             }
+            Request::ChangeServices(change) => {
+                self.change_services(change).await?;
+                Response::Done
+            }
             Request::ApplyPolicies(table) => {
                 self.apply_policies(table).await?;
                 Response::Done

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use hold::{Held, open as open_queue, serve as serve_queue};
-pub(crate) use icmp::{Ping, open as open_icmp};
+pub(crate) use icmp::{Ping, Sockets as IcmpSockets, open as open_icmp};
 pub(crate) use tcp::{listen, serve as serve_tcp};
 pub(crate) use udp::{Context, bind as bind_udp, serve as serve_udp};
 

@@ -259,6 +259,11 @@ impl Rule {
         self.verdict(libc::NF_DROP, None)
     }
 
+    /// Goes through another chain, and on here if that does not decide.
+    pub fn jump(self, chain: &str) -> Self {
+        self.verdict(JUMP, Some(chain))
+    }
+
     /// Leaves the chain for the one it was reached from.
     pub fn back(self) -> Self {
         self.verdict(RETURN, None)

@@ -48,6 +48,7 @@ pub fn config() -> NodeConfig {
         gateway: "10.42.0.1".parse().unwrap(),
         service_cidr: "10.43.0.0/16".parse().unwrap(),
         ipv6: None,
+        tell_ipv6_only: false,
         mtu: 65520,
         forwards: Vec::new(),
         existing: None,

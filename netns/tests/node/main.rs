@@ -10,3 +10,4 @@ mod pods;
 mod policy;
 mod publish;
 mod services;
+mod takeover;

@@ -121,7 +121,33 @@ fn pods_have_both_families() {
             socket.send(b"six").unwrap();
             assert_eq!(socket.recv(&mut [0; 8]).unwrap(), 3);
         });
+        let free = UdpSocket::bind((host, 0)).unwrap().local_addr().unwrap();
+        a.run(move || {
+            let socket = UdpSocket::bind("[::]:0").unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect(free).unwrap();
+            socket.send(b"anyone?").unwrap();
+            let refused = socket.recv(&mut [0; 8]).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        });
+        std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0").unwrap();
+        for far in [host, gateway] {
+            let answer = a.run(move || ping6(far));
+            assert_eq!(answer, [129, 0, 0, 7, b'x'], "{far}");
+        }
     });
+}
+
+/// Type, code, sequence number and data of the answer to a ping (RFC 4443, 4).
+fn ping6(far: IpAddr) -> [u8; 5] {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let mut socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::ICMPV6)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+    socket.connect(&SocketAddr::new(far, 0).into()).unwrap();
+    socket.send(&[128, 0, 0, 0, 0, 0, 0, 7, b'x']).unwrap();
+    let mut answer = [0; 9];
+    socket.read_exact(&mut answer).unwrap();
+    [answer[0], answer[1], answer[6], answer[7], answer[8]]
 }
 
 #[test]

@@ -132,3 +132,104 @@ fn a_sticky_client_moves_on_when_its_endpoint_goes() {
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "no endpoints");
     });
 }
+
+#[test]
+fn a_udp_client_finds_an_endpoint_that_came_late() {
+    run("services::a_udp_client_finds_an_endpoint_that_came_late", async {
+        let (_node, control, _dir) = start().await;
+        let (client, server) = (Pod::new(), Pod::new());
+        client.attach(&control, "client").await;
+        let endpoint = SocketAddr::from((server.attach(&control, "server").await.address, 5300));
+        echo(server.run(|| UdpSocket::bind("0.0.0.0:5300").unwrap()));
+        // A node port: what is sent there before anybody serves it arrives at the node itself.
+        let frontend =
+            Frontend { address: [10, 42, 0, 1].into(), protocol: Protocol::Udp, port: 30053 };
+        let table = |endpoints: Vec<SocketAddr>| {
+            let backend = Backend { endpoints, affinity_s: None };
+            ServiceTable { services: [(frontend, backend)].into() }
+        };
+        control.apply_services(table(Vec::new())).await.unwrap();
+        let socket = client.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            socket.connect(("10.42.0.1", 30053)).unwrap();
+            socket.send(b"anyone?").unwrap();
+            let refused = socket.recv(&mut [0; 8]).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+            socket
+        });
+        control.apply_services(table(vec![endpoint])).await.unwrap();
+        socket.send(b"now").unwrap();
+        assert_eq!(socket.recv(&mut [0; 8]).unwrap(), 3);
+    });
+}
+
+#[test]
+fn the_nodes_loopback_leads_to_pods_and_is_not_for_them() {
+    run("services::the_nodes_loopback_leads_to_pods_and_is_not_for_them", async {
+        let (_node, control, _dir) = start().await;
+        let (server, other) = (Pod::new(), Pod::new());
+        let address = server.attach(&control, "server").await.address;
+        other.attach(&control, "other").await;
+        server.serve(80, "pod");
+        let local = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let frontend = Frontend { address: local.ip(), protocol: Protocol::Tcp, port: 8080 };
+        let backend = Backend { endpoints: vec![(address, 80).into()], affinity_s: None };
+        let table = ServiceTable { services: [(frontend, backend)].into() };
+        control.apply_services(table).await.unwrap();
+        let stream = control.connect_tcp(local).await.unwrap();
+        let mut line = String::new();
+        let mut reader = tokio::io::BufReader::new(stream);
+        tokio::io::AsyncBufReadExt::read_line(&mut reader, &mut line).await.unwrap();
+        assert_eq!(line, "pod 10.42.0.1\n");
+        let timed_out = other.run(move || {
+            for words in [
+                "link set lo down",
+                "route add 127.0.0.1/32 via 10.42.0.1 dev eth0 src 10.42.0.3 table 7",
+                "rule add to 127.0.0.1 lookup 7 pref 0",
+            ] {
+                let _ = std::process::Command::new("ip").args(words.split(' ')).status();
+            }
+            std::net::TcpStream::connect_timeout(&local, std::time::Duration::from_millis(300))
+        });
+        assert!(timed_out.is_err());
+    });
+}
+
+#[test]
+fn ten_thousand_services_change_by_difference() {
+    run("services::ten_thousand_services_change_by_difference", async {
+        let (_node, control, _dir) = start().await;
+        let (client, server) = (Pod::new(), Pod::new());
+        client.attach(&control, "client").await;
+        let address = server.attach(&control, "server").await.address;
+        server.serve(80, "pod");
+        let frontend = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            Frontend { address: [10, 43, high, low].into(), protocol: Protocol::Tcp, port: 80 }
+        };
+        let backend = |last: u8| {
+            let endpoints = vec![(address, 80).into(), SocketAddr::from(([10, 42, 0, last], 80))];
+            Backend { endpoints, affinity_s: None }
+        };
+        let mut table =
+            ServiceTable { services: (0..10_000).map(|n| (frontend(n), backend(200))).collect() };
+        let begun = std::time::Instant::now();
+        control.apply_services(table.clone()).await.unwrap();
+        let whole = begun.elapsed();
+        let before = table.clone();
+        let alone = Backend { endpoints: vec![(address, 80).into()], affinity_s: None };
+        table.services.insert(frontend(5000), alone);
+        table.services.remove(&frontend(6000));
+        let begun = std::time::Instant::now();
+        let change = before.change_to(&table);
+        assert_eq!((change.changed.len(), change.gone.len()), (1, 1));
+        control.change_services(change).await.unwrap();
+        eprintln!("10,000 services in {whole:?}; a change in {:?}", begun.elapsed());
+        for _ in 0..8 {
+            assert!(client.ask((frontend(5000).address, 80)).unwrap().starts_with("pod"));
+        }
+        let refused = client.ask((frontend(6000).address, 80)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    });
+}

@@ -82,6 +82,10 @@ pub struct Up {
     /// loopback; may be repeated [default: those of the last time, or 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     pub publish: Vec<std::net::IpAddr>,
+    /// Serve Ingresses, at ports 80 and 443 of the published addresses or, where those cannot be had,
+    /// at 8080 and 8443 or free ones.
+    #[arg(long)]
+    pub ingress: bool,
     /// Registry mirrors, credentials and CAs, in the format of k3s' registries.yaml.
     #[arg(long, value_name = "FILE")]
     pub registries: Option<PathBuf>,

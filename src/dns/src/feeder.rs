@@ -26,6 +26,8 @@ const NAME: &str = "kube-dns";
 const GATHER: Duration = Duration::from_millis(10);
 /// How long to wait after a failure.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long to wait for a server that is being started anew.
+const RECONNECT: Duration = Duration::from_millis(250);
 
 /// Feeds the DNS server.
 pub struct Feeder {
@@ -98,7 +100,7 @@ impl Feeder {
                 if let Err(error) = self.send(&mut link, &zone).await {
                     tracing::warn!(%error, "the DNS server cannot be reached");
                     link = None;
-                    tokio::time::sleep(RETRY).await;
+                    tokio::time::sleep(RECONNECT).await;
                     continue;
                 }
                 sent = Some(zone);

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
+use crate::cache::{self, Cache, Key};
+
 /// How long what the files say is taken for true.
 const FRESH: Duration = Duration::from_secs(2);
 /// How long a name server may take.
@@ -100,6 +102,7 @@ pub fn own_address(v4: bool) -> Option<IpAddr> {
 #[derive(Default)]
 pub struct Host {
     files: Mutex<Option<(Instant, Arc<Files>)>>,
+    cache: Cache,
 }
 
 impl Host {
@@ -118,7 +121,8 @@ impl Host {
         files
     }
 
-    /// Asks these name servers, or else the host's; `None` when none of them answers.
+    /// Asks these name servers, or else the host's; `None` when none of them answers. One that cannot
+    /// or will not say is as good as none while there is another, as the C library has it.
     pub async fn ask(
         &self,
         servers: Option<&[SocketAddr]>,
@@ -126,24 +130,48 @@ impl Host {
         tcp: bool,
     ) -> Option<Vec<u8>> {
         let servers = servers.map_or_else(|| self.files().servers.clone(), <[_]>::to_vec);
-        for _ in 0..ROUNDS {
-            for server in &servers {
-                let asked = async {
-                    if tcp {
-                        ask_tcp(*server, question).await
-                    } else {
-                        ask_udp(*server, question).await
-                    }
-                };
-                match tokio::time::timeout(TIMEOUT, asked).await {
-                    Ok(Ok(answer)) => return Some(answer),
-                    Ok(Err(error)) => tracing::debug!(%server, %error, "name server"),
-                    Err(_) => tracing::debug!(%server, "name server does not answer in time"),
+        let key = Key::of(&servers, question, tcp);
+        if let Some(key) = &key
+            && let Some(answer) = self.cache.get(key, question, Instant::now())
+        {
+            return Some(answer);
+        }
+        let answer = ask_in_turn(&servers, question, tcp).await?;
+        if let Some(key) = key {
+            self.cache.put(key, &answer, Instant::now());
+        }
+        Some(answer)
+    }
+}
+
+async fn ask_in_turn(servers: &[SocketAddr], question: &[u8], tcp: bool) -> Option<Vec<u8>> {
+    let mut useless = None;
+    for _ in 0..ROUNDS {
+        for server in servers {
+            let asked = async {
+                if tcp {
+                    ask_tcp(*server, question).await
+                } else {
+                    ask_udp(*server, question).await
                 }
+            };
+            match tokio::time::timeout(TIMEOUT, asked).await {
+                Ok(Ok(answer)) if says_nothing(&answer) => useless = Some(answer),
+                Ok(Ok(answer)) => return Some(answer),
+                Ok(Err(error)) => tracing::debug!(%server, %error, "name server"),
+                Err(_) => tracing::debug!(%server, "name server does not answer in time"),
             }
         }
-        None
+        if useless.is_some() {
+            return useless;
+        }
     }
+    None
+}
+
+/// SERVFAIL, NOTIMP and REFUSED, as `res_send` of the C library skips them.
+fn says_nothing(answer: &[u8]) -> bool {
+    matches!(cache::code(answer), Some(2 | 4 | 5))
 }
 
 async fn ask_udp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<u8>> {
@@ -197,6 +225,34 @@ pub async fn read_message(stream: &mut TcpStream) -> io::Result<Option<Vec<u8>>>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A name server that answers with `code`, and counts.
+    async fn server(code: u8) -> (SocketAddr, Arc<std::sync::atomic::AtomicUsize>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (address, count) = (socket.local_addr().unwrap(), Arc::default());
+        let counted: Arc<std::sync::atomic::AtomicUsize> = Arc::clone(&count);
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            while let Ok((length, peer)) = socket.recv_from(&mut buffer).await {
+                counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                buffer[2..4].copy_from_slice(&[0x81, 0x80 | code]);
+                let _ = socket.send_to(&buffer[..length], peer).await;
+            }
+        });
+        (address, count)
+    }
+
+    #[tokio::test]
+    async fn servers_that_say_nothing_are_passed_over() {
+        let question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+        let ((refuses, asked), (absent, _)) = (server(5).await, server(3).await);
+        let host = Host::default();
+        let answer = host.ask(Some(&[refuses, absent]), question, false).await.unwrap();
+        assert_eq!(cache::code(&answer), Some(3));
+        let answer = host.ask(Some(&[refuses]), question, false).await.unwrap();
+        assert_eq!(cache::code(&answer), Some(5), "better than nothing");
+        assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 2, "once a round is enough");
+    }
 
     #[test]
     fn files_are_read_as_the_host_reads_them() {

@@ -4,6 +4,7 @@
 //!
 //! Start at `zone`, which is pure: Services and EndpointSlices to records, questions to answers.
 
+mod cache;
 mod feeder;
 mod forwarding;
 mod host;

@@ -1,6 +1,6 @@
 //! The server: messages in, messages out, over UDP and TCP.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::net::UnixListener as StdUnixListener;
@@ -240,10 +240,21 @@ fn encode(answer: &Message, question: &Message, udp: bool) -> Vec<u8> {
         .edns
         .as_ref()
         .map_or(UDP_PLAIN_BYTES, |edns| edns.max_payload().clamp(UDP_PLAIN_BYTES, UDP_MAX_BYTES));
-    if udp && bytes.len() > usize::from(takes) {
-        return answer.truncate().to_vec().unwrap_or_default();
+    let takes = usize::from(takes);
+    if !udp || bytes.len() <= takes {
+        return bytes;
     }
-    bytes
+    let mut cut = answer.clone();
+    // What was not asked for may be missing without a word (RFC 2181, 9).
+    cut.additionals.clear();
+    let mut length = cut.to_vec().map_or(0, |bytes| bytes.len());
+    while length > takes && !cut.answers.is_empty() {
+        cut.metadata.truncation = true;
+        let left = cut.answers.len() * takes / length;
+        cut.answers.truncate(left.min(cut.answers.len() - 1));
+        length = cut.to_vec().map_or(0, |bytes| bytes.len());
+    }
+    cut.to_vec().unwrap_or_default()
 }
 
 fn failure(question: &Message, code: ResponseCode, udp: bool) -> Vec<u8> {
@@ -312,7 +323,7 @@ impl Server {
             }
             Answer::Records(mut records) => {
                 let chained = matches!(records.last(), Some((_, Data::Cname(_))));
-                if chained && matches!(kind, Kind::A | Kind::Aaaa) {
+                if chained && !matches!(kind, Kind::Cname | Kind::Any) {
                     // The chain leaves the cluster: its end has to be asked for.
                     return None;
                 }
@@ -323,6 +334,19 @@ impl Server {
                     records.rotate_left(turn);
                 }
                 answer.add_answers(records.iter().filter_map(|(name, data)| record(name, data)));
+                // Who asks for a port asks for its host next.
+                let hosts: BTreeSet<&str> = records
+                    .iter()
+                    .filter_map(|(_, data)| match data {
+                        Data::Srv { target, .. } => Some(target.as_str()),
+                        _ => None,
+                    })
+                    .collect();
+                let addresses = hosts.into_iter().flat_map(|host| {
+                    let known = zone.records.get(host).into_iter().flatten();
+                    known.filter_map(move |data| record(host, data))
+                });
+                answer.add_additionals(addresses);
             }
             nothing => {
                 answer.metadata.authoritative = true;
@@ -422,8 +446,10 @@ mod tests {
     fn what_does_not_fit_is_cut_over_udp_alone() {
         let server = server();
         let asked = question("Many.x.svc.cluster.local.", RecordType::A);
-        let udp = Message::from_vec(&server.own(&asked, true).unwrap()).unwrap();
-        assert!(udp.metadata.truncation && udp.answers.is_empty());
+        let bytes = server.own(&asked, true).unwrap();
+        let udp = Message::from_vec(&bytes).unwrap();
+        let told = (bytes.len(), udp.answers.len());
+        assert!(udp.metadata.truncation && told.0 <= 512 && told.1 >= 25, "{told:?}");
         let tcp = Message::from_vec(&server.own(&asked, false).unwrap()).unwrap();
         assert_eq!((tcp.answers.len(), tcp.metadata.truncation), (200, false));
         assert_eq!(tcp.metadata.id, asked.metadata.id);

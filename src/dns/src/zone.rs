@@ -2,7 +2,7 @@
 //!
 //! Source: Kubernetes DNS-based service discovery, specification 1.1.0.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -120,8 +120,16 @@ impl Zone {
     pub fn build(domain: &str, services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) -> Self {
         let mut zone = Self { domain: domain.to_owned(), ..Self::default() };
         zone.add(&format!("dns-version.{domain}"), Some(Data::Txt(SPECIFICATION.into())));
+        let mut by_service: HashMap<(&str, &str), Vec<&EndpointSlice>> = HashMap::new();
+        for slice in slices {
+            let labels = slice.metadata.labels.as_ref();
+            let name = labels.and_then(|labels| labels.get(SERVICE_NAME));
+            if let (Some(namespace), Some(name)) = (&slice.metadata.namespace, name) {
+                by_service.entry((namespace, name)).or_default().push(slice);
+            }
+        }
         for service in services {
-            zone.service(service, slices);
+            zone.service(service, &by_service);
         }
         zone
     }
@@ -140,7 +148,7 @@ impl Zone {
         }
     }
 
-    fn service(&mut self, service: &Service, slices: &[Arc<EndpointSlice>]) {
+    fn service(&mut self, service: &Service, slices: &HashMap<(&str, &str), Vec<&EndpointSlice>>) {
         let (Some(name), Some(namespace), Some(spec)) =
             (&service.metadata.name, &service.metadata.namespace, &service.spec)
         else {
@@ -155,13 +163,8 @@ impl Zone {
             return;
         }
         if spec.cluster_ip.as_deref() == Some("None") {
-            for slice in slices {
-                let labels = slice.metadata.labels.as_ref();
-                if slice.metadata.namespace.as_ref() == Some(namespace)
-                    && labels.and_then(|labels| labels.get(SERVICE_NAME)) == Some(name)
-                {
-                    self.headless(&own, slice);
-                }
+            for slice in slices.get(&(namespace.as_str(), name.as_str())).into_iter().flatten() {
+                self.headless(&own, slice);
             }
             return;
         }
@@ -413,6 +416,113 @@ mod tests {
         ];
         for (name, kind, want) in cases {
             assert_eq!(told(name, kind), want, "{name}");
+        }
+    }
+
+    /// Specification 1.1.0, section by section: a question, and the answers in any order.
+    #[test]
+    fn every_record_of_the_specification_is_there() {
+        let service = |value| Arc::new(serde_json::from_value::<Service>(value).unwrap());
+        let services = [
+            service(json!({"metadata": {"name": "web", "namespace": "ns"},
+                "spec": {"clusterIP": "10.43.0.5", "clusterIPs": ["10.43.0.5", "fd00:10:43::5"],
+                    "ports": [{"name": "http", "port": 80}, {"port": 81, "protocol": "TCP"},
+                        {"name": "dns", "port": 53, "protocol": "UDP"}]}})),
+            service(json!({"metadata": {"name": "set", "namespace": "ns"},
+                "spec": {"clusterIP": "None", "clusterIPs": ["None"], "ports": [
+                    {"name": "sql", "port": 5432}]}})),
+            service(json!({"metadata": {"name": "none", "namespace": "ns"},
+                "spec": {"clusterIP": "None"}})),
+            service(json!({"metadata": {"name": "out", "namespace": "ns"},
+                "spec": {"type": "ExternalName", "externalName": "Example.COM"}})),
+        ];
+        let slice = |family: &str, endpoints: serde_json::Value| {
+            let slice = json!({"metadata": {"name": family, "namespace": "ns",
+                    "labels": {SERVICE_NAME: "set"}}, "addressType": family,
+                "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}],
+                "endpoints": endpoints});
+            Arc::new(serde_json::from_value::<EndpointSlice>(slice).unwrap())
+        };
+        let slices = [
+            slice(
+                "IPv4",
+                json!([{"addresses": ["10.42.0.7"], "hostname": "one"},
+                {"addresses": ["10.42.0.8"], "conditions": {"ready": true}},
+                {"addresses": ["10.42.0.9"], "conditions": {"ready": false}}]),
+            ),
+            slice("IPv6", json!([{"addresses": ["fd00:10:42::7"], "hostname": "one"}])),
+        ];
+        let mut zone = Zone::build("cluster.local", &services, &slices);
+        zone.reverse = vec!["10.in-addr.arpa".into(), "d.f.ip6.arpa".into()];
+        let told = |name: &str, kind| match zone.answer(name, kind) {
+            Answer::Records(records) => {
+                let mut lines: Vec<String> = records
+                    .iter()
+                    .map(|(_, data)| match data {
+                        Data::A(address) => address.to_string(),
+                        Data::Aaaa(address) => address.to_string(),
+                        Data::Srv { port, target } => format!("{port} {target}"),
+                        Data::Cname(name) | Data::Ptr(name) | Data::Txt(name) => name.clone(),
+                    })
+                    .map(|line| line.replace(".svc.cluster.local", "~"))
+                    .collect();
+                lines.sort_unstable();
+                lines.join(", ")
+            }
+            other => format!("{other:?}"),
+        };
+        use Kind::{A, Aaaa, Cname, Ptr, Srv, Txt};
+        let cases = [
+            // 2.2: the schema's version.
+            ("dns-version", Txt, "1.1.0"),
+            // 2.3.1: a Service's addresses.
+            ("web.ns.svc", A, "10.43.0.5"),
+            ("web.ns.svc", Aaaa, "fd00:10:43::5"),
+            ("absent.ns.svc", A, "NxDomain"),
+            // 2.3.2: its ports, those with a name.
+            ("_http._tcp.web.ns.svc", Srv, "80 web.ns~"),
+            ("_dns._udp.web.ns.svc", Srv, "53 web.ns~"),
+            ("_dns._tcp.web.ns.svc", Srv, "NxDomain"),
+            ("_81._tcp.web.ns.svc", Srv, "NxDomain"),
+            // 2.3.3: its name.
+            ("5.0.43.10.in-addr.arpa", Ptr, "web.ns~"),
+            (
+                "5.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.3.4.0.0.0.1.0.0.0.0.d.f.ip6.arpa",
+                Ptr,
+                "web.ns~",
+            ),
+            ("6.0.43.10.in-addr.arpa", Ptr, "NxDomain"),
+            // 2.4.1: a headless Service's ready endpoints, and each by its name.
+            ("set.ns.svc", A, "10.42.0.7, 10.42.0.8"),
+            ("set.ns.svc", Aaaa, "fd00:10:42::7"),
+            ("one.set.ns.svc", A, "10.42.0.7"),
+            ("one.set.ns.svc", Aaaa, "fd00:10:42::7"),
+            ("10-42-0-8.set.ns.svc", A, "10.42.0.8"),
+            ("10-42-0-9.set.ns.svc", A, "NxDomain"),
+            ("none.ns.svc", A, "NxDomain"),
+            // 2.4.2: their ports.
+            ("_sql._tcp.set.ns.svc", Srv, "5432 10-42-0-8.set.ns~, 5432 one.set.ns~"),
+            // 2.4.3: their names.
+            ("7.0.42.10.in-addr.arpa", Ptr, "one.set.ns~"),
+            ("9.0.42.10.in-addr.arpa", Ptr, "NxDomain"),
+            // 2.5: a name elsewhere.
+            ("out.ns.svc", Cname, "example.com"),
+            ("out.ns.svc", A, "example.com"),
+            ("out.ns.svc", Aaaa, "example.com"),
+            // 2.6, deprecated but served: pods by address.
+            ("10-42-0-9.ns.pod", A, "10.42.0.9"),
+            ("10-42-0-9.ns.pod", Aaaa, "NoData"),
+            ("fd00-10-42--9.ns.pod", Aaaa, "fd00:10:42::9"),
+            ("what.ns.pod", A, "NxDomain"),
+            // Names with something below them are there.
+            ("ns.svc", A, "NoData"),
+            ("svc", A, "NoData"),
+            ("other.svc", A, "NxDomain"),
+        ];
+        for (name, kind, want) in cases {
+            let absolute = name.ends_with("arpa");
+            let name = if absolute { name.to_owned() } else { format!("{name}.cluster.local") };
+            assert_eq!(told(&name, kind), want, "{name} {kind:?}");
         }
     }
 

@@ -1,14 +1,17 @@
-//! Services, EndpointSlices, host ports and NetworkPolicies, made into tables of the node network.
+//! Services, EndpointSlices, host ports and NetworkPolicies, made into tables of the node network;
+//! and, where it is asked for, the [`ingress`] controller.
 //!
 //! This crate decides what leads where and who may speak with whom; `netns` makes it so. The tables
 //! are always computed whole and applied by difference, so a missed event cannot leave a wrong rule
 //! behind. Start at [`run`]; the decisions are `table`, `publish`, `policy`, all pure.
 
 mod health;
+pub mod ingress;
 mod policy;
 mod publish;
 mod services;
 mod table;
+mod topology;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -28,7 +31,7 @@ pub use table::{Place, table};
 /// Changes come in groups: a deployment's pods, a service and its slices.
 const SETTLE: Duration = Duration::from_millis(10);
 /// After the node process failed to answer.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(250);
 
 /// What the proxy works with.
 pub struct Config {

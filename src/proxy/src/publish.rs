@@ -58,6 +58,14 @@ pub(crate) fn is_balanced(service: &Service) -> bool {
         && service.metadata.deletion_timestamp.is_none()
 }
 
+/// Whether the status of a Service still tells of the load balancer that it was.
+pub(crate) fn was_balanced(service: &Service) -> bool {
+    let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let told = status.and_then(|status| status.ingress.as_ref());
+    kind != Some("LoadBalancer") && told.is_some_and(|ingress| !ingress.is_empty())
+}
+
 /// Everything that is to be published. `substituted` are the uids of load balancers that could not
 /// have their own address.
 pub fn wanted(
@@ -283,7 +291,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn settings() -> Settings {
-        let place = Place { node: "here".into(), addresses: vec!["10.42.0.1".parse().unwrap()] };
+        let addresses = vec!["10.42.0.1".parse().unwrap()];
+        let place = Place { node: "here".into(), addresses, zone: None };
         Settings { place, addresses: vec!["127.0.0.1".parse().unwrap()] }
     }
 

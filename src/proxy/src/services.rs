@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use client::{Informer, Recorder};
-use futures::StreamExt;
-use k8s_openapi::api::core::v1::{LoadBalancerIngress, Pod, Service};
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
@@ -19,23 +19,28 @@ use crate::{Config, RETRY, SETTLE};
 
 /// The component that events name.
 const COMPONENT: &str = "service-controller";
+/// Where a node says in which zone it stands (well-known labels).
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 /// Keeps everything about Services in step with the API, for ever.
 pub(crate) async fn follow(config: Config) {
     let services = config.informers.get::<Service>();
     let slices = config.informers.get::<EndpointSlice>();
     let pods = config.informers.get::<Pod>();
+    let nodes = config.informers.get::<Node>();
+    let own = config.place.node.clone();
     let mut changes = std::pin::pin!(futures::stream::select_all([
         services.subscribe().map(drop).boxed(),
         slices.subscribe().map(drop).boxed(),
         pods.subscribe().map(drop).boxed(),
+        zones(&nodes, own).map(drop).boxed(),
     ]));
     services.ready().await;
     slices.ready().await;
     pods.ready().await;
     let control = config.control.clone();
     let mut lost = std::pin::pin!(control.until_lost());
-    let mut keeper = Keeper::new(config, services, slices, pods);
+    let mut keeper = Keeper::new(config, services, slices, pods, nodes);
     loop {
         if let Err(error) = keeper.sync().await {
             tracing::warn!(error = error.chain(), "cannot apply the services");
@@ -54,12 +59,29 @@ pub(crate) async fn follow(config: Config) {
     }
 }
 
+/// Changes of the zone that a node says it is in.
+fn zones(nodes: &Informer<Node>, own: String) -> impl Stream<Item = Option<String>> + use<> {
+    let informer = nodes.clone();
+    let mut last = None;
+    nodes.subscribe().filter_map(move |_| {
+        let zone = zone(&informer, &own);
+        let changed = last.as_ref() != Some(&zone);
+        last = Some(zone.clone());
+        std::future::ready(changed.then_some(zone))
+    })
+}
+
+fn zone(nodes: &Informer<Node>, name: &str) -> Option<String> {
+    nodes.get("", name)?.labels().get(ZONE).cloned()
+}
+
 struct Keeper {
     config: Config,
     settings: Settings,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     pods: Informer<Pod>,
+    nodes: Informer<Node>,
     recorder: Recorder,
     health: HealthChecks,
     table: Option<ServiceTable>,
@@ -77,6 +99,7 @@ impl Keeper {
         services: Informer<Service>,
         slices: Informer<EndpointSlice>,
         pods: Informer<Pod>,
+        nodes: Informer<Node>,
     ) -> Self {
         Self {
             settings: Settings { place: config.place.clone(), addresses: config.publish.clone() },
@@ -84,6 +107,7 @@ impl Keeper {
             services,
             slices,
             pods,
+            nodes,
             config,
             health: HealthChecks::default(),
             table: None,
@@ -105,9 +129,14 @@ impl Keeper {
         let services = self.services.store().state();
         let slices = self.slices.store().state();
         let pods = self.pods.store().state();
+        self.settings.place.zone = zone(&self.nodes, &self.settings.place.node);
         let table = crate::table(&services, &slices, &pods, &self.settings.place);
         if self.table.as_ref() != Some(&table) {
-            self.config.control.apply_services(table.clone()).await?;
+            // Should this fail, it is not known what holds: then the whole is told.
+            match self.table.take() {
+                Some(old) => self.config.control.change_services(old.change_to(&table)).await?,
+                None => self.config.control.apply_services(table.clone()).await?,
+            }
             self.table = Some(table.clone());
         }
         self.check_health(&services, &slices).await;
@@ -175,6 +204,10 @@ impl Keeper {
             known.insert(service.uid().unwrap_or_default(), ingress);
         }
         self.balanced = known;
+        // One that was a load balancer until now is reached as such no more.
+        for service in services.iter().filter(|service| publish::was_balanced(service)) {
+            self.set_status(service, None).await;
+        }
         let mut holding = BTreeSet::new();
         for (entry, answer) in entries.iter().zip(answers) {
             let Some(refused) = answer else { continue };

@@ -1,7 +1,7 @@
 //! The decision: which frontends there are and which endpoints they have.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
@@ -9,10 +9,14 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::ResourceExt;
 use netns::{Backend, Frontend, Protocol, ServiceTable};
 
+use crate::topology::Candidates;
+
 /// The label by which a slice names its service (EndpointSlice API reference).
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Whoever sets this wants to serve the Service with a proxy of their own.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Whoever sets this wants nobody to serve the Service's addresses.
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// This node, as services see it.
 #[derive(Clone, Debug)]
@@ -21,6 +25,8 @@ pub struct Place {
     pub node: String,
     /// Its addresses in its own network, where node ports are.
     pub addresses: Vec<IpAddr>,
+    /// Where it stands, by its label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
 }
 
 /// The slices of each Service, by namespace and name.
@@ -49,7 +55,9 @@ impl<'a> Slices<'a> {
 pub(crate) fn is_ours(service: &Service) -> bool {
     let spec = service.spec.as_ref();
     let kind = spec.and_then(|spec| spec.type_.as_deref());
-    kind != Some("ExternalName") && !service.labels().contains_key(PROXY_NAME)
+    let labels = service.labels();
+    let foreign = labels.contains_key(PROXY_NAME) || labels.contains_key(HEADLESS);
+    kind != Some("ExternalName") && !foreign
 }
 
 /// The table for these objects.
@@ -94,17 +102,19 @@ pub fn table(
     table
 }
 
-/// Within the pods' network a host port is at the node's address.
+/// Within the pods' network a host port is at the node's address and, for the node itself and pods in
+/// its network, on loopback; or where the pod wants it of these.
 fn host_ports(table: &mut ServiceTable, pods: &[Arc<Pod>], place: &Place) {
     for port in pods.iter().flat_map(|pod| HostPort::of(pod, place)) {
         if place.addresses.contains(&port.target.ip()) {
             // A pod in the node's network listens there itself.
             continue;
         }
-        for address in &place.addresses {
-            if address.is_ipv4() == port.target.is_ipv4() {
+        for address in place.addresses.iter().copied().chain([Ipv4Addr::LOCALHOST.into()]) {
+            let asked = port.host_ip.is_none_or(|ip| ip == address);
+            if asked && address.is_ipv4() == port.target.is_ipv4() {
                 let (protocol, port_number) = (port.protocol, port.host_port);
-                let frontend = Frontend { address: *address, protocol, port: port_number };
+                let frontend = Frontend { address, protocol, port: port_number };
                 let backend = Backend { endpoints: vec![port.target], affinity_s: None };
                 table.services.entry(frontend).or_insert(backend);
             }
@@ -114,6 +124,7 @@ fn host_ports(table: &mut ServiceTable, pods: &[Arc<Pod>], place: &Place) {
 
 /// A port of the host that a container asked for.
 pub(crate) struct HostPort {
+    /// None: every address.
     pub host_ip: Option<IpAddr>,
     pub host_port: u16,
     pub protocol: Protocol,
@@ -134,7 +145,11 @@ impl HostPort {
             .filter_map(|port| {
                 let number = |n: i32| u16::try_from(n).ok().filter(|n| *n != 0);
                 Some(Self {
-                    host_ip: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
+                    host_ip: port
+                        .host_ip
+                        .as_ref()
+                        .and_then(|ip| ip.parse().ok())
+                        .filter(|ip: &IpAddr| !ip.is_unspecified()),
                     host_port: number(port.host_port?)?,
                     protocol: protocol(port.protocol.as_deref())?,
                     target: SocketAddr::new(address, number(port.container_port)?),
@@ -172,21 +187,19 @@ fn affinity(spec: &ServiceSpec) -> Option<u32> {
     u32::try_from(seconds).ok()
 }
 
-fn is_local(endpoint: &Endpoint, place: &Place) -> bool {
+pub(crate) fn is_local(endpoint: &Endpoint, place: &Place) -> bool {
     endpoint.node_name.as_deref() == Some(&place.node)
 }
 
-/// The endpoints that get the traffic of a port: those that are ready; if there is none, those that
-/// still serve while they terminate. With `local` only this node's are looked at (KEP-1669).
-fn endpoints(
+/// The endpoints that get the traffic of a port. With `local` only this node's are looked at.
+pub(crate) fn endpoints(
     slices: &[&EndpointSlice],
     port: &ServicePort,
     place: &Place,
     local: bool,
 ) -> Vec<SocketAddr> {
     let wanted = port.name.as_deref().unwrap_or_default();
-    let mut ready = BTreeSet::new();
-    let mut terminating = BTreeSet::new();
+    let mut candidates = Candidates::new(place, local);
     for slice in slices {
         let target = slice
             .ports
@@ -197,24 +210,10 @@ fn endpoints(
             .find_map(|p| p.port.and_then(|n| u16::try_from(n).ok()));
         let Some(target) = target else { continue };
         for endpoint in slice.endpoints.iter().flatten() {
-            if local && !is_local(endpoint, place) {
-                continue;
-            }
-            let conditions = endpoint.conditions.as_ref();
-            let is_ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-            let is_terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-            let serves = conditions.and_then(|c| c.serving).unwrap_or(is_ready);
-            let address = endpoint.addresses.first().and_then(|a| a.parse::<IpAddr>().ok());
-            let address = address.map(|address| SocketAddr::new(address, target));
-            if is_ready {
-                ready.extend(address);
-            } else if is_terminating && serves {
-                terminating.extend(address);
-            }
+            candidates.add(endpoint, target);
         }
     }
-    let chosen = if ready.is_empty() { terminating } else { ready };
-    chosen.into_iter().collect()
+    candidates.chosen()
 }
 
 /// How many endpoints of a Service on this node are ready, whatever their ports.
@@ -234,7 +233,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn place() -> Place {
-        Place { node: "here".into(), addresses: vec!["10.42.0.1".parse().unwrap()] }
+        let addresses = vec!["10.42.0.1".parse().unwrap()];
+        Place { node: "here".into(), addresses, zone: None }
     }
 
     fn service(spec: &Value) -> Vec<Arc<Service>> {
@@ -338,9 +338,12 @@ mod tests {
             let table = table(&service(&spec), &slices(&near), &[], &place());
             assert_eq!(told(&table), want, "{spec}");
         }
-        let mut foreign = (*service(&Value::Null)[0]).clone();
-        foreign.labels_mut().insert(PROXY_NAME.into(), "other".into());
-        assert_eq!(told(&table(&[Arc::new(foreign)], &slices(&near), &[], &place())).len(), 0);
+        for label in [PROXY_NAME, HEADLESS] {
+            let mut foreign = (*service(&Value::Null)[0]).clone();
+            foreign.labels_mut().insert(label.into(), "other".into());
+            let table = table(&[Arc::new(foreign)], &slices(&near), &[], &place());
+            assert_eq!(told(&table).len(), 0, "{label}");
+        }
     }
 
     #[test]
@@ -353,8 +356,38 @@ mod tests {
             vec![Arc::new(serde_json::from_value::<Pod>(pod).unwrap())]
         };
         let lines = |pods: &[Arc<Pod>]| told(&table(&[], &[], pods, &place()));
-        assert_eq!(lines(&pod("Running", "here")), ["10.42.0.1:8080 > 10.42.0.2:80"]);
+        assert_eq!(
+            lines(&pod("Running", "here")),
+            ["10.42.0.1:8080 > 10.42.0.2:80", "127.0.0.1:8080 > 10.42.0.2:80"]
+        );
         assert!(lines(&pod("Succeeded", "here")).is_empty());
         assert!(lines(&pod("Running", "there")).is_empty());
+    }
+
+    /// Upstream's conformance: the same port with another address or protocol is no conflict.
+    #[test]
+    fn host_ports_share_a_number_at_different_addresses() {
+        let pod = |name: &str, pod_ip: &str, host_ip: &str, protocol: &str| {
+            let pod = json!({"metadata": {"name": name, "namespace": "d"},
+                "spec": {"nodeName": "here", "containers": [{"name": "c", "ports": [
+                    {"containerPort": 80, "hostPort": 8080, "hostIP": host_ip,
+                     "protocol": protocol}]}]},
+                "status": {"phase": "Running", "podIP": pod_ip}});
+            Arc::new(serde_json::from_value::<Pod>(pod).unwrap())
+        };
+        let pods = [
+            pod("one", "10.42.0.2", "127.0.0.1", "TCP"),
+            pod("two", "10.42.0.3", "10.42.0.1", "TCP"),
+            pod("three", "10.42.0.4", "10.42.0.1", "UDP"),
+            pod("elsewhere", "10.42.0.5", "192.0.2.1", "TCP"),
+        ];
+        let lines = [
+            "10.42.0.1:8080 > 10.42.0.3:80",
+            "10.42.0.1:8080 > 10.42.0.4:80",
+            "127.0.0.1:8080 > 10.42.0.2:80",
+        ];
+        assert_eq!(told(&table(&[], &[], &pods, &place())), lines);
+        let all = [pod("all", "10.42.0.2", "0.0.0.0", "TCP")];
+        assert_eq!(told(&table(&[], &[], &all, &place())).len(), 2);
     }
 }

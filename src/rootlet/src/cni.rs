@@ -230,7 +230,7 @@ async fn check(control: &Control, configuration: &Configuration) -> Result<(), F
         return Err(failure(FAILED, &message, ""));
     };
     let told = configuration.prev_result.as_ref().and_then(|result| result["ips"].as_array());
-    let own = format!("{}/32", found.address);
+    let own = format!("{}/{}", found.address, if found.address.is_ipv4() { 32 } else { 128 });
     match told {
         Some(ips) if ips.iter().all(|ip| ip["address"] != own.as_str()) => {
             let message = format!("container {container} has the address {own}, not the one told");

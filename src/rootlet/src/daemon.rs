@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,12 +20,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{self, Admin};
-use crate::node::{
-    CLUSTER_CIDR, DNS_ADDRESS, DOMAIN, NODE_ADDRESS, REVERSE, SERVICE_CIDR, SERVICE_CIDR6,
-};
+use crate::node::{DOMAIN, Plan, REVERSE};
+use crate::paths::Paths;
 use crate::settings::{Settings, StoreAddress};
 use crate::tracer::Tracer;
-use crate::{dial, lock, logging};
+use crate::{dial, lock, logging, up, userns};
 
 /// kube-apiserver's usual port.
 const API_PORT: u16 = 6443;
@@ -93,15 +95,18 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     let network = netns::Control::connect(&paths.node_socket())
         .await
         .context("cannot reach the node process")?;
+    let gateways = network.gateways().await.context("cannot reach the node process")?;
+    let plan = Plan::of(&gateways);
     let forward = |port| netns::Forward {
-        node: SocketAddr::new(NODE_ADDRESS, port),
+        node: SocketAddr::new(plan.node, port),
         host: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
     };
     let forwards = vec![forward(api_port), forward(kubelet_port)];
     network.set_forwards(forwards.clone()).await.context("cannot lead pods to the API server")?;
 
     let images = open_images(&settings)?;
-    let (server, store) = start_api(&settings, api, kubelet_port, &network, &serving).await?;
+    let (server, store) =
+        start_api(&settings, &plan, api, kubelet_port, &network, &serving).await?;
     write_admin(&settings, &server, api_port)?;
 
     let runtime =
@@ -110,11 +115,12 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
             .context("cannot start the container runtime")?;
     let informers = Informers::new(component(&server, "system:kube-controller-manager", &[]));
     let mut tasks = Tasks::new(shutdown.clone());
-    let link = Link { gateways: network.gateways().await?, network: network.clone(), forwards };
-    start_components(&mut tasks, &server, &informers, link, &settings)?;
+    let link = Link { gateways, plan, network: network.clone(), forwards };
+    start_components(&mut tasks, &server, &informers, &link, &settings)?;
+    keep_node(&mut tasks, &settings, &link).await?;
     let own_node = settings.runs(Component::Kubelet);
     if own_node {
-        start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &network)?;
+        start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &link)?;
     }
 
     let (down, mut asked) = mpsc::channel(1);
@@ -144,6 +150,67 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
 
     let stopped = wait(&mut asked, &mut tasks).await?;
     stop(Stop { shutdown, serving, tasks, server, store, runtime, stopped, socket }).await
+}
+
+/// Starts the node process anew should it end: the daemon holds its network, with all pods in it, and
+/// lives in its other namespaces.
+async fn keep_node(tasks: &mut Tasks, settings: &Settings, link: &Link) -> anyhow::Result<()> {
+    let (stop, network, paths) =
+        (tasks.shutdown.clone(), link.network.clone(), settings.paths.clone());
+    let namespace = network.node_netns().await.context("cannot get hold of the node's network")?;
+    let forwards = (!settings.runs(Component::Proxy)).then(|| link.forwards.clone());
+    tasks.spawn("keeper of the node process", async move {
+        let keep = async {
+            loop {
+                network.until_lost().await;
+                if lock::holder(&paths.lock("node")).is_some() {
+                    continue;
+                }
+                tracing::warn!("the node process has ended; it is started anew");
+                let descriptor = namespace.as_raw_fd();
+                let place = format!("/proc/{}/fd/{descriptor}", std::process::id());
+                let paths = paths.clone();
+                let started = tokio::task::spawn_blocking(move || start_node(&paths, &place)).await;
+                match started {
+                    Ok(Ok(())) => {
+                        // Otherwise the proxy tells them, with its own.
+                        if let Some(forwards) = &forwards
+                            && let Err(error) = network.set_forwards(forwards.clone()).await
+                        {
+                            tracing::warn!(%error, "cannot lead pods to the API server");
+                        }
+                    }
+                    Ok(Err(error)) => tracing::error!("no node process: {error:#}"),
+                    Err(error) => tracing::error!(%error, "no node process"),
+                }
+            }
+        };
+        stop.run_until_cancelled(keep).await;
+        Ok(())
+    });
+    Ok(())
+}
+
+/// A node process in this process' own namespaces, but for the network, whose place is told.
+fn start_node(paths: &Paths, namespace: &str) -> anyhow::Result<()> {
+    let mut child = Command::new("/proc/self/exe")
+        .arg("node-inside")
+        .arg(paths.settings())
+        .arg(namespace)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(up::open_log(paths, "node")?)
+        .process_group(0)
+        .spawn()
+        .context("cannot start it")?;
+    let ready = userns::supervise(&mut child);
+    if ready.is_err() {
+        // It may still be there when it was us who could not go on.
+        let _ = child.kill();
+    }
+    // It outlives the daemon or ends before it; then somebody has to take note.
+    std::thread::spawn(move || child.wait());
+    ready.map(drop)
 }
 
 /// Until somebody asks for the end. The channel is there when the pods are to be stopped as well.
@@ -295,6 +362,7 @@ fn runtime_config(
 
 async fn start_api(
     settings: &Settings,
+    plan: &Plan,
     listener: TcpListener,
     kubelet_port: u16,
     network: &netns::Control,
@@ -312,13 +380,9 @@ async fn start_api(
     let server = ApiServer::start(apiserver::Config {
         store: store.clone(),
         data_dir: settings.paths.data.clone(),
-        advertise: SocketAddr::new(NODE_ADDRESS, listener.local_addr()?.port()),
+        advertise: SocketAddr::new(plan.node, listener.local_addr()?.port()),
         listen: vec![listener],
-        service_cidr: if dual_stack(network).await? {
-            format!("{SERVICE_CIDR},{SERVICE_CIDR6}")
-        } else {
-            SERVICE_CIDR.into()
-        },
+        service_cidr: plan.services.clone(),
         cluster_domain: DOMAIN.into(),
         extra_sans: vec![own.clone()],
         // The own kubelet listens on loopback, where the node's address does not lead.
@@ -353,12 +417,6 @@ fn access(files: &cli::access::Access) -> apiserver::Access {
             max_size_megabytes: files.audit_log_maxsize.unwrap_or_default(),
         },
     }
-}
-
-/// Whether the node's network has both families of addresses.
-async fn dual_stack(network: &netns::Control) -> anyhow::Result<bool> {
-    let gateways = network.gateways().await.context("cannot reach the node process")?;
-    Ok(gateways.len() > 1)
 }
 
 /// The store of another machine's etcd.
@@ -423,11 +481,12 @@ fn sign(server: &ApiServer) -> Arc<controllers::Sign> {
     })
 }
 
-/// What the service proxy needs of the node's network.
+/// What components need of the node's network.
 struct Link {
     network: netns::Control,
     /// The node's own addresses there.
     gateways: Vec<IpAddr>,
+    plan: Plan,
     forwards: Vec<netns::Forward>,
 }
 
@@ -435,20 +494,23 @@ fn start_components(
     tasks: &mut Tasks,
     server: &ApiServer,
     informers: &Informers,
-    link: Link,
+    link: &Link,
     settings: &Settings,
 ) -> anyhow::Result<()> {
     if settings.runs(Component::Scheduler) {
         start_scheduler(tasks, server, informers, settings)?;
     }
     if settings.runs(Component::ControllerManager) {
-        start_controllers(tasks, server, informers, settings);
+        start_controllers(tasks, server, informers, link, settings);
     }
     if settings.runs(Component::Proxy) {
         start_proxy(tasks, server, informers, link, settings);
     }
+    if settings.ingress {
+        start_ingress(tasks, server, informers, link, settings);
+    }
     if settings.runs(Component::Dns) {
-        start_dns(tasks, server, informers, settings);
+        start_dns(tasks, server, informers, &link.plan, settings);
     }
     Ok(())
 }
@@ -521,11 +583,13 @@ fn start_controllers(
     tasks: &mut Tasks,
     server: &ApiServer,
     informers: &Informers,
+    link: &Link,
     settings: &Settings,
 ) {
     let user = "system:kube-controller-manager";
     let election = election(server, settings, user, "kube-controller-manager");
     let (server, informers, settings) = (server.clone(), informers.clone(), settings.clone());
+    let cluster = link.plan.cluster;
     let work = move |stop| {
         let accounts = server.clone();
         let config = controllers::Config {
@@ -534,7 +598,7 @@ fn start_controllers(
                 name => service_account(&accounts, name),
             }),
             informers: informers.clone(),
-            cluster_cidr: CLUSTER_CIDR.into(),
+            cluster_cidr: cluster.into(),
             root_ca_pem: server.pki().ca_pem().to_owned(),
             sign: sign(&server),
             volumes_dir: settings.paths.data.join("volumes"),
@@ -549,17 +613,21 @@ fn start_proxy(
     tasks: &mut Tasks,
     server: &ApiServer,
     informers: &Informers,
-    link: Link,
+    link: &Link,
     settings: &Settings,
 ) {
     let stop = tasks.shutdown.clone();
     let config = proxy::Config {
         informers: informers.clone(),
-        control: link.network,
+        control: link.network.clone(),
         client: service_account(server, "service-controller"),
-        place: proxy::Place { node: settings.paths.context(), addresses: link.gateways },
+        place: proxy::Place {
+            node: settings.paths.context(),
+            addresses: link.gateways.clone(),
+            zone: None,
+        },
         publish: settings.publish.clone(),
-        forwards: link.forwards,
+        forwards: link.forwards.clone(),
     };
     let proxied = proxy::run(config, stop);
     tasks.spawn("service proxy", async move {
@@ -568,14 +636,41 @@ fn start_proxy(
     });
 }
 
-fn start_dns(tasks: &mut Tasks, server: &ApiServer, informers: &Informers, settings: &Settings) {
+fn start_ingress(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    informers: &Informers,
+    link: &Link,
+    settings: &Settings,
+) {
+    let stop = tasks.shutdown.clone();
+    let config = proxy::ingress::Config {
+        informers: informers.clone(),
+        control: link.network.clone(),
+        client: service_account(server, "ingress-controller"),
+        place: proxy::Place { node: settings.paths.context(), addresses: Vec::new(), zone: None },
+        addresses: settings.publish.clone(),
+    };
+    tasks.spawn("ingress controller", async move {
+        proxy::ingress::run(config, stop).await;
+        Ok(())
+    });
+}
+
+fn start_dns(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    informers: &Informers,
+    plan: &Plan,
+    settings: &Settings,
+) {
     let feeder = dns::Feeder {
         client: service_account(server, "coredns"),
         informers: informers.clone(),
         socket: settings.paths.dns_socket(),
         domain: DOMAIN.into(),
-        address: DNS_ADDRESS,
-        endpoint: SocketAddr::new(NODE_ADDRESS, 53),
+        address: plan.dns,
+        endpoint: SocketAddr::new(plan.node, 53),
         reverse: REVERSE.map(str::to_owned).to_vec(),
     };
     let stop = tasks.shutdown.clone();
@@ -591,13 +686,14 @@ fn start_kubelet(
     settings: &Settings,
     listener: TcpListener,
     runtime: &runtime::Runtime,
-    network: &netns::Control,
+    link: &Link,
 ) -> anyhow::Result<()> {
     let node_name = settings.paths.context();
     let user = format!("system:node:{node_name}");
-    let certificate = server
-        .pki()
-        .issue_server(&user, &[node_name.clone(), NODE_ADDRESS.to_string(), "127.0.0.1".into()])?;
+    let certificate = server.pki().issue_server(
+        &user,
+        &[node_name.clone(), link.plan.node.to_string(), "127.0.0.1".into()],
+    )?;
     let client = component(server, &user, &["system:nodes"]);
     let (runtime_service, image_service) = runtime.services();
     let cri = kubelet::Cri::in_process(runtime_service, image_service);
@@ -614,10 +710,10 @@ fn start_kubelet(
             key_pem: certificate.key_pem,
             client_ca_pem: server.pki().ca_pem().to_owned(),
         },
-        cluster_dns: vec![DNS_ADDRESS],
+        cluster_dns: vec![link.plan.dns],
         cluster_domain: DOMAIN.into(),
-        node_ip: NODE_ADDRESS,
-        dialer: Arc::new(Dialer(network.clone())),
+        node_ip: link.plan.node,
+        dialer: Arc::new(Dialer(link.network.clone())),
         labels: BTreeMap::new(),
         taints: Vec::new(),
         max_pods: settings.max_pods,

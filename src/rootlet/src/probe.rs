@@ -23,7 +23,7 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
 fn network() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let node = netns::Node::start(crate::node::network(false)?).await?;
+        let node = netns::Node::start(crate::node::network(false, false)?).await?;
         node.shutdown().await;
         Ok(())
     })

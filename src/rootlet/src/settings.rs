@@ -31,6 +31,9 @@ pub struct Settings {
     /// Whether pods and services have IPv6 addresses as well, where the kernel allows it.
     #[serde(default)]
     pub dual_stack: bool,
+    /// Whether the cluster knows IPv6 addresses alone; then pods have IPv4 ones for the way out.
+    #[serde(default)]
+    pub ipv6_only: bool,
     /// Addresses of the host on which node ports and host ports are offered.
     #[serde(default = "loopback")]
     pub publish: Vec<IpAddr>,
@@ -46,6 +49,9 @@ pub struct Settings {
     /// Below what the node is under pressure.
     #[serde(default)]
     pub eviction_hard: Option<String>,
+    /// Whether Ingresses are served.
+    #[serde(default)]
+    pub ingress: bool,
     /// `registries.yaml`.
     pub registries: Option<PathBuf>,
     /// The scheduler's KubeSchedulerConfiguration.

@@ -1,6 +1,6 @@
 //! `rootlet up`: starts the node process and the daemon, and waits until the node is Ready.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -65,8 +65,12 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         api_port: arguments.api_port.or(known.as_ref().and_then(|known| known.api_port)),
         api_port_fixed: arguments.api_port.is_some(),
         dual_stack: match &arguments.ip_family {
-            Some(family) => family == "dual",
+            Some(family) => family != "ipv4",
             None => known.as_ref().is_none_or(|known| known.dual_stack),
+        },
+        ipv6_only: match &arguments.ip_family {
+            Some(family) => family == "ipv6",
+            None => known.as_ref().is_some_and(|known| known.ipv6_only),
         },
         publish: match (&arguments.publish[..], &known) {
             ([], Some(known)) => known.publish.clone(),
@@ -77,6 +81,7 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         static_pods: arguments.pod_manifest_path.as_ref().map(std::path::absolute).transpose()?,
         allowed_unsafe_sysctls: arguments.allowed_unsafe_sysctls.clone(),
         eviction_hard: arguments.eviction_hard.clone(),
+        ingress: arguments.ingress,
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
         access: arguments
             .access
@@ -159,15 +164,16 @@ fn start(paths: &Paths) -> anyhow::Result<()> {
     spawn(paths, "daemon", &settings, &[&node.to_string()])
 }
 
+/// The log of `role`, to write to.
+pub fn open_log(paths: &Paths, role: &str) -> anyhow::Result<File> {
+    let log = paths.log(role);
+    let opened = OpenOptions::new().create(true).append(true).mode(0o600).open(&log);
+    opened.with_context(|| format!("cannot write {}", log.display()))
+}
+
 /// Starts the process of `role` and waits until it says that it is ready.
 pub fn spawn(paths: &Paths, role: &str, settings: &Path, rest: &[&str]) -> anyhow::Result<()> {
-    let log = paths.log(role);
-    let output = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(&log)
-        .with_context(|| format!("cannot write {}", log.display()))?;
+    let (log, output) = (paths.log(role), open_log(paths, role)?);
     let mut child = Command::new("/proc/self/exe")
         .arg(role)
         .arg(settings)

@@ -147,6 +147,15 @@ pub const CLUSTER_ROLES: &[Role] = &[
         "create,list,watch - services",
         "create,list,watch discovery.k8s.io endpointslices",
     ]),
+    // Serves Ingresses, where that is asked for.
+    role("system:ingress", &["sa:kube-system/ingress-controller"], &[
+        "read - secrets,services",
+        "read discovery.k8s.io endpointslices",
+        "read networking.k8s.io ingresses",
+        "create,get,list,watch networking.k8s.io ingressclasses",
+        "patch,update networking.k8s.io ingresses/status",
+        EVENTS,
+    ]),
     role("system:kube-dns", &["sa:kube-system/kube-dns"], &["list,watch - endpoints,services"]),
     role("system:persistent-volume-provisioner", &[], &[
         "create,delete,get,list,watch - persistentvolumes",

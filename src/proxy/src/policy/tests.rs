@@ -209,6 +209,50 @@ fn ports_have_protocols_ranges_and_names() {
     );
 }
 
+/// Upstream's cases: "multiple stacked policies with overlapping podSelectors", "policies in different
+/// namespaces", and ports of SCTP beside others.
+#[test]
+fn policies_add_up_and_protocols_are_apart() {
+    let allow = |app: &str, ports: Value| {
+        json!({"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": {"app": app}}}],
+                "ports": ports}]})
+    };
+    check(
+        &[allow("db", json!([{"port": 80}])), allow("job", json!([{"port": 81}]))],
+        &["tcp 80 shop/db > shop/web", "tcp 81 shop/job > shop/web", "tcp 80 shop/db > lab/web"],
+        &["tcp 81 shop/db > shop/web", "tcp 80 shop/job > shop/web", "tcp 80 lab/tool > shop/web"],
+    );
+    check(
+        &[allow("db", json!([{"port": 80, "protocol": "SCTP"}]))],
+        &["sctp 80 shop/db > shop/web"],
+        &["tcp 80 shop/db > shop/web", "udp 80 shop/db > shop/web"],
+    );
+    check(
+        &[allow("db", json!([{"port": 80, "protocol": "SCTP"}, {"port": 80}]))],
+        &["sctp 80 shop/db > shop/web", "tcp 80 shop/db > shop/web"],
+        &["udp 80 shop/db > shop/web"],
+    );
+    // Both ends have to agree: egress of one, ingress of the other.
+    let egress = json!({"podSelector": {"matchLabels": {"app": "db"}}, "policyTypes": ["Egress"],
+        "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "web"}}}],
+            "ports": [{"port": 80}, {"port": 81}]}]});
+    check(
+        &[egress, allow("db", json!([{"port": 80}, {"port": 82}]))],
+        &["tcp 80 shop/db > shop/web"],
+        &["tcp 81 shop/db > shop/web", "tcp 82 shop/db > shop/web", "tcp 80 shop/db > shop/job"],
+    );
+    // A later policy takes away what an earlier one did not say.
+    let deny = json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]});
+    let blocks = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [
+        {"to": [{"ipBlock": {"cidr": "10.42.0.0/24", "except": ["10.42.0.4/32"]}}]}]});
+    check(
+        &[deny, blocks],
+        &["tcp 80 shop/web > lab/tool"],
+        &["tcp 80 shop/web > shop/job", "tcp 80 shop/web > shop/db", "tcp 80 lab/web > shop/web"],
+    );
+}
+
 #[test]
 fn pods_in_the_nodes_network_and_finished_ones_are_no_members() {
     let (mut pods, namespaces) = world();

@@ -1,0 +1,185 @@
+#!/usr/bin/env bash
+# How fast the pods' network is: rootlet beside a plain veth pair, pasta and slirp4netns, in one run.
+#   tests/bench-network.sh [SECONDS]     wants iperf3, python3, iproute2; pasta and slirp4netns if they are there
+# Pods are played by network namespaces that get their interface from `rootlet cni`, so no image is needed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds=${1:-3}
+. tests/unprivileged.sh
+for tool in iperf3 python3 ip nsenter; do
+    command -v $tool >/dev/null || { echo "$tool is missing"; exit 1; }
+done
+host=$(ip -4 route get 192.0.2.255 2>/dev/null | sed -n 's/.* src \([0-9.]*\).*/\1/p')
+gateway=$(ip -4 route show default | sed -n 's/^default via \([0-9.]*\).*/\1/p')
+[ -n "$host" ] || { echo "this machine has no address besides loopback"; exit 1; }
+place=$(as_user mktemp -d "$scratch/bench.XXXXXX")
+rootlet=${ROOTLET:-bin/rootlet}
+cp "$rootlet" "$place/rootlet" && cp target/tools/kubectl "$place/kubectl"
+chmod 755 "$place/rootlet" "$place/kubectl"
+rootlet() { as_user "$place/rootlet" "$@"; }
+kubectl() { as_user "$place/kubectl" --kubeconfig "$place/kubeconfig" "$@"; }
+started=()
+clean() {
+    for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
+    rootlet delete --name bench-net >/dev/null 2>&1 || true
+    rm -rf "$place"
+}
+trap clean EXIT
+
+# The other side of everything: port 5201 takes and gives streams, 5202 connections, 5203 single bytes.
+cat >"$place/peer.py" <<'PY'
+import socket, sys, threading, time
+def serve(port, answer):
+    listener = socket.create_server(("0.0.0.0", port), backlog=4096)
+    while True:
+        stream, _ = listener.accept()
+        answer(stream)
+def echo(stream):
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def run():
+        try:
+            while data := stream.recv(64):
+                stream.sendall(data)
+        except OSError:
+            pass
+    threading.Thread(target=run, daemon=True).start()
+if sys.argv[1] == "serve":
+    threading.Thread(target=serve, args=(5202, lambda stream: stream.close()), daemon=True).start()
+    serve(5203, echo)
+host, seconds = sys.argv[1], float(sys.argv[2])
+count, end = 0, time.monotonic() + seconds
+while time.monotonic() < end:
+    with socket.create_connection((host, 5202)) as stream:
+        stream.recv(1)
+    count += 1
+stream = socket.create_connection((host, 5203))
+stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+times = []
+end = time.monotonic() + seconds
+while time.monotonic() < end:
+    begin = time.perf_counter()
+    stream.sendall(b"x")
+    stream.recv(1)
+    times.append(time.perf_counter() - begin)
+times.sort()
+print(f"{count / seconds:8.0f} connections/s {times[len(times) // 2] * 1e6:6.0f} us round trip")
+PY
+chmod 644 "$place/peer.py"
+peers() { # WRAPPER…: serves inside whatever the wrapper leads into
+    "$@" iperf3 -s >/dev/null 2>&1 &
+    started+=($!)
+    "$@" python3 "$place/peer.py" serve >/dev/null 2>&1 &
+    started+=($!)
+}
+gbits() { python3 -c 'import json, sys; print("%6.1f" % (json.load(sys.stdin)["end"]["sum_received"]["bits_per_second"] / 1e9))'; }
+# measure LABEL ADDRESS WRAPPER…
+measure() {
+    local label=$1 address=$2 up down rest
+    shift 2
+    up=$("$@" iperf3 -c "$address" -t "$seconds" -J | gbits) || up="     -"
+    down=$("$@" iperf3 -c "$address" -t "$seconds" -R -J | gbits) || down="     -"
+    rest=$("$@" python3 "$place/peer.py" "$address" "$seconds") || rest="-"
+    printf '%-34s up %s down %s Gbit/s %s\n' "$label" "$up" "$down" "$rest"
+}
+inside() { # PID COMMAND…: in the network namespace of a process
+    local pid=$1
+    shift
+    if [ "$(id -u)" = 0 ]; then
+        nsenter --net="/proc/$pid/ns/net" "$@"
+    else
+        nsenter --preserve-credentials --user --net --target "$pid" "$@"
+    fi
+}
+until_ready() { # COMMAND…: until it succeeds, for ten seconds at most
+    for _ in $(seq 100); do
+        "$@" >/dev/null 2>&1 && return 0
+        sleep 0.1
+    done
+    echo "not in time: $*" >&2
+    return 1
+}
+namespace_of_its_own() { [ "$(readlink "/proc/$1/ns/net")" != "$(readlink /proc/self/ns/net)" ]; }
+
+echo "congestion control: $(cat /proc/sys/net/ipv4/tcp_congestion_control); $seconds s each; $(nproc) CPUs"
+peers env
+until_ready bash -c "exec 3<>/dev/tcp/$host/5203"
+
+echo "== peers"
+as_user unshare --map-root-user --net sleep 100000 &
+started+=($!)
+veth=$!
+until_ready namespace_of_its_own "$veth"
+as_user nsenter --preserve-credentials --user --net --target "$veth" unshare --net sleep 100000 &
+started+=($!)
+far=$!
+until_ready namespace_of_its_own "$far"
+as_user nsenter --preserve-credentials --user --net --target "$veth" sh -ec "
+    ip link add near type veth peer name far netns $far
+    ip address add 10.9.0.1/24 dev near && ip link set near mtu 65520 up && ip link set lo up"
+as_user nsenter --preserve-credentials --user --net --target "$far" sh -ec "
+    ip address add 10.9.0.2/24 dev far && ip link set far mtu 65520 up"
+peers inside "$veth"
+until_ready inside "$far" bash -c "exec 3<>/dev/tcp/10.9.0.1/5203"
+measure "plain veth" 10.9.0.1 inside "$far"
+if command -v slirp4netns >/dev/null; then
+    as_user unshare --map-root-user --net sleep 100000 &
+    started+=($!)
+    slirp=$!
+    until_ready namespace_of_its_own "$slirp"
+    as_user slirp4netns --configure --mtu=65520 "$slirp" tap0 >/dev/null 2>&1 &
+    started+=($!)
+    if until_ready inside "$slirp" bash -c "exec 3<>/dev/tcp/$host/5203"; then
+        measure "slirp4netns" "$host" inside "$slirp"
+    else
+        echo "slirp4netns does not start here"
+    fi
+else
+    echo "slirp4netns is not installed"
+fi
+if command -v pasta >/dev/null && [ -n "$gateway" ]; then
+    if as_user pasta --quiet --config-net -- bash -c "exec 3<>/dev/tcp/$gateway/5203" 2>/dev/null; then
+        # Its namespace has the host's address; the gateway's leads to the host.
+        measure "pasta" "$gateway" as_user pasta --quiet --config-net --
+    else
+        echo "pasta does not start here"
+    fi
+else
+    echo "pasta is not installed, or there is no default route"
+fi
+
+echo "== rootlet"
+rootlet up --name bench-net --ephemeral --kubeconfig "$place/kubeconfig" >/dev/null
+node=$(cat "$scratch/run/rootlet/bench-net/node.pid")
+pod() { # NAME: makes a pod's namespace; sets pod_pid and pod_address
+    as_user nsenter --preserve-credentials --user --target "$node" unshare --net sleep 100000 &
+    pod_pid=$!
+    started+=($pod_pid)
+    until_ready namespace_of_its_own "$pod_pid"
+    local conf='{"cniVersion": "1.1.0", "name": "pods", "type": "rootlet", "cluster": "bench-net"}'
+    pod_address=$(echo "$conf" | as_user env CNI_COMMAND=ADD "CNI_CONTAINERID=$1" CNI_IFNAME=eth0 \
+        "CNI_NETNS=/proc/$pod_pid/ns/net" "$place/rootlet" cni |
+        python3 -c 'import json, sys; print(json.load(sys.stdin)["ips"][0]["address"].split("/")[0])')
+}
+pod one && one=$pod_pid
+pod two && two=$pod_pid two_address=$pod_address
+peers inside "$two"
+until_ready inside "$one" bash -c "exec 3<>/dev/tcp/$two_address/5203"
+measure "pod to host" "$host" inside "$one"
+measure "pod to pod" "$two_address" inside "$one"
+kubectl apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Service
+metadata: {name: two}
+spec:
+  ports: [{name: a, port: 5201}, {name: b, port: 5202}, {name: c, port: 5203}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: two, labels: {kubernetes.io/service-name: two}}
+addressType: IPv4
+ports: [{name: a, port: 5201}, {name: b, port: 5202}, {name: c, port: 5203}]
+endpoints: [{addresses: ["$two_address"]}]
+YAML
+service=$(kubectl get service two -o jsonpath='{.spec.clusterIP}')
+until_ready inside "$one" bash -c "exec 3<>/dev/tcp/$service/5203"
+measure "pod to ClusterIP" "$service" inside "$one"
