@@ -18,7 +18,9 @@ use crate::link::{Link, Mac, mac_of, mac_text, read_link};
 use crate::netlink::{Requests, Socket};
 use crate::nft::{self, Batch, Element};
 use crate::policy::{Policies, PolicyTable};
-use crate::ruleset::{self, AFFINITY, HAIRPIN, PENDING, PODS, Parameters, QueueBy, Ranges, TABLE};
+use crate::ruleset::{
+    self, ADOPTED, AFFINITY, CLUSTER, HAIRPIN, PENDING, PODS, Parameters, QueueBy, Ranges, TABLE,
+};
 use crate::services::{self, ServiceChange, ServiceTable, Withdrawn};
 use crate::thread::{current_namespace, inside};
 use crate::{Cidr, Error};
@@ -114,6 +116,12 @@ struct Label {
     member: Option<String>,
 }
 
+/// A pod that somebody else attached to the node's network, as CNI plugins do.
+struct Adopted {
+    member: String,
+    addresses: Vec<IpAddr>,
+}
+
 struct Pod {
     attachment: Attachment,
     address: Ipv4Addr,
@@ -134,6 +142,7 @@ pub(crate) struct Network {
     netfilter: Socket,
     ipam: Ipam,
     pods: BTreeMap<String, Pod>,
+    adopted: BTreeMap<String, Adopted>,
     services: ServiceTable,
     /// None until policies were told for the first time.
     policy_table: Option<PolicyTable>,
@@ -157,6 +166,7 @@ impl Network {
             route: Socket::route()?,
             netfilter: Socket::netfilter()?,
             pods: BTreeMap::new(),
+            adopted: BTreeMap::new(),
             services: ServiceTable::default(),
             policy_table: None,
             policies: Policies::default(),
@@ -240,22 +250,71 @@ impl Network {
         for pod in self.pods.values() {
             add_pod_elements(&mut batch, pod);
         }
+        self.adopted.clear();
         self.services = ServiceTable::default();
         self.policies = Policies::default();
         batch.commit(&self.netfilter)
     }
 
     /// Whether policies have yet to learn of a pod of this name.
-    pub fn awaits_policies(&self, request: &AttachRequest) -> bool {
-        match (&self.policy_table, &request.member) {
+    pub fn awaits_policies(&self, id: &str, member: Option<&str>) -> bool {
+        match (&self.policy_table, member) {
             (Some(table), Some(member)) => {
                 // What is attached already came in under the policies of its time.
                 !table.others_are_free
                     && !table.members.contains_key(member)
-                    && !self.pods.contains_key(&request.id)
+                    && !self.pods.contains_key(id)
+                    && !self.adopted.contains_key(id)
             }
             _ => false,
         }
+    }
+
+    /// Makes services and policies hold for a pod that somebody else attached. Idempotent by id.
+    pub fn adopt(&mut self, id: &str, member: String, addresses: Vec<IpAddr>) -> Result<(), Error> {
+        let known = self.adopted.get(id);
+        if known.is_some_and(|known| known.member == member && known.addresses == addresses) {
+            return Ok(());
+        }
+        self.release(id)?;
+        let mut batch = Batch::new(TABLE);
+        for (set, elements) in self.elements_of(&addresses) {
+            batch.add_elements(&set, &elements);
+        }
+        self.adopted.insert(id.to_owned(), Adopted { member, addresses });
+        let done = self.commit_with_policies(batch);
+        if done.is_err() {
+            self.adopted.remove(id);
+        }
+        done
+    }
+
+    /// Undoes an adoption. Returns the addresses that the pod had.
+    fn release(&mut self, id: &str) -> Result<Vec<IpAddr>, Error> {
+        let Some(pod) = self.adopted.remove(id) else { return Ok(Vec::new()) };
+        let mut batch = Batch::new(TABLE);
+        for (set, elements) in self.elements_of(&pod.addresses) {
+            batch.delete_elements(&set, &elements);
+        }
+        self.commit_with_policies(batch)?;
+        Ok(pod.addresses)
+    }
+
+    /// What the sets have of a pod that somebody else attached.
+    fn elements_of(&self, addresses: &[IpAddr]) -> Vec<(String, Vec<Element>)> {
+        let ranges = &self.shape.ranges;
+        let inside = |address| ranges.iter().any(|r| r.pods.contains(address));
+        let mut elements = Vec::new();
+        for address in addresses {
+            let family = Family::of(*address);
+            let own = Element::Key(crate::family::octets(*address));
+            elements.push((family.name(ADOPTED), vec![own]));
+            elements.push((family.name(HAIRPIN), vec![ruleset::hairpin_element(*address)]));
+            if !inside(*address) {
+                elements.push((family.name(CLUSTER), Element::interval(*address, *address)));
+            }
+        }
+        elements
     }
 
     /// Makes the policies exactly these; connections that exist go on.
@@ -292,6 +351,9 @@ impl Network {
             if let Some(member) = &pod.member {
                 attached.entry(member.clone()).or_default().extend(pod.addresses());
             }
+        }
+        for pod in self.adopted.values() {
+            attached.entry(pod.member.clone()).or_default().extend(&pod.addresses);
         }
         attached
     }
@@ -455,7 +517,7 @@ impl Network {
     /// Takes the interface away. Not an error if there is none. Returns the addresses it had.
     pub fn detach(&mut self, id: &str) -> Result<Vec<IpAddr>, Error> {
         let Some(pod) = self.pods.remove(id) else {
-            return Ok(Vec::new());
+            return self.release(id);
         };
         let result = self.disconnect_pod(&pod);
         self.ipam.release(pod.address);
@@ -596,6 +658,15 @@ fn add_pod_elements(batch: &mut Batch, pod: &Pod) {
         batch.add_elements(&family.name(PODS), &own);
         batch.add_elements(&family.name(HAIRPIN), &[ruleset::hairpin_element(address)]);
     }
+}
+
+/// Brings the loopback interface of a network namespace up.
+pub fn raise_loopback(namespace: &OwnedFd) -> Result<(), Error> {
+    inside(namespace, || {
+        let mut requests = Requests::new();
+        requests.set_up(LOOPBACK_INDEX);
+        Socket::route()?.execute(&requests)
+    })
 }
 
 /// The links in the namespace of the calling thread.

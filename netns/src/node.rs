@@ -205,22 +205,39 @@ impl Node {
         request: AttachRequest,
         namespace: OwnedFd,
     ) -> Result<Attachment, Error> {
-        let thread = &self.shared.thread;
+        self.await_policies(&request.id, request.member.as_deref()).await?;
+        self.shared.thread.run(|network| network.attach(request, namespace)).await?
+    }
+
+    /// Makes services and policies hold for a pod that somebody else attached to this network, until
+    /// it is detached. Idempotent by id.
+    pub async fn adopt(
+        &self,
+        id: String,
+        member: String,
+        addresses: Vec<IpAddr>,
+    ) -> Result<(), Error> {
+        self.await_policies(&id, Some(&member)).await?;
+        self.shared.thread.run(move |network| network.adopt(&id, member, addresses)).await?
+    }
+
+    /// Waits until policies know a pod that they have to know.
+    async fn await_policies(&self, id: &str, member: Option<&str>) -> Result<(), Error> {
         let mut policies = self.shared.policies.subscribe();
         let known = async {
             loop {
-                let request = request.clone();
-                if !thread.run(move |network| network.awaits_policies(&request)).await? {
+                let (id, member) = (id.to_owned(), member.map(str::to_owned));
+                let waits = move |n: &mut Network| n.awaits_policies(&id, member.as_deref());
+                if !self.shared.thread.run(waits).await? {
                     return Ok(());
                 }
                 policies.changed().await.map_err(|_| Error::Closed)?;
             }
         };
         tokio::time::timeout(POLICY_PATIENCE, known).await.map_err(|_| {
-            let member = request.member.clone().unwrap_or_default();
+            let member = member.unwrap_or_default();
             Error::Invalid(format!("no policy decision about {member} came in time"))
-        })??;
-        thread.run(|network| network.attach(request, namespace)).await?
+        })?
     }
 
     /// Disconnects a pod and ends its flows. Not an error if it is not attached.

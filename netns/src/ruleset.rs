@@ -29,7 +29,10 @@ pub(crate) const AFFINITY: &str = "affinity";
 pub(crate) const INGRESS: &str = "policy-ingress";
 /// Address of a pod to the chain of what it may reach.
 pub(crate) const EGRESS: &str = "policy-egress";
-const CLUSTER: &str = "cluster";
+/// Ranges of the cluster's own addresses, and single ones of pods that others attached.
+pub(crate) const CLUSTER: &str = "cluster";
+/// Addresses of pods that others attached.
+pub(crate) const ADOPTED: &str = "adopted";
 /// Where new connections end until services and policies are told after a takeover. They are dropped,
 /// so that their first packet is repeated, and neither refused nor let through unjudged.
 pub(crate) const PENDING: &str = "pending";
@@ -148,6 +151,7 @@ fn sets(batch: &mut Batch) {
             (PODS, plain, 8 + address, Data::None, None),
             (HAIRPIN, plain, 2 * address, Data::None, None),
             (CLUSTER, SetFlags::INTERVAL, address, Data::None, None),
+            (ADOPTED, plain, address, Data::None, None),
             (SERVICES, plain, frontend, Data::Verdict, None),
             (EXTERNAL, plain, frontend, Data::None, None),
             (ENDPOINTS, plain, 4 + frontend, endpoint, None),
@@ -325,6 +329,16 @@ fn nat(batch: &mut Batch, ranges: &Ranges) {
         let local = local.immediate(R0, &octets(ranges.gateway)).snat(family, R0);
         batch.rule(NAT_POSTROUTING, &local);
     }
+    // Pods that others attached may be neighbours, whose answers would not come back here.
+    let second = R0.after(family.registers());
+    let neighbours = translated()
+        .source(family, R0)
+        .lookup(&family.name(ADOPTED), R0, false)
+        .destination(family, second)
+        .lookup(&family.name(ADOPTED), second, false)
+        .immediate(R0, &octets(ranges.gateway))
+        .snat(family, R0);
+    batch.rule(NAT_POSTROUTING, &neighbours);
     // A pod that reaches itself through a service must see another source than itself.
     let hairpin = translated()
         .source(family, R0)

@@ -303,6 +303,41 @@ fn pods_and_services_have_both_families() {
 }
 
 #[test]
+fn a_cluster_may_know_ipv6_alone() {
+    let cluster = Cluster::prepared();
+    let file = cluster.path("kubeconfig");
+    let file = file.to_str().expect("paths are UTF-8");
+    let words = ["up", "--kubeconfig", file, "--ephemeral", "--ip-family", "ipv6"];
+    let answer = cluster.rootlet(&words);
+    if answer.err.contains("no IPv6") {
+        eprintln!("SKIPPED: this kernel has no IPv6");
+        return;
+    }
+    assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+    cluster.load_busybox();
+    cluster.apply(&server("web", &json!({"app": "web"}), "hello"));
+    client(&cluster, "client");
+    let spec = json!({"type": "NodePort", "selector": {"app": "web"}, "ports": [
+        {"port": 80, "targetPort": 8080}]});
+    cluster.apply(&service("web", &spec));
+    let web = cluster.pod_ready("web");
+    cluster.pod_ready("client");
+    assert_eq!(web["status"]["podIPs"].as_array().map(Vec::len), Some(1), "{}", web["status"]);
+    assert!(web["status"]["podIP"].as_str().is_some_and(|ip| ip.starts_with("fd00:")));
+    let web = cluster.get(&["service", "web"]).expect("it is there");
+    assert_eq!(web["spec"]["ipFamilies"], json!(["IPv6"]));
+    assert_eq!(sh_ok(&cluster, "client", "wget -qO- http://web.default/"), "hello\n");
+    let api = "wget -qO- --no-check-certificate https://kubernetes.default/livez; \
+               nc -w 3 kubernetes.default 443 </dev/null && echo reached";
+    assert!(sh_ok(&cluster, "client", api).contains("reached"));
+    let node_port = web["spec"]["ports"][0]["nodePort"].as_u64().unwrap_or_default();
+    let host = SocketAddr::from(([127, 0, 0, 1], node_port as u16));
+    eventually("the node port", || {
+        get(host).and_then(|t| t.ends_with("hello\n").then_some(()).ok_or(t))
+    });
+}
+
+#[test]
 fn ingresses_are_served_where_that_is_asked_for() {
     let cluster = Cluster::prepared();
     cluster.up(&["--ephemeral", "--ingress"]);
@@ -421,6 +456,67 @@ fn host_ports_differ_by_address() {
         let script = format!("timeout 5 wget -qO- http://{address}:54323/");
         assert_eq!(sh_ok(&cluster, "onlooker", &script), want);
     }
+}
+
+#[test]
+fn pods_get_their_network_by_cni_plugins() {
+    let place = ["/opt/cni/bin", "/usr/lib/cni"]
+        .into_iter()
+        .find(|place| std::path::Path::new(place).join("bridge").exists());
+    let Some(place) = place else {
+        eprintln!("SKIPPED: this machine has no CNI plugins (containernetworking-plugins)");
+        return;
+    };
+    let cluster = Cluster::prepared();
+    let folder = cluster.path("cni");
+    std::fs::create_dir_all(&folder).expect("a folder can be made");
+    let conf = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [
+        {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+         "ipam": {"type": "host-local", "dataDir": cluster.path("cni-data"),
+            "routes": [{"dst": "0.0.0.0/0"}], "ranges": [[{"subnet": "10.88.0.0/24"}]]}},
+        {"type": "tuning", "sysctl": {"net.ipv4.ip_default_ttl": "33"}}]});
+    std::fs::write(folder.join("10-pods.conflist"), conf.to_string()).expect("it can be written");
+    let folder = folder.to_str().expect("paths are UTF-8").to_owned();
+    cluster.up(&["--ephemeral", "--cni-conf-dir", &folder, "--cni-bin-dir", place]);
+    cluster.load_busybox();
+    cluster.apply(&server("web", &json!({"app": "web"}), "hello"));
+    client(&cluster, "client");
+    let ports = json!([{"port": 80, "targetPort": 8080}]);
+    cluster.apply(&service("web", &json!({"selector": {"app": "web"}, "ports": ports})));
+    let web = cluster.pod_ready("web");
+    cluster.pod_ready("client");
+    let ip = web["status"]["podIP"].as_str().expect("it has an address").to_owned();
+    assert!(ip.starts_with("10.88.0."), "{ip}");
+    assert_eq!(sh_ok(&cluster, "client", "cat /proc/sys/net/ipv4/ip_default_ttl"), "33\n");
+    for url in [format!("http://{ip}:8080/"), "http://web/".to_owned()] {
+        assert_eq!(sh_ok(&cluster, "client", &format!("timeout 5 wget -qO- {url}")), "hello\n");
+    }
+    assert_eq!(
+        sh_ok(&cluster, "web", "timeout 5 wget -qO- http://web.default/"),
+        "hello\n",
+        "itself"
+    );
+    if let Some(host) = host_address() {
+        let listener = TcpListener::bind((host, 0)).expect("a port is free");
+        let port = listener.local_addr().expect("it is bound").port();
+        let served = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a pod connects");
+            stream.write_all(b"out\n").expect("it can be written");
+        });
+        assert_eq!(sh_ok(&cluster, "client", &format!("nc {host} {port} </dev/null")), "out\n");
+        served.join().expect("the server is done");
+    }
+    cluster.kubectl_ok(&["delete", "pod", "web", "client"]);
+    eventually("the addresses to be free", || {
+        let left = std::fs::read_dir(cluster.path("cni-data").join("pods"));
+        let names = left.into_iter().flatten().flatten().map(|file| file.file_name());
+        let names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+        if names.iter().any(|name| name.starts_with("10.88.")) {
+            Err(names.join(" "))
+        } else {
+            Ok(())
+        }
+    });
 }
 
 /// A process that lives in a network namespace of its own within the cluster's user namespace, as the

@@ -102,6 +102,13 @@ impl Control {
         self.done(&Request::Detach { id: id.to_owned() }).await
     }
 
+    /// Makes services and policies hold for a pod that somebody else attached to the node's network,
+    /// until it is detached. Idempotent by id.
+    pub async fn adopt(&self, id: &str, member: &str, addresses: Vec<IpAddr>) -> Result<(), Error> {
+        let (id, member) = (id.to_owned(), member.to_owned());
+        self.done(&Request::Adopt { id, member, addresses }).await
+    }
+
     /// The pods that are connected.
     pub async fn attachments(&self) -> Result<Vec<Attachment>, Error> {
         match self.call(&Request::Attachments, None).await? {

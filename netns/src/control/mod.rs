@@ -26,6 +26,11 @@ enum Request {
     Detach {
         id: String,
     },
+    Adopt {
+        id: String,
+        member: String,
+        addresses: Vec<IpAddr>,
+    },
     Attachments,
     /// Answered with an unconnected socket.
     TcpSocket {

@@ -75,6 +75,10 @@ impl Node {
                 self.detach(id).await?;
                 Response::Done
             }
+            Request::Adopt { id, member, addresses } => {
+                self.adopt(id, member, addresses).await?;
+                Response::Done
+            }
             Request::Attachments => Response::Attachments(self.attachments().await?),
             Request::TcpSocket { peer } => {
                 return Ok((Response::Done, Some(self.tcp_socket(peer).await?)));

@@ -1,6 +1,6 @@
 //! Starting and stopping the server.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -82,7 +82,7 @@ pub enum Error {
     #[error("cannot listen")]
     Listen(#[source] std::io::Error),
     /// The service addresses are no network.
-    #[error("{cidr:?} is not an IPv4 network for Services, such as 10.43.0.0/16")]
+    #[error("{cidr:?} is not a network for Services, such as 10.43.0.0/16")]
     ServiceCidr {
         /// What was given.
         cidr: String,
@@ -108,7 +108,7 @@ impl ApiServer {
     pub async fn start(config: Config) -> Result<Self, Error> {
         let network = Network::parse(&config.service_cidr)
             .ok_or_else(|| Error::ServiceCidr { cidr: config.service_cidr.clone() })?;
-        let service_ip = IpAddr::V4(network.first());
+        let service_ip = network.first();
         let pki = Pki::load_or_create(&config.data_dir.join("pki"))?;
         let registry = Registry::load(
             config.store.clone(),

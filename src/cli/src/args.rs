@@ -75,13 +75,20 @@ pub struct Up {
     /// Port of the API server on 127.0.0.1 [default: the last one used, or 6443, or a free one].
     #[arg(long, value_name = "P")]
     pub api_port: Option<u16>,
-    /// Addresses of pods and services: `ipv4`, or `dual` for both [default: as the last time, or dual].
-    #[arg(long, value_name = "FAMILY", value_parser = ["ipv4", "dual"])]
+    /// Addresses of pods and services: `ipv4`, `ipv6`, or `dual` for both [default: as the last time, or
+    /// dual].
+    #[arg(long, value_name = "FAMILY", value_parser = ["ipv4", "ipv6", "dual"])]
     pub ip_family: Option<String>,
     /// Address of this machine on which node ports and host ports are offered, besides or instead of
     /// loopback; may be repeated [default: those of the last time, or 127.0.0.1].
     #[arg(long, value_name = "ADDRESS")]
     pub publish: Vec<std::net::IpAddr>,
+    /// Give pods their network by CNI plugins, by the first configuration in this folder.
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where CNI plugins are; may be repeated [default: /opt/cni/bin, /usr/lib/cni].
+    #[arg(long, value_name = "DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Vec<PathBuf>,
     /// Serve Ingresses, at ports 80 and 443 of the published addresses or, where those cannot be had,
     /// at 8080 and 8443 or free ones.
     #[arg(long)]

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::control::{self, Admin};
 use crate::node::{DOMAIN, Plan, REVERSE};
 use crate::paths::Paths;
+use crate::plugins::PluginNetwork;
 use crate::settings::{Settings, StoreAddress};
 use crate::tracer::Tracer;
 use crate::{dial, lock, logging, up, userns};
@@ -58,7 +59,7 @@ pub fn sweep(settings: &str) -> anyhow::Result<()> {
         let network = netns::Control::connect(&settings.paths.node_socket())
             .await
             .context("cannot reach the node process")?;
-        let runtime = runtime::Runtime::open(runtime_config(&settings, images, network)).await?;
+        let runtime = runtime::Runtime::open(runtime_config(&settings, images, network)?).await?;
         stop_pods(&runtime).await?;
         println!("ready");
         Ok(())
@@ -110,7 +111,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     write_admin(&settings, &server, api_port)?;
 
     let runtime =
-        runtime::Runtime::open(runtime_config(&settings, images.clone(), network.clone()))
+        runtime::Runtime::open(runtime_config(&settings, images.clone(), network.clone())?)
             .await
             .context("cannot start the container runtime")?;
     let informers = Informers::new(component(&server, "system:kube-controller-manager", &[]));
@@ -349,15 +350,26 @@ fn runtime_config(
     settings: &Settings,
     images: images::Store,
     network: netns::Control,
-) -> runtime::Config {
-    runtime::Config {
+) -> anyhow::Result<runtime::Config> {
+    Ok(runtime::Config {
         root: settings.paths.data.join("containers"),
         run_dir: settings.paths.run.join("pods"),
         images: Arc::new(images),
-        network: Arc::new(network),
+        network: pod_network(settings, network)?,
         executable: "/proc/self/exe".into(),
         cgroup_root: crate::scope::delegated(),
-    }
+    })
+}
+
+/// What gives pods their network: the node process, or CNI plugins.
+fn pod_network(
+    settings: &Settings,
+    network: netns::Control,
+) -> anyhow::Result<Arc<dyn runtime::Network>> {
+    let Some(conf_dir) = &settings.cni_conf_dir else { return Ok(Arc::new(network)) };
+    let (conf_dir, bin_dirs) = (conf_dir.clone(), settings.cni_bin_dirs.clone());
+    let cache_dir = settings.paths.data.join("cni");
+    Ok(Arc::new(PluginNetwork::new(network, conf_dir, bin_dirs, cache_dir)?))
 }
 
 async fn start_api(

@@ -13,6 +13,7 @@ mod lock;
 mod logging;
 mod node;
 mod paths;
+mod plugins;
 mod probe;
 mod scope;
 mod settings;

@@ -49,6 +49,12 @@ pub struct Settings {
     /// Below what the node is under pressure.
     #[serde(default)]
     pub eviction_hard: Option<String>,
+    /// Where the configuration of CNI plugins is, if pods get their network by them.
+    #[serde(default)]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where the plugins are.
+    #[serde(default)]
+    pub cni_bin_dirs: Vec<PathBuf>,
     /// Whether Ingresses are served.
     #[serde(default)]
     pub ingress: bool,

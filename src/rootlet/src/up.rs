@@ -81,6 +81,18 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         static_pods: arguments.pod_manifest_path.as_ref().map(std::path::absolute).transpose()?,
         allowed_unsafe_sysctls: arguments.allowed_unsafe_sysctls.clone(),
         eviction_hard: arguments.eviction_hard.clone(),
+        cni_conf_dir: arguments
+            .cni_conf_dir
+            .as_ref()
+            .map(|dir| {
+                let absolute = std::fs::canonicalize(dir);
+                absolute.with_context(|| format!("--cni-conf-dir: cannot read {}", dir.display()))
+            })
+            .transpose()?,
+        cni_bin_dirs: match &arguments.cni_bin_dir[..] {
+            [] => ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).to_vec(),
+            asked => asked.to_vec(),
+        },
         ingress: arguments.ingress,
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
         access: arguments

@@ -21,30 +21,50 @@ pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 /// How long an allocation is held for a Service that is being written.
 const HELD: Duration = Duration::from_secs(30);
 
-/// A network of cluster addresses, and in a dual-stack cluster that of the other family.
+/// The networks of cluster addresses: of IPv4, of IPv6, or of both, of which IPv4 is the first then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    base: u32,
-    bits: u32,
-    second: Option<Network6>,
+    four: Option<Network4>,
+    six: Option<Network6>,
 }
 
 impl Network {
-    /// Reads `10.43.0.0/16`, or `10.43.0.0/16,fd00:43::/112` (`--service-cluster-ip-range`).
+    /// Reads `10.43.0.0/16`, `fd00:43::/112`, or both, separated by a comma
+    /// (`--service-cluster-ip-range`).
     pub fn parse(text: &str) -> Option<Self> {
-        let (text, second) = match text.split_once(',') {
-            Some((first, second)) => (first, Some(Network6::parse(second)?)),
-            None => (text, None),
-        };
-        let (base, bits) = text.split_once('/')?;
-        let base = u32::from(base.parse::<Ipv4Addr>().ok()?);
-        let bits = bits.parse::<u32>().ok().filter(|bits| (1..=28).contains(bits))?;
-        Some(Self { base: base & (u32::MAX << (32 - bits)), bits, second })
+        match text.split_once(',') {
+            Some((first, second)) => Some(Self {
+                four: Some(Network4::parse(first)?),
+                six: Some(Network6::parse(second)?),
+            }),
+            None if text.contains(':') => {
+                Some(Self { four: None, six: Some(Network6::parse(text)?) })
+            }
+            None => Some(Self { four: Some(Network4::parse(text)?), six: None }),
+        }
     }
 
     /// The first address, that of the Service `kubernetes`.
-    pub fn first(self) -> Ipv4Addr {
-        self.at(0)
+    pub fn first(self) -> IpAddr {
+        let six = || self.six.map(Network6::first);
+        let first = self.four.map(|four| IpAddr::V4(four.at(0))).or_else(six);
+        first.expect("there is a network of one family at least")
+    }
+}
+
+/// A network of IPv4 cluster addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Network4 {
+    base: u32,
+    bits: u32,
+}
+
+impl Network4 {
+    fn parse(text: &str) -> Option<Self> {
+        let (base, bits) = text.split_once('/')?;
+        let base = u32::from(base.parse::<Ipv4Addr>().ok()?);
+        let bits = bits.parse::<u32>().ok().filter(|bits| (1..=28).contains(bits))?;
+        Some(Self { base: base & (u32::MAX << (32 - bits)), bits })
     }
 
     fn contains(self, address: Ipv4Addr) -> bool {
@@ -69,11 +89,12 @@ impl Network {
 impl Default for Network {
     /// `10.43.0.0/16`
     fn default() -> Self {
-        Self { base: u32::from(Ipv4Addr::new(10, 43, 0, 0)), bits: 16, second: None }
+        let four = Network4 { base: u32::from(Ipv4Addr::new(10, 43, 0, 0)), bits: 16 };
+        Self { four: Some(four), six: None }
     }
 }
 
-impl std::fmt::Display for Network {
+impl std::fmt::Display for Network4 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", Ipv4Addr::from(self.base), self.bits)
     }
@@ -168,7 +189,8 @@ impl Allocator {
         let first = spec["clusterIPs"].items().first().map_or("", Zero::text);
         let first = if first.is_empty() { spec["clusterIP"].text() } else { first }.to_owned();
         let second = spec["clusterIPs"].items().get(1).map_or("", Zero::text).to_owned();
-        let families = families::decide(service, &first, self.network.second.is_some())
+        let available = (self.network.four.is_some(), self.network.six.is_some());
+        let families = families::decide(service, &first, available)
             .map_err(|error| invalid(service, error))?;
         service["spec"]["ipFamilyPolicy"] = families.policy.into();
         service["spec"]["ipFamilies"] = json!(families.list);
@@ -195,14 +217,17 @@ impl Allocator {
         uid: &str,
         asked: &str,
     ) -> Result<IpAddr, Status> {
+        let Some(network) = self.network.four else {
+            return Err(refused(service, asked, OTHER_FAMILY));
+        };
         if asked.is_empty() {
-            let free = state.free_address(self.network);
-            return free.map(IpAddr::V4).ok_or_else(|| exhausted(&self.network.to_string()));
+            let free = state.free_address(network);
+            return free.map(IpAddr::V4).ok_or_else(|| exhausted(&network.to_string()));
         }
         let Ok(address) = asked.parse::<Ipv4Addr>() else {
             return Err(refused(service, asked, OTHER_FAMILY));
         };
-        let range = (self.network.contains(address), self.network.to_string());
+        let range = (network.contains(address), network.to_string());
         state.reserve(service, uid, address.into(), &range)
     }
 
@@ -213,7 +238,7 @@ impl Allocator {
         uid: &str,
         asked: &str,
     ) -> Result<IpAddr, Status> {
-        let Some(network) = self.network.second else {
+        let Some(network) = self.network.six else {
             return Err(refused(service, asked, OTHER_FAMILY));
         };
         if asked.is_empty() {
@@ -301,7 +326,7 @@ impl State {
     }
 
     /// A free address, from the upper part while there is one.
-    fn free_address(&mut self, network: Network) -> Option<Ipv4Addr> {
+    fn free_address(&mut self, network: Network4) -> Option<Ipv4Addr> {
         let (low, size) = (network.static_part(), network.size());
         let (upper, start) = (size - low, self.next);
         let mut candidates = (0..upper).map(|i| low + (start + i) % upper).chain(0..low);
@@ -427,7 +452,8 @@ mod tests {
     #[test]
     fn networks_are_read() {
         let network = Network::parse("10.43.0.0/16").unwrap();
-        assert_eq!((network, network.to_string()), (Network::default(), "10.43.0.0/16".into()));
+        assert_eq!(network, Network::default());
+        assert_eq!(network.four.unwrap().to_string(), "10.43.0.0/16");
         assert_eq!(network.first(), Ipv4Addr::new(10, 43, 0, 1));
         for text in ["", "10.43.0.0", "10.43.0.0/0", "10.43.0.0/31", "fd00::/112"] {
             assert_eq!(Network::parse(text), None, "{text}");
@@ -442,7 +468,7 @@ mod tests {
             let mut s = service(&i.to_string(), json!({"type": "ClusterIP"}));
             allocator.allocate(&registry, &mut s, None, false).unwrap();
             let address: Ipv4Addr = s["spec"]["clusterIP"].text().parse().unwrap();
-            assert!(allocator.network.contains(address));
+            assert!(allocator.network.four.unwrap().contains(address));
             assert_eq!(s["spec"]["clusterIPs"], json!([address.to_string()]));
             assert!(seen.insert(address));
         }
@@ -498,6 +524,33 @@ mod tests {
         assert!(
             single(json!({"ipFamilies": ["IPv6"]})).ends_with("not configured on this cluster")
         );
+    }
+
+    #[test]
+    fn a_cluster_may_have_ipv6_alone() {
+        let network = Network::parse("fd00:43::/112").unwrap();
+        assert_eq!(network.first(), "fd00:43::1".parse::<IpAddr>().unwrap());
+        let allocator = Allocator::new(network);
+        let registry = Registry::default();
+        let give = |spec: Value| {
+            let mut s = service("x", spec);
+            allocator.allocate(&registry, &mut s, None, false).map_err(|status| status.message)?;
+            Ok::<_, String>(s["spec"]["ipFamilies"].texts().collect::<Vec<_>>().join(","))
+        };
+        for spec in [json!({}), json!({"ipFamilyPolicy": "PreferDualStack"})] {
+            assert_eq!(give(spec.clone()).as_deref(), Ok("IPv6"), "{spec}");
+        }
+        for (spec, want) in [
+            (json!({"ipFamilies": ["IPv4"]}), "not configured on this cluster"),
+            (json!({"clusterIP": "10.43.0.7"}), "not configured on this cluster"),
+            (
+                json!({"ipFamilyPolicy": "RequireDualStack"}),
+                "this cluster is not configured for dual-stack services",
+            ),
+        ] {
+            let refused = give(spec.clone()).unwrap_err();
+            assert!(refused.ends_with(want), "{spec}: {refused}");
+        }
     }
 
     #[test]

@@ -28,6 +28,11 @@ impl Network6 {
         Some(Self { base: base & (u128::MAX << (128 - bits)), bits })
     }
 
+    /// The address behind the network's own.
+    pub(super) fn first(self) -> IpAddr {
+        Ipv6Addr::from(self.base + 1).into()
+    }
+
     pub(super) fn contains(self, address: Ipv6Addr) -> bool {
         u128::from(address) & (u128::MAX << (128 - self.bits)) == self.base
     }
@@ -58,8 +63,14 @@ fn other(family: &str) -> &'static str {
     if family == "IPv4" { "IPv6" } else { "IPv4" }
 }
 
-/// What a Service asks for, as far as the cluster can give it. `first` is its first address, if any.
-pub(super) fn decide(service: &Value, first: &str, dual: bool) -> Result<Families, Error> {
+/// What a Service asks for, as far as the cluster can give it: whether it has IPv4 and IPv6 addresses.
+/// `first` is the Service's first address, if any.
+pub(super) fn decide(
+    service: &Value,
+    first: &str,
+    (four, six): (bool, bool),
+) -> Result<Families, Error> {
+    let dual = four && six;
     let spec = &service["spec"];
     let asked: Vec<&str> = spec["ipFamilies"].texts().collect();
     let many = asked.len() > 1 || spec["clusterIPs"].items().len() > 1;
@@ -78,9 +89,12 @@ pub(super) fn decide(service: &Value, first: &str, dual: bool) -> Result<Familie
         Ok(IpAddr::V4(_)) => Some("IPv4"),
         Err(_) => None,
     };
-    let primary =
-        if asked.first().copied().or(of_address) == Some("IPv6") { "IPv6" } else { "IPv4" };
-    if primary == "IPv6" && !dual {
+    let usual = if four { "IPv4" } else { "IPv6" };
+    let primary = match asked.first().copied().or(of_address).unwrap_or(usual) {
+        "IPv6" => "IPv6",
+        _ => "IPv4",
+    };
+    if !(if primary == "IPv4" { four } else { six }) {
         let path = Path::new("spec").child("ipFamilies").index(0);
         return Err(Error::invalid(&path, primary, "not configured on this cluster"));
     }
