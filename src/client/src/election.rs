@@ -30,20 +30,21 @@ pub struct Election {
     identity: String,
 }
 
-/// The time during which a candidate holds the Lease. It ends, and the Lease is free, when this is dropped.
+/// The time during which a candidate holds the Lease.
 pub struct Term {
     held: CancellationToken,
     task: JoinHandle<()>,
 }
 
-impl Drop for Term {
-    fn drop(&mut self) {
-        self.held.cancel();
-        self.task.abort();
-    }
-}
-
 impl Term {
+    /// Ends it, and leaves the Lease to others.
+    pub async fn resign(self) {
+        self.held.cancel();
+        if self.task.await.is_err() {
+            tracing::debug!("the keeper of a lease panicked");
+        }
+    }
+
     /// Cancelled when the Lease is lost, or the shutdown has begun.
     pub fn held(&self) -> CancellationToken {
         self.held.clone()
@@ -142,12 +143,30 @@ impl Election {
         Some(Term { held, task })
     }
 
+    /// Leaves the Lease to others at once.
+    async fn release(&self) -> Result<(), kube::Error> {
+        let Some(mut lease) = self.leases.get_opt(&self.name).await? else { return Ok(()) };
+        let Some(spec) = lease.spec.as_mut() else { return Ok(()) };
+        if spec.holder_identity.as_deref() != Some(&self.identity) {
+            return Ok(());
+        }
+        spec.holder_identity = None;
+        spec.lease_duration_seconds = Some(1);
+        spec.renew_time = Some(MicroTime(Timestamp::now()));
+        self.leases.replace(&self.name, &PostParams::default(), &lease).await.map(|_| ())
+    }
+
     /// Renews until that fails for too long.
     async fn keep(self, held: CancellationToken) {
         let (mut renewed, mut seen) = (Instant::now(), None);
         loop {
             tokio::select! {
-                () = held.cancelled() => return,
+                () = held.cancelled() => {
+                    if let Err(error) = self.release().await {
+                        tracing::debug!(lease = self.name, %error, "not released");
+                    }
+                    return;
+                }
                 () = tokio::time::sleep(PERIOD) => {}
             }
             let left = DEADLINE.saturating_sub(renewed.elapsed());

@@ -541,9 +541,13 @@ where
     while !shutdown.is_cancelled() {
         let Some(term) = election.win(&shutdown).await else { break };
         let held = term.held();
-        let done = work(held.clone())?;
-        let done = done.await;
-        if !held.is_cancelled() {
+        let done = match work(held.clone()) {
+            Ok(work) => work.await,
+            Err(error) => Err(error),
+        };
+        let ended = held.is_cancelled();
+        term.resign().await;
+        if !ended {
             return done;
         }
         // Work that was cut short by the loss of the Lease has failed for that reason.
@@ -561,9 +565,18 @@ fn election(
     user: &str,
     name: &str,
 ) -> Option<client::Election> {
-    let client = || component(server, user, &[]);
+    // Servers on one store must not do everything twice.
+    let shared = settings.store.is_some();
+    if !(settings.leader_elect || shared) {
+        return None;
+    }
     // A daemon that comes back is the same candidate: it need not wait for its own Lease to expire.
-    settings.leader_elect.then(|| client::Election::new(client(), name, &settings.paths.context()))
+    let mut identity = settings.paths.context();
+    if shared {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        identity = format!("{}_{identity}", host.trim());
+    }
+    Some(client::Election::new(component(server, user, &[]), name, &identity))
 }
 
 fn start_scheduler(
