@@ -47,7 +47,7 @@ loops --nodes 200 --pods 0 --replicas 1000 --dependants 10000
 daemon=$(cat "$scratch/run/rootlet/$name/daemon.pid")
 loops --nodes 20 --pods 0 --replicas 1000 --dependants 0 --hold 20 >"$place/idle.log" &
 holder=$!
-until grep -q 'all available' "$place/idle.log"; do sleep 0.5; done
+until grep -q 'all available' "$place/idle.log" || ! kill -0 "$holder"; do sleep 0.5; done
 sleep 5
 before=$(busy_ms "$daemon")
 sleep 10

@@ -320,6 +320,14 @@ async fn measure(client: &Client, nodes: &Nodes, sizes: &Sizes) -> anyhow::Resul
         collection(client, sizes.dependants).await?;
     }
     namespaces.delete(NAMESPACE, &DeleteParams::default()).await?;
+    // The next measurement starts with a namespace of its own.
+    let begin = Instant::now();
+    while namespaces.get_opt(NAMESPACE).await?.is_some() {
+        if begin.elapsed() > PATIENCE {
+            bail!("namespace {NAMESPACE} is still there after {} s", PATIENCE.as_secs());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     Ok(())
 }
 
