@@ -160,6 +160,9 @@ fn with_group(mut user: UserInfo) -> UserInfo {
     user
 }
 
+/// Before a token in the list of a WebSocket's subprotocols.
+pub const TOKEN_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
 /// The token of `Authorization: Bearer …`, or, for browsers' WebSockets that cannot set it, of the
 /// subprotocol `base64url.bearer.authorization.k8s.io.…`.
 fn bearer_token(parts: &Parts) -> Option<String> {
@@ -169,9 +172,8 @@ fn bearer_token(parts: &Parts) -> Option<String> {
         return (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
             .then(|| token.to_owned());
     }
-    const PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
     let protocols = parts.headers.get(http::header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
-    let encoded = protocols.split(',').find_map(|p| p.trim().strip_prefix(PREFIX))?;
+    let encoded = protocols.split(',').find_map(|p| p.trim().strip_prefix(TOKEN_PROTOCOL))?;
     use base64::Engine as _;
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(encoded).ok()?;
     String::from_utf8(bytes).ok()

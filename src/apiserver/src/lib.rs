@@ -61,6 +61,7 @@ mod validation;
 mod version;
 mod warnings;
 pub mod webhook;
+mod websocket;
 mod zero;
 
 pub use access::Access;

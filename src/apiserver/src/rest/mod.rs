@@ -83,7 +83,7 @@ impl Call {
         match verb {
             "get" => get::serve(&self).await,
             "list" => list::serve(&self).await,
-            "watch" => watch::serve(&self).await,
+            "watch" => watch::serve(&mut self).await,
             "create" => create::serve(&mut self, body).await,
             "update" => update::serve(&mut self, body).await,
             "patch" => patch::serve(&mut self, body).await,

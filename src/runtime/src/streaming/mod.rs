@@ -182,8 +182,8 @@ async fn run(runtime: &Runtime, wanted: Wanted, carrier: Carrier, stream: TokioI
         }
     };
     let socket = match carrier {
-        Carrier::WebSocket(_) => {
-            socket::Socket::Web(Box::new(websocket::Socket::new(stream).await))
+        Carrier::WebSocket(protocol) => {
+            socket::Socket::Web(Box::new(websocket::Socket::new(stream, protocol).await))
         }
         Carrier::Spdy(_) => {
             let (read, write) = halves(stream);

@@ -110,7 +110,7 @@ pub async fn run(runtime: &Runtime, command: Command, mut socket: Socket) {
         // The client has gone; nobody is there to be told.
         return;
     };
-    socket.send(channel::ERROR, status.to_string().as_bytes()).await;
+    socket.end(&status).await;
     socket.close().await;
 }
 
