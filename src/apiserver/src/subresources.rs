@@ -3,13 +3,16 @@
 
 mod binding;
 mod component_status;
+mod connect;
 mod eviction;
+mod html;
 pub mod kubelet;
 pub mod metrics;
 mod pod;
 mod proxy;
 pub mod relay;
 mod reviews;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 mod token;

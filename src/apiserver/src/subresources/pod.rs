@@ -8,11 +8,12 @@ use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use url::form_urlencoded::Serializer;
 
+use super::connect;
 use crate::body::{Body, Response};
-use crate::gate::Operation;
 use crate::options::Query;
 use crate::respond;
 use crate::rest::Call;
+use crate::websocket;
 use crate::zero::Zero;
 
 const LISTS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
@@ -84,9 +85,14 @@ pub async fn log(call: &mut Call, body: Body) -> Result<Response, Status> {
         return Ok(respond::text(StatusCode::OK, Body::Empty));
     };
     let path = kubelet_path("containerLogs", &pod, Some(&container), &log_query(&call.query));
+    let mut client = call.parts.clone();
     call.parts.headers = HeaderMap::new();
     let mut response = relay(call, node, &path, Body::Empty).await?;
     if response.status() == StatusCode::OK {
+        if websocket::is_asked(&client.headers) {
+            let stopping = call.server.stopping.clone();
+            return websocket::bytes(&mut client, response.into_body(), stopping);
+        }
         let text = http::HeaderValue::from_static("text/plain");
         response.headers_mut().entry(http::header::CONTENT_TYPE).or_insert(text);
         return Ok(response);
@@ -148,19 +154,13 @@ async fn upgraded(response: Response) -> Result<Response, Status> {
     Ok(respond::text(code, status.message))
 }
 
-async fn admit_connect(call: &Call) -> Result<(), Status> {
-    let gate = call.server.gate();
-    gate.mutate(&call.ctx, Operation::Connect, None, None).await?;
-    gate.validate(&call.ctx, Operation::Connect, None, None).await
-}
-
 /// `pods/exec` and `pods/attach`
 pub async fn remote_command(call: &mut Call, body: Body) -> Result<Response, Status> {
     require_upgrade(call)?;
     let pod = find_pod(call)?;
     let container = container(&pod, call.query.get("container"))?;
     let node = node_of(&pod)?;
-    admit_connect(call).await?;
+    connect::admit(call, "").await?;
     let verb = if call.ctx.subresource == "exec" { "exec" } else { "attach" };
     let path = kubelet_path(verb, &pod, Some(&container), &command_query(&call.query, verb));
     let node = node.to_owned();
@@ -172,7 +172,7 @@ pub async fn port_forward(call: &mut Call, body: Body) -> Result<Response, Statu
     require_upgrade(call)?;
     let pod = find_pod(call)?;
     let node = node_of(&pod)?;
-    admit_connect(call).await?;
+    connect::admit(call, "").await?;
     let path = kubelet_path("portForward", &pod, None, &port_query(&call.query)?);
     let node = node.to_owned();
     upgraded(relay(call, &node, &path, body).await?).await
@@ -231,10 +231,10 @@ fn require_upgrade(call: &Call) -> Result<(), Status> {
 
 /// `nodes/proxy`: whatever the kubelet serves.
 pub async fn node_proxy(call: &mut Call, body: Body) -> Result<Response, Status> {
-    admit_connect(call).await?;
     let marker = format!("/nodes/{}/proxy", call.ctx.name);
-    let rest = call.ctx.path.split_once(marker.as_str()).map_or("", |(_, rest)| rest);
-    let mut path = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
+    let rest = call.ctx.path.split_once(marker.as_str()).map_or("", |(_, rest)| rest).to_owned();
+    connect::admit(call, &rest).await?;
+    let mut path = if rest.starts_with('/') { rest } else { format!("/{rest}") };
     if let Some(query) = call.parts.uri.query() {
         path = format!("{path}?{query}");
     }

@@ -11,9 +11,10 @@ use http::{HeaderValue, Method, StatusCode, header};
 use rustls_pki_types::ServerName;
 use tokio_rustls::TlsConnector;
 
+use super::connect;
 use super::relay;
+use super::rewrite::Places;
 use crate::body::{Body, Response};
-use crate::gate::Operation;
 use crate::registry::Registry;
 use crate::rest::Call;
 use crate::webhook::{Place, service_address};
@@ -108,12 +109,11 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     } else {
         endpoint_address(&registry, &ctx.namespace, &target)?
     };
-    let gate = call.server.gate();
-    gate.mutate(&ctx, Operation::Connect, None, None).await?;
-    gate.validate(&ctx, Operation::Connect, None, None).await?;
     let path = call.parts.uri.path().to_owned();
     let marker = format!("/{}/{}/proxy", ctx.plural, ctx.name);
     let rest = path.split_once(marker.as_str()).map_or("", |(_, rest)| rest);
+    connect::admit(call, rest).await?;
+    let prefix = path.strip_suffix(rest).unwrap_or(&path).to_owned();
     let query = call.parts.uri.query().map_or_else(String::new, |query| format!("?{query}"));
     if rest.is_empty() && matches!(call.parts.method, Method::GET | Method::HEAD) {
         return Ok(redirect(&format!("{path}/{query}")));
@@ -134,10 +134,14 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         Ok(Err(error)) => return Err(failed(&format!("dial tcp {address}: {error}"))),
         Err(_) => return Err(failed(&format!("dial tcp {address}: i/o timeout"))),
     };
-    let (host, stopping) = (address.to_string(), call.server.stopping.clone());
+    let (server, stopping) = (address.to_string(), call.server.stopping.clone());
+    let asked = asked_host(&parts).unwrap_or(&server).to_owned();
+    let places = Places { prefix, server, asked: asked.clone() };
     let broken = |error: hyper::Error| failed(&error);
     if !target.secure {
-        return relay::relay(stream, &path_and_query, &host, parts, body, stopping, broken).await;
+        let answer =
+            relay::relay(stream, &path_and_query, &asked, parts, body, stopping, broken).await?;
+        return Ok(places.answer(answer));
     }
     // The cluster's own names have no authority that everybody trusts, so nobody is checked.
     let config = crate::pki::unverified_client_config().map_err(Status::internal)?;
@@ -145,7 +149,15 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         .connect(ServerName::IpAddress(address.ip().into()), stream)
         .await
         .map_err(|error| failed(&error))?;
-    relay::relay(stream, &path_and_query, &host, parts, body, stopping, broken).await
+    let answer =
+        relay::relay(stream, &path_and_query, &asked, parts, body, stopping, broken).await?;
+    Ok(places.answer(answer))
+}
+
+/// The host that the client asked; the proxied server sees the same.
+fn asked_host(parts: &http::request::Parts) -> Option<&str> {
+    let header = parts.headers.get(header::HOST).and_then(|value| value.to_str().ok());
+    header.or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))
 }
 
 fn redirect(location: &str) -> Response {
