@@ -218,22 +218,13 @@ async fn handle(
     let name = &node.name;
     match action {
         Action::Nothing => {}
-        Action::Delete(policy) => {
-            let policy = match policy {
-                graph::Policy::Background => PropagationPolicy::Background,
-                graph::Policy::Foreground => PropagationPolicy::Foreground,
-                graph::Policy::Orphan => PropagationPolicy::Orphan,
-            };
-            let preconditions = Preconditions { uid: Some(uid), ..Preconditions::default() };
-            let parameters = DeleteParams {
-                propagation_policy: Some(policy),
-                ..DeleteParams::default().preconditions(preconditions)
-            };
-            match api.delete(name, &parameters).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-                Err(error) => return Err(error.into()),
-            }
+        Action::Delete(policy) => delete(&api, name, uid, policy).await?,
+        Action::DeleteUnblocked => {
+            change_owners(&api, name, &uid, |owner| {
+                Some(OwnerReference { block_owner_deletion: Some(false), ..owner })
+            })
+            .await?;
+            delete(&api, name, uid, graph::Policy::Foreground).await?;
         }
         Action::DropOwners(owners) => drop_owners(&api, name, &uid, &owners).await?,
         Action::Orphan(dependents) => {
@@ -255,20 +246,52 @@ async fn handle(
     Ok(Next::Done)
 }
 
-/// Removes owner references. The patch names the version it saw, so that a concurrent change is met by
-/// a conflict and another try.
+async fn delete(
+    api: &Api<DynamicObject>,
+    name: &str,
+    uid: String,
+    policy: graph::Policy,
+) -> Result<(), Failure> {
+    let policy = match policy {
+        graph::Policy::Background => PropagationPolicy::Background,
+        graph::Policy::Foreground => PropagationPolicy::Foreground,
+        graph::Policy::Orphan => PropagationPolicy::Orphan,
+    };
+    let preconditions = Preconditions { uid: Some(uid), ..Preconditions::default() };
+    let parameters = DeleteParams {
+        propagation_policy: Some(policy),
+        ..DeleteParams::default().preconditions(preconditions)
+    };
+    match api.delete(name, &parameters).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes owner references.
 async fn drop_owners(
     api: &Api<DynamicObject>,
     name: &str,
     uid: &str,
     owners: &HashSet<String>,
 ) -> Result<(), Failure> {
+    change_owners(api, name, uid, |owner| (!owners.contains(&owner.uid)).then_some(owner)).await
+}
+
+/// Changes owner references. The patch names the version it saw, so that a concurrent change is met by
+/// a conflict and another try.
+async fn change_owners(
+    api: &Api<DynamicObject>,
+    name: &str,
+    uid: &str,
+    change: impl Fn(OwnerReference) -> Option<OwnerReference>,
+) -> Result<(), Failure> {
     let Some(found) = api.get_metadata_opt(name).await? else { return Ok(()) };
     if found.uid().as_deref() != Some(uid) {
         return Ok(());
     }
-    let left: Vec<_> =
-        found.owner_references().iter().filter(|owner| !owners.contains(&owner.uid)).collect();
+    let left: Vec<_> = found.owner_references().iter().cloned().filter_map(change).collect();
     let version = found.resource_version();
     let patch =
         json!({"metadata": {"uid": uid, "resourceVersion": version, "ownerReferences": left}});

@@ -161,7 +161,12 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let events = Recorder::new(client.clone(), "job-controller", "");
     jobs.ready().await;
     pods.ready().await;
-    let of_pod = |pod: &Pod| ownership::controller_key(pod, "Job").into_iter().collect();
+    let of_pod = {
+        let jobs = jobs.clone();
+        move |pod: &Pod| {
+            pods::owners(pod, "Job", &jobs, |job: &Job| job.spec.as_ref()?.selector.clone())
+        }
+    };
     let changes = futures::stream::select(
         touched(&jobs, |job| vec![ownership::key(job)]),
         touched(&pods, of_pod),

@@ -1,14 +1,19 @@
 //! ResourceQuotas: how much of what they limit is used.
 //!
+//! Admission takes from a quota before an object is stored, so objects that are merely new are no reason
+//! to count: a count would give back what is taken for those on their way.
+//!
 //! Source: `pkg/controller/resourcequota/resource_quota_controller.go`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::quantity::Quantity;
 use apimachinery::quota::{self, Usage};
-use client::{Informer, Informers};
+use client::{Change, Informer, Informers};
+use futures::{Stream, StreamExt};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::api::{Api, DynamicObject, ListParams, PostParams};
@@ -20,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ownership::{self, Key};
 use crate::queue::{self, Failure, Next};
-use crate::{touched, unless_code};
+use crate::{pods, touched, unless_code};
 
 /// How often a quota is counted although nothing it watches changed.
 const RESYNC: Duration = Duration::from_mins(5);
@@ -46,38 +51,34 @@ fn used(spec: &Value, objects: &BTreeMap<(String, String), Vec<Value>>) -> BTree
 
 struct Controller {
     client: Client,
-    pods: Informer<Pod>,
-    services: Informer<Service>,
-    claims: Informer<PersistentVolumeClaim>,
-}
-
-fn near<K>(informer: &Informer<K>, namespace: &str) -> Vec<Value>
-where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::Serialize
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
-    let all = informer
-        .store()
-        .state_filter(|object| object.meta().namespace.as_deref() == Some(namespace));
-    all.iter().map(|object| json!(object.as_ref())).collect()
 }
 
 impl Controller {
+    /// All of them at this moment: what was taken for them is in the quota that was read before.
+    async fn listed<K>(&self, namespace: &str) -> Result<Vec<Value>, Failure>
+    where
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::Serialize
+            + serde::de::DeserializeOwned,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let found = api.list(&ListParams::default()).await?;
+        Ok(found.items.iter().map(|object| json!(object)).collect())
+    }
+
     async fn objects(
         &self,
         namespace: &str,
         (group, plural): (&str, &str),
     ) -> Result<Vec<Value>, Failure> {
         Ok(match (group, plural) {
-            ("", "pods") => near(&self.pods, namespace),
-            ("", "services") => near(&self.services, namespace),
-            ("", "persistentvolumeclaims") => near(&self.claims, namespace),
+            ("", "pods") => self.listed::<Pod>(namespace).await?,
+            ("", "services") => self.listed::<Service>(namespace).await?,
+            ("", "persistentvolumeclaims") => {
+                self.listed::<PersistentVolumeClaim>(namespace).await?
+            }
             _ => {
                 let Some(resource) = self.resource(group, plural).await? else {
                     return Ok(Vec::new());
@@ -127,37 +128,98 @@ impl Controller {
     }
 }
 
+/// Whether the status does not speak about all that the quota limits now.
+fn is_uncounted(quota: &ResourceQuota) -> bool {
+    let hard = quota.spec.as_ref().and_then(|spec| spec.hard.as_ref());
+    let status = quota.status.as_ref();
+    let used = status.and_then(|status| status.used.as_ref());
+    status.and_then(|status| status.hard.as_ref()) != hard
+        || hard.is_some_and(|hard| hard.keys().any(|n| used.is_none_or(|u| !u.contains_key(n))))
+}
+
+/// What decides how much an object uses; quotas are counted when it changes.
+#[derive(Debug, PartialEq)]
+enum Use {
+    Pod(bool, Option<i64>),
+    Service(Option<String>, usize),
+    Claim(Option<Text>),
+}
+
+fn of_pod(pod: &Pod) -> Use {
+    Use::Pod(pods::is_finished(pod), pod.metadata.generation)
+}
+
+fn of_service(service: &Service) -> Use {
+    let spec = service.spec.as_ref();
+    let ports = spec.and_then(|spec| spec.ports.as_ref()).map_or(0, Vec::len);
+    Use::Service(spec.and_then(|spec| spec.type_.clone()), ports)
+}
+
+fn of_claim(claim: &PersistentVolumeClaim) -> Use {
+    let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
+    Use::Claim(requests.and_then(|requests| requests.get("storage").cloned()))
+}
+
+/// The quotas of namespaces in which an object is gone or uses another amount than before.
+fn freed<K>(
+    informer: &Informer<K>,
+    quotas: &Informer<ResourceQuota>,
+    of: impl Fn(&K) -> Use + Send,
+) -> impl Stream<Item = Vec<Key>> + Send
+where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    let (store, quotas) = (informer.store(), quotas.store());
+    let mut known: HashMap<String, Use> = HashMap::new();
+    let uid = |object: &K| object.uid().unwrap_or_default();
+    informer.subscribe().map(move |change| {
+        let near = |object: &K| {
+            let near = quotas.state_filter(|quota| quota.namespace() == object.namespace());
+            near.iter().map(|quota| ownership::key(quota.as_ref())).collect()
+        };
+        match change {
+            Change::Applied(object) => {
+                let now = of(&object);
+                let changed = known.get(&uid(&object)).is_some_and(|before| *before != now);
+                known.insert(uid(&object), now);
+                if changed { near(&object) } else { Vec::new() }
+            }
+            Change::Deleted(object) => {
+                known.remove(&uid(&object));
+                near(&object)
+            }
+            Change::Synced => {
+                known = store.state().iter().map(|object| (uid(object), of(object))).collect();
+                quotas.state().iter().map(|quota| ownership::key(quota.as_ref())).collect()
+            }
+        }
+    })
+}
+
 /// Runs until `shutdown`.
 pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
     let quotas = informers.get::<ResourceQuota>();
-    let controller = Arc::new(Controller {
-        client,
-        pods: informers.get(),
-        services: informers.get(),
-        claims: informers.get(),
-    });
+    let (pods, services) = (informers.get::<Pod>(), informers.get::<Service>());
+    let claims = informers.get::<PersistentVolumeClaim>();
+    let controller = Arc::new(Controller { client });
     quotas.ready().await;
-    controller.pods.ready().await;
-    controller.services.ready().await;
-    controller.claims.ready().await;
-    fn of<K: kube::Resource>(quotas: &Informer<ResourceQuota>) -> impl Fn(&K) -> Vec<Key> + use<K> {
-        let quotas = quotas.clone();
-        move |object: &K| {
-            let all = quotas.store().state();
-            let near = all.iter().filter(|quota| quota.namespace() == object.namespace());
-            near.map(|quota| ownership::key(quota.as_ref())).collect()
-        }
-    }
-    let changes = futures::stream::select(
-        touched(&quotas, |quota| vec![ownership::key(quota)]),
+    let own = touched(&quotas, |quota| {
+        if is_uncounted(quota) { vec![ownership::key(quota)] } else { Vec::new() }
+    });
+    let objects = futures::stream::select(
+        freed(&pods, &quotas, of_pod),
         futures::stream::select(
-            touched(&controller.pods, of::<Pod>(&quotas)),
-            futures::stream::select(
-                touched(&controller.services, of::<Service>(&quotas)),
-                touched(&controller.claims, of::<PersistentVolumeClaim>(&quotas)),
-            ),
+            freed(&services, &quotas, of_service),
+            freed(&claims, &quotas, of_claim),
         ),
     );
+    let changes = futures::stream::select(own, objects);
     queue::run("resourcequota", changes, shutdown, |key: Key| {
         let (controller, found) = (controller.clone(), quotas.get(&key.0, &key.1));
         Box::pin(async move {
@@ -173,6 +235,30 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_not_counted_yet_is_counted() {
+        for (status, want) in [
+            (json!({}), true),
+            (json!({"hard": {"pods": "2"}}), true),
+            (json!({"hard": {"pods": "1"}, "used": {"pods": "0"}}), true),
+            (json!({"hard": {"pods": "2"}, "used": {"pods": "1"}}), false),
+        ] {
+            let quota = json!({"spec": {"hard": {"pods": "2"}}, "status": status});
+            let quota: ResourceQuota = serde_json::from_value(quota).expect("a quota");
+            assert_eq!(is_uncounted(&quota), want, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_has_finished_uses_less() {
+        let pod = |phase: &str| -> Pod {
+            let pod = json!({"metadata": {"generation": 1}, "status": {"phase": phase}});
+            serde_json::from_value(pod).expect("a pod")
+        };
+        assert_eq!(of_pod(&pod("Pending")), of_pod(&pod("Running")));
+        assert_ne!(of_pod(&pod("Running")), of_pod(&pod("Succeeded")));
+    }
 
     #[test]
     fn what_is_limited_is_counted() {

@@ -74,6 +74,9 @@ pub enum Action {
     Nothing,
     /// Delete it.
     Delete(Policy),
+    /// Delete it and its dependents first, but let it block none of its owners: one of them waits, by way
+    /// of a circle, for the object itself.
+    DeleteUnblocked,
     /// Remove the references to these owners: others still want the object.
     DropOwners(HashSet<String>),
     /// Free these dependents, then the object's `orphan` finalizer.
@@ -207,6 +210,9 @@ impl Graph {
             return Action::Delete(Policy::Orphan);
         }
         let has_dependents = self.dependents_of(uid).next().is_some();
+        if waiting && self.dependents_of(uid).any(Node::waits_for_dependents) {
+            return Action::DeleteUnblocked;
+        }
         if node.holds(FOREGROUND) || (waiting && has_dependents) {
             return Action::Delete(Policy::Foreground);
         }
@@ -271,6 +277,16 @@ mod tests {
                 "a",
                 &[],
                 Action::Delete(Policy::Foreground),
+            ),
+            (
+                &[
+                    node("o", &["b"], &[FOREGROUND], true),
+                    node("a", &["o"], &[FOREGROUND], true),
+                    node("b", &["a"], &[], false),
+                ],
+                "b",
+                &[],
+                Action::DeleteUnblocked,
             ),
             (
                 &[held.clone(), node("a", &["o"], &[], true)],

@@ -81,11 +81,8 @@ fn made_anew(
     revisions: Revisions<'_>,
     ordinal: i32,
 ) -> bool {
-    if revisions.current == revisions.update {
+    if revisions.current == revisions.update || !is_rolling(spec) {
         return true;
-    }
-    if !is_rolling(spec) {
-        return false;
     }
     let start = ordinals(spec).start;
     let bound = if partition(spec) > 0 {

@@ -46,7 +46,7 @@ fn claim_volumes(set: &StatefulSet, ordinal: i32) -> Vec<Volume> {
             Volume {
                 persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
                     claim_name: claim_name(set, &name, ordinal),
-                    read_only: Some(false),
+                    read_only: None,
                 }),
                 name,
                 ..Volume::default()

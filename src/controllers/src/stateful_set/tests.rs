@@ -102,7 +102,8 @@ fn a_lost_pod_comes_back_at_its_revision() {
     assert_eq!(plan(&partial, "1old 2", ROLLING).create, [(0, false)]);
     assert_eq!(plan(&partial, "0old 1old", ROLLING).create, [(2, true)]);
     let manual = set(json!({"updateStrategy": {"type": "OnDelete"}}));
-    assert_eq!(plan(&manual, "1old 2old", ROLLING).create, [(0, false)]);
+    // Whoever deleted it wanted it anew.
+    assert_eq!(plan(&manual, "1old 2old", ROLLING).create, [(0, true)]);
 }
 
 #[test]
