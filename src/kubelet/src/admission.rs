@@ -165,6 +165,14 @@ fn clash(a: &(i32, String, String), b: &(i32, String, String)) -> bool {
     a.0 == b.0 && a.1 == b.1 && (a.2 == b.2 || a.2 == "0.0.0.0" || b.2 == "0.0.0.0")
 }
 
+/// Whether the node's labels decide about the pod.
+pub fn asks_for_labels(of: &Pod) -> bool {
+    of.spec.as_ref().is_some_and(|spec| {
+        spec.node_selector.as_ref().is_some_and(|labels| !labels.is_empty())
+            || spec.affinity.as_ref().is_some_and(|affinity| affinity.node_affinity.is_some())
+    })
+}
+
 fn selected(of: &Pod, node: &Node<'_>) -> bool {
     let Some(spec) = &of.spec else { return true };
     let simple = spec.node_selector.iter().flatten().all(|(k, v)| node.labels.get(k) == Some(v));

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use client::{Informer, Recorder, object_reference};
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{Api, Client};
@@ -124,16 +124,32 @@ impl Context {
         self.recorder.warning(reference(of, container), reason, message);
     }
 
+    /// The node's labels, as they are now if the pod asks for any: others may have been added.
+    pub async fn labels_for(&self, of: &Pod) -> BTreeMap<String, String> {
+        if !admission::asks_for_labels(of) {
+            return self.node_labels.clone();
+        }
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        match nodes.get_metadata(&self.node_name).await {
+            Ok(node) => node.metadata.labels.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "the node's labels cannot be read");
+                self.node_labels.clone()
+            }
+        }
+    }
+
     /// Takes the pod in, or says why not; one that `runs` already is not asked again.
-    pub fn admit(&self, of: &Arc<Pod>, runs: bool) -> Result<(), Waiting> {
+    pub fn admit(
+        &self,
+        of: &Arc<Pod>,
+        runs: bool,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), Waiting> {
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         if !runs {
             let allocatable = self.allocatable.read().unwrap_or_else(PoisonError::into_inner);
-            let node = admission::Node {
-                name: &self.node_name,
-                labels: &self.node_labels,
-                allocatable: &allocatable,
-            };
+            let node = admission::Node { name: &self.node_name, labels, allocatable: &allocatable };
             let others: Vec<Arc<Pod>> = admitted.values().cloned().collect();
             self.pressure.admit(of)?;
             admission::secure(of, &self.security)?;

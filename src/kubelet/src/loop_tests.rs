@@ -369,3 +369,20 @@ async fn a_static_pod_runs_and_has_a_mirror() {
     node.called(&["run-sandbox", "create a", "start a", "stop a 30", "stop-sandbox"]).await;
     kubelet.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_may_ask_for_a_label_that_was_added_later() {
+    for (wanted, phase) in [("fast", "Running"), ("slow", "Failed")] {
+        let node = Node::new();
+        let kubelet = node.start();
+        let labels = json!({"metadata": {"name": "n", "labels": {"disk": "fast"}}});
+        node.api.put("/api/v1/nodes/n", labels);
+        let mut spec = busybox();
+        spec["nodeSelector"] = json!({"disk": wanted});
+        node.submit(spec);
+        let pod = node.until(phase, "/status/phase", phase).await;
+        let reason = pod["status"].get("reason").and_then(Value::as_str);
+        assert_eq!(reason, (phase == "Failed").then_some("NodeAffinity"));
+        kubelet.stop().await;
+    }
+}

@@ -101,6 +101,12 @@ pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
             }
         }
     }
+    if input.failure.is_some() && !started && input.view.containers.is_empty() {
+        // Of a pod that was refused, no container is waiting for anything.
+        for list in [&mut init, &mut regular] {
+            list.retain(|container| container.container_id.is_some());
+        }
+    }
     regular.sort_by(|a, b| a.name.cmp(&b.name));
     status.phase = Some(phase.into());
     status.init_container_statuses = (!init.is_empty()).then_some(init);

@@ -213,6 +213,7 @@ fn a_refused_pod_has_failed() {
     assert_eq!(status.phase.as_deref(), Some("Failed"));
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
     assert_eq!(condition(&status, "Ready"), "False PodFailed");
+    assert_eq!(status.container_statuses, None);
 }
 
 #[test]

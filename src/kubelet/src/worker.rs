@@ -264,7 +264,7 @@ impl Worker {
         }
         let mut next = now + RESYNC;
         self.allocate(now, &mut next);
-        self.admit();
+        self.admit().await;
         self.check_limits(now, &mut next).await;
         let ending = self.is_ending();
         if !ending {
@@ -321,7 +321,7 @@ impl Worker {
     }
 
     /// The first time a pod is seen, unless it runs already, the node may refuse it.
-    fn admit(&mut self) {
+    async fn admit(&mut self) {
         if std::mem::replace(&mut self.admitted, true) || self.is_ending() {
             return;
         }
@@ -333,7 +333,8 @@ impl Worker {
             });
             return;
         }
-        if let Err(refusal) = self.context.admit(&self.pod, running) {
+        let labels = self.context.labels_for(&self.pod).await;
+        if let Err(refusal) = self.context.admit(&self.pod, running, &labels) {
             self.context.warning(&self.pod, None, &refusal.reason, refusal.message.clone());
             self.failure = Some(Waiting {
                 message: format!("Pod was rejected: {}", refusal.message),

@@ -15,6 +15,8 @@ use crate::context::Context;
 pub enum Outcome {
     /// All is well.
     Success,
+    /// All is well as far as it was looked at; the text goes into an event.
+    Warning(String),
     /// It is not; the text goes into the event.
     Failure(String),
     /// It could not be found out.
@@ -48,10 +50,14 @@ pub async fn probe(
         return match http::get(context, action, &target.pod_ip, port, "kube-probe/1.36", timeout)
             .await
         {
-            Ok((status, _)) if (200..400).contains(&status) => Outcome::Success,
-            Ok((status, _)) => {
-                Outcome::Failure(format!("HTTP probe failed with statuscode: {status}"))
-            }
+            Ok(answer) => match answer.status {
+                200..300 => Outcome::Success,
+                300..400 => Outcome::Warning(format!(
+                    "Probe terminated redirects, Response body: {}",
+                    answer.body
+                )),
+                status => Outcome::Failure(format!("HTTP probe failed with statuscode: {status}")),
+            },
             Err(error) => Outcome::Failure(error.to_string()),
         };
     }

@@ -19,6 +19,8 @@ use crate::context::Context;
 
 /// The most of an answer that is read.
 const MAX_BODY_BYTES: usize = 10 << 10;
+/// The first, and nine redirects.
+const MAX_REQUESTS: usize = 10;
 
 /// Why there was no answer; worded as Go's client words it.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +83,65 @@ pub fn go_error(error: &std::io::Error) -> String {
     }
 }
 
-/// GETs what `action` says; returns status and the beginning of the body. No redirect is followed:
-/// any status below 400 is health.
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
+    /// The beginning of its body.
+    pub body: String,
+    /// Where it sends the client.
+    location: Option<String>,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    secure: bool,
+    host: String,
+    port: u16,
+    path: String,
+}
+
+impl Place {
+    fn authority(&self) -> String {
+        let host = &self.host;
+        if host.contains(':') {
+            format!("[{host}]:{}", self.port)
+        } else {
+            format!("{host}:{}", self.port)
+        }
+    }
+
+    fn url(&self) -> String {
+        let scheme = if self.secure { "https" } else { "http" };
+        format!("{scheme}://{}{}", self.authority(), self.path)
+    }
+
+    /// Where a redirect leads, if that is on the same host.
+    fn redirected(&self, location: &str) -> Option<Self> {
+        let location = location.split('#').next().unwrap_or_default();
+        let full = match location {
+            _ if location.starts_with("//") => {
+                format!("{}:{location}", if self.secure { "https" } else { "http" })
+            }
+            _ if location.starts_with('/') || location.contains("://") => location.to_owned(),
+            _ => {
+                let path = self.path.split('?').next().unwrap_or_default();
+                format!("{}{location}", &path[..path.rfind('/').map_or(0, |at| at + 1)])
+            }
+        };
+        let uri: http::Uri = full.parse().ok()?;
+        let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
+        let Some(host) = uri.host() else { return Some(Self { path, ..self.clone() }) };
+        let secure = uri.scheme_str() == Some("https");
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let host = host.trim_matches(['[', ']']).to_owned();
+        (host == self.host).then_some(Self { secure, host, port, path })
+    }
+}
+
+/// GETs what `action` says. Redirects are followed as long as they stay on the host.
 pub async fn get(
     context: &Context,
     action: &HTTPGetAction,
@@ -90,37 +149,57 @@ pub async fn get(
     port: u16,
     user_agent: &str,
     timeout: Duration,
-) -> Result<(u16, String), Error> {
+) -> Result<Answer, Error> {
     let secure = action.scheme.as_deref() == Some("HTTPS");
     let host = action.host.clone().filter(|h| !h.is_empty()).unwrap_or_else(|| pod_ip.to_owned());
     let path = action.path.clone().unwrap_or_default();
     let path = if path.starts_with('/') { path } else { format!("/{path}") };
-    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let url = format!("{}://{bracketed}:{port}{path}", if secure { "https" } else { "http" });
-    let Ok(ip) = host.parse() else { return Err(Error::Host { url, host }) };
-    let address = SocketAddr::new(ip, port);
-    let request = request(action, &path, &format!("{bracketed}:{port}"), user_agent)
-        .map_err(|e| Error::Protocol { url: url.clone(), reason: e.to_string() })?;
-    let exchange = async {
-        let stream = context.dialer.connect(address).await.map_err(|e| Error::Connect {
-            url: url.clone(),
-            address,
-            reason: go_error(&e),
-        })?;
-        let fail = |reason: String| Error::Protocol { url: url.clone(), reason };
-        if secure {
-            let connector = tokio_rustls::TlsConnector::from(Arc::new(unverified()));
-            let name = ServerName::IpAddress(ip.into());
-            let stream = connector.connect(name, stream).await.map_err(|e| fail(e.to_string()))?;
-            send(stream, request).await.map_err(|e| fail(e.to_string()))
-        } else {
-            send(stream, request).await.map_err(|e| fail(e.to_string()))
+    let mut place = Place { secure, host, port, path };
+    let url = place.url();
+    let exchanges = async {
+        for _ in 0..MAX_REQUESTS {
+            let answer = exchange(context, action, &place, user_agent).await?;
+            let followed = matches!(answer.status, 301 | 302 | 303 | 307 | 308);
+            let location = answer.location.as_deref().filter(|_| followed);
+            match location.and_then(|location| place.redirected(location)) {
+                Some(next) => place = next,
+                None => return Ok(answer),
+            }
         }
+        Err(Error::Protocol { url: place.url(), reason: "stopped after 10 redirects".into() })
     };
-    match tokio::time::timeout(timeout, exchange).await {
+    match tokio::time::timeout(timeout, exchanges).await {
         Ok(result) => result,
         Err(_) => Err(Error::Timeout { url }),
     }
+}
+
+async fn exchange(
+    context: &Context,
+    action: &HTTPGetAction,
+    place: &Place,
+    user_agent: &str,
+) -> Result<Answer, Error> {
+    let url = place.url();
+    let Ok(ip) = place.host.parse() else {
+        return Err(Error::Host { url, host: place.host.clone() });
+    };
+    let address = SocketAddr::new(ip, place.port);
+    let fail = |reason: String| Error::Protocol { url: url.clone(), reason };
+    let request = request(action, &place.path, &place.authority(), user_agent)
+        .map_err(|error| fail(error.to_string()))?;
+    let stream = context.dialer.connect(address).await.map_err(|error| Error::Connect {
+        url: url.clone(),
+        address,
+        reason: go_error(&error),
+    })?;
+    if !place.secure {
+        return send(stream, request).await.map_err(|error| fail(error.to_string()));
+    }
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(unverified()));
+    let name = ServerName::IpAddress(ip.into());
+    let stream = connector.connect(name, stream).await.map_err(|e| fail(e.to_string()))?;
+    send(stream, request).await.map_err(|error| fail(error.to_string()))
 }
 
 fn request(
@@ -142,10 +221,7 @@ fn request(
     request.header("Connection", "close").body(Empty::new())
 }
 
-async fn send<S>(
-    stream: S,
-    request: http::Request<Empty<Bytes>>,
-) -> Result<(u16, String), hyper::Error>
+async fn send<S>(stream: S, request: http::Request<Empty<Bytes>>) -> Result<Answer, hyper::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -154,6 +230,8 @@ where
     let _driver = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
     let response = sender.send_request(request).await?;
     let status = response.status().as_u16();
+    let location = response.headers().get(http::header::LOCATION);
+    let location = location.and_then(|value| value.to_str().ok()).map(str::to_owned);
     let mut body = response.into_body();
     let mut text = Vec::new();
     while text.len() < MAX_BODY_BYTES
@@ -164,7 +242,7 @@ where
         }
     }
     text.truncate(MAX_BODY_BYTES);
-    Ok((status, String::from_utf8_lossy(&text).into_owned()))
+    Ok(Answer { status, body: String::from_utf8_lossy(&text).into_owned(), location })
 }
 
 fn unverified() -> rustls::ClientConfig {
@@ -241,5 +319,21 @@ mod tests {
         assert_eq!(go_error(&refused()), "connection refused");
         assert_eq!(go_error(&std::io::Error::other(Wrapped(refused()))), "connection refused");
         assert_eq!(go_error(&std::io::Error::other("odd")), "odd");
+    }
+
+    #[test]
+    fn redirects_are_followed_on_the_same_host() {
+        let place =
+            Place { secure: false, host: "10.42.0.2".into(), port: 80, path: "/a/b?c".into() };
+        let to = |location: &str| place.redirected(location).map(|place| place.url());
+        for (location, want) in [
+            ("/healthz", Some("http://10.42.0.2:80/healthz")),
+            ("d?e=/f#g", Some("http://10.42.0.2:80/a/d?e=/f")),
+            ("https://10.42.0.2/x", Some("https://10.42.0.2:443/x")),
+            ("//10.42.0.2:81/x", Some("http://10.42.0.2:81/x")),
+            ("http://0.0.0.0/", None),
+        ] {
+            assert_eq!(to(location).as_deref(), want, "{location}");
+        }
     }
 }

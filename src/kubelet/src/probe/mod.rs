@@ -159,7 +159,7 @@ impl Worker {
             let outcome =
                 check::probe(&self.context, &self.container, &self.probe, &self.target).await;
             let result = match &outcome {
-                Outcome::Success => "successful",
+                Outcome::Success | Outcome::Warning(_) => "successful",
                 Outcome::Failure(_) => "failed",
                 Outcome::Unknown(_) => "unknown",
             };
@@ -167,6 +167,12 @@ impl Worker {
             counters.probed(&self.pod, &self.container.name, self.purpose.title(), result);
             let good = match &outcome {
                 Outcome::Success => true,
+                Outcome::Warning(message) => {
+                    let about = Some((self.kind, self.container.name.as_str()));
+                    let text = format!("{} probe warning: {message}", self.purpose.title());
+                    self.context.warning(&self.pod, about, "ProbeWarning", text);
+                    true
+                }
                 Outcome::Failure(message) => {
                     let title = self.purpose.title();
                     let about = Some((self.kind, self.container.name.as_str()));

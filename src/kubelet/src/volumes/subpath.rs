@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 
 /// Why a sub-path cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +88,11 @@ fn make(base: &File, path: &Path, mode: u32) -> io::Result<()> {
     let mut at: OwnedFd = base.as_fd().try_clone_to_owned()?;
     for component in path.components() {
         let Component::Normal(name) = component else { continue };
-        match rustix::fs::mkdirat(&at, name, Mode::from_raw_mode(mode)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        let mode = Mode::from_raw_mode(mode);
+        match rustix::fs::mkdirat(&at, name, mode) {
+            // The umask does not concern a folder that users are shown.
+            Ok(()) => rustix::fs::chmodat(&at, name, mode, AtFlags::empty())?,
+            Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
         at = open(&at, Path::new(name))?;
@@ -136,5 +139,13 @@ mod tests {
         assert!(matches!(prepare(&volume, "/x", &hold), Err(Error::Climbs(_))));
         assert!(matches!(prepare(&volume, "out/passwd", &hold), Err(Error::Resolve { .. })));
         assert!(matches!(prepare(&volume, "up/x", &hold), Err(Error::Resolve { .. })));
+    }
+
+    #[test]
+    fn a_folder_that_is_made_is_as_open_as_the_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        make(&File::open(dir.path()).unwrap(), Path::new("a/b"), 0o777).unwrap();
+        let mode = fs::metadata(dir.path().join("a/b")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o777);
     }
 }
