@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::resource::Resource;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// A field label beyond `metadata.name` and `metadata.namespace`.
@@ -17,30 +18,41 @@ pub struct Selectable {
     path: Cow<'static, str>,
     /// The value when the field is absent.
     absent: &'static str,
+    /// The label whose value is taken when the field is absent.
+    instead: &'static str,
 }
 
 impl Selectable {
     /// A field of a custom resource, at the simple path `.spec.color`.
     pub fn custom(path: &str) -> Self {
         let label = Cow::<'static, str>::Owned(path.trim_start_matches('.').to_owned());
-        Self { path: label.clone(), label, absent: "" }
+        Self { path: label.clone(), label, absent: "", instead: "" }
     }
 }
 
 const fn text(label: &'static str) -> Selectable {
-    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(label), absent: "" }
+    at(label, label)
 }
 
 const fn flag(label: &'static str) -> Selectable {
-    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(label), absent: "false" }
+    field(label, label, "false", "")
 }
 
 const fn number(label: &'static str) -> Selectable {
-    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(label), absent: "0" }
+    field(label, label, "0", "")
 }
 
 const fn at(label: &'static str, path: &'static str) -> Selectable {
-    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(path), absent: "" }
+    field(label, path, "", "")
+}
+
+const fn field(
+    label: &'static str,
+    path: &'static str,
+    absent: &'static str,
+    instead: &'static str,
+) -> Selectable {
+    Selectable { label: Cow::Borrowed(label), path: Cow::Borrowed(path), absent, instead }
 }
 
 const EVENT: &[Selectable] = &[
@@ -53,8 +65,22 @@ const EVENT: &[Selectable] = &[
     text("involvedObject.fieldPath"),
     text("reason"),
     text("reportingComponent"),
-    at("source", "source.component"),
+    field("source", "source.component", "", "reportingComponent"),
     text("type"),
+];
+
+/// Labels of core events and what `events.k8s.io` calls them.
+const EVENT_NAMES: [(&str, &str); 10] = [
+    ("involvedObject.kind", "regarding.kind"),
+    ("involvedObject.namespace", "regarding.namespace"),
+    ("involvedObject.name", "regarding.name"),
+    ("involvedObject.uid", "regarding.uid"),
+    ("involvedObject.apiVersion", "regarding.apiVersion"),
+    ("involvedObject.resourceVersion", "regarding.resourceVersion"),
+    ("involvedObject.fieldPath", "regarding.fieldPath"),
+    ("reason", "reason"),
+    ("reportingComponent", "reportingController"),
+    ("type", "type"),
 ];
 
 /// Group, resource, labels. Kinds that are not listed know name and namespace only.
@@ -91,6 +117,18 @@ pub fn of(group: &str, plural: &str) -> &'static [Selectable] {
     TABLE.iter().find(|(g, p, _)| *g == group && *p == plural).map_or(&[], |(_, _, list)| list)
 }
 
+/// The labels of the stored kind as the served resource calls them; those that it does not know are empty.
+pub fn served<'a>(resource: &Resource, stored: &'a [Selectable]) -> Cow<'a, [Selectable]> {
+    if !resource.is("events.k8s.io", "events") {
+        return Cow::Borrowed(stored);
+    }
+    let rename = |field: &Selectable| {
+        let name = EVENT_NAMES.iter().find(|(stored, _)| *stored == field.label);
+        Selectable { label: Cow::Borrowed(name.map_or("", |(_, name)| name)), ..field.clone() }
+    };
+    stored.iter().map(rename).collect()
+}
+
 /// The values of `selectable` in the object `raw`, in that order.
 pub fn extract(raw: &[u8], selectable: &[Selectable]) -> Result<Vec<String>, serde_json::Error> {
     let mut values: Vec<String> = selectable.iter().map(|s| s.absent.to_owned()).collect();
@@ -98,6 +136,13 @@ pub fn extract(raw: &[u8], selectable: &[Selectable]) -> Result<Vec<String>, ser
         let paths = selectable.iter().enumerate().map(|(i, s)| (i, s.path.as_ref())).collect();
         let mut deserializer = serde_json::Deserializer::from_slice(raw);
         Paths { paths, values: &mut values }.deserialize(&mut deserializer)?;
+        for (at, field) in selectable.iter().enumerate() {
+            if values[at].is_empty()
+                && let Some(other) = selectable.iter().position(|s| s.label == field.instead)
+            {
+                values[at] = values[other].clone();
+            }
+        }
     }
     Ok(values)
 }
@@ -208,5 +253,13 @@ mod tests {
             extract(br#"{"status":{"replicas":3}}"#, of("apps", "replicasets")).expect("parses"),
             ["3"]
         );
+        let events = of("", "events");
+        let source = events.iter().position(|s| s.label == "source").expect("known");
+        for raw in [
+            r#"{"source":{"component":"x"},"reportingComponent":"y"}"#,
+            r#"{"source":{},"reportingComponent":"x"}"#,
+        ] {
+            assert_eq!(extract(raw.as_bytes(), events).expect("parses")[source], "x", "{raw}");
+        }
     }
 }

@@ -26,3 +26,10 @@ pub fn allocate(
     }
     Ok(())
 }
+
+/// The object that took something is stored, or will not be: nothing is held for it any more.
+pub fn settle(registry: &Registry, ctx: &RequestContext, uid: &str) {
+    if ctx.is("", "services") && ctx.subresource.is_empty() {
+        registry.services().settle(uid);
+    }
+}

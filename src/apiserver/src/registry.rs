@@ -262,11 +262,31 @@ impl Registry {
         errors.extend(policy::validate_create(ctx, &object));
         refuse(resource, &object, errors)?;
         policy::warn(ctx, &object, None);
+        let uid = meta::uid(&object).to_owned();
         let unallocated = object.clone();
-        let mut allocation = self.allocation(ctx).await?;
+        let allocation = self.allocation(ctx).await?;
         policy::allocate(self, ctx, &mut object, None)?;
-        gate.validate(ctx, Operation::Create, Some(&object), None).await?;
-        step(ctx, "admit", &object, admitted);
+        let outcome = async {
+            gate.validate(ctx, Operation::Create, Some(&object), None).await?;
+            step(ctx, "admit", &object, admitted);
+            self.put_named(ctx, resource, object, unallocated, allocation, generated).await
+        }
+        .await;
+        policy::settle(self, ctx, &uid);
+        outcome
+    }
+
+    /// Writes a new object: under another name if the server chose one that is taken, with other things
+    /// allocated if another server was first.
+    async fn put_named(
+        &self,
+        ctx: &RequestContext,
+        resource: &Resource,
+        mut object: Value,
+        unallocated: Value,
+        mut allocation: Option<Compare>,
+        generated: bool,
+    ) -> Result<Arc<Object>, Status> {
         let mut names = 1;
         loop {
             let stored = SystemTime::now();
@@ -463,7 +483,10 @@ impl Registry {
             gate.validate(ctx, Operation::Update, Some(&object), Some(&old)).await?;
             let allocation = allocation.filter(|_| object["spec"] != old["spec"]);
             match self.write(ctx, resource, &key, &before, &object, allocation).await? {
-                Written::Done(object) => return Ok((object, false)),
+                Written::Done(object) => {
+                    policy::settle(self, ctx, &object.uid);
+                    return Ok((object, false));
+                }
                 Written::Conflict(now) => current = now,
             }
         }

@@ -234,7 +234,9 @@ impl Server {
             ctx.warnings.add(warning);
         }
         let typed = protobuf::type_of(&resource).is_some();
-        let mut how = negotiate::accept(&parts.headers, true, typed)?;
+        // What is only answered, like a review, has no tables.
+        let transformable = resource.allows("get") || resource.allows("list");
+        let mut how = negotiate::accept(&parts.headers, transformable, typed)?;
         how.pretty |= wants_pretty(&parts, &query);
         way.accepted = how;
         let server = self.clone();

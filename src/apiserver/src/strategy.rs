@@ -109,8 +109,10 @@ pub fn prepare_for_update(ctx: &RequestContext, object: &mut Value, old: &Value)
         "status" => {
             keep_all_but(object, old, &["status"]);
             keep_metadata(object, old, &["ownerReferences", "finalizers", "generation"]);
-            if (group, plural) == ("", "pods") {
-                pod::prepare_status(object, old);
+            match (group, plural) {
+                ("", "pods") => pod::prepare_status(object, old),
+                ("apps", "deployments") => keep_metadata(object, old, &["labels"]),
+                _ => {}
             }
             return;
         }
@@ -298,6 +300,10 @@ mod tests {
         assert_eq!(got, want);
         let labelled =
             json!({"metadata": {"labels": {"x": "y"}}, "spec": {"a": 1}, "status": {"b": 1}});
+        let got = updated(&ctx("apps", "deployments", "status"), labelled.clone(), &old);
+        assert_eq!(got["metadata"].get("labels"), None);
+        let got = updated(&ctx("apps", "replicasets", "status"), labelled.clone(), &old);
+        assert_eq!(got["metadata"]["labels"], json!({"x": "y"}));
         let got = updated(&ctx("apps", "deployments", ""), labelled, &old);
         assert_eq!(got["metadata"]["generation"], 3);
     }

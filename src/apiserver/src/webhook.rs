@@ -380,7 +380,7 @@ pub fn validate_client(client: &Value, path: &Path, errors: &mut ErrorList) {
             }
         }
         let text = service["path"].text();
-        if service.get("path").is_some_and(Zero::is_set) && !text.starts_with('/') {
+        if !text.is_empty() && !text.starts_with('/') {
             let detail = "must start with a '/'";
             errors.push(FieldError::invalid(&path.child("path"), text, detail));
         }

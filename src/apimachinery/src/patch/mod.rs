@@ -32,6 +32,7 @@ const COPIED_MAX_BYTES: usize = 3 << 20;
 /// Applies a JSON patch (RFC 6902); `original` is left alone when it fails.
 pub fn json(original: &Value, body: &[u8]) -> Result<Value, Error> {
     let patch: json_patch::Patch = serde_json::from_slice(body)
+        .or_else(|error| with_nulls(body).ok_or(error))
         .map_err(|e| Error::Malformed(format!("error decoding patch: {e}")))?;
     if patch.0.len() > MAX_OPERATIONS {
         return Err(Error::TooManyOperations(patch.0.len()));
@@ -63,6 +64,17 @@ fn size(value: &Value) -> usize {
             map.iter().map(|(key, value)| key.len() + size(value) + 4).sum::<usize>() + 2
         }
     }
+}
+
+/// The patch with `null` for values that are left out, as clients do which omit empty ones.
+fn with_nulls(body: &[u8]) -> Option<json_patch::Patch> {
+    let mut patch: Value = serde_json::from_slice(body).ok()?;
+    for operation in patch.as_array_mut()?.iter_mut().filter_map(Value::as_object_mut) {
+        if matches!(operation.get("op")?.as_str()?, "add" | "replace" | "test") {
+            operation.entry("value").or_insert(Value::Null);
+        }
+    }
+    serde_json::from_value(patch).ok()
 }
 
 /// The failure as upstream's JSON patch library words it.
@@ -122,6 +134,9 @@ mod tests {
             assert_eq!(json(&original, body), Err(Error::Inapplicable(want.into())));
         }
         assert!(matches!(json(&original, b"{}"), Err(Error::Malformed(_))));
+        assert!(matches!(json(&original, br#"[{"op":"add"}]"#), Err(Error::Malformed(_))));
+        let emptied = json(&original, br#"[{"op":"replace","path":"/a"}]"#);
+        assert_eq!(emptied, Ok(json!({"a": null})));
     }
 
     #[test]

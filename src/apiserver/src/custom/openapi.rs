@@ -17,11 +17,14 @@ pub fn definition_name(resource: &Resource, kind: &str) -> String {
 /// does not have.
 pub fn definition(resource: &Resource, custom: &Custom, meta: Value, plain: bool) -> Value {
     let mut schema = custom.source.clone();
+    if !schema.is_object() || plain && custom.schema.preserve_unknown {
+        // To a client that reads properties, any that is not among them would be unknown.
+        schema = json!({"type": "object"});
+        add_type(&mut schema, resource, &resource.kind);
+        return schema;
+    }
     if plain {
         simplify(&mut schema);
-    }
-    if !schema.is_object() {
-        schema = json!({"type": "object"});
     }
     add_type(&mut schema, resource, &resource.kind);
     let properties = &mut schema["properties"];

@@ -243,6 +243,31 @@ async fn a_custom_kind_is_described() {
 }
 
 #[tokio::test]
+async fn a_kind_open_to_all_fields_is_only_named_to_old_clients() {
+    let f = Fixture::new().await;
+    let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let crd = json!({"metadata": {"name": "opens.example.com"}, "spec": {
+        "group": "example.com", "scope": "Namespaced",
+        "names": {"plural": "opens", "singular": "open", "kind": "Open", "listKind": "OpenList"},
+        "versions": [{"name": "v1", "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": schema}}]}});
+    let made = f.post(CRDS, &crd).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    let old = loop {
+        let document = f.get("/openapi/v2").await.body;
+        if document["definitions"]["com.example.v1.Open"].is_object() {
+            break document;
+        }
+        tokio::task::yield_now().await;
+    };
+    let named = json!([{"group": "example.com", "version": "v1", "kind": "Open"}]);
+    assert_eq!(
+        old["definitions"]["com.example.v1.Open"],
+        json!({"type": "object", "x-kubernetes-group-version-kind": named})
+    );
+}
+
+#[tokio::test]
 async fn custom_objects_are_applied_by_their_schema() {
     let f = fixture().await;
     let apply = async |manager: &str, spec: Value| {

@@ -10,6 +10,7 @@ use super::Call;
 use crate::attributes::RequestContext;
 use crate::body::{Body, Response};
 use crate::codec;
+use crate::fields;
 use crate::negotiate::{self, Format};
 use crate::object::Object;
 use crate::options::{DeleteOptions, ListOptions, Propagation, Query};
@@ -97,7 +98,7 @@ pub async fn collection(call: &mut Call, body: Body) -> Result<Response, Status>
         &call.ctx.namespace,
         &list.label_selector,
         &list.field_selector,
-        &cache.selectable,
+        &fields::served(&call.resource, &cache.selectable),
         call.resource.namespaced,
     )?;
     let snapshot = registry.snapshot(&cache);

@@ -18,6 +18,7 @@ use crate::body::{Body, Response};
 use crate::cache::{Cache, Objects, Snapshot};
 use crate::continue_token::Token;
 use crate::conversion;
+use crate::fields;
 use crate::negotiate::{Format, Shape};
 use crate::object::Object;
 use crate::options::{ListOptions, Match};
@@ -47,7 +48,7 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         &call.ctx.namespace,
         &options.label_selector,
         &options.field_selector,
-        &cache.selectable,
+        &fields::served(&call.resource, &cache.selectable),
         call.resource.namespaced,
     )?;
     let token = if options.token.is_empty() { None } else { Some(Token::decode(&options.token)?) };

@@ -19,6 +19,7 @@ use super::Call;
 use crate::body::{Body, BoxError, Response};
 use crate::cache::{Cache, Change, Transition, frame};
 use crate::conversion;
+use crate::fields;
 use crate::metrics::Guard;
 use crate::negotiate::{Accepted, Format, Shape};
 use crate::object::Object;
@@ -29,6 +30,7 @@ use crate::resource::Resource;
 use crate::respond;
 use crate::selection::Selection;
 use crate::server::Server;
+use crate::websocket;
 
 /// A bookmark comes this often (`defaultBookmarkFrequency`), and shortly before the end.
 const BOOKMARK_EVERY: Duration = Duration::from_mins(1);
@@ -40,7 +42,7 @@ const INITIAL_END: &str = "k8s.io/initial-events-end";
 const COALESCE_BYTES: usize = 32 << 10;
 
 /// Begins a watch.
-pub async fn serve(call: &Call) -> Result<Response, Status> {
+pub async fn serve(call: &mut Call) -> Result<Response, Status> {
     let options = ListOptions::parse(&call.query, true)?;
     if call.accepted.format == Format::Yaml {
         return Err(crate::negotiate::not_acceptable());
@@ -55,7 +57,7 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         &call.ctx.namespace,
         &options.label_selector,
         &field_selector,
-        &cache.selectable,
+        &fields::served(&call.resource, &cache.selectable),
         call.resource.namespaced,
     )?;
     let start = Start::choose(call, &cache, &options).await?;
@@ -64,6 +66,11 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
     let body = stream::unfold(watcher, |mut watcher| async move {
         watcher.next().await.map(|bytes| (Ok::<Bytes, BoxError>(bytes), watcher))
     });
+    if websocket::is_asked(&call.parts.headers) {
+        let protobuf = call.accepted.format == Format::Protobuf;
+        let stopping = call.server.stopping.clone();
+        return websocket::watch(&mut call.parts, protobuf, body, stopping);
+    }
     let content_type = if call.accepted.format == Format::Protobuf {
         "application/vnd.kubernetes.protobuf;stream=watch"
     } else {

@@ -36,12 +36,37 @@ pub fn validate(new: &Value, old: &Value, errors: &mut ErrorList) {
     scheduling_gates(spec, before, &path, errors);
     narrowed(spec, before, &path, errors);
     let munged = munge(spec, before);
-    if errors.is_empty() && munged != *before {
+    if errors.is_empty() && !alike(&munged, before) {
         let detail = format!(
             "pod updates may not change fields other than {UPDATABLE}\n{}",
             difference(before, &munged).join("\n")
         );
         errors.push(Error::forbidden(&path, detail));
+    }
+}
+
+/// Whether the values are the same to a client for whom what is absent is false, zero or empty.
+fn alike(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => a.keys().chain(b.keys()).all(|key| {
+            let of = |map: &serde_json::Map<String, Value>| map.get(key).cloned();
+            alike(&of(a).unwrap_or_default(), &of(b).unwrap_or_default())
+        }),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b))
+        }
+        _ => a == b || is_nothing(a) && is_nothing(b),
+    }
+}
+
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.values().all(is_nothing),
     }
 }
 
@@ -357,6 +382,8 @@ mod tests {
         let fine = Vec::<String>::new();
         assert_eq!(change(&|s| s["containers"][0]["image"] = "b".into()), fine);
         assert_eq!(change(&|s| s["activeDeadlineSeconds"] = 5.into()), fine);
+        // Clients that know types leave such fields out, or fill them in.
+        assert_eq!(change(&|s| s["hostNetwork"] = false.into()), fine);
         assert_eq!(
             change(&|s| s["tolerations"] =
                 json!([{"key": "a", "operator": "Exists"}, {"key": "b", "operator": "Exists"}])),

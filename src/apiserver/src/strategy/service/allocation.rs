@@ -1,7 +1,8 @@
 //! Cluster addresses and node ports for Services.
 //!
 //! Source: `pkg/registry/core/service/storage/alloc.go`. What is in use is read from the Services
-//! themselves; a request holds what it was given until its Service shows up, or for a moment.
+//! themselves; a request holds what it was given until its Service is stored, or for a moment if it is
+//! never heard of again.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -172,6 +173,13 @@ impl Allocator {
             state.held_ports.insert(port, (uid.clone(), now));
         }
         Ok(())
+    }
+
+    /// Gives up what is held for a Service whose write is over: what it has is read from it.
+    pub fn settle(&self, uid: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.held_addresses.retain(|_, (holder, _)| holder != uid);
+        state.held_ports.retain(|_, (holder, _)| holder != uid);
     }
 
     /// Sets `clusterIP`, `clusterIPs` and the families; returns the addresses that are the Service's
@@ -599,6 +607,10 @@ mod tests {
             allocator.allocate(&registry, &mut s, None, false).unwrap_err().message
         };
         assert!(refusal("b", port).ends_with("provided port is already allocated"));
+        allocator.settle("a");
+        let taken = json!([{"port": 80, "protocol": "TCP", "nodePort": port}]);
+        let mut after = service("b", json!({"type": "NodePort", "ports": taken}));
+        allocator.allocate(&registry, &mut after, None, false).unwrap();
         assert!(refusal("c", 80).ends_with("The range of valid ports is 30000-32767"));
     }
 }
