@@ -39,8 +39,7 @@ pub fn handles(ctx: &RequestContext) -> bool {
             | ("", "nodes" | "services", "proxy")
             | ("", "bindings" | "componentstatuses", "")
             | ("", "serviceaccounts", "token")
-            | (metrics::GROUP, _, "")
-            | ("authentication.k8s.io" | "authorization.k8s.io", _, "")
+            | (metrics::GROUP | "authentication.k8s.io" | "authorization.k8s.io", _, "")
     )
 }
 
