@@ -20,13 +20,12 @@ pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, of: &Pod) -> io::Resul
     }
     if source.medium.as_deref() == Some("Memory") && !is_mounted(path)? {
         let options = match size_bytes(source, of) {
-            Some(bytes) => format!("mode=0777,size={bytes}"),
-            None => "mode=0777".to_owned(),
+            Some(bytes) => format!("mode=1777,size={bytes}"),
+            None => "mode=1777".to_owned(),
         };
         let data = std::ffi::CString::new(options)?;
         let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
         rustix::mount::mount("tmpfs", path, "tmpfs", flags, data.as_c_str())?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
     }
     Ok(())
 }
