@@ -1,6 +1,7 @@
 //! Port forwarding: for each connection that the client accepts it opens a pair of SPDY streams, one
-//! for the bytes and one for what goes wrong
-//! (`k8s.io/kubelet/pkg/cri/streaming/portforward/httpstream.go`).
+//! for the bytes and one for what goes wrong. Over plain WebSocket channels there is one such pair for
+//! each port that the request names, once
+//! (`k8s.io/kubelet/pkg/cri/streaming/portforward`: `httpstream.go`, `websocket.go`).
 
 use std::collections::HashMap;
 
@@ -12,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::spdy::{Flush, Frame, Headers, Reader, Writer};
+use super::websocket::Socket;
 use crate::error::Error;
 use crate::runtime::Runtime;
 use crate::shim::protocol::{Reply, Request};
@@ -20,12 +22,97 @@ use crate::shim::protocol::{Reply, Request};
 pub const PROTOCOL: &str = "portforward.k8s.io";
 /// The WebSocket subprotocol that carries SPDY with it.
 pub const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// The WebSocket subprotocols served.
+pub const WEB: [&str; 4] = [TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""];
 /// Pieces of one connection's input that wait for the pod.
 const INPUT: usize = 16;
 /// Room for one read.
 const READ_BYTES: usize = 32 * 1024;
 /// Status of a stream that is refused (SPDY draft, RST_STREAM).
 const REFUSED: u32 = 3;
+
+/// Where bytes for the client go.
+#[derive(Clone)]
+enum Outlet {
+    Spdy { writer: Writer, stream: u32 },
+    Web { messages: mpsc::Sender<(u8, Bytes)>, channel: u8 },
+}
+
+impl Outlet {
+    /// False when the client has gone.
+    async fn send(&self, bytes: Bytes) -> bool {
+        match self {
+            Self::Spdy { writer, stream } => {
+                writer.send(Frame::Data { stream: *stream, bytes, fin: false }).await
+            }
+            Self::Web { messages, channel } => messages.send((*channel, bytes)).await.is_ok(),
+        }
+    }
+}
+
+/// What the client is told of a connection that failed.
+fn told(port: u16, sandbox_id: &str, problem: &str) -> String {
+    format!("error forwarding port {port} to pod {sandbox_id}, uid : {problem}")
+}
+
+/// Serves the ports of the request over channels: two for each, the first of which carries the bytes. Both
+/// begin with the port, as two bytes, the lower first.
+pub async fn run_channels(runtime: &Runtime, request: &v1::PortForwardRequest, mut socket: Socket) {
+    // A channel's number is one byte, and 255 has a meaning of its own.
+    let ports = request.port.iter().filter_map(|port| u16::try_from(*port).ok()).take(127);
+    let (messages, mut outgoing) = mpsc::channel(INPUT);
+    let (mut inputs, mut tasks) = (Vec::new(), JoinSet::new());
+    for (port, data) in ports.zip((0..).step_by(2)) {
+        for channel in [data, data + 1] {
+            socket.send(channel, &port.to_le_bytes()).await;
+        }
+        let (sender, input) = mpsc::channel(INPUT);
+        inputs.push(sender);
+        let (runtime, messages) = (runtime.clone(), messages.clone());
+        let sandbox_id = request.pod_sandbox_id.clone();
+        tasks.spawn(async move {
+            let outlet = Outlet::Web { messages: messages.clone(), channel: data };
+            if let Err(problem) = carry(&runtime, &sandbox_id, port, input, &outlet).await {
+                let told = told(port, &sandbox_id, &problem);
+                let errors = Outlet::Web { messages, channel: data + 1 };
+                errors.send(told.into()).await;
+            }
+        });
+    }
+    drop(messages);
+    // Input that a pod does not take holds its client back, but never what is on its way to the client.
+    let mut held: Option<(mpsc::Sender<Bytes>, Bytes)> = None;
+    loop {
+        let (sender, bytes) = held.take().unzip();
+        tokio::select! {
+            permit = room(sender.as_ref()), if sender.is_some() => {
+                // A connection that is over takes nothing more.
+                if let (Some(permit), Some(bytes)) = (permit, bytes) {
+                    permit.send(bytes);
+                }
+            }
+            message = socket.next_message(), if sender.is_none() => {
+                let Some((channel, bytes)) = message else { break };
+                let input = inputs.get(usize::from(channel / 2)).filter(|_| channel % 2 == 0);
+                held = input.map(|sender| (sender.clone(), bytes));
+            }
+            message = outgoing.recv() => {
+                held = sender.clone().zip(bytes);
+                match message {
+                    Some((channel, bytes)) => {
+                        socket.send(channel, &bytes).await;
+                    }
+                    // Every connection is over.
+                    None => break socket.close().await,
+                }
+            }
+        }
+    }
+}
+
+async fn room(sender: Option<&mpsc::Sender<Bytes>>) -> Option<mpsc::Permit<'_, Bytes>> {
+    sender?.reserve().await.ok()
+}
 
 /// The two streams of one connection.
 #[derive(Default)]
@@ -138,11 +225,10 @@ impl Session<'_> {
             let (runtime, writer) = (self.runtime.clone(), self.writer.clone());
             let sandbox_id = self.sandbox_id.to_owned();
             let task = async move {
-                let outcome = carry(&runtime, &sandbox_id, port, input, data, &writer).await;
+                let outlet = Outlet::Spdy { writer: writer.clone(), stream: data };
+                let outcome = carry(&runtime, &sandbox_id, port, input, &outlet).await;
                 if let Err(problem) = outcome {
-                    let told = format!(
-                        "error forwarding port {port} to pod {sandbox_id}, uid : {problem}"
-                    );
+                    let told = told(port, &sandbox_id, &problem);
                     writer.data(error, told.as_bytes(), false).await;
                 }
                 writer.data(data, &[], true).await;
@@ -161,8 +247,7 @@ async fn carry(
     sandbox_id: &str,
     port: u16,
     mut input: mpsc::Receiver<Bytes>,
-    stream: u32,
-    writer: &Writer,
+    outlet: &Outlet,
 ) -> Result<(), String> {
     let connection = runtime.dial(sandbox_id, port).await.map_err(|error| error.to_string())?;
     let (mut read, mut write) = connection.into_split();
@@ -180,7 +265,7 @@ async fn carry(
                 return std::io::Result::Ok(());
             }
             let bytes = buffer.split().freeze();
-            if !writer.send(Frame::Data { stream, bytes, fin: false }).await {
+            if !outlet.send(bytes).await {
                 return Ok(());
             }
         }

@@ -135,7 +135,7 @@ fn negotiate(headers: &http::HeaderMap, forward: bool) -> Result<Carrier, Box<Re
             Box::new(refusal)
         });
     }
-    let served: &[&'static str] = if forward { &[forward::TUNNEL] } else { &websocket::CHANNELS };
+    let served: &[&'static str] = if forward { &forward::WEB } else { &websocket::CHANNELS };
     websocket::negotiate(headers, served)
         .map(Carrier::WebSocket)
         .map_err(|problem| Box::new(refuse(StatusCode::BAD_REQUEST, &problem)))
@@ -171,7 +171,11 @@ async fn run(runtime: &Runtime, wanted: Wanted, carrier: Carrier, stream: TokioI
         Wanted::Attach(request) => session::Command::Attach(request),
         Wanted::PortForward(request) => {
             let (read, write) = match carrier {
-                Carrier::WebSocket(_) => websocket::tunnel(stream).await,
+                Carrier::WebSocket(forward::TUNNEL) => websocket::tunnel(stream).await,
+                Carrier::WebSocket(protocol) => {
+                    let socket = websocket::Socket::new(stream, protocol).await;
+                    return forward::run_channels(runtime, &request, socket).await;
+                }
                 Carrier::Spdy(_) => halves(stream),
             };
             match spdy::start(read, write) {
@@ -230,6 +234,7 @@ mod tests {
             (web(forward::TUNNEL), true, Ok(Carrier::WebSocket(forward::TUNNEL))),
             (spdy("portforward.k8s.io"), true, Ok(Carrier::Spdy(forward::PROTOCOL))),
             (spdy("portforward.k8s.io"), false, Err(403)),
+            (web("v4.channel.k8s.io"), true, Ok(Carrier::WebSocket("v4.channel.k8s.io"))),
             (web("v5.channel.k8s.io"), true, Err(400)),
         ] {
             let got = negotiate(&headers, forward).map_err(|refusal| refusal.status().as_u16());

@@ -236,7 +236,11 @@ async fn carry(
     end: impl Future<Output = Result<i32, Error>>,
 ) -> Result<Option<i32>, Error> {
     // The client waits for a first message before it takes the session for begun.
-    let first = if ends.output.is_some() { channel::STDOUT } else { channel::ERROR };
+    let first = match (&ends.output, &ends.error) {
+        (Some(_), _) => channel::STDOUT,
+        (None, Some(_)) => channel::STDERR,
+        (None, None) => channel::ERROR,
+    };
     socket.send(first, &[]).await;
     let (mut sender, receiver) = match ends.input.take() {
         Some(pipe) => {

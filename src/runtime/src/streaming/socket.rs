@@ -56,26 +56,8 @@ impl Socket {
     /// Waits until the client is ready to use these channels; false when it does not become so.
     pub async fn opened(&mut self, wanted: &[u8]) -> bool {
         match self {
-            Self::Web(socket) => {
-                let output = wanted.iter().find(|channel| **channel != channel::STDIN);
-                socket.greet(output.copied().unwrap_or(channel::ERROR)).await;
-                true
-            }
+            Self::Web(_) => true,
             Self::Spdy(channels) => channels.opened(wanted).await,
-        }
-    }
-
-    /// Tells the client how the session ended: a `Status`, or what the protocol has for it.
-    pub async fn end(&mut self, status: &serde_json::Value) {
-        match self {
-            Self::Web(socket) if socket.is_plain() => {
-                if let Some(message) = status["message"].as_str() {
-                    socket.send(channel::ERROR, message.as_bytes()).await;
-                }
-            }
-            _ => {
-                self.send(channel::ERROR, status.to_string().as_bytes()).await;
-            }
         }
     }
 
@@ -92,6 +74,16 @@ impl Socket {
         match self {
             Self::Web(socket) => socket.send(channel, bytes).await,
             Self::Spdy(channels) => channels.send(channel, bytes).await,
+        }
+    }
+
+    /// Tells how it ended, as a `Status`.
+    pub async fn end(&mut self, status: &serde_json::Value) {
+        match self {
+            Self::Web(socket) => socket.end(status).await,
+            Self::Spdy(channels) => {
+                channels.send(channel::ERROR, status.to_string().as_bytes()).await;
+            }
         }
     }
 

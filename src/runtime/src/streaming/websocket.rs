@@ -1,11 +1,15 @@
-//! Channels over a WebSocket: `v5.channel.k8s.io` and its predecessors.
+//! Channels over a WebSocket.
 //!
-//! Each message begins with the number of its channel. Version 5 can close a single channel; before
-//! version 4 a failure is told in plain words; the `base64` forms are of text, for browsers of old.
+//! Each message begins with the number of its channel. Version 5 can close a single channel; versions
+//! before 4, a client that names none among them, learn of a failure as plain text; the base64 forms are for
+//! clients that can only send text. The type of a message, binary or text, says nothing.
+//!
+//! Source: `k8s.io/apimachinery/pkg/util/httpstream/wsstream` (`conn.go`) and
+//! `k8s.io/kubelet/pkg/cri/streaming/remotecommand` (`websocket.go`).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use futures::{SinkExt, StreamExt};
 use http::header::{
     CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
@@ -24,7 +28,7 @@ use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 use super::socket::{Incoming, channel};
 use super::spdy::{ReadHalf, WriteHalf};
 
-/// The versions of remote commands that are spoken, newest first; the last is for clients which name none.
+/// The versions of remote commands that are spoken; the last is that of a client that names none.
 pub const CHANNELS: [&str; 6] = [
     "v5.channel.k8s.io",
     "v4.channel.k8s.io",
@@ -44,25 +48,24 @@ pub fn has_token(headers: &HeaderMap, name: http::header::HeaderName, token: &st
         .any(|value| value.trim().eq_ignore_ascii_case(token))
 }
 
-/// The first of the client's subprotocols that is served, or what is wrong with the request.
+/// The first of the client's subprotocols that is served, or what is wrong with the request. A client
+/// may name none: that is the subprotocol `""`.
 pub fn negotiate(headers: &HeaderMap, served: &[&'static str]) -> Result<&'static str, String> {
     if !has_token(headers, UPGRADE, "websocket") || !headers.contains_key(SEC_WEBSOCKET_KEY) {
         let asked = headers.get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or("nothing");
         return Err(format!("only upgrades to websocket and SPDY/3.1 are served, not to {asked}"));
     }
-    let mut spoken = headers
+    let mut asked = headers
         .get_all(SEC_WEBSOCKET_PROTOCOL)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(str::trim)
         .peekable();
-    let found = if spoken.peek().is_none() {
-        served.iter().find(|name| name.is_empty())
-    } else {
-        spoken.find_map(|spoken| served.iter().find(|name| **name == spoken))
-    };
-    found
+    let none = asked.peek().is_none().then_some("");
+    asked
+        .chain(none)
+        .find_map(|asked| served.iter().find(|name| **name == asked))
         .copied()
         .ok_or_else(|| format!("none of the subprotocols is served: {}", served.join(", ")))
 }
@@ -84,80 +87,98 @@ pub fn accept<B: Default>(headers: &HeaderMap, protocol: &'static str) -> Respon
     response
 }
 
-/// What a binary message means.
-fn parse(message: Bytes) -> Incoming {
-    match message.first() {
-        Some(&channel::STDIN) if message.len() > 1 => Incoming::Input(message.slice(1..)),
-        Some(&channel::RESIZE) => {
-            serde_json::from_slice(&message[1..]).map_or(Incoming::Other, Incoming::Resize)
+/// How channels are written into messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Form {
+    /// The channel is a digit, and what follows is base64.
+    base64: bool,
+    /// The end is told as a `Status`; before version 4 a failure is told as text, and success not at all.
+    status: bool,
+}
+
+impl Form {
+    fn of(protocol: &str) -> Self {
+        Self { base64: protocol.contains("base64"), status: protocol.starts_with('v') }
+    }
+
+    /// The channel and what was sent on it; `None` for what is no message of this form.
+    fn parse(self, message: Bytes) -> Option<(u8, Bytes)> {
+        let (channel, data) = (*message.first()?, message.slice(1..));
+        if !self.base64 {
+            return Some((channel, data));
         }
-        Some(&channel::CLOSE) if message.get(1) == Some(&channel::STDIN) => Incoming::InputEnd,
+        let data = STANDARD.decode(&data).ok()?;
+        Some((channel.checked_sub(b'0')?, data.into()))
+    }
+
+    fn message(self, channel: u8, bytes: &[u8]) -> Message {
+        if self.base64 {
+            let digit = char::from(b'0' + channel);
+            return Message::text(format!("{digit}{}", STANDARD.encode(bytes)));
+        }
+        let mut message = BytesMut::with_capacity(bytes.len() + 1);
+        message.put_u8(channel);
+        message.put_slice(bytes);
+        Message::Binary(message.freeze())
+    }
+}
+
+/// What is said on a channel of a remote command.
+fn meaning(channel: u8, data: Bytes) -> Incoming {
+    match channel {
+        channel::STDIN if !data.is_empty() => Incoming::Input(data),
+        channel::RESIZE => serde_json::from_slice(&data).map_or(Incoming::Other, Incoming::Resize),
+        channel::CLOSE if data.first() == Some(&channel::STDIN) => Incoming::InputEnd,
         _ => Incoming::Other,
     }
-}
-
-/// The binary form of a message of text: the channel as a digit, the rest in base64.
-fn from_text(text: &str) -> Option<Bytes> {
-    let channel = text.bytes().next()?.checked_sub(b'0')?;
-    let mut message = vec![channel];
-    STANDARD.decode_vec(text.get(1..)?, &mut message).ok()?;
-    Some(message.into())
-}
-
-/// The message that carries bytes on a channel.
-fn message(channel: u8, bytes: &[u8], text: bool) -> Message {
-    if text {
-        let mut message = char::from(b'0' + channel).to_string();
-        STANDARD.encode_string(bytes, &mut message);
-        return Message::Text(message.into());
-    }
-    let mut message = Vec::with_capacity(bytes.len() + 1);
-    message.push(channel);
-    message.extend_from_slice(bytes);
-    Message::Binary(message.into())
 }
 
 /// The client's end of a session.
 pub struct Socket {
     stream: WebSocketStream<TokioIo<Upgraded>>,
-    protocol: &'static str,
+    form: Form,
 }
 
 impl Socket {
-    /// Over an upgraded connection, in one of [`CHANNELS`].
-    pub async fn new(stream: TokioIo<Upgraded>, protocol: &'static str) -> Self {
+    /// Over an upgraded connection that speaks one of [`CHANNELS`].
+    pub async fn new(stream: TokioIo<Upgraded>, protocol: &str) -> Self {
         let stream = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
-        Self { stream, protocol }
+        Self { stream, form: Form::of(protocol) }
     }
 
-    /// Whether the client expects plain words of a failure, and nothing of a success.
-    pub fn is_plain(&self) -> bool {
-        !self.protocol.starts_with('v')
-    }
-
-    /// Tells the client that the session has begun.
-    pub async fn greet(&mut self, channel: u8) {
-        self.send(channel, b"").await;
-    }
-
-    /// The next word of the client; `None` when it has gone. Safe to cancel.
-    pub async fn next(&mut self) -> Option<Incoming> {
+    /// The next message of the client, as its channel and bytes; `None` when it has gone. Safe to cancel.
+    pub async fn next_message(&mut self) -> Option<(u8, Bytes)> {
         loop {
-            match self.stream.next().await? {
-                Ok(Message::Binary(message)) => return Some(parse(message)),
-                Ok(Message::Text(text)) => {
-                    return Some(from_text(&text).map_or(Incoming::Other, parse));
-                }
+            let message = match self.stream.next().await? {
+                Ok(Message::Binary(message)) => message,
+                Ok(Message::Text(message)) => message.into(),
                 Ok(Message::Close(_)) | Err(_) => return None,
-                Ok(_) => {}
+                Ok(_) => continue,
+            };
+            if let Some(parsed) = self.form.parse(message) {
+                return Some(parsed);
             }
         }
     }
 
+    /// The next word of the client; `None` when it has gone. Safe to cancel.
+    pub async fn next(&mut self) -> Option<Incoming> {
+        self.next_message().await.map(|(channel, data)| meaning(channel, data))
+    }
+
     /// Sends bytes on a channel. A client that has gone is noticed by [`Socket::next`].
     pub async fn send(&mut self, channel: u8, bytes: &[u8]) -> bool {
-        let text = self.protocol.contains("base64");
-        self.stream.send(message(channel, bytes, text)).await.is_ok()
+        self.stream.send(self.form.message(channel, bytes)).await.is_ok()
+    }
+
+    /// Tells how it ended: a `Status` where the version has it.
+    pub async fn end(&mut self, status: &serde_json::Value) {
+        if self.form.status {
+            self.send(channel::ERROR, status.to_string().as_bytes()).await;
+        } else if status["status"] != "Success" {
+            let text = status["message"].as_str().unwrap_or_default();
+            self.send(channel::ERROR, text.as_bytes()).await;
+        }
     }
 
     /// Says good-bye.
@@ -203,19 +224,20 @@ mod tests {
     }
 
     #[test]
-    fn the_first_common_version_is_spoken() {
+    fn the_newest_common_version_is_spoken() {
         let cases = [
             ("v5.channel.k8s.io, v4.channel.k8s.io", Some("v5.channel.k8s.io")),
             ("v4.channel.k8s.io", Some("v4.channel.k8s.io")),
-            ("x,channel.k8s.io", Some("channel.k8s.io")),
+            ("base64.channel.k8s.io, channel.k8s.io", Some("base64.channel.k8s.io")),
+            ("v9.channel.k8s.io, channel.k8s.io", Some("channel.k8s.io")),
             ("v9.channel.k8s.io", None),
         ];
         for (protocols, want) in cases {
             assert_eq!(negotiate(&headers(protocols), &CHANNELS).ok(), want, "{protocols}");
         }
-        let mut silent = headers("");
-        silent.remove(SEC_WEBSOCKET_PROTOCOL);
-        assert_eq!(negotiate(&silent, &CHANNELS).ok(), Some(""));
+        let mut none = headers("");
+        none.remove(SEC_WEBSOCKET_PROTOCOL);
+        assert_eq!(negotiate(&none, &CHANNELS), Ok(""));
         let mut other = HeaderMap::new();
         other.insert(UPGRADE, HeaderValue::from_static("h2c"));
         assert!(negotiate(&other, &CHANNELS).unwrap_err().contains("h2c"));
@@ -223,31 +245,42 @@ mod tests {
 
     #[test]
     fn messages_mean_what_their_channel_says() {
-        let cases: [(&[u8], Incoming); 6] = [
-            (b"\x00abc", Incoming::Input(Bytes::from_static(b"abc"))),
-            (b"\x00", Incoming::Other),
-            (b"\xff\x00", Incoming::InputEnd),
-            (b"\x04{\"Width\":80,\"Height\":24}", Incoming::Resize(Size { width: 80, height: 24 })),
-            (b"\x04nonsense", Incoming::Other),
-            (b"", Incoming::Other),
+        let cases: [(&[u8], Option<Incoming>); 6] = [
+            (b"\x00abc", Some(Incoming::Input(Bytes::from_static(b"abc")))),
+            (b"\x00", Some(Incoming::Other)),
+            (b"\xff\x00", Some(Incoming::InputEnd)),
+            (
+                b"\x04{\"Width\":80,\"Height\":24}",
+                Some(Incoming::Resize(Size { width: 80, height: 24 })),
+            ),
+            (b"\x04nonsense", Some(Incoming::Other)),
+            (b"", None),
         ];
+        let form = Form::of("v5.channel.k8s.io");
         for (message, want) in cases {
-            assert_eq!(parse(Bytes::from_static(message)), want);
+            let got = form.parse(Bytes::from_static(message));
+            assert_eq!(got.map(|(channel, data)| meaning(channel, data)), want);
         }
     }
 
     #[test]
-    fn text_carries_what_binary_messages_do() {
-        assert_eq!(message(1, b"hi", true), Message::Text("1aGk=".into()));
-        assert_eq!(message(1, b"hi", false), Message::Binary(Bytes::from_static(b"\x01hi")));
-        for (text, want) in [
-            ("0aGk=", Some(&b"\x00hi"[..])),
-            ("0", Some(b"\x00")),
-            ("", None),
-            ("0?", None),
-            ("\u{e9}", None),
+    fn the_version_says_how_messages_are_written() {
+        for (protocol, sent, status) in [
+            ("v5.channel.k8s.io", Message::binary(&b"\x01abc"[..]), true),
+            ("v4.base64.channel.k8s.io", Message::text("1YWJj"), true),
+            ("base64.channel.k8s.io", Message::text("1YWJj"), false),
+            ("channel.k8s.io", Message::binary(&b"\x01abc"[..]), false),
+            ("", Message::binary(&b"\x01abc"[..]), false),
         ] {
-            assert_eq!(from_text(text).as_deref(), want, "{text}");
+            let form = Form::of(protocol);
+            assert_eq!(form.status, status, "{protocol}");
+            let message = form.message(channel::STDOUT, b"abc");
+            assert_eq!(message, sent, "{protocol}");
+            let parsed = form.parse(message.into_data());
+            assert_eq!(parsed, Some((channel::STDOUT, Bytes::from_static(b"abc"))), "{protocol}");
         }
+        let damaged = Form::of("base64.channel.k8s.io");
+        assert_eq!(damaged.parse(Bytes::from_static(b"0%")), None);
+        assert_eq!(damaged.parse(Bytes::from_static(b"\x00YQ==")), None);
     }
 }
