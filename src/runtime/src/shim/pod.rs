@@ -218,9 +218,6 @@ impl Pod {
         for stream in &mut container.output {
             stream.detach(key);
         }
-        if container.stdin_once {
-            container.stdin = None;
-        }
     }
 
     fn find(&mut self, id: &str) -> Option<&mut Container> {
@@ -277,7 +274,7 @@ impl Pod {
                 };
                 self.answer(key, result);
             }
-            Request::Attach { id } => self.attach(key, &id, descriptors),
+            Request::Attach { id, stdin } => self.attach(key, &id, stdin, descriptors),
             Request::ReopenLog { id } => {
                 let result = match self.find(&id).and_then(|container| container.log.as_mut()) {
                     Some(log) => log.reopen().map_err(|error| error.to_string()),
@@ -345,15 +342,19 @@ impl Pod {
         Ok(())
     }
 
-    fn attach(&mut self, key: u64, id: &str, descriptors: Vec<OwnedFd>) {
+    fn attach(&mut self, key: u64, id: &str, stdin: bool, descriptors: Vec<OwnedFd>) {
         let Some(container) = self.find(id).filter(|container| container.exit.is_none()) else {
             return self.answer(key, Err(format!("container {id} is not running")));
         };
         for (stream, pipe) in container.output.iter_mut().zip(descriptors) {
             stream.attach(key, pipe);
         }
-        let input = container.terminal.as_ref().or(container.stdin.as_ref());
-        let input = input.and_then(|fd| fd.try_clone().ok());
+        let input = match &container.terminal {
+            Some(terminal) => terminal.try_clone().ok(),
+            None if !stdin => None,
+            None if container.stdin_once => container.stdin.take(),
+            None => container.stdin.as_ref().and_then(|fd| fd.try_clone().ok()),
+        };
         if let Some(connection) = self.connections.get_mut(&key) {
             connection.attached = Some(id.to_owned());
         }

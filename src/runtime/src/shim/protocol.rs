@@ -43,9 +43,15 @@ pub enum Request {
     /// Sends a signal to a container's first process. Answered by `Done` or `Failed`.
     Signal { id: String, signal: i32 },
     /// Attaches to a container. Descriptors: write ends for stdout and stderr. Answered by
-    /// `Attached` with the container's stdin or terminal when it has one. Lasts until the
-    /// connection closes, or the container exits, which is told by `Exited`.
-    Attach { id: String },
+    /// `Attached` with the container's terminal when it has one, or else with its stdin when that is
+    /// wanted. Lasts until the connection closes, or the container exits, which is told by `Exited`.
+    Attach {
+        /// Container id.
+        id: String,
+        /// Whether there will be input.
+        #[serde(default)]
+        stdin: bool,
+    },
     /// Opens the container's log again, after its rotation.
     ReopenLog { id: String },
     /// Asks for a TCP socket of the pod's network namespace whose connection to this port of
@@ -70,7 +76,7 @@ pub struct Start {
     pub exit_file: PathBuf,
     /// Keep stdin open for attachments.
     pub stdin: bool,
-    /// Close stdin when the first attachment ends.
+    /// The first attachment with input gets the only writing end of stdin, and closes it.
     pub stdin_once: bool,
     /// Whether it has a terminal.
     pub tty: bool,

@@ -188,7 +188,10 @@ async fn attach(
     ends.output = request.stdout.then_some(out);
     ends.error = (request.stderr && !request.tty).then_some(err);
     let descriptors = [out_write.as_fd(), err_write.as_fd()];
-    session.send(&Request::Attach { id: record.id.clone() }, &descriptors).await.map_err(shim)?;
+    session
+        .send(&Request::Attach { id: record.id.clone(), stdin: request.stdin }, &descriptors)
+        .await
+        .map_err(shim)?;
     drop((out_write, err_write));
     let (_, received) = session.expect().await.map_err(shim)?;
     if let Some(descriptor) = received.into_iter().next() {
