@@ -187,6 +187,19 @@ fn attach_reaches_the_first_process() {
 }
 
 #[test]
+fn a_run_ends_with_its_input() {
+    let cluster = Cluster::ephemeral();
+    for kubectl in KUBECTLS {
+        let mut command = cluster.kubectl_named(kubectl);
+        command.args(["run", "-i", "--image", BUSYBOX, "--restart=Never", kubectl]);
+        command.args(["--", "sh", "-c", "cat; exit 3"]);
+        let answer = run_with(&mut command, b"typed");
+        assert!(answer.out.contains("typed"), "{kubectl}: {answer:?}");
+        assert_eq!(answer.code, Some(3), "{kubectl}: {answer:?}");
+    }
+}
+
+#[test]
 fn files_are_copied() {
     let cluster = Cluster::ephemeral();
     cluster.apply(&server());
