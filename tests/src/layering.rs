@@ -16,8 +16,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("src/controllers", &["client", "apimachinery"]),
     ("src/proxy", &["client", "apimachinery", "netns"]),
     ("src/dns", &["client", "apimachinery", "netns"]),
-    ("src/runtime", &["images", "netns"]),
-    ("src/kubelet", &["client", "apimachinery"]),
+    ("src/cri", &[]),
+    ("src/runtime", &["cri", "images", "netns"]),
+    ("src/kubelet", &["client", "apimachinery", "cri"]),
     ("src/cli", &["client", "apimachinery"]),
     (
         "src/rootlet",
@@ -37,7 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "store",
         ],
     ),
-    ("tests", &[]),
+    ("tests", &["cri"]),
 ];
 
 #[test]

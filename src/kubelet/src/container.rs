@@ -130,8 +130,17 @@ pub fn config(input: Input<'_>) -> Result<cri::ContainerConfig, Error> {
         envs: input.env.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
         mounts: input.mounts,
         devices: input.devices,
+        stop_signal: stop_signal(container).into(),
         ..Default::default()
     })
+}
+
+/// The signal that stops the container; the runtime's default when it asks for none.
+fn stop_signal(container: &Container) -> cri::Signal {
+    let lifecycle = container.lifecycle.as_ref();
+    let name = lifecycle.and_then(|lifecycle| lifecycle.stop_signal.as_deref()).unwrap_or_default();
+    let name = name.replace('+', "PLUS").replace('-', "MINUS");
+    cri::Signal::from_str_name(&name).unwrap_or(cri::Signal::RuntimeDefault)
 }
 
 fn linux(input: &Input<'_>) -> Result<cri::LinuxContainerConfig, Error> {
@@ -171,7 +180,9 @@ fn linux(input: &Input<'_>) -> Result<cri::LinuxContainerConfig, Error> {
         namespaces.pid = cri::NamespaceMode::Target as i32;
         namespaces.target_id.clone_from(target);
     }
-    let user = run_as_user.or(input.image_user.uid);
+    // An image that names no user runs as root, which has to be said where a group is.
+    let root = input.image_user.username.is_empty().then_some(0);
+    let user = run_as_user.or(input.image_user.uid).or(root);
     let security = cri::LinuxContainerSecurityContext {
         capabilities: own.and_then(|c| c.capabilities.as_ref()).map(|c| cri::Capability {
             add_capabilities: c.add.clone().unwrap_or_default(),

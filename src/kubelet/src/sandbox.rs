@@ -42,7 +42,6 @@ pub fn config(
         labels: labels::for_sandbox(pod),
         annotations: labels::sandbox_annotations(pod),
         linux: Some(linux(pod)),
-        windows: None,
     }
 }
 

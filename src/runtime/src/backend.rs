@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use k8s_cri::v1;
 use oci_spec::image::ImageConfiguration;
 
 use crate::error::Error;
@@ -74,6 +75,21 @@ pub struct NetworkPod {
     pub ingress_bps: Option<u64>,
     /// How fast it may send, in bits a second.
     pub egress_bps: Option<u64>,
+    /// Ports of the host that lead into it.
+    pub ports: Vec<HostPort>,
+}
+
+/// A port of the host that leads into a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// The address on the host; `None` leaves it to the network.
+    pub host_ip: Option<IpAddr>,
+    /// The port there.
+    pub host_port: u16,
+    /// The port in the pod.
+    pub container_port: u16,
+    /// Of what.
+    pub protocol: v1::Protocol,
 }
 
 /// The node's network.
@@ -88,8 +104,9 @@ pub trait Network: Send + Sync + 'static {
     ) -> Result<Vec<IpAddr>, Error>;
     /// Undoes it; nothing when it is not attached.
     async fn detach(&self, id: &str) -> Result<(), Error>;
-    /// The node's own network namespace, for pods with `hostNetwork`.
-    async fn node_netns(&self) -> Result<OwnedFd, Error>;
+    /// The node's own network namespace, for pods with `hostNetwork`; `None` when it is that of this
+    /// process.
+    async fn node_netns(&self) -> Result<Option<OwnedFd>, Error>;
     /// Sets the addresses pods get.
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
 }

@@ -270,6 +270,34 @@ fn directory(path: &Path) -> PathBuf {
     Path::new(MOUNT).join(path.strip_prefix("/").unwrap_or(path))
 }
 
+/// Takes over into `limits` what `change` says; what it does not say stays.
+pub fn merge(limits: &mut v1::LinuxContainerResources, change: &v1::LinuxContainerResources) {
+    let number = |old: &mut i64, new: i64| {
+        if new != 0 {
+            *old = new;
+        }
+    };
+    number(&mut limits.cpu_period, change.cpu_period);
+    number(&mut limits.cpu_quota, change.cpu_quota);
+    number(&mut limits.cpu_shares, change.cpu_shares);
+    number(&mut limits.memory_limit_in_bytes, change.memory_limit_in_bytes);
+    number(&mut limits.memory_swap_limit_in_bytes, change.memory_swap_limit_in_bytes);
+    number(&mut limits.oom_score_adj, change.oom_score_adj);
+    for (old, new) in [
+        (&mut limits.cpuset_cpus, &change.cpuset_cpus),
+        (&mut limits.cpuset_mems, &change.cpuset_mems),
+    ] {
+        if !new.is_empty() {
+            old.clone_from(new);
+        }
+    }
+    if !change.hugepage_limits.is_empty() {
+        limits.hugepage_limits.clone_from(&change.hugepage_limits);
+    }
+    let unified = change.unified.iter().map(|(file, value)| (file.clone(), value.clone()));
+    limits.unified.extend(unified);
+}
+
 /// cpu.weight for cpu.shares, as runc converts them: 2..=262144 onto 1..=10000.
 fn weight(shares: i64) -> i64 {
     1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142
@@ -288,6 +316,30 @@ mod tests {
         for (shares, expected) in [(2, 1), (1024, 39), (262_144, 10_000), (0, 1)] {
             assert_eq!(weight(shares), expected);
         }
+    }
+
+    #[test]
+    fn what_a_change_does_not_say_stays() {
+        let mut limits = v1::LinuxContainerResources {
+            cpu_shares: 512,
+            memory_limit_in_bytes: 1 << 20,
+            cpuset_cpus: "0".into(),
+            ..Default::default()
+        };
+        let change = v1::LinuxContainerResources {
+            cpu_quota: -1,
+            memory_limit_in_bytes: 1 << 21,
+            ..Default::default()
+        };
+        merge(&mut limits, &change);
+        let expected = v1::LinuxContainerResources {
+            cpu_shares: 512,
+            cpu_quota: -1,
+            memory_limit_in_bytes: 1 << 21,
+            cpuset_cpus: "0".into(),
+            ..Default::default()
+        };
+        assert_eq!(limits, expected);
     }
 
     #[test]

@@ -7,11 +7,12 @@ use std::time::Duration;
 use k8s_cri::v1;
 
 use crate::error::Error;
-use crate::oci::launch::{LAUNCH, Launch, ROOTFS, UserRequest};
+use crate::oci::launch::{LAUNCH, Launch, ROOTFS, Root, UserRequest, Volume};
 use crate::runtime::Runtime;
 use crate::sandbox::{namespaces, selected};
 use crate::shim::SHM;
 use crate::shim::protocol::{Exit, Reply, Request, Start};
+use crate::signal;
 use crate::spec::{self, PidNamespace};
 use crate::state::{
     Container, ContainerRecord, Phase, Process, SandboxRecord, new_id, now_ns, save,
@@ -48,6 +49,7 @@ impl Runtime {
         &self,
         sandbox_id: &str,
         config: v1::ContainerConfig,
+        pod: Option<&v1::PodSandboxConfig>,
     ) -> Result<String, Error> {
         let sandbox = self.state().sandbox(sandbox_id)?;
         let record = sandbox.record();
@@ -59,6 +61,13 @@ impl Runtime {
         if config.metadata.is_none() {
             return Err(Error::InvalidArgument("container config must include metadata".into()));
         }
+        check(&config)?;
+        let may = pod.is_none_or(|pod| privileged(pod) || privileged(&record.config));
+        if spec::security(&config).privileged && !may {
+            return Err(Error::InvalidArgument(
+                "no privileged container allowed in sandbox".into(),
+            ));
+        }
         let image_name = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
         let image = self
             .images()
@@ -67,18 +76,23 @@ impl Runtime {
         let id = new_id();
         let dir = self.container_dir(&id);
         let bundle = self.bundle(&id);
+        let volumes = config.mounts.iter().filter(|mount| mount.image.is_some()).count();
         let result = async {
             std::fs::create_dir_all(&dir).map_err(Error::io("make container directory"))?;
             std::fs::create_dir_all(bundle.join(ROOTFS))
                 .map_err(Error::io("make container bundle"))?;
             let root = self.images().snapshot(&image.id, &id).await?;
-            let (launch, cgroup) = self.launch(&id, &record, &config, &image, root)?;
+            let volumes = self.image_volumes(&id, &config).await?;
+            let (launch, cgroup) = self.launch(&id, &record, &config, &image, root, volumes)?;
             save(&bundle.join(LAUNCH), &launch).map_err(Error::io("write launch.json"))?;
             let log_path = match (record.config.log_directory.as_str(), config.log_path.as_str()) {
                 ("", _) | (_, "") => String::new(),
                 (directory, path) => format!("{directory}/{path}"),
             };
-            let image_config = image.config.config().clone().unwrap_or_default();
+            let stop_signal = signal::name(config.stop_signal()).or_else(|| {
+                let image_config = image.config.config().as_ref();
+                image_config.and_then(|image_config| image_config.stop_signal().clone())
+            });
             let container = Arc::new(Container::new(ContainerRecord {
                 id: id.clone(),
                 sandbox_id: record.id.clone(),
@@ -86,7 +100,7 @@ impl Runtime {
                 image_ref: image.digests.first().cloned().unwrap_or_else(|| image.id.clone()),
                 config,
                 log_path,
-                stop_signal: image_config.stop_signal().clone().unwrap_or_default(),
+                stop_signal: stop_signal.unwrap_or_default(),
                 created_at_ns: now_ns(),
                 started_at_ns: 0,
                 finished_at_ns: 0,
@@ -103,7 +117,7 @@ impl Runtime {
             Ok(())
         };
         if let Err(error) = result.await {
-            let _ = self.images().remove_snapshot(&id).await;
+            let _ = self.remove_snapshots(&id, volumes).await;
             let _ = std::fs::remove_dir_all(&dir);
             let _ = std::fs::remove_dir_all(&bundle);
             return Err(error);
@@ -119,7 +133,8 @@ impl Runtime {
         sandbox: &SandboxRecord,
         config: &v1::ContainerConfig,
         image: &crate::backend::Image,
-        root: crate::oci::launch::Root,
+        root: Root,
+        volumes: Vec<Volume>,
     ) -> Result<(Launch, Option<PathBuf>), Error> {
         let security = spec::security(config);
         let capabilities = crate::capability::resolve(&security)
@@ -136,9 +151,11 @@ impl Runtime {
         let file = |name: &str| files.join(name).to_string_lossy().into_owned();
         let read_only = security.readonly_rootfs;
         let options = security.namespace_options.clone().unwrap_or_default();
-        let shm = match namespaces(&sandbox.config).ipc() {
-            v1::NamespaceMode::Node => "/dev/shm".to_owned(),
-            _ => self.pod_dir(&sandbox.id).join(SHM).to_string_lossy().into_owned(),
+        let node_ipc = namespaces(&sandbox.config).ipc() == v1::NamespaceMode::Node;
+        let shm = if node_ipc {
+            "/dev/shm".to_owned()
+        } else {
+            self.pod_dir(&sandbox.id).join(SHM).to_string_lossy().into_owned()
         };
         let pod_mounts = [
             (file("hosts"), "/etc/hosts", read_only),
@@ -154,12 +171,14 @@ impl Runtime {
         }
         let spec = spec::build(&spec::Inputs {
             config,
+            bundle: &self.bundle(id),
             image: &image.config,
             hostname: &crate::sandbox::hostname(&sandbox.config),
             pod_mounts: &pod_mounts,
             pid: self.pid_namespace(sandbox, &options)?,
             cgroup: &cgroup.path,
             resources: resources.filter(|_| cgroup.delegated).map(|r| self.cgroups().resources(r)),
+            node_ipc,
             tty_group: self.tty_group(),
         })?;
         let image_user = image
@@ -177,9 +196,7 @@ impl Runtime {
             strict_groups: security.supplemental_groups_policy()
                 == v1::SupplementalGroupsPolicy::Strict,
         };
-        let shares_mounts = spec::shares_mounts(config);
-        let launch =
-            Launch { id: id.to_owned(), spec, root, user, capabilities, seccomp, shares_mounts };
+        let launch = Launch { id: id.to_owned(), spec, root, volumes, user, capabilities, seccomp };
         Ok((launch, cgroup.delegated.then_some(cgroup.directory)))
     }
 
@@ -295,8 +312,8 @@ impl Runtime {
         if record.phase != Phase::Running {
             return Ok(());
         }
-        let signal = signal_number(&record.stop_signal).unwrap_or(libc::SIGTERM);
-        self.signal(&record, signal).await?;
+        let number = signal::number(&record.stop_signal).unwrap_or(libc::SIGTERM);
+        self.signal(&record, number).await?;
         if tokio::time::timeout(timeout, container.wait()).await.is_err() {
             self.kill_container(&container).await?;
         }
@@ -340,7 +357,8 @@ impl Runtime {
             let _ = std::fs::remove_dir(cgroup);
         }
         let _ = std::fs::remove_dir_all(self.bundle(&record.id));
-        self.images().remove_snapshot(&record.id).await?;
+        let volumes = record.config.mounts.iter().filter(|mount| mount.image.is_some()).count();
+        self.remove_snapshots(&record.id, volumes).await?;
         std::fs::remove_dir_all(self.container_dir(&record.id))
             .map_err(Error::io("remove container directory"))?;
         self.state().remove_container(&record.id);
@@ -392,7 +410,7 @@ impl Runtime {
     }
 
     /// The CRI status of a container.
-    pub(crate) fn container_status(container: &Container) -> v1::ContainerStatus {
+    pub(crate) fn container_status(&self, container: &Container) -> v1::ContainerStatus {
         let record = container.record();
         let user = record.identity.as_ref().map(|identity| v1::ContainerUser {
             linux: Some(v1::LinuxContainerUser {
@@ -402,6 +420,8 @@ impl Runtime {
             }),
         });
         let resources = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        let stop_signal = signal::of_name(&record.stop_signal);
+        let mounts = self.mounts_of(&record.config);
         v1::ContainerStatus {
             id: record.id,
             metadata: record.config.metadata,
@@ -417,11 +437,11 @@ impl Runtime {
             message: record.message,
             labels: record.config.labels,
             annotations: record.config.annotations,
-            mounts: record.config.mounts,
+            mounts,
             log_path: record.log_path,
-            resources: resources
-                .map(|linux| v1::ContainerResources { linux: Some(linux), windows: None }),
+            resources: resources.map(|linux| v1::ContainerResources { linux: Some(linux) }),
             user,
+            stop_signal: stop_signal.into(),
         }
     }
 
@@ -464,17 +484,36 @@ impl Runtime {
         if record.phase == Phase::Exited {
             return Err(Error::FailedPrecondition(format!("container {id:?} is not running")));
         }
-        if let (Some(cgroup), Phase::Running) = (&record.cgroup, record.phase) {
-            let known = self.cgroups().known(request);
-            let before = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
-            let before = before.unwrap_or_default();
-            crate::cgroup::change(cgroup, &before, &known)
-                .map_err(Error::io("change resource limits"))?;
+        let before = record.config.linux.unwrap_or_default().resources.unwrap_or_default();
+        let mut wanted = before.clone();
+        crate::cgroup::merge(&mut wanted, request);
+        match (&record.cgroup, record.phase) {
+            (Some(cgroup), Phase::Running) => {
+                let known = self.cgroups().known(request);
+                crate::cgroup::change(cgroup, &before, &known)
+                    .map_err(Error::io("change resource limits"))?;
+            }
+            (Some(_), _) => self.prepare_resources(&record.id, &wanted)?,
+            (None, _) => {}
         }
         container.update(|record| {
-            record.config.linux.get_or_insert_default().resources = Some(request.clone());
+            record.config.linux.get_or_insert_default().resources = Some(wanted);
         });
         self.save_container(&container)
+    }
+
+    /// Changes the limits with which a container that was made will be started.
+    fn prepare_resources(
+        &self,
+        id: &str,
+        wanted: &v1::LinuxContainerResources,
+    ) -> Result<(), Error> {
+        let file = self.bundle(id).join(LAUNCH);
+        let bytes = std::fs::read(&file).map_err(Error::io("read launch.json"))?;
+        let mut launch: Launch =
+            serde_json::from_slice(&bytes).map_err(|error| Error::Failed(error.to_string()))?;
+        launch.spec["linux"]["resources"] = self.cgroups().resources(wanted);
+        save(&file, &launch).map_err(Error::io("write launch.json"))
     }
 
     /// Opens a container's log again, after the kubelet renamed it.
@@ -497,21 +536,75 @@ fn state_of(phase: Phase) -> v1::ContainerState {
     }
 }
 
-/// A signal by name, with or without `SIG`, or by number, as image configs spell them.
-fn signal_number(text: &str) -> Option<i32> {
-    use std::str::FromStr;
-    if let Ok(number) = text.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
+/// Whether a pod may have privileged containers.
+fn privileged(pod: &v1::PodSandboxConfig) -> bool {
+    let security = pod.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    security.is_some_and(|security| security.privileged)
+}
+
+/// Refuses what CRI says no container may ask for.
+fn check(config: &v1::ContainerConfig) -> Result<(), Error> {
+    let security = spec::security(config);
+    let user = security.run_as_user.is_some();
+    if user && !security.run_as_username.is_empty() {
+        return Err(Error::InvalidArgument(
+            "only one of run_as_user and run_as_username can be specified".into(),
+        ));
     }
-    let name = text.to_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    if let Some(offset) = name.strip_prefix("SIGRTMIN") {
-        // glibc keeps the first two real-time signals for itself.
-        let offset: i32 =
-            if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse().ok()? };
-        return (0..=30).contains(&offset).then_some(34 + offset);
+    if let Some(group) = security.run_as_group
+        && !user
+        && security.run_as_username.is_empty()
+    {
+        return Err(Error::InvalidArgument(format!(
+            "user group {:?} is specified without user",
+            group.value
+        )));
     }
-    nix::sys::signal::Signal::from_str(&name).ok().map(|signal| signal as i32)
+    if !config.cdi_devices.is_empty() {
+        return Err(Error::Unimplemented("CDI devices are not supported".into()));
+    }
+    app_armor_profile(&security)?;
+    for mount in &config.mounts {
+        let path = &mount.container_path;
+        let refuse = |what: &str| Err(Error::InvalidArgument(format!("mount {path:?}: {what}")));
+        if mount.recursive_read_only && !mount.readonly {
+            return refuse("recursive_read_only needs readonly");
+        }
+        if mount.recursive_read_only
+            && mount.propagation() != v1::MountPropagation::PropagationPrivate
+        {
+            return refuse("recursive_read_only needs private propagation");
+        }
+        if mount.image.is_some() && !mount.host_path.is_empty() {
+            return refuse("either an image or a path of the host, not both");
+        }
+        if mount.image.is_some() && !mount.readonly {
+            return refuse("images are mounted read-only");
+        }
+        if !mount.image_sub_path.is_empty() && mount.image.is_none() {
+            return refuse("image_sub_path needs an image");
+        }
+    }
+    Ok(())
+}
+
+/// The AppArmor profile to enter; one of the node by its name, since only root could load another.
+pub fn app_armor_profile(
+    security: &v1::LinuxContainerSecurityContext,
+) -> Result<Option<String>, Error> {
+    use v1::security_profile::ProfileType;
+    let profile = security.apparmor.as_ref().filter(|_| !security.privileged);
+    let Some(profile) = profile.filter(|own| own.profile_type() == ProfileType::Localhost) else {
+        return Ok(None);
+    };
+    let name = profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref);
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    if enabled.is_ok_and(|answer| answer.starts_with('Y')) {
+        return Ok(Some(name.to_owned()));
+    }
+    Err(Error::FailedPrecondition(format!(
+        "AppArmor profile {name:?}: this kernel does not use AppArmor"
+    )))
 }
 
 #[cfg(test)]
@@ -519,17 +612,68 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stop_signals_are_read_in_all_spellings() {
-        for (text, number) in [
-            ("SIGTERM", Some(15)),
-            ("quit", Some(3)),
-            ("9", Some(9)),
-            ("SIGRTMIN+3", Some(37)),
-            ("", None),
-            ("SIGNONSENSE", None),
-            ("99", None),
-        ] {
-            assert_eq!(signal_number(text), number, "{text}");
+    fn what_cri_forbids_is_refused() {
+        let mount = v1::Mount { readonly: true, ..Default::default() };
+        let image = Some(v1::ImageSpec { image: "a".into(), ..Default::default() });
+        let slave = v1::MountPropagation::PropagationHostToContainer.into();
+        let with_mount = |mount| v1::ContainerConfig { mounts: vec![mount], ..Default::default() };
+        let with_user = |security| v1::ContainerConfig {
+            linux: Some(v1::LinuxContainerConfig {
+                security_context: Some(security),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let id = Some(v1::Int64Value { value: 1 });
+        let user = v1::LinuxContainerSecurityContext { run_as_group: id, ..Default::default() };
+        let cases = [
+            (with_mount(v1::Mount { recursive_read_only: true, ..mount.clone() }), true),
+            (
+                with_mount(v1::Mount {
+                    recursive_read_only: true,
+                    propagation: slave,
+                    ..mount.clone()
+                }),
+                false,
+            ),
+            (
+                with_mount(v1::Mount {
+                    recursive_read_only: true,
+                    readonly: false,
+                    ..mount.clone()
+                }),
+                false,
+            ),
+            (with_mount(v1::Mount { image: image.clone(), ..mount.clone() }), true),
+            (
+                with_mount(v1::Mount { image: image.clone(), readonly: false, ..mount.clone() }),
+                false,
+            ),
+            (with_mount(v1::Mount { image, host_path: "/h".into(), ..mount.clone() }), false),
+            (with_mount(v1::Mount { image_sub_path: "a".into(), ..mount }), false),
+            (with_user(user.clone()), false),
+            (
+                with_user(v1::LinuxContainerSecurityContext { run_as_user: id, ..user.clone() }),
+                true,
+            ),
+            (
+                with_user(v1::LinuxContainerSecurityContext {
+                    run_as_username: "web".into(),
+                    ..user.clone()
+                }),
+                true,
+            ),
+            (
+                with_user(v1::LinuxContainerSecurityContext {
+                    run_as_username: "web".into(),
+                    run_as_user: id,
+                    ..user
+                }),
+                false,
+            ),
+        ];
+        for (config, good) in cases {
+            assert_eq!(check(&config).is_ok(), good, "{config:?}");
         }
     }
 }

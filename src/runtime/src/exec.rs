@@ -17,6 +17,9 @@ use crate::state::Phase;
 /// Most output that ExecSync returns of each stream (CRI: ExecSyncResponse).
 const MAX_OUTPUT_BYTES: usize = 16 * 1024 * 1024;
 
+/// How long a killed process may keep its caller.
+const KILL_WAIT: Duration = Duration::from_secs(2);
+
 /// A process started in a container.
 #[derive(Debug)]
 pub struct Process {
@@ -34,6 +37,17 @@ impl Process {
                 Err(Error::Failed(format!("unexpected answer of the shim: {other:?}")))
             }
             Err(error) => Err(Error::Failed(format!("the shim is gone: {error}"))),
+        }
+    }
+}
+
+impl Process {
+    /// Kills it, and waits until it is gone.
+    async fn kill(&self) {
+        let request = Request::SignalExec { signal: libc::SIGKILL };
+        if self.session.send(&request, &[]).await.is_ok() {
+            // Processes in the kernel's hands may take longer; they have their signal.
+            let _ = tokio::time::timeout(KILL_WAIT, self.wait()).await;
         }
     }
 }
@@ -112,12 +126,13 @@ impl Runtime {
         if timeout == 0 {
             return run.await;
         }
-        match tokio::time::timeout(Duration::from_secs(timeout), run).await {
-            Ok(response) => response,
-            Err(_) => Err(Error::DeadlineExceeded(format!(
+        let Ok(response) = tokio::time::timeout(Duration::from_secs(timeout), run).await else {
+            process.kill().await;
+            return Err(Error::DeadlineExceeded(format!(
                 "failed to exec in container: timeout {timeout}s exceeded: context deadline exceeded"
-            ))),
-        }
+            )));
+        };
+        response
     }
 }
 

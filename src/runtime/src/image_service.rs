@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use crate::backend::{Credentials, Image};
 use crate::error::Error;
 use crate::runtime::Runtime;
+use crate::serve::{Items, in_parts};
 use crate::state::now_ns;
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -60,19 +61,36 @@ fn credentials(auth: v1::AuthConfig) -> Result<Credentials, Error> {
     })
 }
 
+impl Runtime {
+    fn selected_images(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
+        let name = filter.and_then(|filter| filter.image).map(|spec| spec.image);
+        let images = match name.filter(|name| !name.is_empty()) {
+            Some(name) => self.images().get(&name).into_iter().collect(),
+            None => self.images().list(),
+        };
+        images.iter().map(image).collect()
+    }
+}
+
 #[tonic::async_trait]
 impl ImageService for Runtime {
+    type StreamImagesStream = Items<v1::StreamImagesResponse>;
+
     async fn list_images(
         &self,
         request: Request<v1::ListImagesRequest>,
     ) -> Reply<v1::ListImagesResponse> {
-        let filter =
-            request.into_inner().filter.and_then(|filter| filter.image).map(|spec| spec.image);
-        let images = match filter.filter(|name| !name.is_empty()) {
-            Some(name) => self.images().get(&name).into_iter().collect(),
-            None => self.images().list(),
-        };
-        Ok(Response::new(v1::ListImagesResponse { images: images.iter().map(image).collect() }))
+        Ok(Response::new(v1::ListImagesResponse {
+            images: self.selected_images(request.into_inner().filter),
+        }))
+    }
+
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Reply<Self::StreamImagesStream> {
+        let images = self.selected_images(request.into_inner().filter);
+        Ok(in_parts(images, |images| v1::StreamImagesResponse { images }))
     }
 
     async fn image_status(
@@ -97,6 +115,10 @@ impl ImageService for Runtime {
         request: Request<v1::PullImageRequest>,
     ) -> Reply<v1::PullImageResponse> {
         let request = request.into_inner();
+        let handler = request.image.as_ref().map_or("", |spec| spec.runtime_handler.as_str());
+        if !handler.is_empty() && handler != crate::runtime::HANDLER {
+            return Err(crate::sandbox::unknown_handler(handler).into());
+        }
         let credentials = request.auth.map(credentials).transpose()?;
         let image = self.images().pull(&name(request.image)?, credentials).await?;
         Ok(Response::new(v1::PullImageResponse { image_ref: image.id }))
@@ -106,7 +128,15 @@ impl ImageService for Runtime {
         &self,
         request: Request<v1::RemoveImageRequest>,
     ) -> Reply<v1::RemoveImageResponse> {
-        self.images().remove(&name(request.into_inner().image)?).await?;
+        let name = name(request.into_inner().image)?;
+        // By whatever name it is called, all of its names go; what is not there need not be removed.
+        if let Some(image) = self.images().get(&name) {
+            match self.images().remove(&image.id).await {
+                Ok(()) => {}
+                Err(Error::Image { code: tonic::Code::NotFound, .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 

@@ -155,8 +155,8 @@ impl Network for netns::Control {
         Ok(Self::detach(self, id).await?)
     }
 
-    async fn node_netns(&self) -> Result<OwnedFd, Error> {
-        Ok(Self::node_netns(self).await?)
+    async fn node_netns(&self) -> Result<Option<OwnedFd>, Error> {
+        Ok(Some(Self::node_netns(self).await?))
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {

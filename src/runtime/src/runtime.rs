@@ -181,7 +181,7 @@ impl Runtime {
             pod_sandbox_status: sandbox.map(|sandbox| self.sandbox_status(&sandbox)),
             containers_statuses: containers
                 .iter()
-                .map(|container| Self::container_status(container))
+                .map(|container| self.container_status(container))
                 .collect(),
         };
         // Nobody listens any more: fine.
@@ -191,6 +191,11 @@ impl Runtime {
     /// All later changes.
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<v1::ContainerEventResponse> {
         self.0.events.subscribe()
+    }
+
+    /// How many pods run.
+    pub fn pods_alive(&self) -> usize {
+        self.state().sandboxes().iter().filter(|sandbox| sandbox.record().ready).count()
     }
 
     /// Stops all pods: SIGTERM (or the image's signal), SIGKILL after `grace`; then removes their

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use k8s_cri::v1;
 
-use crate::backend::NetworkPod;
+use crate::backend::{HostPort, NetworkPod};
 use crate::error::Error;
 use crate::link::{self, Link};
 use crate::runtime::Runtime;
@@ -47,7 +47,35 @@ pub fn network_pod(config: &v1::PodSandboxConfig) -> Result<NetworkPod, Error> {
         name: format!("{}/{}", metadata.namespace, metadata.name),
         ingress_bps: bandwidth("ingress")?,
         egress_bps: bandwidth("egress")?,
+        ports: host_ports(config)?,
     })
+}
+
+/// The ports of the host that a sandbox config asks for; a host port of zero asks for none.
+fn host_ports(config: &v1::PodSandboxConfig) -> Result<Vec<HostPort>, Error> {
+    let wanted = config.port_mappings.iter().filter(|mapping| mapping.host_port != 0);
+    wanted
+        .map(|mapping| {
+            let refuse =
+                |what: &str| Error::InvalidArgument(format!("port mapping {mapping:?}: {what}"));
+            let port = |number: i32| {
+                u16::try_from(number)
+                    .ok()
+                    .filter(|port| *port != 0)
+                    .ok_or_else(|| refuse("no such port"))
+            };
+            let host_ip = match mapping.host_ip.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| refuse("host_ip is no address"))?),
+            };
+            Ok(HostPort {
+                host_ip,
+                host_port: port(mapping.host_port)?,
+                container_port: port(mapping.container_port)?,
+                protocol: mapping.protocol(),
+            })
+        })
+        .collect()
 }
 
 const BANDWIDTH_MIN: u64 = 1_000;
@@ -101,13 +129,12 @@ impl Runtime {
         handler: String,
     ) -> Result<String, Error> {
         if !handler.is_empty() && handler != crate::runtime::HANDLER {
-            return Err(Error::InvalidArgument(format!(
-                "no runtime for {handler:?} is configured"
-            )));
+            return Err(unknown_handler(&handler));
         }
         if config.metadata.is_none() {
             return Err(Error::InvalidArgument("sandbox config must include metadata".into()));
         }
+        check_user_namespace(&config)?;
         let id = new_id();
         let record = SandboxRecord {
             id: id.clone(),
@@ -146,7 +173,7 @@ impl Runtime {
         let options = namespaces(config);
         let node_network = node_network(config);
         let node_ipc = options.ipc() == v1::NamespaceMode::Node;
-        let node_netns = if node_network { Some(self.network().node_netns().await?) } else { None };
+        let node_netns = if node_network { self.network().node_netns().await? } else { None };
         let boot = Boot {
             id: id.clone(),
             dir: run_dir,
@@ -376,6 +403,49 @@ impl Runtime {
             self.publish(id, id, v1::ContainerEventType::ContainerStoppedEvent);
         }
     }
+}
+
+/// The refusal of a runtime handler that is not one of ours.
+pub fn unknown_handler(handler: &str) -> Error {
+    Error::Failed(format!("no runtime for {handler:?} is configured"))
+}
+
+/// Refuses what a sandbox asks for of user namespaces and cannot be given.
+fn check_user_namespace(config: &v1::PodSandboxConfig) -> Result<(), Error> {
+    let Some(wanted) = namespaces(config).userns_options else { return Ok(()) };
+    match wanted.mode() {
+        v1::NamespaceMode::Node => Ok(()),
+        v1::NamespaceMode::Pod => {
+            // Without mappings: ids that are not the host's, which those of this namespace are.
+            if wanted.uids.is_empty() && wanted.gids.is_empty() && !in_first_user_namespace() {
+                return Ok(());
+            }
+            let single = |maps: &[v1::IdMapping]| {
+                maps.is_empty() || matches!(maps, [map] if map.container_id == 0)
+            };
+            if !single(&wanted.uids) || !single(&wanted.gids) {
+                return Err(Error::InvalidArgument(
+                    "a pod's user namespace takes one mapping of users and one of groups, from id 0 on"
+                        .into(),
+                ));
+            }
+            Err(Error::FailedPrecondition(
+                "user namespaces of pods are not supported: all pods share the one that this runtime \
+                 runs in (hostUsers: true)"
+                    .into(),
+            ))
+        }
+        mode => Err(Error::InvalidArgument(format!(
+            "a pod's user namespace may be POD or NODE, not {}",
+            mode.as_str_name()
+        ))),
+    }
+}
+
+/// Whether this process is in the user namespace that the system was started with.
+fn in_first_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Whether labels satisfy a CRI label selector: all pairs equal.

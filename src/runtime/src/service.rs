@@ -9,12 +9,13 @@ use k8s_cri::v1;
 use k8s_cri::v1::image_service_server::ImageServiceServer;
 use k8s_cri::v1::runtime_service_server::{RuntimeService, RuntimeServiceServer};
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::{BroadcastStream, UnixListenerStream};
+use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status};
 
 use crate::backend::Network;
 use crate::error::Error;
 use crate::runtime::{HANDLER, Runtime};
+use crate::serve::{Items, in_parts};
 use crate::state::Phase;
 use crate::streaming::Wanted;
 
@@ -39,20 +40,6 @@ impl Runtime {
                 .max_encoding_message_size(MAX_MESSAGE_BYTES),
         )
     }
-
-    /// Serves both on a unix socket until the shutdown future is ready.
-    pub async fn serve(
-        &self,
-        listener: tokio::net::UnixListener,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<(), tonic::transport::Error> {
-        let (runtime, images) = self.services();
-        tonic::transport::Server::builder()
-            .add_service(runtime)
-            .add_service(images)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
-            .await
-    }
 }
 
 impl Runtime {
@@ -63,6 +50,18 @@ impl Runtime {
         }
         Err(Error::FailedPrecondition(format!("container {id:?} is not running")))
     }
+}
+
+/// What CRI says of the streams of Exec and Attach.
+fn check_streams(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(), Error> {
+    if tty && stderr {
+        // With a terminal there is no stderr of its own.
+        return Err(Error::InvalidArgument("tty and stderr cannot both be true".into()));
+    }
+    if !(stdin || stdout || stderr) {
+        return Err(Error::InvalidArgument("one of stdin, stdout, or stderr must be set".into()));
+    }
+    Ok(())
 }
 
 fn unimplemented<T>(what: &str) -> Reply<T> {
@@ -125,7 +124,7 @@ impl RuntimeService for Runtime {
             info,
             containers_statuses: containers
                 .iter()
-                .map(|container| Self::container_status(container))
+                .map(|container| self.container_status(container))
                 .collect(),
             timestamp: crate::state::now_ns(),
         }))
@@ -139,6 +138,18 @@ impl RuntimeService for Runtime {
         Ok(Response::new(v1::ListPodSandboxResponse { items: self.list_sandboxes(&filter) }))
     }
 
+    type StreamPodSandboxesStream = Items<v1::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Reply<Self::StreamPodSandboxesStream> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(in_parts(self.list_sandboxes(&filter), |pod_sandboxes| v1::StreamPodSandboxesResponse {
+            pod_sandboxes,
+        }))
+    }
+
     async fn create_container(
         &self,
         request: Request<v1::CreateContainerRequest>,
@@ -147,7 +158,9 @@ impl RuntimeService for Runtime {
         let config = request
             .config
             .ok_or_else(|| Error::InvalidArgument("container config is nil".into()))?;
-        let container_id = Runtime::create_container(self, &request.pod_sandbox_id, config).await?;
+        let pod = request.sandbox_config.as_ref();
+        let container_id =
+            Runtime::create_container(self, &request.pod_sandbox_id, config, pod).await?;
         Ok(Response::new(v1::CreateContainerResponse { container_id }))
     }
 
@@ -187,6 +200,18 @@ impl RuntimeService for Runtime {
         }))
     }
 
+    type StreamContainersStream = Items<v1::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Reply<Self::StreamContainersStream> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(in_parts(Runtime::list_containers(self, &filter), |containers| {
+            v1::StreamContainersResponse { containers }
+        }))
+    }
+
     async fn container_status(
         &self,
         request: Request<v1::ContainerStatusRequest>,
@@ -207,7 +232,7 @@ impl RuntimeService for Runtime {
             });
             info.insert("info".to_owned(), text.to_string());
         }
-        let status = Some(Runtime::container_status(&container));
+        let status = Some(Runtime::container_status(self, &container));
         Ok(Response::new(v1::ContainerStatusResponse { status, info }))
     }
 
@@ -241,6 +266,7 @@ impl RuntimeService for Runtime {
         if request.cmd.is_empty() {
             return Err(Error::InvalidArgument("no command specified".into()).into());
         }
+        check_streams(request.tty, request.stdin, request.stdout, request.stderr)?;
         let url = self.streams().url(Wanted::Exec(request))?;
         Ok(Response::new(v1::ExecResponse { url }))
     }
@@ -248,6 +274,7 @@ impl RuntimeService for Runtime {
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Reply<v1::AttachResponse> {
         let request = request.into_inner();
         self.running(&request.container_id)?;
+        check_streams(request.tty, request.stdin, request.stdout, request.stderr)?;
         let url = self.streams().url(Wanted::Attach(request))?;
         Ok(Response::new(v1::AttachResponse { url }))
     }
@@ -284,6 +311,18 @@ impl RuntimeService for Runtime {
         Ok(Response::new(v1::ListContainerStatsResponse { stats: self.list_stats(&filter) }))
     }
 
+    type StreamContainerStatsStream = Items<v1::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Reply<Self::StreamContainerStatsStream> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(in_parts(self.list_stats(&filter), |container_stats| v1::StreamContainerStatsResponse {
+            container_stats,
+        }))
+    }
+
     async fn pod_sandbox_stats(
         &self,
         request: Request<v1::PodSandboxStatsRequest>,
@@ -297,15 +336,19 @@ impl RuntimeService for Runtime {
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Reply<v1::ListPodSandboxStatsResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let records = self.state().sandboxes().into_iter().map(|sandbox| sandbox.record());
-        let stats = records
-            .filter(|record| record.ready && record.id.starts_with(&filter.id))
-            .filter(|record| {
-                crate::sandbox::selected(&filter.label_selector, &record.config.labels)
-            })
-            .map(|record| self.pod_stats(record))
-            .collect();
-        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats: self.list_pod_stats(&filter) }))
+    }
+
+    type StreamPodSandboxStatsStream = Items<v1::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Reply<Self::StreamPodSandboxStatsStream> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        Ok(in_parts(self.list_pod_stats(&filter), |pod_sandbox_stats| {
+            v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }
+        }))
     }
 
     async fn update_runtime_config(
@@ -352,7 +395,10 @@ impl RuntimeService for Runtime {
             }),
             info,
             runtime_handlers: vec![handler(""), handler(HANDLER)],
-            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true }),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+            }),
         }))
     }
 
@@ -381,14 +427,43 @@ impl RuntimeService for Runtime {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Reply<v1::ListMetricDescriptorsResponse> {
-        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors: Vec::new() }))
+        Ok(Response::new(v1::ListMetricDescriptorsResponse {
+            descriptors: crate::metrics::descriptors(),
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Reply<v1::ListPodSandboxMetricsResponse> {
-        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics: Vec::new() }))
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics: self.pod_metrics() }))
+    }
+
+    type StreamPodSandboxMetricsStream = Items<v1::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Reply<Self::StreamPodSandboxMetricsStream> {
+        Ok(in_parts(self.pod_metrics(), |pod_sandbox_metrics| {
+            v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
+        }))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Reply<v1::UpdatePodSandboxResourcesResponse> {
+        // The pod's own cgroup is the caller's; here its configuration follows.
+        let request = request.into_inner();
+        let sandbox = self.state().sandbox(&request.pod_sandbox_id)?;
+        sandbox.update(|record| {
+            let linux = record.config.linux.get_or_insert_default();
+            linux.overhead = request.overhead.or(linux.overhead.take());
+            linux.resources = request.resources.or(linux.resources.take());
+        });
+        self.save_sandbox(&sandbox)?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 
     async fn runtime_config(

@@ -11,6 +11,7 @@ use oci_spec::image::ImageConfiguration;
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::oci::launch::Volume;
 
 /// PATH of a container whose image names none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -18,6 +19,8 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 /// What the spec is made from.
 pub struct Inputs<'a> {
     pub config: &'a v1::ContainerConfig,
+    /// The container's bundle.
+    pub bundle: &'a Path,
     pub image: &'a ImageConfiguration,
     /// Host name of the pod.
     pub hostname: &'a str,
@@ -29,6 +32,8 @@ pub struct Inputs<'a> {
     pub cgroup: &'a Path,
     /// `linux.resources`, where the cgroup is ours to limit.
     pub resources: Option<Value>,
+    /// Whether the pod is in the node's ipc namespace.
+    pub node_ipc: bool,
     /// Whether group 5 (tty) exists in the user namespace.
     pub tty_group: bool,
 }
@@ -61,7 +66,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Value, Error> {
     if security.no_new_privs {
         process["noNewPrivileges"] = true.into();
     }
-    if let Some(profile) = apparmor(&security) {
+    if let Some(profile) = crate::container::app_armor_profile(&security)? {
         process["apparmorProfile"] = profile.into();
     }
     let linux_resources = inputs.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
@@ -103,16 +108,8 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Value, Error> {
     }))
 }
 
-/// The AppArmor profile of the node that the container is put under; the default one takes root to load, and the
-/// kubelet refuses who asks for it.
-fn apparmor(security: &v1::LinuxContainerSecurityContext) -> Option<String> {
-    let profile = security.apparmor.as_ref()?;
-    let named = profile.profile_type() == v1::security_profile::ProfileType::Localhost;
-    named.then(|| profile.localhost_ref.trim_start_matches("localhost/").to_owned())
-}
-
 /// Whether a mount made in the container is to be seen on the node.
-pub fn shares_mounts(config: &v1::ContainerConfig) -> bool {
+fn shares_mounts(config: &v1::ContainerConfig) -> bool {
     config
         .mounts
         .iter()
@@ -188,9 +185,7 @@ fn mounts(inputs: &Inputs<'_>, security: &v1::LinuxContainerSecurityContext) -> 
         pts.push("gid=5");
     }
     mounts.push(fresh("devpts", "/dev/pts", &pts));
-    let node_ipc =
-        security.namespace_options.as_ref().is_some_and(|o| o.ipc() == v1::NamespaceMode::Node);
-    if !node_ipc {
+    if !inputs.node_ipc {
         mounts.push(fresh("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]));
     }
     // A new sysfs would need a network namespace that owns it; the node's is shown instead.
@@ -213,14 +208,26 @@ fn mounts(inputs: &Inputs<'_>, security: &v1::LinuxContainerSecurityContext) -> 
             binds.push(bind(source, destination, options));
         }
     }
-    for mount in inputs.config.mounts.iter().filter(|mount| mount.image.is_none()) {
+    let mut images = 0;
+    for mount in &inputs.config.mounts {
         let mut options = vec!["rbind"];
         options.push(match (mount.readonly, mount.recursive_read_only) {
             (true, true) => "rro",
             (true, false) => "ro",
             (false, _) => "rw",
         });
-        binds.push(bind(&mount.host_path, &mount.container_path, &options));
+        options.push(match mount.propagation() {
+            v1::MountPropagation::PropagationPrivate => "rprivate",
+            v1::MountPropagation::PropagationHostToContainer => "rslave",
+            v1::MountPropagation::PropagationBidirectional => "rshared",
+        });
+        if mount.image.is_some() {
+            let source = Volume::path(inputs.bundle, images);
+            images += 1;
+            binds.push(bind(&source.to_string_lossy(), &mount.container_path, &options));
+        } else {
+            binds.push(bind(&mount.host_path, &mount.container_path, &options));
+        }
     }
     for device in &inputs.config.devices {
         // mknod is not for us; the node's device is bound, as libcontainer does by itself for the
@@ -287,12 +294,14 @@ mod tests {
     fn spec(config: &v1::ContainerConfig, image: &ImageConfiguration) -> Result<Value, Error> {
         build(&Inputs {
             config,
+            bundle: Path::new("/bundle"),
             image,
             hostname: "pod",
             pod_mounts: &[("/s/hosts".into(), "/etc/hosts", false)],
             pid: PidNamespace::Own,
             cgroup: Path::new("/c"),
             resources: None,
+            node_ipc: false,
             tty_group: true,
         })
     }

@@ -122,20 +122,35 @@ fn fits(
     wanted.iter().all(|(k, v)| labels.get(k) == Some(v))
 }
 
+type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
 macro_rules! unimplemented_calls {
-    ($($method:ident($request:ident) -> $response:ident;)*) => {$(
+    () => {};
+    ($method:ident($request:ident) -> stream $response:ident; $($rest:tt)*) => {
+        unimplemented_calls! { @ $method $request (Streamed<cri::$response>) }
+        unimplemented_calls! { $($rest)* }
+    };
+    ($method:ident($request:ident) -> $response:ident; $($rest:tt)*) => {
+        unimplemented_calls! { @ $method $request (cri::$response) }
+        unimplemented_calls! { $($rest)* }
+    };
+    (@ $method:ident $request:ident ($response:ty)) => {
         fn $method<'a, 'b>(&'a self, _: Request<cri::$request>)
-            -> Pin<Box<dyn Future<Output = Answer<cri::$response>> + Send + 'b>>
+            -> Pin<Box<dyn Future<Output = Answer<$response>> + Send + 'b>>
         where 'a: 'b, Self: 'b {
             Box::pin(async { Err(Status::unimplemented(stringify!($method))) })
         }
-    )*};
+    };
 }
 
 #[async_trait::async_trait]
 impl RuntimeService for FakeRuntime {
-    type GetContainerEventsStream =
-        Pin<Box<dyn Stream<Item = Result<cri::ContainerEventResponse, Status>> + Send>>;
+    type GetContainerEventsStream = Streamed<cri::ContainerEventResponse>;
+    type StreamPodSandboxesStream = Streamed<cri::StreamPodSandboxesResponse>;
+    type StreamContainersStream = Streamed<cri::StreamContainersResponse>;
+    type StreamContainerStatsStream = Streamed<cri::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Streamed<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Streamed<cri::StreamPodSandboxMetricsResponse>;
 
     async fn version(&self, _: Request<cri::VersionRequest>) -> Answer<cri::VersionResponse> {
         ok(cri::VersionResponse {
@@ -402,11 +417,19 @@ impl RuntimeService for FakeRuntime {
         list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
         runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse;
+        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+        stream_pod_sandboxes(StreamPodSandboxesRequest) -> stream StreamPodSandboxesResponse;
+        stream_containers(StreamContainersRequest) -> stream StreamContainersResponse;
+        stream_container_stats(StreamContainerStatsRequest) -> stream StreamContainerStatsResponse;
+        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) -> stream StreamPodSandboxStatsResponse;
+        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) -> stream StreamPodSandboxMetricsResponse;
     }
 }
 
 #[async_trait::async_trait]
 impl ImageService for FakeRuntime {
+    type StreamImagesStream = Streamed<cri::StreamImagesResponse>;
+
     async fn list_images(
         &self,
         _: Request<cri::ListImagesRequest>,
@@ -447,5 +470,6 @@ impl ImageService for FakeRuntime {
     unimplemented_calls! {
         remove_image(RemoveImageRequest) -> RemoveImageResponse;
         image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+        stream_images(StreamImagesRequest) -> stream StreamImagesResponse;
     }
 }

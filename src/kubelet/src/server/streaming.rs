@@ -51,6 +51,7 @@ pub async fn exec(
         stdin: query.flag(&["input", "stdin"]),
         stdout: query.flag(&["output", "stdout"]),
         stderr: query.flag(&["error", "stderr"]),
+        ..Default::default()
     };
     // A terminal has one stream only.
     let asked = cri::ExecRequest { stderr: asked.stderr && !asked.tty, ..asked };
@@ -88,6 +89,7 @@ pub async fn attach(
         stdin: query.flag(&["input", "stdin"]),
         stdout: query.flag(&["output", "stdout"]),
         stderr: query.flag(&["error", "stderr"]) && !tty,
+        ..Default::default()
     };
     match shared.context.cri.attach(asked).await {
         Ok(answer) => splice(&answer.url, request).await,

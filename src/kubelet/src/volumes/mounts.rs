@@ -109,13 +109,14 @@ fn volume(input: &Input<'_>, index: usize, mount: &VolumeMount) -> Result<cri::M
         return Err(Error::NoVolume { volume: mount.name.clone(), container });
     };
     let mut host_path = path.clone();
-    if let Some(sub_path) = sub_path(mount, input.env)? {
+    let sub_path = sub_path(mount, input.env)?;
+    if let Some(sub_path) = sub_path.as_ref().filter(|_| spec.image.is_none()) {
         let hold = directory(input.root, pod::uid(input.pod))
             .join("volume-subpaths")
             .join(&mount.name)
             .join(&container)
             .join(index.to_string());
-        host_path = subpath::prepare(path, &sub_path, &hold).map_err(|source| Error::SubPath {
+        host_path = subpath::prepare(path, sub_path, &hold).map_err(|source| Error::SubPath {
             volume: mount.name.clone(),
             container,
             source,
@@ -150,6 +151,7 @@ fn volume(input: &Input<'_>, index: usize, mount: &VolumeMount) -> Result<cri::M
             user_specified_image: i.reference.clone().unwrap_or_default(),
             ..Default::default()
         }),
+        image_sub_path: spec.image.as_ref().and(sub_path).unwrap_or_default(),
         ..Default::default()
     })
 }

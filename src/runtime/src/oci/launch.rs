@@ -1,6 +1,6 @@
 //! What the daemon writes for the `container` process: `launch.json` in the bundle.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -11,6 +11,8 @@ pub const LAUNCH: &str = "launch.json";
 pub const CONFIG: &str = "config.json";
 /// Mount point of the root file system.
 pub const ROOTFS: &str = "rootfs";
+/// Mounts on their way into a container.
+pub const STAGE: &str = "mounts";
 /// libcontainer's own state.
 pub const STATE: &str = "state";
 
@@ -23,14 +25,31 @@ pub struct Launch {
     pub spec: Value,
     /// Where its root file system comes from.
     pub root: Root,
+    /// Images it mounts, each at [`Volume::path`] of the bundle.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
     /// Whom to run as.
     pub user: UserRequest,
     /// Capability sets.
     pub capabilities: Capabilities,
     /// Files of seccomp programs, to be installed in this order.
     pub seccomp: Vec<PathBuf>,
-    /// Whether a mount of it is shared with the node (bidirectional propagation).
-    pub shares_mounts: bool,
+}
+
+/// An image that a container mounts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its root file system.
+    pub root: Root,
+    /// What of it is mounted; empty for all.
+    pub sub_path: String,
+}
+
+impl Volume {
+    /// Where the `index`th of a container is found while it is being started.
+    pub fn path(bundle: &Path, index: usize) -> PathBuf {
+        bundle.join(STAGE).join(format!("image-{index}"))
+    }
 }
 
 /// A root file system.

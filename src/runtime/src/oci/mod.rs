@@ -6,6 +6,7 @@ mod executor;
 mod init;
 pub mod launch;
 mod rootfs;
+mod stage;
 mod trace;
 mod user;
 
@@ -18,7 +19,6 @@ use std::process::ExitCode;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::sched::CloneFlags;
-use rustix::mount::MountPropagationFlags;
 use serde_json::Value;
 
 use crate::shim::protocol::{Identity, Reply, Task};
@@ -82,15 +82,13 @@ fn create(bundle: &Path, stdio: Vec<OwnedFd>, tty: bool) -> Result<Started, Erro
     // The root file system is mounted in a mount namespace that only this container will have, so
     // the node never sees it, and it goes away with the container.
     at("make a mount namespace", nix::sched::unshare(CloneFlags::CLONE_NEWNS))?;
-    if !launch.shares_mounts {
-        let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
-        at("leave the node's mounts", rustix::mount::mount_change("/", flags))?;
-    }
+    let shared = stage::leave_node(&launch.spec)?;
     let root = bundle.join(ROOTFS);
-    rootfs::mount(&launch.root, &root)?;
+    rootfs::mount(&launch.root, &root, false)?;
     let mut account = user::resolve(&launch.user, &root)?;
     account.fit(&launch.user, &user::Ids::of_this_process())?;
     let mut spec = launch.spec.clone();
+    stage::prepare(&launch, &mut spec, bundle, shared)?;
     rootfs::prepare(&spec, &root)?;
     account.apply(&mut spec);
     for fd in &stdio {

@@ -14,7 +14,7 @@ use super::launch::Root;
 use super::{Error, at};
 
 /// Mounts `root` at `target`, in the mount namespace of this process.
-pub fn mount(root: &Root, target: &Path) -> Result<(), Error> {
+pub fn mount(root: &Root, target: &Path, read_only: bool) -> Result<(), Error> {
     at("make the mount point", std::fs::create_dir_all(target))?;
     match root {
         Root::Directory(path) => at(
@@ -34,7 +34,7 @@ pub fn mount(root: &Root, target: &Path) -> Result<(), Error> {
                 "overlay",
                 target,
                 "overlay",
-                MountFlags::empty(),
+                if read_only { MountFlags::RDONLY } else { MountFlags::empty() },
                 options.as_c_str(),
             );
             at("mount the layers", mounted)
@@ -47,7 +47,8 @@ fn escape(path: &Path) -> String {
     path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
 }
 
-fn open(root: &Path, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+/// Opens `path` below `root`, whose links never lead out of it.
+pub fn open(root: &Path, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
     let directory =
         rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let relative = path.strip_prefix("/").unwrap_or(path);

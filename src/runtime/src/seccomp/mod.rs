@@ -29,8 +29,8 @@ pub enum Error {
     Profile(#[from] ProfileError),
 }
 
-/// The profile a container asks for; `None` leaves it unconfined. Nothing said means the default
-/// profile, and privileged containers have none.
+/// The profile a container asks for; `None` leaves it unconfined, as does saying nothing (CRI:
+/// LinuxContainerSecurityContext). Privileged containers have none.
 pub fn requested(
     security: &v1::LinuxContainerSecurityContext,
     capabilities: &[String],
@@ -39,10 +39,8 @@ pub fn requested(
     if security.privileged {
         return Ok(None);
     }
-    let (kind, file) = match &security.seccomp {
-        Some(profile) => (profile.profile_type(), profile.localhost_ref.as_str()),
-        None => (ProfileType::RuntimeDefault, ""),
-    };
+    let Some(profile) = &security.seccomp else { return Ok(None) };
+    let (kind, file) = (profile.profile_type(), profile.localhost_ref.as_str());
     match kind {
         ProfileType::Unconfined => Ok(None),
         ProfileType::RuntimeDefault => Ok(Some(Profile::runtime_default(capabilities))),

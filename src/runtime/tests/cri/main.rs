@@ -2,6 +2,8 @@
 //! the shim and the container process, as `rootlet` is. It makes the user namespace first, in the
 //! order that libcontainer needs.
 
+mod features;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::IpAddr;
@@ -118,6 +120,7 @@ fn enter() -> ExitCode {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP).unwrap();
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none).unwrap();
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).unwrap();
     mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), MsFlags::MS_NOSUID, none).unwrap();
     panic!("{}", Command::new("/proc/self/exe").arg("inside").exec());
 }
@@ -193,8 +196,8 @@ impl Network for Loopback {
         Ok(())
     }
 
-    async fn node_netns(&self) -> Result<OwnedFd, Error> {
-        Ok(std::fs::File::open("/proc/self/ns/net").unwrap().into())
+    async fn node_netns(&self) -> Result<Option<OwnedFd>, Error> {
+        Ok(None)
     }
 
     async fn set_pod_cidr(&self, _: &str) -> Result<(), Error> {
@@ -256,6 +259,7 @@ fn script(name: &str, script: &str, pid: v1::NamespaceMode) -> v1::ContainerConf
         namespace_options: Some(options),
         masked_paths: vec!["/proc/kcore".into(), "/proc/keys".into()],
         readonly_paths: vec!["/proc/sys".into()],
+        seccomp: Some(v1::SecurityProfile::default()),
         ..Default::default()
     };
     v1::ContainerConfig {
@@ -343,6 +347,7 @@ fn inside() -> ExitCode {
         confinement(&runtime, dir).await;
         failures(&runtime, dir).await;
         shared_processes(&runtime, dir).await;
+        features::all(&runtime, dir).await;
         leaves_nothing(dir);
     });
     threads.shutdown_timeout(Duration::from_secs(1));
@@ -381,6 +386,11 @@ async fn lifecycle(runtime: &Runtime, dir: &Path) {
     // The image's stop signal ends it, long before the kill.
     let text = "trap 'exit 0' USR1; echo ready; while :; do sleep 0.1; done";
     let container = run(runtime, &pod, script("stop", text, own)).await;
+    let began = std::time::Instant::now();
+    while log(dir, "stop") != ["stdout F ready"] {
+        assert!(began.elapsed() < DEADLINE, "the trap is not set");
+        tokio::task::yield_now().await;
+    }
     assert_eq!(exec(runtime, &container, "echo hello; exit 7").await, ("hello\n".into(), 7));
     let request = v1::StopContainerRequest { container_id: container.clone(), timeout: 30 };
     RuntimeService::stop_container(runtime, Request::new(request)).await.unwrap();
