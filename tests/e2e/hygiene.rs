@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use crate::harness::{BUSYBOX, Cluster};
 
 /// Processes that mention `word` on their command line or in their environment's file names.
-fn processes(word: &str) -> BTreeSet<String> {
+pub fn processes(word: &str) -> BTreeSet<String> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted");
     entries
         .filter_map(Result::ok)

@@ -4,6 +4,7 @@
 mod access;
 mod apply;
 mod ci;
+mod cri;
 mod harness;
 mod hosts;
 mod hygiene;

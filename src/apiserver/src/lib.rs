@@ -72,4 +72,4 @@ pub use in_process::InProcess;
 pub use object::Object;
 pub use registry::Registry;
 pub use resource::{Resource, ResourceRef};
-pub use start::{ApiServer, Config, Error, NodeAddress};
+pub use start::{ApiServer, Config, Error, KubeletAddress, NodeAddress};

@@ -352,19 +352,22 @@ impl Pki {
     }
 
     /// The TLS client configuration for calling a kubelet as `pair`: its certificate must be of this
-    /// authority and for one of `names`.
+    /// authority and for one of `names`; it may be any when there are none.
     pub fn kubelet_client_config(
         &self,
         pair: &KeyPair,
-        names: Vec<ServerName<'static>>,
+        names: Option<Vec<ServerName<'static>>>,
     ) -> Result<rustls::ClientConfig, Error> {
         let (certs, key) = rustls_chain(pair, &self.0.dir)?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = tls::AnyOfNames::new(self.0.server_verifier.clone(), names);
+        let verifier: Arc<dyn rustls::client::danger::ServerCertVerifier> = match names {
+            Some(names) => Arc::new(tls::AnyOfNames::new(self.0.server_verifier.clone(), names)),
+            None => Arc::new(tls::Anybody(provider.clone())),
+        };
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(certs, key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)

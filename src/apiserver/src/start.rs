@@ -39,7 +39,38 @@ use crate::webhook::{Dial, Webhooks};
 const COMPACT_EVERY: Duration = Duration::from_mins(5);
 
 /// Where a node's kubelet answers, from the node's name and object.
-pub type NodeAddress = Arc<dyn Fn(&str, &Value) -> Option<SocketAddr> + Send + Sync>;
+pub type NodeAddress = Arc<dyn Fn(&str, &Value) -> Option<KubeletAddress> + Send + Sync>;
+
+/// Where a kubelet answers, and how it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KubeletAddress {
+    /// Where to connect.
+    pub address: SocketAddr,
+    /// Whether its certificate must be of our authority. Kubelets of elsewhere make their own, which
+    /// kube-apiserver does not verify either without `--kubelet-certificate-authority`.
+    pub ours: bool,
+}
+
+impl KubeletAddress {
+    /// The kubelet's usual port.
+    const PORT: u16 = 10250;
+    /// Types of addresses in the order in which they are tried (`--kubelet-preferred-address-types`).
+    const TYPES: [&str; 3] = ["InternalIP", "ExternalIP", "Hostname"];
+
+    /// What a node's status says of its kubelet.
+    pub fn reported(node: &Value) -> Option<Self> {
+        let status = &node["status"];
+        let of_type = |kind: &str| {
+            let addresses = status["addresses"].as_array()?.iter();
+            let mut found = addresses.filter(|address| address["type"] == kind);
+            found.find_map(|address| address["address"].as_str()?.parse().ok())
+        };
+        let ip: std::net::IpAddr = Self::TYPES.into_iter().find_map(of_type)?;
+        let port = status["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
+        let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        Some(Self { address: SocketAddr::new(ip, port.unwrap_or(Self::PORT)), ours: false })
+    }
+}
 
 /// What an API server needs.
 pub struct Config {
@@ -224,5 +255,32 @@ async fn compact(store: Store, shutdown: CancellationToken) {
             tracing::warn!(%error, "cannot compact the store");
         }
         before = store.revision().await.ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn kubelets_are_where_their_nodes_say() {
+        let node = |addresses: Value, port: Value| {
+            json!({"status": {"addresses": addresses,
+                "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}})
+        };
+        let internal = json!([{"type": "Hostname", "address": "n"},
+            {"type": "ExternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "10.0.0.7"}]);
+        let cases = [
+            (node(internal.clone(), json!(10255)), Some("10.0.0.7:10255")),
+            (node(internal, json!(null)), Some("10.0.0.7:10250")),
+            (node(json!([{"type": "Hostname", "address": "n"}]), json!(1)), None),
+            (json!({}), None),
+        ];
+        for (node, want) in cases {
+            let found = KubeletAddress::reported(&node).map(|found| found.address.to_string());
+            assert_eq!(found.as_deref(), want, "{node}");
+        }
     }
 }

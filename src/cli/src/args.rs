@@ -25,7 +25,7 @@ pub struct Cli {
 }
 
 /// Which cluster a command is about.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Cluster {
     /// Name of the cluster; several run side by side.
     #[arg(long, value_name = "N", default_value = "default", env = "ROOTLET_NAME", value_parser = cluster_name)]
@@ -103,6 +103,9 @@ pub struct Up {
     /// others can stand in for them.
     #[arg(long)]
     pub leader_elect: bool,
+    /// Run pods through another container runtime, by its CRI socket [default: the built-in one].
+    #[arg(long, value_name = "unix:///PATH", value_parser = unix_socket)]
+    pub container_runtime_endpoint: Option<PathBuf>,
     /// Controllers to run: `foo` names one, `-foo` leaves it out, `*` stands for all others.
     #[arg(
         long,
@@ -159,6 +162,86 @@ pub struct Ci {
     pub command: Vec<std::ffi::OsString>,
 }
 
+/// Flags of a container runtime without a cluster.
+#[derive(Args, Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Runtime {
+    /// Address of this machine on which host ports are offered; may be repeated [default: 127.0.0.1].
+    #[arg(long, value_name = "ADDRESS")]
+    pub publish: Vec<std::net::IpAddr>,
+    /// Registry mirrors, credentials and CAs, in the format of k3s' registries.yaml.
+    #[arg(long, value_name = "FILE")]
+    pub registries: Option<PathBuf>,
+    /// Stop the pods as well when asked to end; otherwise they go on running, for the next start.
+    #[arg(long)]
+    pub stop_pods: bool,
+}
+
+/// Flags of `agent`.
+#[derive(Args, Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Agent {
+    /// Its name: images and pods are kept under it, as those of a cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// The cluster to join, and who this node is there.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// Name of the node [default: the host's name].
+    #[arg(long, value_name = "NODE", value_parser = node_name)]
+    pub node_name: Option<String>,
+    /// Address at which the API server reaches this node; the kubelet listens there
+    /// [default: the one from which this machine reaches the API server].
+    #[arg(long, value_name = "ADDRESS")]
+    pub node_ip: Option<std::net::IpAddr>,
+    /// Port of the kubelet [default: 10250, or a free one].
+    #[arg(long, value_name = "P")]
+    pub port: Option<u16>,
+    /// Addresses of the cluster's DNS [default: those of the Service kube-system/kube-dns].
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub cluster_dns: Vec<std::net::IpAddr>,
+    /// Domain of the cluster's names.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// Authority of those who may call the kubelet [default: the kubeconfig's].
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+    /// Labels of the node.
+    #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
+    pub node_labels: Vec<(String, String)>,
+    /// Pods the node takes.
+    #[arg(long, value_name = "N", default_value_t = 110, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_pods: u32,
+    /// Folder of static pods' manifests: the node runs them without anybody's asking.
+    #[arg(long, value_name = "DIR")]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Sysctls that pods may set beside the safe ones; `*` at the end of one stands for anything.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Below what the node is under pressure, as `memory.available<100Mi,nodefs.available<10%`
+    /// [default: upstream's; of a large disk half a gigabyte].
+    #[arg(long, value_name = "LIST")]
+    pub eviction_hard: Option<String>,
+    /// Run pods through another container runtime, by its CRI socket [default: the built-in one].
+    #[arg(long, value_name = "unix:///PATH", value_parser = unix_socket)]
+    pub container_runtime_endpoint: Option<PathBuf>,
+    /// Of the runtime.
+    #[command(flatten)]
+    pub runtime: Runtime,
+}
+
+/// Flags of `cri`.
+#[derive(Args, Clone, Debug)]
+pub struct Cri {
+    /// Its name: images and pods are kept under it, as those of a cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Where to serve CRI [default: cri.sock in the runtime folder of the name].
+    #[arg(long, value_name = "unix:///PATH", value_parser = unix_socket)]
+    pub listen: Option<PathBuf>,
+    /// Of the runtime.
+    #[command(flatten)]
+    pub runtime: Runtime,
+}
+
 /// `rootlet …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -167,6 +250,7 @@ pub enum Command {
   rootlet up
   rootlet up --name ci --ephemeral --kubeconfig ./kubeconfig
   rootlet up --registries ./registries.yaml
+  rootlet up --container-runtime-endpoint unix://$XDG_RUNTIME_DIR/rootlet/default/cri.sock
   rootlet up --disable scheduler          then start one of your own with `rootlet kubeconfig`")]
     Up(Up),
     /// Tell whether the cluster runs, where its API is, and how its node and pods are.
@@ -204,6 +288,31 @@ pub enum Command {
 
 When the command fails, what is wrong in the cluster is printed before it goes.")]
     Ci(Ci),
+    /// Run the kubelet alone, as a node of any cluster.
+    #[command(after_help = "Examples:
+  rootlet agent --kubeconfig ./node.kubeconfig
+  rootlet agent --kubeconfig ~/.kube/config --node-name laptop --node-ip 192.0.2.7
+  rootlet up --disable kubelet --kubeconfig ./kc && rootlet agent --kubeconfig ./kc
+  rootlet cri & rootlet agent --kubeconfig ./kc \\
+    --container-runtime-endpoint unix://$XDG_RUNTIME_DIR/rootlet/default/cri.sock
+
+It stays in the foreground until SIGTERM or SIGINT. Pods outlive it, and the next start finds them;
+`rootlet down` stops them. Services need a proxy: with the --name of a cluster on this machine, that
+cluster's serves this node as well.")]
+    Agent(Agent),
+    /// Run the container runtime alone and serve CRI, for crictl or for a kubelet of yours.
+    #[command(after_help = "Examples:
+  rootlet cri &
+  export CONTAINER_RUNTIME_ENDPOINT=unix://$XDG_RUNTIME_DIR/rootlet/default/cri.sock
+  crictl info
+  crictl pull busybox && crictl images
+  crictl run container.json pod.json && crictl ps
+  rootlet cri --name test --listen unix:///tmp/test.sock --stop-pods
+
+It stays in the foreground until SIGTERM or SIGINT. Pods outlive it, and the next start finds them;
+`rootlet down` stops them. A cluster serves the same at the same place: crictl works with `rootlet up`, too.
+`rootlet image load` brings images in without a registry.")]
+    Cri(Cri),
     /// Act as a CNI plugin: give another runtime's container an interface in the pods' network.
     #[command(
         after_help = "CNI calls a plugin by the name of a file, so make a script of that name:
@@ -402,6 +511,36 @@ fn cluster_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A socket as `unix:///path`, or its path alone.
+fn unix_socket(text: &str) -> Result<PathBuf, String> {
+    let path = match text.split_once("://") {
+        Some(("unix", path)) => path,
+        Some((other, _)) => return Err(format!("{other}:// is not served, only unix:///PATH")),
+        None => text,
+    };
+    if path.is_empty() || path.ends_with('/') {
+        return Err("name the socket, as in unix:///tmp/cri.sock".into());
+    }
+    std::path::absolute(path).map_err(|error| error.to_string())
+}
+
+/// A node's name is a DNS subdomain.
+fn node_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let label = |part: &str| {
+        !part.is_empty() && part.chars().all(fits) && !part.starts_with('-') && !part.ends_with('-')
+    };
+    if text.len() > 253 || !text.split('.').all(label) {
+        return Err("use lower-case letters, digits, '-' and '.', as in node-1.example".into());
+    }
+    Ok(text.to_owned())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
 fn pod_name(text: &str) -> Result<String, String> {
     let name = ["pod/", "pods/", "po/"].iter().find_map(|kind| text.strip_prefix(kind));
     match name.unwrap_or(text) {
@@ -436,6 +575,20 @@ mod tests {
         ];
         for (name, good) in cases {
             assert_eq!(cluster_name(name).is_ok(), good, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_are_urls_or_paths() {
+        let cases = [
+            ("unix:///run/cri.sock", Some("/run/cri.sock")),
+            ("/run/cri.sock", Some("/run/cri.sock")),
+            ("tcp://127.0.0.1:1", None),
+            ("unix:///run/", None),
+            ("unix://", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(unix_socket(text).ok(), want.map(PathBuf::from), "{text:?}");
         }
     }
 

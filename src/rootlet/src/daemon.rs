@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use apiserver::{ApiServer, UserInfo};
+use apiserver::{ApiServer, KubeletAddress, UserInfo};
 use clap::ValueEnum;
 use cli::args::Component;
 use client::Informers;
@@ -25,7 +25,7 @@ use crate::paths::Paths;
 use crate::plugins::PluginNetwork;
 use crate::settings::{Settings, StoreAddress};
 use crate::tracer::Tracer;
-use crate::{dial, lock, logging, up, userns};
+use crate::{cri, dial, lock, logging, up, userns};
 
 /// kube-apiserver's usual port.
 const API_PORT: u16 = 6443;
@@ -55,26 +55,42 @@ pub fn sweep(settings: &str) -> anyhow::Result<()> {
     let (settings, _held) = begin(settings)?;
     logging::start(None);
     threads()?.block_on(async {
+        if !settings.own_runtime() {
+            println!("ready");
+            return Ok(());
+        }
         let images = open_images(&settings)?;
         let network = netns::Control::connect(&settings.paths.node_socket())
             .await
             .context("cannot reach the node process")?;
-        let runtime = runtime::Runtime::open(runtime_config(&settings, images, network)?).await?;
+        let config = runtime_config(&settings, images, pod_network(&settings, network)?);
+        let runtime = runtime::Runtime::open(config).await?;
         stop_pods(&runtime).await?;
         println!("ready");
         Ok(())
     })
 }
 
-fn begin(settings: &str) -> anyhow::Result<(Settings, lock::Lock)> {
+fn begin(settings: &str) -> anyhow::Result<(Settings, Vec<lock::Lock>)> {
     let settings = Settings::read(Path::new(settings))?.context("the settings are gone")?;
-    let held = lock::take(&settings.paths.lock("daemon"))?.context("a daemon runs already")?;
+    let take = |role| lock::take(&settings.paths.lock(role));
+    let daemon = take("daemon")?.context("a daemon runs already")?;
+    let mut held = vec![daemon];
+    if settings.own_runtime() {
+        let runtime = take("runtime")?.with_context(|| {
+            let name = &settings.paths.name;
+            format!("`rootlet cri` runs under this name; end it first: rootlet down --name {name}")
+        })?;
+        // Released before the other: who holds this one alone is `rootlet cri`.
+        held.insert(0, runtime);
+    }
     // Several parts bring TLS; they shall agree. An error means that this was done before.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Ok((settings, held))
 }
 
-fn threads() -> anyhow::Result<tokio::runtime::Runtime> {
+/// The threads of a process that serves.
+pub fn threads() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start threads")
 }
 
@@ -87,10 +103,14 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
 
     let api = listen(settings.api_port, API_PORT, settings.api_port_fixed)
         .context("cannot listen for the API (--api-port)")?;
-    let kubelet = listen(settings.kubelet_port, KUBELET_PORT, false)?;
-    let (api_port, kubelet_port) = (api.local_addr()?.port(), kubelet.local_addr()?.port());
+    let api_port = api.local_addr()?.port();
     settings.api_port = Some(api_port);
-    settings.kubelet_port = Some(kubelet_port);
+    let own_node = settings.runs(Component::Kubelet);
+    let kubelet =
+        own_node.then(|| listen(settings.kubelet_port, KUBELET_PORT, false)).transpose()?;
+    let kubelet_port =
+        kubelet.as_ref().map(TcpListener::local_addr).transpose()?.map(|address| address.port());
+    settings.kubelet_port = kubelet_port.or(settings.kubelet_port);
     settings.write()?;
 
     let network = netns::Control::connect(&paths.node_socket())
@@ -102,40 +122,45 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
         node: SocketAddr::new(plan.node, port),
         host: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
     };
-    let forwards = vec![forward(api_port), forward(kubelet_port)];
+    let forwards: Vec<_> =
+        [Some(api_port), kubelet_port].into_iter().flatten().map(forward).collect();
     network.set_forwards(forwards.clone()).await.context("cannot lead pods to the API server")?;
 
-    let images = open_images(&settings)?;
     let (server, store) =
         start_api(&settings, &plan, api, kubelet_port, &network, &serving).await?;
     write_admin(&settings, &server, api_port)?;
 
-    let runtime =
-        runtime::Runtime::open(runtime_config(&settings, images.clone(), network.clone())?)
-            .await
-            .context("cannot start the container runtime")?;
+    let containers = if settings.own_runtime() {
+        Some(Containers::open(&settings, &network).await?)
+    } else {
+        None
+    };
+    let runtime = containers.as_ref().map(|containers| containers.runtime.clone());
     let informers = Informers::new(component(&server, "system:kube-controller-manager", &[]));
     let mut tasks = Tasks::new(shutdown.clone());
     let link = Link { gateways, plan, network: network.clone(), forwards };
     start_components(&mut tasks, &server, &informers, &link, &settings)?;
     keep_node(&mut tasks, &settings, &link).await?;
-    let own_node = settings.runs(Component::Kubelet);
-    if own_node {
-        start_kubelet(&mut tasks, &server, &settings, kubelet, &runtime, &link)?;
+    if let Some(listener) = kubelet {
+        start_kubelet(&mut tasks, &server, &settings, listener, runtime.as_ref(), &link)?;
     }
 
     let (down, mut asked) = mpsc::channel(1);
-    let state = control::State {
+    let cluster = control::Cluster {
         server: format!("https://127.0.0.1:{api_port}"),
         node: node_name.clone(),
-        started,
         informers: informers.clone(),
-        images,
         store: store.clone(),
         tracer,
-        down,
     };
-    let socket = control::serve(&paths.daemon_socket(), state, serving.clone()).await?;
+    let images = containers.map(|containers| containers.images);
+    let state = control::State { started, images, down, cluster: Some(cluster) };
+    let mut sockets = vec![control::serve(&paths.daemon_socket(), state, serving.clone()).await?];
+    if let Some(runtime) = &runtime {
+        let listener = cri::listen(&paths.cri_socket())?;
+        let served = cri::serve_cri(runtime.clone(), listener, serving.clone());
+        sockets.push(tokio::spawn(served));
+    }
 
     tokio::select! {
         () = node_ready(&informers, &node_name), if own_node => {}
@@ -150,7 +175,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     tracing::info!(elapsed_ms = started.elapsed().as_millis() as u64, "the node is Ready");
 
     let stopped = wait(&mut asked, &mut tasks).await?;
-    stop(Stop { shutdown, serving, tasks, server, store, runtime, stopped, socket }).await
+    stop(Stop { shutdown, serving, tasks, server, store, runtime, stopped, sockets }).await
 }
 
 /// Starts the node process anew should it end: the daemon holds its network, with all pods in it, and
@@ -234,14 +259,14 @@ struct Stop {
     tasks: Tasks,
     server: ApiServer,
     store: store::Store,
-    runtime: runtime::Runtime,
+    runtime: Option<runtime::Runtime>,
     stopped: Option<oneshot::Sender<()>>,
-    socket: tokio::task::JoinHandle<()>,
+    sockets: Vec<tokio::task::JoinHandle<()>>,
 }
 
 /// Ends components before what they use; pods only when that was asked for.
 async fn stop(stop: Stop) -> anyhow::Result<()> {
-    let Stop { shutdown, serving, mut tasks, server, store, runtime, stopped, socket } = stop;
+    let Stop { shutdown, serving, mut tasks, server, store, runtime, stopped, sockets } = stop;
     // The kubelet first: it would start again what the runtime stops.
     shutdown.cancel();
     let drained = tokio::time::timeout(DRAIN_TIMEOUT, tasks.join()).await;
@@ -250,19 +275,21 @@ async fn stop(stop: Stop) -> anyhow::Result<()> {
     }
     let mut outcome = Ok(());
     if let Some(done) = stopped {
-        outcome = stop_pods(&runtime).await;
+        if let Some(runtime) = &runtime {
+            outcome = stop_pods(runtime).await;
+        }
         // The command that asked may have been interrupted; the end comes all the same.
         let _ = done.send(());
     }
     serving.cancel();
-    let _ = tokio::time::timeout(DRAIN_TIMEOUT, socket).await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, futures::future::join_all(sockets)).await;
     server.shutdown().await;
     store.close().await.context("the store did not close cleanly")?;
     outcome
 }
 
 /// Stops every pod, and tells all that went wrong.
-async fn stop_pods(runtime: &runtime::Runtime) -> anyhow::Result<()> {
+pub async fn stop_pods(runtime: &runtime::Runtime) -> anyhow::Result<()> {
     let problems = runtime.down(POD_GRACE).await;
     if problems.is_empty() {
         return Ok(());
@@ -338,7 +365,24 @@ fn listen(last: Option<u16>, usual: u16, fixed: bool) -> anyhow::Result<TcpListe
     })
 }
 
-fn open_images(settings: &Settings) -> anyhow::Result<images::Store> {
+/// Our own runtime and what it runs from.
+struct Containers {
+    runtime: runtime::Runtime,
+    images: images::Store,
+}
+
+impl Containers {
+    async fn open(settings: &Settings, network: &netns::Control) -> anyhow::Result<Self> {
+        let images = open_images(settings)?;
+        let pods = pod_network(settings, network.clone())?;
+        let config = runtime_config(settings, images.clone(), pods);
+        let opened = runtime::Runtime::open(config).await;
+        Ok(Self { runtime: opened.context("cannot start the container runtime")?, images })
+    }
+}
+
+/// The images of a name.
+pub fn open_images(settings: &Settings) -> anyhow::Result<images::Store> {
     let config = images::Config {
         registries: settings.registries.clone(),
         ..images::Config::new(settings.paths.data.join("images"))
@@ -346,19 +390,20 @@ fn open_images(settings: &Settings) -> anyhow::Result<images::Store> {
     images::Store::open(config).context("cannot open the image store")
 }
 
-fn runtime_config(
+/// How the runtime of a name is made.
+pub fn runtime_config(
     settings: &Settings,
     images: images::Store,
-    network: netns::Control,
-) -> anyhow::Result<runtime::Config> {
-    Ok(runtime::Config {
+    network: Arc<dyn runtime::Network>,
+) -> runtime::Config {
+    runtime::Config {
         root: settings.paths.data.join("containers"),
         run_dir: settings.paths.run.join("pods"),
         images: Arc::new(images),
-        network: pod_network(settings, network)?,
+        network,
         executable: "/proc/self/exe".into(),
         cgroup_root: crate::scope::delegated(),
-    })
+    }
 }
 
 /// What gives pods their network: the node process, or CNI plugins.
@@ -376,7 +421,7 @@ async fn start_api(
     settings: &Settings,
     plan: &Plan,
     listener: TcpListener,
-    kubelet_port: u16,
+    kubelet_port: Option<u16>,
     network: &netns::Control,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<(ApiServer, store::Store)> {
@@ -398,8 +443,12 @@ async fn start_api(
         cluster_domain: DOMAIN.into(),
         extra_sans: vec![own.clone()],
         // The own kubelet listens on loopback, where the node's address does not lead.
-        node_address: Arc::new(move |node, _| {
-            (node == own).then(|| SocketAddr::from((Ipv4Addr::LOCALHOST, kubelet_port)))
+        node_address: Arc::new(move |node, object| match kubelet_port.filter(|_| node == own) {
+            Some(port) => Some(KubeletAddress {
+                address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+                ours: true,
+            }),
+            None => KubeletAddress::reported(object),
         }),
         dial: dial::through(network.clone()),
         access: access(&settings.access),
@@ -710,7 +759,7 @@ fn start_kubelet(
     server: &ApiServer,
     settings: &Settings,
     listener: TcpListener,
-    runtime: &runtime::Runtime,
+    runtime: Option<&runtime::Runtime>,
     link: &Link,
 ) -> anyhow::Result<()> {
     let node_name = settings.paths.context();
@@ -720,8 +769,7 @@ fn start_kubelet(
         &[node_name.clone(), link.plan.node.to_string(), "127.0.0.1".into()],
     )?;
     let client = component(server, &user, &["system:nodes"]);
-    let (runtime_service, image_service) = runtime.services();
-    let cri = kubelet::Cri::in_process(runtime_service, image_service);
+    let cri = cri::client(runtime, settings.runtime_endpoint.as_deref())?;
     let config = kubelet::Config {
         node_name,
         informers: Informers::new(client.clone()),
@@ -751,8 +799,8 @@ fn start_kubelet(
     Ok(())
 }
 
-/// Reaches pods from the daemon, which lives in the host's network.
-struct Dialer(netns::Control);
+/// Reaches pods from a process in the host's network.
+pub struct Dialer(pub netns::Control);
 
 #[async_trait::async_trait]
 impl kubelet::Dialer for Dialer {

@@ -13,7 +13,7 @@ use crate::paths::Paths;
 pub fn image(command: Image) -> anyhow::Result<ExitCode> {
     match command {
         Image::Load { files, cluster } => {
-            let client = Client::new(&Paths::of(&cluster.name)?);
+            let client = Client::of_images(&Paths::of(&cluster.name)?);
             for file in files {
                 let file = (file.as_os_str() != "-").then_some(file);
                 let images = with_bars(|progress| client.load(file.as_deref(), progress))?;
@@ -21,12 +21,12 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
             }
         }
         Image::Pull { reference, cluster } => {
-            let client = Client::new(&Paths::of(&cluster.name)?);
+            let client = Client::of_images(&Paths::of(&cluster.name)?);
             let images = with_bars(|progress| client.pull(&reference, progress))?;
             tell("Pulled", &images);
         }
         Image::Ls(cluster) => {
-            let images = Client::new(&Paths::of(&cluster.name)?).images()?;
+            let images = Client::of_images(&Paths::of(&cluster.name)?).images()?;
             println!("{:<60} {:<14} {:>10}", "IMAGE", "ID", "SIZE");
             for image in images {
                 let id = image.id.trim_start_matches("sha256:");
@@ -41,21 +41,21 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
             }
         }
         Image::Rm { reference, cluster } => {
-            Client::new(&Paths::of(&cluster.name)?).remove_image(&reference)?;
+            Client::of_images(&Paths::of(&cluster.name)?).remove_image(&reference)?;
             println!("Removed {reference}");
         }
         Image::Save { references, output, cluster } => {
             save(&references, output.as_deref(), &cluster.name)?;
         }
         Image::Prune { all, cluster } => {
-            let pruned = Client::new(&Paths::of(&cluster.name)?).prune(all)?;
+            let pruned = Client::of_images(&Paths::of(&cluster.name)?).prune(all)?;
             for id in &pruned.images {
                 println!("Removed {id}");
             }
             println!("{} freed", indicatif::DecimalBytes(pruned.bytes));
         }
         Image::Fsck { repair, cluster } => {
-            let checked = Client::new(&Paths::of(&cluster.name)?).fsck(repair)?;
+            let checked = Client::of_images(&Paths::of(&cluster.name)?).fsck(repair)?;
             for (image, reason) in &checked.damaged {
                 println!("{image}: {reason}{}", if repair { "; removed" } else { "" });
             }
@@ -111,7 +111,7 @@ fn with_bars<T>(
 
 /// Writes an archive; half of one is not left behind.
 fn save(references: &[String], output: Option<&Path>, cluster: &str) -> anyhow::Result<()> {
-    let client = Client::new(&Paths::of(cluster)?);
+    let client = Client::of_images(&Paths::of(cluster)?);
     let Some(path) = output else {
         return client.save(references, std::io::stdout().lock());
     };

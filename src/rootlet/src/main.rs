@@ -1,13 +1,16 @@
 //! The executable: it parses the command line, plays one of rootlet's roles, and turns errors into exit
 //! codes. Roles that need a process with a single thread are dispatched before anything else.
 
+mod agent;
 mod bench;
 mod ci;
 mod cni;
 mod control;
+mod cri;
 mod daemon;
 mod dial;
 mod doctor;
+mod host_ports;
 mod image;
 mod lock;
 mod logging;
@@ -39,14 +42,21 @@ fn main() -> ExitCode {
     }
     match command(Cli::parse().command) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            if let Some(hint) = hint(&error) {
-                eprintln!("hint: {hint}");
-            }
-            ExitCode::FAILURE
-        }
+        Err(error) => tell(&error),
     }
+}
+
+fn tell(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    if let Some(hint) = hint(error) {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::FAILURE
+}
+
+/// The end of a role that the user started and looks at.
+fn foreground(outcome: anyhow::Result<()>) -> ExitCode {
+    outcome.map_or_else(|error| tell(&error), |()| ExitCode::SUCCESS)
 }
 
 /// The roles of re-executed processes; `None` when the words are a user's.
@@ -61,6 +71,8 @@ fn role(words: &[&str]) -> Option<ExitCode> {
         ["daemon", settings, node, "sweep"] => join(node, &["daemon-inside", settings, "sweep"]),
         ["daemon-inside", settings] => daemon::run(settings),
         ["daemon-inside", settings, "sweep"] => daemon::sweep(settings),
+        ["agent-inside", order] => return Some(foreground(agent::run(order))),
+        ["cri-inside", order] => return Some(foreground(cri::run(order))),
         // The CNI specification calls a plugin without arguments, by the name of its file.
         ["cni"] => return Some(cni::run()),
         ["guard", name] => ci::guard(name),
@@ -135,6 +147,8 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Why(arguments) => why(&arguments)?,
         Command::Ci(arguments) => return ci::run(&arguments),
+        Command::Agent(arguments) => match agent::agent(&arguments)? {},
+        Command::Cri(arguments) => match cri::cri(&arguments)? {},
         Command::Bench(command) => bench::bench(&command)?,
         Command::Cni => return Ok(cni::run()),
         Command::Version => println!("rootlet {} (Kubernetes 1.36)", env!("CARGO_PKG_VERSION")),
@@ -146,6 +160,11 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn status(paths: &Paths) -> anyhow::Result<ExitCode> {
+    if let Some(pid) = control::runtime_alone(paths) {
+        println!("runtime  {} (rootlet {}, process {pid})", paths.name, env!("CARGO_PKG_VERSION"));
+        println!("data     {}", paths.data.display());
+        return Ok(ExitCode::SUCCESS);
+    }
     if lock::holder(&paths.lock("daemon")).is_none() {
         println!("Cluster {:?} is not running.", paths.name);
         return Ok(ExitCode::FAILURE);

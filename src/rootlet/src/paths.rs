@@ -91,6 +91,16 @@ impl Paths {
         self.run.join("daemon.sock")
     }
 
+    /// The control socket of a runtime that runs without a cluster.
+    pub fn runtime_socket(&self) -> PathBuf {
+        self.run.join("runtime.sock")
+    }
+
+    /// Where the container runtime serves CRI.
+    pub fn cri_socket(&self) -> PathBuf {
+        self.run.join("cri.sock")
+    }
+
     /// The node process' control socket.
     pub fn node_socket(&self) -> PathBuf {
         self.run.join("node.sock")

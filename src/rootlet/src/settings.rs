@@ -58,6 +58,9 @@ pub struct Settings {
     /// Whether Ingresses are served.
     #[serde(default)]
     pub ingress: bool,
+    /// The CRI socket of somebody else's runtime, instead of our own.
+    #[serde(default)]
+    pub runtime_endpoint: Option<PathBuf>,
     /// `registries.yaml`.
     pub registries: Option<PathBuf>,
     /// The scheduler's KubeSchedulerConfiguration.
@@ -110,6 +113,11 @@ impl Settings {
     /// Whether `component` is ours to run.
     pub fn runs(&self, component: Component) -> bool {
         !self.disabled.contains(&component)
+    }
+
+    /// Whether the pods are to be run by our own runtime.
+    pub fn own_runtime(&self) -> bool {
+        self.runs(Component::Kubelet) && self.runtime_endpoint.is_none()
     }
 
     /// Reads settings. `None` when there are none.

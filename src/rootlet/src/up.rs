@@ -39,7 +39,8 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
     Ok((Settings::read(&paths.settings())?.unwrap_or(settings), held))
 }
 
-fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings> {
+/// What a cluster is started with: what was asked for, and what is known of the last time.
+pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings> {
     let known = Settings::read(&paths.settings())?;
     controllers::check(&arguments.controllers).context("--controllers")?;
     if let Some(thresholds) = &arguments.eviction_hard {
@@ -102,6 +103,7 @@ fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings>
         registries,
         scheduler_config,
         leader_elect: arguments.leader_elect,
+        runtime_endpoint: arguments.container_runtime_endpoint.clone(),
         controllers: arguments.controllers.clone(),
         disabled: arguments.disable.clone(),
         paths,
@@ -156,11 +158,26 @@ fn default_registries() -> Option<PathBuf> {
 
 /// Starts what does not run of the two processes.
 fn start(paths: &Paths) -> anyhow::Result<()> {
-    let settings = paths.settings();
+    let own_runtime = Settings::read(&paths.settings())?.is_none_or(|known| known.own_runtime());
+    if let Some(pid) = control::runtime_alone(paths).filter(|_| own_runtime) {
+        bail!(
+            "`rootlet cri --name {0}` runs (process {pid}) and has the pods of this name; use another \
+             --name, end it (rootlet down --name {0}), or run pods through it: \
+             --container-runtime-endpoint unix://{1}",
+            paths.name,
+            paths.cri_socket().display()
+        );
+    }
+    let node = start_node(paths)?;
+    spawn(paths, "daemon", &paths.settings(), &[&node.to_string()])
+}
+
+/// Starts the node process unless it runs, in the scope of its name, and moves this process there; returns its id.
+pub fn start_node(paths: &Paths) -> anyhow::Result<u32> {
     // The node process makes its cgroup namespace where it starts: at the top of the scope.
     let scope = scope::enter(&paths.name);
     if lock::holder(&paths.lock("node")).is_none() {
-        spawn(paths, "node", &settings, &[])?;
+        spawn(paths, "node", &paths.settings(), &[])?;
     }
     // Without one pods run without limits, which the node's conditions and `doctor` tell.
     if let Ok(scope) = scope {
@@ -173,7 +190,7 @@ fn start(paths: &Paths) -> anyhow::Result<()> {
              users becomes root's; `rootlet doctor` tells the remedy"
         );
     }
-    spawn(paths, "daemon", &settings, &[&node.to_string()])
+    Ok(node)
 }
 
 /// The log of `role`, to write to.
@@ -259,22 +276,45 @@ fn foreground(paths: &Paths) -> anyhow::Result<()> {
 /// Stops the cluster: pods first, then the daemon, then the node process and with it every mount and
 /// namespace.
 pub fn down(paths: &Paths) -> anyhow::Result<()> {
+    let agent = lock::holder(&paths.lock("agent"));
+    if agent.is_some() && agent != lock::holder(&paths.lock("runtime")) {
+        // It would start again what the runtime stops.
+        lock::end_holder(&paths.lock("agent"), Duration::from_mins(1))
+            .context("the agent cannot be stopped")?;
+    }
     let pods = stop_pods(paths);
     // Whatever came of that, the processes end: with them go every mount and namespace.
     let daemon = lock::end_holder(&paths.lock("daemon"), Duration::from_mins(1));
+    let agent = lock::end_holder(&paths.lock("agent"), Duration::from_mins(1));
+    let runtime = lock::end_holder(&paths.lock("runtime"), Duration::from_mins(1));
     let node = lock::end_holder(&paths.lock("node"), Duration::from_secs(10));
-    for socket in [paths.daemon_socket(), paths.node_socket(), paths.dns_socket()] {
+    let sockets = [
+        paths.daemon_socket(),
+        paths.runtime_socket(),
+        paths.cri_socket(),
+        paths.node_socket(),
+        paths.dns_socket(),
+    ];
+    for socket in sockets {
         // It is of no use without its process; the next start would replace it anyway.
         let _ = std::fs::remove_file(socket);
     }
     pods?;
     daemon.context("the daemon cannot be stopped")?;
+    agent.context("the agent cannot be stopped")?;
+    runtime.context("the container runtime cannot be stopped")?;
     node.context("the node process cannot be stopped")
 }
 
 fn stop_pods(paths: &Paths) -> anyhow::Result<()> {
     if lock::holder(&paths.lock("daemon")).is_some() {
-        return Client::new(paths).down();
+        Client::new(paths).down()?;
+    }
+    if control::runtime_alone(paths).is_some() {
+        return Client::of_images(paths).down();
+    }
+    if lock::holder(&paths.lock("daemon")).is_some() {
+        return Ok(());
     }
     // Somebody has to stop the pods that a daemon left behind.
     match lock::holder(&paths.lock("node")) {

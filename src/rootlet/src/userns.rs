@@ -93,6 +93,9 @@ pub fn enter_new(arguments: &[&str]) -> anyhow::Result<std::convert::Infallible>
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)
         .context("cannot detach the mounts from the host's")?;
+    // Among the node's own namespaces mounts may be shared, where a container asks for it.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none)
+        .context("cannot share the mounts")?;
     // libcontainer reads the cgroup tree even where nothing is delegated to us.
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let cover = |kind: &str| mount(Some(kind), "/sys/fs/cgroup", Some(kind), flags, none);
@@ -109,6 +112,11 @@ pub fn enter_new(arguments: &[&str]) -> anyhow::Result<std::convert::Infallible>
 /// program in them.
 pub fn enter_existing(pid: u32, arguments: &[&str]) -> anyhow::Result<std::convert::Infallible> {
     let _ = rustix::process::setsid();
+    join(pid, arguments)
+}
+
+/// The same for a process that stays in the foreground of its terminal.
+pub fn join(pid: u32, arguments: &[&str]) -> anyhow::Result<std::convert::Infallible> {
     let open = |kind: &str| {
         let path = format!("/proc/{pid}/ns/{kind}");
         File::open(&path).with_context(|| format!("cannot open {path}"))
@@ -124,6 +132,11 @@ pub fn enter_existing(pid: u32, arguments: &[&str]) -> anyhow::Result<std::conve
     setns(cgroup.as_fd(), CloneFlags::CLONE_NEWCGROUP)
         .context("cannot join the cgroup namespace")?;
     setns(mounts.as_fd(), CloneFlags::CLONE_NEWNS).context("cannot join the mount namespace")?;
+    Err(Command::new("/proc/self/exe").args(arguments).exec()).context("cannot execute myself")
+}
+
+/// Executes `arguments` of this same program where this process is.
+pub fn again(arguments: &[&str]) -> anyhow::Result<std::convert::Infallible> {
     Err(Command::new("/proc/self/exe").args(arguments).exec()).context("cannot execute myself")
 }
 

@@ -16,7 +16,7 @@ use super::relay;
 use crate::body::{Body, Response};
 use crate::pki::{self, KeyPair, Pki};
 use crate::registry::Registry;
-use crate::start::NodeAddress;
+use crate::start::{KubeletAddress, NodeAddress};
 use crate::zero::Zero;
 
 /// The user as whom kubelets see this server; kubeadm's name for it.
@@ -67,13 +67,12 @@ impl Kubelets {
             return Err(Status::not_found("", "nodes", name));
         };
         let node = node.to_value();
-        let Some(address) = (self.address)(name, &node) else {
+        let Some(KubeletAddress { address, ours }) = (self.address)(name, &node) else {
             return Err(Status::unavailable(format!("node {name:?} has no known kubelet address")));
         };
-        let config = self
-            .pki
-            .kubelet_client_config(&self.pair, names(name, &node, address))
-            .map_err(Status::internal)?;
+        let expected = ours.then(|| names(name, &node, address));
+        let config =
+            self.pki.kubelet_client_config(&self.pair, expected).map_err(Status::internal)?;
         let connect = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;

@@ -145,7 +145,10 @@ async fn kubelet(config: rustls::ServerConfig, listener: tokio::net::TcpListener
 async fn logs_come_from_the_kubelet() {
     let address = Arc::new(OnceLock::new());
     let known = address.clone();
-    let f = Fixture::with_kubelets(Arc::new(move |_, _| known.get().copied())).await;
+    let f = Fixture::with_kubelets(Arc::new(move |_, _| {
+        known.get().map(|address| crate::KubeletAddress { address: *address, ours: true })
+    }))
+    .await;
     with_account(&f).await;
     f.post(PODS, &pod("a")).await;
     let log = format!("{PODS}/a/log");

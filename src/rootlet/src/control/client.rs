@@ -29,6 +29,15 @@ impl Client {
         Self { socket: paths.daemon_socket(), name: paths.name.clone() }
     }
 
+    /// A client of whoever has the images: the cluster, or a runtime that runs without one.
+    pub fn of_images(paths: &Paths) -> Self {
+        let socket = match super::runtime_alone(paths) {
+            Some(_) => paths.runtime_socket(),
+            None => paths.daemon_socket(),
+        };
+        Self { socket, name: paths.name.clone() }
+    }
+
     /// How the cluster is.
     pub fn status(&self) -> anyhow::Result<Status> {
         run(self.get("/status"))

@@ -12,7 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 pub use client::Client;
-pub use server::{State, is_ready, serve};
+pub use server::{Cluster, State, is_ready, serve};
 
 use crate::paths::Paths;
 
@@ -102,6 +102,12 @@ pub struct Restored {
     pub written: usize,
     /// Objects that were removed.
     pub removed: usize,
+}
+
+/// The process that has the runtime of this name, where that is not a cluster's daemon.
+pub fn runtime_alone(paths: &Paths) -> Option<u32> {
+    let pid = crate::lock::holder(&paths.lock("runtime"))?;
+    (crate::lock::holder(&paths.lock("daemon")) != Some(pid)).then_some(pid)
 }
 
 /// A client of the cluster's API, as its administrator.

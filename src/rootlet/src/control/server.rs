@@ -29,22 +29,28 @@ const LINES: usize = 256;
 
 /// What the handlers need.
 pub struct State {
+    /// When the daemon started.
+    pub started: Instant,
+    /// The node's images; `None` where another process has them.
+    pub images: Option<images::Store>,
+    /// The cluster; `None` where only the runtime runs.
+    pub cluster: Option<Cluster>,
+    /// Sent once to ask for the end; the inner sender is told when the pods are stopped.
+    pub down: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+/// What is known of the cluster.
+pub struct Cluster {
     /// Address of the API server.
     pub server: String,
     /// Name of the node.
     pub node: String,
-    /// When the daemon started.
-    pub started: Instant,
     /// The process' caches.
     pub informers: Informers,
-    /// The node's images.
-    pub images: images::Store,
     /// The cluster's objects.
     pub store: store::Store,
     /// Recorded steps.
     pub tracer: Tracer,
-    /// Sent once to ask for the end; the inner sender is told when the pods are stopped.
-    pub down: mpsc::Sender<oneshot::Sender<()>>,
 }
 
 /// Serves `socket` until `shutdown`.
@@ -80,21 +86,32 @@ pub async fn serve(
 
 type Shared = Extract<Arc<State>>;
 
-async fn status(Extract(state): Shared) -> impl IntoResponse {
+fn no_images() -> Response {
+    let text = "the images of this node are another runtime's: ask that one";
+    (StatusCode::NOT_FOUND, text).into_response()
+}
+
+fn no_cluster() -> Response {
+    (StatusCode::NOT_FOUND, "only the container runtime runs here").into_response()
+}
+
+async fn status(Extract(state): Shared) -> Response {
+    let Some(cluster) = &state.cluster else { return no_cluster() };
     let mut pods: BTreeMap<String, usize> = BTreeMap::new();
-    for pod in state.informers.get::<Pod>().store().state() {
+    for pod in cluster.informers.get::<Pod>().store().state() {
         let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
         *pods.entry(phase.unwrap_or_else(|| "Unknown".into())).or_default() += 1;
     }
-    let node = state.informers.get::<Node>().get("", &state.node);
+    let node = cluster.informers.get::<Node>().get("", &cluster.node);
     axum::Json(Status {
         version: env!("CARGO_PKG_VERSION").into(),
-        server: state.server.clone(),
-        node: state.node.clone(),
+        server: cluster.server.clone(),
+        node: cluster.node.clone(),
         node_ready: node.as_deref().is_some_and(is_ready),
         pods,
         uptime_s: state.started.elapsed().as_secs(),
     })
+    .into_response()
 }
 
 /// Whether the node's condition `Ready` is true.
@@ -120,12 +137,13 @@ async fn trace(
     Extract(state): Shared,
     Segments((namespace, name)): Segments<(String, String)>,
 ) -> Response {
-    let pod = state.informers.get::<Pod>().get(&namespace, &name);
+    let Some(cluster) = &state.cluster else { return no_cluster() };
+    let pod = cluster.informers.get::<Pod>().get(&namespace, &name);
     let Some(uid) = pod.and_then(|pod| pod.metadata.uid.clone()) else {
         let text = format!("pods \"{name}\" not found in namespace \"{namespace}\"");
         return (StatusCode::NOT_FOUND, text).into_response();
     };
-    let steps = state.tracer.steps(&uid);
+    let steps = cluster.tracer.steps(&uid);
     axum::Json(cli::trace::Trace { namespace, name, uid, steps }).into_response()
 }
 
@@ -138,8 +156,9 @@ fn line(image: images::Image) -> ImageLine {
     }
 }
 
-async fn list(Extract(state): Shared) -> impl IntoResponse {
-    axum::Json(state.images.list().into_iter().map(line).collect::<Vec<_>>())
+async fn list(Extract(state): Shared) -> Response {
+    let Some(images) = &state.images else { return no_images() };
+    axum::Json(images.list().into_iter().map(line).collect::<Vec<_>>()).into_response()
 }
 
 #[derive(Deserialize)]
@@ -148,7 +167,8 @@ struct Named {
 }
 
 async fn remove(Extract(state): Shared, Query(named): Query<Named>) -> Response {
-    let removed = tokio::task::spawn_blocking(move || state.images.remove(&named.reference)).await;
+    let Some(images) = state.images.clone() else { return no_images() };
+    let removed = tokio::task::spawn_blocking(move || images.remove(&named.reference)).await;
     match removed {
         Ok(Ok(_)) => StatusCode::OK.into_response(),
         Ok(Err(error)) => (StatusCode::NOT_FOUND, chain(&error)).into_response(),
@@ -157,16 +177,18 @@ async fn remove(Extract(state): Shared, Query(named): Query<Named>) -> Response 
 }
 
 async fn pull(Extract(state): Shared, Query(named): Query<Named>) -> Response {
+    let Some(images) = state.images.clone() else { return no_images() };
     stream(move |lines| async move {
         let options = images::PullOptions {
             progress: Some(Arc::new(Lines(lines))),
             ..images::PullOptions::default()
         };
-        state.images.pull(&named.reference, options).await.map(|image| vec![image])
+        images.pull(&named.reference, options).await.map(|image| vec![image])
     })
 }
 
 async fn load(Extract(state): Shared, body: Body) -> Response {
+    let Some(images) = state.images.clone() else { return no_images() };
     let body = body.into_data_stream().map_err(std::io::Error::other);
     let mut body = tokio_util::io::StreamReader::new(body);
     let (mut writer, reader) = tokio::io::duplex(PIPE_BYTES);
@@ -176,20 +198,21 @@ async fn load(Extract(state): Shared, body: Body) -> Response {
             let _ = tokio::io::copy_buf(&mut body, &mut tokio::io::sink()).await;
         }
     });
-    stream(move |_| async move { state.images.load(Box::pin(reader)).await })
+    stream(move |_| async move { images.load(Box::pin(reader)).await })
 }
 
 /// The archive; a failure in its midst breaks the answer off, so the client sees that it is not whole.
 async fn save(Extract(state): Shared, Query(named): Query<Vec<(String, String)>>) -> Response {
+    let Some(images) = state.images.clone() else { return no_images() };
     let names: Vec<String> = named.into_iter().map(|(_, reference)| reference).collect();
-    if let Some(missing) = names.iter().find(|name| state.images.get(name).is_none()) {
+    if let Some(missing) = names.iter().find(|name| images.get(name).is_none()) {
         return (StatusCode::NOT_FOUND, format!("image {missing:?} is not here")).into_response();
     }
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(LINES);
     tokio::task::spawn_blocking(move || {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let output = std::io::BufWriter::with_capacity(PIPE_BYTES, Chunks(sender.clone()));
-        if let Err(error) = state.images.save(&names, output) {
+        if let Err(error) = images.save(&names, output) {
             tracing::warn!(error = chain(&error), "an image cannot be saved");
             let _ = sender.blocking_send(Err(std::io::Error::other(chain(&error))));
         }
@@ -214,14 +237,16 @@ impl std::io::Write for Chunks {
 
 /// All objects; a failure in the midst breaks the answer off, so the client sees that it is not whole.
 async fn save_snapshot(Extract(state): Shared) -> Response {
-    let chunks = store::snapshot::save(state.store.clone());
+    let Some(cluster) = &state.cluster else { return no_cluster() };
+    let chunks = store::snapshot::save(cluster.store.clone());
     Response::new(Body::from_stream(chunks.map_err(std::io::Error::other)))
 }
 
 async fn restore_snapshot(Extract(state): Shared, body: Body) -> Response {
+    let Some(cluster) = &state.cluster else { return no_cluster() };
     let body = body.into_data_stream().map_err(std::io::Error::other);
     let mut body = tokio_util::io::StreamReader::new(body);
-    let outcome = store::snapshot::restore(&state.store, &mut body).await;
+    let outcome = store::snapshot::restore(&cluster.store, &mut body).await;
     // A client listens only when it has sent everything.
     let _ = tokio::io::copy_buf(&mut body, &mut tokio::io::sink()).await;
     match outcome {
@@ -241,14 +266,16 @@ struct Flag {
 }
 
 async fn prune(Extract(state): Shared, Query(all): Query<Flag>) -> Response {
-    let pruned = tokio::task::spawn_blocking(move || state.images.prune(all.flag)).await;
+    let Some(images) = state.images.clone() else { return no_images() };
+    let pruned = tokio::task::spawn_blocking(move || images.prune(all.flag)).await;
     answer(
         pruned.map(|done| done.map(|pruned| Pruned { images: pruned.images, bytes: pruned.bytes })),
     )
 }
 
 async fn fsck(Extract(state): Shared, Query(repair): Query<Flag>) -> Response {
-    let checked = tokio::task::spawn_blocking(move || state.images.check(repair.flag)).await;
+    let Some(images) = state.images.clone() else { return no_images() };
+    let checked = tokio::task::spawn_blocking(move || images.check(repair.flag)).await;
     answer(checked.map(|done| {
         done.map(|checked| Checked {
             images: checked.images,
