@@ -272,6 +272,26 @@ fn the_kubelet_uses_another_runtime() {
     assert_eq!(processes(&cluster.name), BTreeSet::new());
 }
 
+#[test]
+fn an_image_is_a_volume() {
+    let cluster = Cluster::ephemeral();
+    let manifest = |name: &str, sub_path: &str, script: &str| {
+        serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"restartPolicy": "Never",
+                "volumes": [{"name": "v", "image": {"reference": BUSYBOX}}],
+                "containers": [{"name": "c", "image": BUSYBOX, "command": ["sh", "-c", script],
+                    "volumeMounts": [{"name": "v", "mountPath": "/image", "subPath": sub_path}]}]}})
+        .to_string()
+    };
+    cluster.apply(&manifest("whole", "", "! touch /image/x && /image/bin/busybox echo fine"));
+    cluster.apply(&manifest("part", "bin", "/image/busybox echo fine"));
+    for name in ["whole", "part"] {
+        cluster.pod_phase(name, "Succeeded");
+        let log = cluster.kubectl_ok(&["logs", name]);
+        assert!(log.ends_with("fine\n"), "{name}: {log}");
+    }
+}
+
 /// Runs a pod, and does with it what goes through the kubelet.
 fn works(cluster: &Cluster) {
     let run = ["run", "hello", "--image", BUSYBOX, "--", "sh", "-c", "echo hello; sleep 1000"];

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::background::Background;
 use crate::backoff::go_duration;
@@ -65,16 +65,20 @@ impl Worker {
         let context = self.context.clone();
         let pod = self.pod.clone();
         let wake = self.wake.clone();
-        let (image_ref, user) =
-            match self.pulls.ensure(&context, &pod, start.kind, &container, &wake).await {
-                Ensured::Ready(image_ref, user) => (image_ref, user),
+        let mut found = None;
+        for wanted in image_volumes(&pod, &container).iter().chain([&container]) {
+            match self.pulls.ensure(&context, &pod, start.kind, wanted, &wake).await {
+                Ensured::Ready(image_ref, user) => found = Some((image_ref, user)),
                 Ensured::Pulling => return not_yet,
                 Ensured::Failed(waiting, until) => {
                     let until = until.unwrap_or(now + RETRY);
                     self.fail(&name, waiting, until, next);
                     return not_yet;
                 }
-            };
+            }
+        }
+        // The last one looked for is the container's own.
+        let Some((image_ref, user)) = found else { return not_yet };
         let began = SystemTime::now();
         match self.create_and_start(sandbox_id, sandbox, start, &container, image_ref, user).await {
             Ok(id) => {
@@ -345,4 +349,21 @@ impl Worker {
         };
         self.kill(&kill);
     }
+}
+
+/// The images that a container mounts, each as the image of a container, since they are got alike.
+fn image_volumes(pod: &Pod, container: &Container) -> Vec<Container> {
+    let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    let mounted = container.volume_mounts.as_deref().unwrap_or_default();
+    let used = volumes.iter().filter(|volume| mounted.iter().any(|m| m.name == volume.name));
+    used.filter_map(|volume| {
+        let image = volume.image.as_ref()?;
+        Some(Container {
+            name: format!("{}:{}", container.name, volume.name),
+            image: image.reference.clone(),
+            image_pull_policy: image.pull_policy.clone(),
+            ..Container::default()
+        })
+    })
+    .collect()
 }

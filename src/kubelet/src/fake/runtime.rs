@@ -262,9 +262,7 @@ impl RuntimeService for FakeRuntime {
             labels: config.labels,
             annotations: config.annotations,
             mounts: config.mounts,
-            resources: config
-                .linux
-                .map(|linux| cri::ContainerResources { linux: linux.resources, windows: None }),
+            resources: config.linux.map(|linux| cri::ContainerResources { linux: linux.resources }),
             log_path: log_path(request.sandbox_config.as_ref(), &config.log_path),
             ..Default::default()
         };
@@ -312,7 +310,7 @@ impl RuntimeService for FakeRuntime {
         let request = request.into_inner();
         let mut world = self.world.lock().unwrap();
         let (_, container) = world.containers.get_mut(&request.container_id).unwrap();
-        container.resources = Some(cri::ContainerResources { linux: request.linux, windows: None });
+        container.resources = Some(cri::ContainerResources { linux: request.linux });
         let name = container.metadata.as_ref().unwrap().name.clone();
         world.calls.push(format!("update {name}"));
         ok(cri::UpdateContainerResourcesResponse {})
