@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::harness::{Cluster, eventually, run};
+use crate::harness::{BUSYBOX, Cluster, eventually, run};
 
 #[test]
 fn up_is_told_once_and_down_keeps_the_data() {
@@ -145,4 +145,96 @@ fn the_machine_is_told_about() {
         assert!(answer.out.contains(check), "{check}: {}", answer.out);
     }
     assert_eq!(answer.code, Some(0), "{}{}", answer.out, answer.err);
+}
+
+/// Processes of the cluster by their role; a shim for each pod.
+fn processes(cluster: &Cluster, role: &str) -> Vec<i32> {
+    let run = cluster.path("rootlet").join(&cluster.name);
+    let entries = std::fs::read_dir("/proc").expect("/proc is mounted");
+    let found = entries.flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        let ours = match role {
+            // A shim says nothing of its cluster; its working files do.
+            "shim" => {
+                command.trim_end().ends_with(" shim")
+                    && std::fs::read_to_string(entry.path().join("mountinfo"))
+                        .is_ok_and(|mounts| mounts.contains(run.to_str().unwrap_or("?")))
+            }
+            _ => command.contains(&format!("{role}-inside")) && command.contains(&cluster.name),
+        };
+        ours.then_some(pid)
+    });
+    found.collect()
+}
+
+#[test]
+fn whatever_is_killed_the_pods_come_back_and_nothing_is_left() {
+    let cluster = Cluster::prepared();
+    cluster.up(&[]);
+    cluster.load_busybox();
+    let replicas = 4;
+    cluster.kubectl_ok(&[
+        "create",
+        "deployment",
+        "web",
+        "--image",
+        BUSYBOX,
+        "--replicas",
+        &replicas.to_string(),
+        "--",
+        "sleep",
+        "98765",
+    ]);
+    let settled = |what: &str| {
+        eventually(what, || {
+            let deployment = cluster.get(&["deployment", "web"])?;
+            let ready = deployment["status"]["readyReplicas"].as_u64();
+            let (shims, sleeps) = (processes(&cluster, "shim").len(), asleep().len());
+            if ready == Some(replicas) && shims as u64 == replicas && sleeps as u64 == replicas {
+                Ok(())
+            } else {
+                Err(format!("{ready:?} ready, {shims} shims, {sleeps} containers"))
+            }
+        });
+    };
+    settled("all run");
+    let kill = |pid: i32| {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    };
+    for round in 0..3 {
+        // Shims in turn, the daemon, and both at once.
+        let shims = processes(&cluster, "shim");
+        kill(shims[round % shims.len()]);
+        if round > 0 {
+            for daemon in processes(&cluster, "daemon") {
+                kill(daemon);
+            }
+            cluster.up(&[]);
+        }
+        settled(&format!("all run again after round {round}"));
+    }
+    for pid in processes(&cluster, "node").into_iter().chain(processes(&cluster, "daemon")) {
+        kill(pid);
+    }
+    cluster.up(&[]);
+    settled("all run again after the node process died");
+    cluster.kubectl_ok(&["delete", "deployment", "web"]);
+    eventually("nothing is left", || {
+        let left = (processes(&cluster, "shim"), asleep());
+        if left == (Vec::new(), Vec::new()) { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+}
+
+/// The containers' processes.
+fn asleep() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc is mounted");
+    let found = entries.flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+        (command == b"sleep\x0098765\0").then_some(pid)
+    });
+    found.collect()
 }

@@ -17,6 +17,9 @@ impl Worker {
         if mounted.renew_at.is_some_and(|at| now >= at) {
             return true;
         }
+        if !mounted.republish.is_empty() {
+            return true;
+        }
         // Cheap when nothing changed: the objects are watched and files are compared.
         let volumes = self.pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
         volumes.iter().any(|v| {

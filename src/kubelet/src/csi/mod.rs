@@ -179,14 +179,24 @@ struct Kept {
     spec_name: String,
     #[serde(default)]
     block: bool,
+    #[serde(default)]
+    ephemeral: bool,
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
     move |source| Error::Io { path: path.to_owned(), source }
 }
 
-/// Brings the volume to the pod, and tells where it is.
-pub async fn publish(context: &Context, of: &Pod, volume: &Volume) -> Result<PathBuf, Error> {
+/// A volume that its pod can use.
+pub struct Published {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether the driver wants to be asked again from time to time, to bring its content up to date.
+    pub again: bool,
+}
+
+/// Brings the volume to the pod.
+pub async fn publish(context: &Context, of: &Pod, volume: &Volume) -> Result<Published, Error> {
     let endpoint = context.drivers.endpoint(&volume.driver);
     let endpoint = endpoint.ok_or_else(|| Error::NoDriver(volume.driver.clone()))?;
     let about = describe(context, &volume.driver).await?;
@@ -222,6 +232,7 @@ pub async fn publish(context: &Context, of: &Pod, volume: &Volume) -> Result<Pat
         volume_handle: volume.handle.clone(),
         spec_name: volume.spec_name.clone(),
         block: volume.block,
+        ephemeral: volume.ephemeral,
     };
     let data = folder.join(DATA);
     let text = serde_json::to_vec(&kept).unwrap_or_default();
@@ -245,7 +256,7 @@ pub async fn publish(context: &Context, of: &Pod, volume: &Volume) -> Result<Pat
         let owned = tokio::task::spawn_blocking(move || volumes::own_all(&path, gid, always)).await;
         owned.unwrap_or_else(|e| Err(std::io::Error::other(e))).map_err(io(&target))?;
     }
-    Ok(target)
+    Ok(Published { path: target, again: about.requires_republish == Some(true) })
 }
 
 async fn stage(
@@ -409,6 +420,16 @@ fn in_use(root: &Path, volume: &Kept) -> bool {
     };
     pods.map(|entry| entry.file_name().to_string_lossy().into_owned())
         .any(|uid| kept(root, &uid).iter().any(same))
+}
+
+/// The volumes that pods hold, as the node tells them: what is in use is not detached.
+pub fn held(root: &Path) -> Vec<String> {
+    let pods = std::fs::read_dir(root.join("pods")).into_iter().flatten().flatten();
+    let all = pods.flat_map(|entry| kept(root, &entry.file_name().to_string_lossy()));
+    let names = all.filter(|(_, volume)| !volume.ephemeral).map(|(_, volume)| {
+        format!("kubernetes.io/csi/{}^{}", volume.driver_name, volume.volume_handle)
+    });
+    names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
 }
 
 /// Whether the pod with this uid still holds volumes of drivers.

@@ -170,7 +170,8 @@ async fn a_drivers_volume_is_staged_published_and_given_back() {
         "csi": {"driver": DRIVER, "volumeHandle": "v1", "volumeAttributes": {"size": "small"}}}))
         .unwrap();
     let volume = Volume::persistent("pv1", &spec, spec.csi.as_ref().unwrap());
-    let target = publish(&context, &pod, &volume).await.unwrap();
+    let target = publish(&context, &pod, &volume).await.unwrap().path;
+    assert_eq!(held(&context.root_dir), [format!("kubernetes.io/csi/{DRIVER}^v1")]);
     assert_eq!(std::fs::read_to_string(target.join("hello")).unwrap(), "from the driver");
     let asked = published.lock().unwrap().clone().unwrap();
     assert_eq!(asked.volume_context["size"], "small");
@@ -180,11 +181,12 @@ async fn a_drivers_volume_is_staged_published_and_given_back() {
 
     // Its driver is asked for no volume of a kind that it does not offer.
     let source = CSIVolumeSource { driver: DRIVER.into(), ..CSIVolumeSource::default() };
-    let refused = publish(&context, &pod, &Volume::inline(&pod, "v", &source)).await.unwrap_err();
-    assert!(matches!(refused, Error::Mode(..)), "{refused}");
+    let refused = publish(&context, &pod, &Volume::inline(&pod, "v", &source)).await;
+    assert!(matches!(refused, Err(Error::Mode(..))));
 
     give_back(&context, "u1").await.unwrap();
     assert!(!target.exists() && !holds(&context.root_dir, "u1"));
+    assert!(held(&context.root_dir).is_empty());
     assert_eq!(
         calls.lock().unwrap()[..],
         [

@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::{Settings, machine};
 use crate::context::Context;
+use crate::csi;
 use crate::eviction;
 use crate::eviction::threshold::{Signal, Thresholds};
 use crate::status::whole_seconds;
@@ -129,6 +130,7 @@ pub fn make(
                 .collect()
         }),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(seen.groups_policy) }),
+        volumes_in_use: Some(csi::held(&context.root_dir)),
         ..NodeStatus::default()
     }
 }
@@ -267,6 +269,7 @@ pub fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
             status.addresses,
             status.images,
             status.node_info,
+            status.volumes_in_use.filter(|held| !held.is_empty()),
         )
     };
     bare(old) != bare(new)

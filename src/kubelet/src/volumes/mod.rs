@@ -86,6 +86,8 @@ pub struct Mounted {
     pub paths: BTreeMap<String, PathBuf>,
     /// When a token in one of them is to be renewed.
     pub renew_at: Option<Timestamp>,
+    /// Volumes whose drivers want to be asked again.
+    pub republish: std::collections::BTreeSet<String>,
     /// What was written, so that nothing is written twice.
     written: BTreeMap<String, Plan>,
 }
@@ -112,7 +114,10 @@ pub async fn set_up(
     let mut work = Vec::with_capacity(volumes.len());
     for volume in volumes {
         // A driver is asked once.
-        let known = before.filter(|b| b.written.get(&volume.name) == Some(&Plan::Nothing));
+        let known = before.filter(|b| {
+            b.written.get(&volume.name) == Some(&Plan::Nothing)
+                && !b.republish.contains(&volume.name)
+        });
         if let Some(path) = known.and_then(|b| b.paths.get(&volume.name)) {
             mounted.paths.insert(volume.name.clone(), path.clone());
             mounted.written.insert(volume.name.clone(), Plan::Nothing);
@@ -277,13 +282,14 @@ async fn plan(
     }
     if let Some(source) = &volume.csi {
         let inline = csi::Volume::inline(of, &volume.name, source);
-        return Ok((csi::publish(context, of, &inline).await?, Plan::Nothing));
+        return published(context, of, &volume.name, &inline, mounted).await;
     }
     if let Some(source) = &volume.persistent_volume_claim {
-        return claimed(context, of, &source.claim_name).await;
+        return claimed(context, of, &volume.name, &source.claim_name, mounted).await;
     }
     if volume.ephemeral.is_some() {
-        return claimed(context, of, &format!("{}-{}", pod::name(of), volume.name)).await;
+        let claim = format!("{}-{}", pod::name(of), volume.name);
+        return claimed(context, of, &volume.name, &claim, mounted).await;
     }
     if volume.image.is_some() {
         // The runtime mounts it from the image itself.
@@ -399,7 +405,27 @@ fn common_user(of: &Pod) -> Option<u32> {
     users.all(|u| u == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
-async fn claimed(context: &Context, of: &Pod, claim: &str) -> Result<(PathBuf, Plan), Cause> {
+async fn published(
+    context: &Context,
+    of: &Pod,
+    name: &str,
+    volume: &csi::Volume,
+    mounted: &mut Mounted,
+) -> Result<(PathBuf, Plan), Cause> {
+    let published = csi::publish(context, of, volume).await?;
+    if published.again {
+        mounted.republish.insert(name.to_owned());
+    }
+    Ok((published.path, Plan::Nothing))
+}
+
+async fn claimed(
+    context: &Context,
+    of: &Pod,
+    volume_name: &str,
+    claim: &str,
+    mounted: &mut Mounted,
+) -> Result<(PathBuf, Plan), Cause> {
     let fetch = |what: String| move |source| Cause::Fetch { what, source };
     let claims: Api<PersistentVolumeClaim> =
         Api::namespaced(context.client.clone(), pod::namespace(of));
@@ -423,7 +449,7 @@ async fn claimed(context: &Context, of: &Pod, claim: &str) -> Result<(PathBuf, P
     }
     if let Some(source) = &spec.csi {
         let volume = csi::Volume::persistent(&name, &spec, source);
-        return Ok((csi::publish(context, of, &volume).await?, Plan::Nothing));
+        return published(context, of, volume_name, &volume, mounted).await;
     }
     Err(Cause::Unsupported("persistentVolume"))
 }
