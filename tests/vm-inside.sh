@@ -45,7 +45,7 @@ spec:
 YAML
 }
 
-rootlet up --ephemeral --kubeconfig "$kc" >/dev/null
+rootlet up --ephemeral --pod-max-pids 40 --kubeconfig "$kc" >/dev/null
 rootlet image load "$place/busybox.tar" >/dev/null
 enforced=$(kubectl get nodes -o 'jsonpath={.items[0].status.conditions[?(@.type=="ResourceLimitsEnforced")].status}')
 [ "$enforced" = True ] || fail "limits are enforced: $enforced"
@@ -66,6 +66,11 @@ container=$(find "$scope" -mindepth 1 -maxdepth 1 -type d | head -1)
 [ "$(cat "$container/memory.max")" = $((64 << 20)) ] || fail "memory.max: $(cat "$container/memory.max")"
 [[ $scope == */kubepods/burstable/* ]] || fail "class of service: $scope"
 ok "cpu.max and memory.max of pod and container, below ${scope#/sys/fs/cgroup}"
+
+[ "$(cat "$scope/pids.max")" = 40 ] || fail "pids.max of the pod: $(cat "$scope/pids.max")"
+forks=$(kubectl exec limited -- sh -c 'n=0; while [ $n -lt 60 ]; do sleep 30 & n=$((n + 1)); done' 2>&1 || true)
+[[ $forks == *"can't fork"* ]] || fail "60 processes although 40 are allowed: $forks"
+ok "a pod has no more processes than it may"
 
 kubectl patch pod limited --subresource resize -p \
     '{"spec":{"containers":[{"name":"main","resources":{"limits":{"cpu":"300m","memory":"96Mi"}}}]}}' >/dev/null

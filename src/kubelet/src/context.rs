@@ -77,6 +77,10 @@ pub struct Context {
     pub dialer: Arc<dyn Dialer>,
     /// What the node has.
     pub machine: Machine,
+    /// Most processes of a pod.
+    pub pod_pids_limit: Option<u32>,
+    /// What of the node is kept from pods, by resource.
+    pub system_reserved: BTreeMap<String, Quantity>,
     /// What of a security context the node can give.
     pub security: Security,
     /// CSI drivers that have registered.

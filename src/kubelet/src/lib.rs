@@ -64,6 +64,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use client::{Informers, Recorder};
 use k8s_openapi::api::core::v1::{Service, Taint};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -92,6 +93,22 @@ pub struct Tls {
 /// Checks a list of eviction thresholds, `signal<quantity` separated by commas.
 pub fn check_eviction_hard(text: &str) -> Result<(), Error> {
     eviction::threshold::parse(text).map(drop).map_err(Error::Eviction)
+}
+
+/// Checks what is to be kept from pods, `resource=quantity` separated by commas.
+pub fn check_system_reserved(text: &str) -> Result<(), Error> {
+    reserved(text).map(drop)
+}
+
+fn reserved(text: &str) -> Result<BTreeMap<String, Quantity>, Error> {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    let read = |part: &str| {
+        let (name, amount) = part.split_once('=')?;
+        let amount = Quantity(amount.trim().to_owned());
+        quantity::milli(&amount).filter(|milli| *milli >= 0)?;
+        Some((name.trim().to_owned(), amount))
+    };
+    parts.map(|part| read(part).ok_or_else(|| Error::Reserved(part.to_owned()))).collect()
 }
 
 /// Everything a kubelet needs.
@@ -128,6 +145,10 @@ pub struct Config {
     pub taints: Vec<Taint>,
     /// Most pods; upstream's default is 110.
     pub max_pods: u32,
+    /// Most processes of a pod, as upstream's `--pod-max-pids`; none for no limit.
+    pub pod_pids_limit: Option<u32>,
+    /// What of the node is kept from pods, as upstream's `--system-reserved`: `cpu=500m,memory=1Gi`.
+    pub system_reserved: Option<String>,
     /// Sysctls that pods may set beside the safe ones, as upstream's `--allowed-unsafe-sysctls`.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Below what the node is under pressure, as upstream's `--eviction-hard`; none for the defaults.
@@ -149,6 +170,9 @@ pub enum Error {
     /// The runtime does not answer.
     #[error("ask the container runtime for its version")]
     Runtime(#[source] CriError),
+    /// A reservation is none.
+    #[error("system reservation: {0:?} is not resource=quantity")]
+    Reserved(String),
     /// A threshold is not one.
     #[error("eviction thresholds: {0}")]
     Eviction(String),
@@ -167,6 +191,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         Some(text) => eviction::threshold::parse(text).map_err(Error::Eviction)?,
         None => eviction::threshold::defaults(),
     };
+    let system_reserved = reserved(config.system_reserved.as_deref().unwrap_or_default())?;
     let version = k8s_cri::v1::VersionRequest { version: "v1".into() };
     let runtime_name = config.cri.version(version).await.map_err(Error::Runtime)?.runtime_name;
     let listen = server::Listen::new(config.listen, &config.tls)?;
@@ -199,6 +224,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         runtime_name,
         dialer: config.dialer,
         machine,
+        pod_pids_limit: config.pod_pids_limit,
+        system_reserved,
         security: admission::Security {
             sysctls: config.allowed_unsafe_sysctls,
             apparmor: node::machine::line("/sys/module/apparmor/parameters/enabled") == "Y",

@@ -77,8 +77,11 @@ impl Worker {
             .create_sandbox
             .or_else(|| self.view.sandboxes.first().map(|s| s.attempt))
             .unwrap_or(0);
-        let config =
-            sandbox::config(&self.pod, attempt, &self.context.pod_log_dir, &host, &cluster);
+        let logs = &self.context.pod_log_dir;
+        let mut config = sandbox::config(&self.pod, attempt, logs, &host, &cluster);
+        if let Some(limit) = self.context.pod_pids_limit {
+            sandbox::limit_processes(&mut config, limit);
+        }
         if actions.create_sandbox.is_none() {
             return self.view.ready_sandbox().map(|s| (s.id.clone(), config));
         }

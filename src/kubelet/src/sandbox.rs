@@ -112,6 +112,13 @@ fn linux(pod: &Pod) -> cri::LinuxPodSandboxConfig {
     }
 }
 
+/// Limits how many processes the pod may have, all together.
+pub fn limit_processes(config: &mut cri::PodSandboxConfig, limit: u32) {
+    let linux = config.linux.get_or_insert_default();
+    let resources = linux.resources.get_or_insert_default();
+    resources.unified.insert("pids.max".into(), limit.to_string());
+}
+
 /// How groups of the image's own files count.
 pub fn groups_policy(pod: &Pod) -> cri::SupplementalGroupsPolicy {
     let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());

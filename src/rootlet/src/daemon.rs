@@ -791,6 +791,8 @@ fn start_kubelet(
         taints: Vec::new(),
         max_pods: settings.max_pods,
         static_pods: settings.static_pods.clone(),
+        pod_pids_limit: settings.pod_max_pids,
+        system_reserved: settings.system_reserved.clone(),
         allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
         eviction_hard: settings.eviction_hard.clone(),
     };

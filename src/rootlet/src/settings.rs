@@ -43,6 +43,12 @@ pub struct Settings {
     /// The folder of static pods' manifests.
     #[serde(default)]
     pub static_pods: Option<PathBuf>,
+    /// Most processes of a pod.
+    #[serde(default)]
+    pub pod_max_pids: Option<u32>,
+    /// What of the machine is kept from pods.
+    #[serde(default)]
+    pub system_reserved: Option<String>,
     /// Sysctls that pods may set beside the safe ones.
     #[serde(default)]
     pub allowed_unsafe_sysctls: Vec<String>,

@@ -46,6 +46,9 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
     if let Some(thresholds) = &arguments.eviction_hard {
         kubelet::check_eviction_hard(thresholds).context("--eviction-hard")?;
     }
+    if let Some(reserved) = &arguments.system_reserved {
+        kubelet::check_system_reserved(reserved).context("--system-reserved")?;
+    }
     let registries = match &arguments.registries {
         Some(file) => Some(
             std::fs::canonicalize(file)
@@ -80,6 +83,8 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
         },
         max_pods: arguments.max_pods.unwrap_or_else(crate::settings::max_pods),
         static_pods: arguments.pod_manifest_path.as_ref().map(std::path::absolute).transpose()?,
+        pod_max_pids: arguments.pod_max_pids,
+        system_reserved: arguments.system_reserved.clone(),
         allowed_unsafe_sysctls: arguments.allowed_unsafe_sysctls.clone(),
         eviction_hard: arguments.eviction_hard.clone(),
         cni_conf_dir: arguments

@@ -96,6 +96,8 @@ impl Node {
             client,
             dialer: Arc::new(Nowhere),
             machine,
+            pod_pids_limit: None,
+            system_reserved: BTreeMap::new(),
             security: crate::admission::Security::default(),
             drivers: crate::csi::Drivers::default(),
             staging: tokio::sync::Mutex::default(),

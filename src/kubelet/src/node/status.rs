@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::csi;
 use crate::eviction;
 use crate::eviction::threshold::{Signal, Thresholds};
+use crate::quantity;
 use crate::status::whole_seconds;
 
 /// Images told at most, the largest first, with at most five names each (upstream's defaults).
@@ -90,7 +91,7 @@ pub fn make(
     seen: &Seen,
 ) -> NodeStatus {
     let capacity = machine::capacity(&context.machine, &context.root_dir, settings.max_pods);
-    let allocatable = allocatable(&capacity, &context.thresholds);
+    let allocatable = allocatable(&capacity, &context.thresholds, &context.system_reserved);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     NodeStatus {
         addresses: Some(vec![
@@ -135,10 +136,11 @@ pub fn make(
     }
 }
 
-/// What pods may use: without reservations, all but the eviction threshold of memory and disk.
+/// What pods may use: all but what is reserved and the eviction threshold of memory and disk.
 fn allocatable(
     capacity: &BTreeMap<String, Quantity>,
     thresholds: &Thresholds,
+    reserved: &BTreeMap<String, Quantity>,
 ) -> BTreeMap<String, Quantity> {
     let mut out = capacity.clone();
     if let Some(memory) = out.get_mut("memory")
@@ -153,6 +155,14 @@ fn allocatable(
     {
         let kept = eviction::kept(thresholds, Signal::NodeDisk, bytes as u64);
         disk.0 = (bytes as u64).saturating_sub(kept).to_string();
+    }
+    for (name, amount) in reserved {
+        let (Some(left), Some(kept)) = (out.get_mut(name), quantity::milli(amount)) else {
+            continue;
+        };
+        let Some(all) = quantity::milli(left) else { continue };
+        let rest = (all - kept).max(0);
+        left.0 = if name == "cpu" { format!("{rest}m") } else { (rest / 1_000).to_string() };
     }
     out
 }
@@ -273,4 +283,23 @@ pub fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
         )
     };
     bare(old) != bare(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reserved_is_not_allocatable() {
+        let quantities = |list: &[(&str, &str)]| {
+            let list = list.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned())));
+            list.collect::<BTreeMap<_, _>>()
+        };
+        let capacity = quantities(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "110")]);
+        let reserved = quantities(&[("cpu", "500m"), ("memory", "24Mi"), ("nothing", "1")]);
+        let thresholds = crate::eviction::threshold::defaults();
+        let left = allocatable(&capacity, &thresholds, &reserved);
+        let expected = quantities(&[("cpu", "1500m"), ("memory", "943718400"), ("pods", "110")]);
+        assert_eq!(left, expected);
+    }
 }
