@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Sends what the served OpenAPI allows, and what it does not, to an API server alone, for a bounded time:
-# nothing may be answered with a 5xx, or with what the document does not say. Then its clients in Python.
+# The Python client against an API server alone; then what the served OpenAPI allows, and what it does not,
+# for a bounded time: nothing may be answered with a 5xx.
 #   tests/openapi.sh [SECONDS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
+top=$(pwd)
 seconds=${1:-120}
-python=target/tools/python/bin
+python=$top/target/tools/python/bin
 target=target/x86_64-unknown-linux-gnu/debug
 
 if [ ! -x "$python/schemathesis" ]; then
@@ -32,12 +33,13 @@ for name in ("client-certificate-data", "client-key-data"):
     open(f"{sys.argv[2]}/{name}", "wb").write(base64.b64decode(user[name]))
 PYTHON
 
-# Watches are answered for as long as somebody listens; proxies and streams want a kubelet.
-"$python/schemathesis" run "https://127.0.0.1:$port/openapi/v2" \
+# Proxies and streams want a kubelet. What it writes goes with the folder.
+cd "$place"
+SCHEMATHESIS_HOOKS=openapi_hooks PYTHONPATH=$top/tests "$python/schemathesis" run "https://127.0.0.1:$port/openapi/v2" \
     --tls-verify false --request-cert "$place/client-certificate-data" --request-cert-key "$place/client-key-data" \
-    --checks not_a_server_error,response_schema_conformance \
+    --checks not_a_server_error \
     --exclude-path-regex '/watch/|/proxy|/exec$|/attach$|/portforward$|/log' \
-    --phases fuzzing --max-time "$seconds" --max-examples 5 --workers 2 --request-timeout 20 \
+    --phases fuzzing --max-time "$seconds" --max-examples 2 --workers 2 --request-timeout 20 \
     --suppress-health-check all --warnings off --generation-database none --no-color
 
 if ! kill -0 "$server"; then echo "the API server has ended"; exit 1; fi

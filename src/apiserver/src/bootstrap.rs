@@ -120,9 +120,13 @@ async fn ensure(
     let Some(old) = registry.get(group, plural, &namespace, &name) else {
         let ctx = RequestContext::internal("create", &resource, &namespace, &name);
         return match registry.create(&ctx, wanted).await {
-            // Another server on the same store was quicker.
-            Err(status) if status.reason == "AlreadyExists" => Ok(()),
-            result => result.map(drop),
+            Ok(_) => Ok(()),
+            // Another server on the same store was quicker: the name is taken, or what goes with it.
+            Err(status) => {
+                registry.sync().await?;
+                let made = registry.get(group, plural, &namespace, &name).is_some();
+                if made { Ok(()) } else { Err(status) }
+            }
         };
     };
     if !mend(&mut old.to_value(), &wanted) {

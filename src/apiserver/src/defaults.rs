@@ -48,6 +48,15 @@ pub fn set_defaults(resource: &Resource, object: &mut Value) {
             crate::custom::definition::set_defaults(object);
         }
         ("networking.k8s.io", "networkpolicies") => rules::network_policy(object),
+        ("resource.k8s.io", "resourceclaims") => {
+            rules::device_claim(object, "/spec/devices/requests");
+        }
+        ("resource.k8s.io", "resourceclaimtemplates") => {
+            rules::device_claim(object, "/spec/spec/devices/requests");
+        }
+        ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => {
+            rules::priority_level(object);
+        }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
             rules::binding(object);
         }
@@ -198,6 +207,40 @@ mod tests {
                 "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
                 "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}],
             })
+        );
+    }
+
+    #[test]
+    fn claims_levels_and_jobs_get_theirs() {
+        let claim = json!({"spec": {"devices": {"requests": [
+            {"name": "a", "exactly": {"deviceClassName": "c", "tolerations": [{"key": "k"}]}},
+            {"name": "b", "firstAvailable": [{"name": "x", "allocationMode": "All"}]}]}}});
+        let claim = defaulted("resource.k8s.io", "resourceclaims", claim);
+        let requests = &claim["spec"]["devices"]["requests"];
+        assert_eq!(
+            requests[0]["exactly"],
+            json!({"deviceClassName": "c", "allocationMode": "ExactCount", "count": 1,
+                "tolerations": [{"key": "k", "operator": "Equal"}]})
+        );
+        assert_eq!(requests[1]["firstAvailable"][0], json!({"name": "x", "allocationMode": "All"}));
+        let level = json!({"spec": {"type": "Exempt"}});
+        let group = "flowcontrol.apiserver.k8s.io";
+        let level = defaulted(group, "prioritylevelconfigurations", level);
+        assert_eq!(
+            level["spec"]["exempt"],
+            json!({"nominalConcurrencyShares": 0, "lendablePercent": 0})
+        );
+        let policy = json!({"rules": [{"action": "Ignore", "onPodConditions": [{"type": "X"}]}]});
+        let job = json!({"spec": {"podFailurePolicy": policy, "template": {"spec": {}}}});
+        let job = defaulted("batch", "jobs", job);
+        let conditions = &job["spec"]["podFailurePolicy"]["rules"][0]["onPodConditions"];
+        assert_eq!(conditions[0]["status"], "True");
+        let service = json!({"spec": {"type": "LoadBalancer"},
+            "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}, {"hostname": "h"}]}}});
+        let service = defaulted("", "services", service);
+        assert_eq!(
+            service["status"]["loadBalancer"]["ingress"],
+            json!([{"ip": "1.2.3.4", "ipMode": "VIP"}, {"hostname": "h"}])
         );
     }
 

@@ -30,6 +30,38 @@ pub fn limit_range(object: &mut Value) {
     }
 }
 
+/// A request for devices wants one of them, in a claim at `pointer`.
+pub fn device_claim(object: &mut Value, pointer: &str) {
+    let requests = object.pointer_mut(pointer).and_then(Value::as_array_mut);
+    for request in requests.into_iter().flatten() {
+        if let Some(exactly) = request.get_mut("exactly") {
+            wanted_devices(exactly);
+        }
+        let alternatives = request.get_mut("firstAvailable").and_then(Value::as_array_mut);
+        alternatives.into_iter().flatten().for_each(wanted_devices);
+    }
+}
+
+fn wanted_devices(request: &mut Value) {
+    default_to(request, "allocationMode", || "ExactCount".into());
+    if request["allocationMode"] == "ExactCount" && request["count"].int() == 0 {
+        request["count"] = 1.into();
+    }
+    let tolerations = request.get_mut("tolerations").and_then(Value::as_array_mut);
+    for toleration in tolerations.into_iter().flatten() {
+        default_to(toleration, "operator", || "Equal".into());
+    }
+}
+
+/// An exempt priority level lends and is given nothing unless it says so.
+pub fn priority_level(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").filter(|spec| spec["type"] == "Exempt") else { return };
+    default_to(spec, "exempt", || json!({}));
+    for key in ["nominalConcurrencyShares", "lendablePercent"] {
+        default_to(&mut spec["exempt"], key, || 0.into());
+    }
+}
+
 /// A policy is about ingress, and about egress when it has rules for it.
 pub fn network_policy(object: &mut Value) {
     let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) else { return };

@@ -42,7 +42,14 @@ pub fn set_defaults(service: &mut Value) {
     if matches!(kind.as_str(), "ClusterIP" | "NodePort" | "LoadBalancer") {
         default_to(spec, "internalTrafficPolicy", || "Cluster".into());
     }
-    if kind == "LoadBalancer" {
-        default_to(spec, "allocateLoadBalancerNodePorts", || true.into());
+    if kind != "LoadBalancer" {
+        return;
+    }
+    default_to(spec, "allocateLoadBalancerNodePorts", || true.into());
+    let ingress = service.pointer_mut("/status/loadBalancer/ingress");
+    for address in ingress.and_then(Value::as_array_mut).into_iter().flatten() {
+        if !address["ip"].text().is_empty() {
+            default_to(address, "ipMode", || "VIP".into());
+        }
     }
 }

@@ -51,7 +51,11 @@ pub const DEFAULTS: &[(&str, &[&str], &[Line])] = &[
         ("spec.updateStrategy!.type", r#""RollingUpdate""#),
         ("spec.revisionHistoryLimit", "10"),
     ]),
+    ("batch", &["jobs"], &[
+        ("spec.podFailurePolicy.rules[].onPodConditions[].status", r#""True""#),
+    ]),
     ("batch", &["cronjobs"], &[
+        ("spec.jobTemplate.spec.podFailurePolicy.rules[].onPodConditions[].status", r#""True""#),
         ("spec.concurrencyPolicy", r#""Allow""#),
         ("spec.suspend", "false"),
         ("spec.successfulJobsHistoryLimit", "3"),
@@ -110,6 +114,7 @@ pub const DEFAULTS: &[(&str, &[&str], &[Line])] = &[
         ("spec.limited.limitResponse.queuing.handSize", "8"),
         ("spec.limited.limitResponse.queuing.queueLengthLimit", "50"),
     ]),
+    ("apiregistration.k8s.io", &["apiservices"], &[("spec.service.port", "443")]),
     ("certificates.k8s.io", &["certificatesigningrequests"], &[]),
 ];
 

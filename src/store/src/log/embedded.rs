@@ -113,23 +113,10 @@ impl Embedded {
         cache_bytes: usize,
         lock: Option<File>,
     ) -> Result<((Self, EmbeddedHistory), Snapshot, Leases), Error> {
-        let file = path.to_owned();
-        let open = move || {
-            // redb trusts a file that was closed in good order; checking it all the same costs one
-            // read of what is about to be read anyhow, and turns damage into an error.
-            let mut builder = Builder::new();
-            builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
-            // Secrets are in it, so it is made here with a mode of its own.
-            let file = File::options()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .mode(0o600)
-                .open(&file)?;
-            builder.create_with_backend(FileBackend::new(file)?)
-        };
-        Self::open_with(path, Box::new(open), lock)
+        if !path.exists() {
+            create(path, cache_bytes)?;
+        }
+        Self::open_with(path, opener(path, cache_bytes), lock)
     }
 
     pub(crate) fn open_with(
@@ -213,6 +200,42 @@ impl Embedded {
         self.shared.replace(Some(database));
         Ok(())
     }
+}
+
+fn opener(path: &Path, cache_bytes: usize) -> Box<Opener> {
+    let file = path.to_owned();
+    Box::new(move || {
+        // redb trusts a file that was closed in good order; checking it all the same costs one
+        // read of what is about to be read anyhow, and turns damage into an error.
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
+        // Secrets are in it, so it is made here with a mode of its own.
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&file)?;
+        builder.create_with_backend(FileBackend::new(file)?)
+    })
+}
+
+/// Makes an empty store beside `path` and puts it there when it is whole: one that is cut off while it is
+/// made could not be opened again.
+fn create(path: &Path, cache_bytes: usize) -> Result<(), Error> {
+    let failed = |source| Error::Io { operation: "create", path: path.to_owned(), source };
+    let unfinished = path.with_extension("new");
+    match std::fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let ((log, _), _, _) =
+        Embedded::open_with(&unfinished, opener(&unfinished, cache_bytes), None)?;
+    Box::new(log).close()?;
+    std::fs::rename(&unfinished, path).map_err(failed)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 /// The current values and leases that the file's records make up.
