@@ -49,7 +49,8 @@ fn basis(aggregator: &Aggregator, object: &Value, remote: &Remote) -> (String, S
 pub async fn run(aggregator: Arc<Aggregator>, shutdown: CancellationToken) {
     let registry = aggregator.registry.clone();
     let subscribe = |(group, plural): (&str, &str)| -> Option<watch::Receiver<u64>> {
-        Some(registry.cache(&registry.resource(group, plural)?)?.subscribe())
+        let resource = registry.resource(group, plural)?;
+        Some(registry.cache(&resource)?.subscribe())
     };
     let definitions = ("apiextensions.k8s.io", "customresourcedefinitions");
     let mut changes: Vec<watch::Receiver<u64>> =
