@@ -216,6 +216,12 @@ pub struct Agent {
     /// Pods the node takes.
     #[arg(long, value_name = "N", default_value_t = 110, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_pods: u32,
+    /// Processes a pod may have [default: as many as the machine].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pod_max_pids: Option<u32>,
+    /// What of this machine is kept from pods, as `cpu=500m,memory=1Gi`.
+    #[arg(long, value_name = "LIST")]
+    pub system_reserved: Option<String>,
     /// Folder of static pods' manifests: the node runs them without anybody's asking.
     #[arg(long, value_name = "DIR")]
     pub pod_manifest_path: Option<PathBuf>,

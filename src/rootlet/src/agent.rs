@@ -284,6 +284,8 @@ async fn config(
         taints: Vec::new(),
         max_pods: arguments.max_pods,
         static_pods: arguments.pod_manifest_path.clone(),
+        pod_pids_limit: arguments.pod_max_pids,
+        system_reserved: arguments.system_reserved.clone(),
         allowed_unsafe_sysctls: arguments.allowed_unsafe_sysctls.clone(),
         eviction_hard: arguments.eviction_hard.clone(),
     })
