@@ -391,8 +391,8 @@ impl Network for PluginNetwork {
         Ok(self.control.detach(id).await?)
     }
 
-    async fn node_netns(&self) -> Result<OwnedFd, Error> {
-        Ok(self.control.node_netns().await?)
+    async fn node_netns(&self) -> Result<Option<OwnedFd>, Error> {
+        Ok(Some(self.control.node_netns().await?))
     }
 
     async fn set_pod_cidr(&self, _: &str) -> Result<(), Error> {
