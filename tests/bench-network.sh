@@ -19,6 +19,15 @@ chmod 755 "$place/rootlet" "$place/kubectl"
 rootlet() { as_user "$place/rootlet" "$@"; }
 kubectl() { as_user "$place/kubectl" --kubeconfig "$place/kubeconfig" "$@"; }
 started=()
+# begin COMMAND…: in the background; sets `last` to its process, which is the child of a function's shell
+begin() {
+    "$@" >/dev/null 2>&1 &
+    local pid=$! child
+    sleep 0.3
+    child=$(pgrep -P "$pid" | head -1 || true)
+    last=${child:-$pid}
+    started+=("$last")
+}
 clean() {
     for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
     rootlet delete --name bench-net >/dev/null 2>&1 || true
@@ -66,10 +75,8 @@ print(f"{count / seconds:8.0f} connections/s {times[len(times) // 2] * 1e6:6.0f}
 PY
 chmod 644 "$place/peer.py"
 peers() { # WRAPPER…: serves inside whatever the wrapper leads into
-    "$@" iperf3 -s >/dev/null 2>&1 &
-    started+=($!)
-    "$@" python3 "$place/peer.py" serve >/dev/null 2>&1 &
-    started+=($!)
+    begin "$@" iperf3 -s
+    begin "$@" python3 "$place/peer.py" serve
 }
 gbits() { python3 -c 'import json, sys; print("%6.1f" % (json.load(sys.stdin)["end"]["sum_received"]["bits_per_second"] / 1e9))'; }
 # measure LABEL ADDRESS WRAPPER…
@@ -105,13 +112,11 @@ peers env
 until_ready bash -c "exec 3<>/dev/tcp/$host/5203"
 
 echo "== peers"
-as_user unshare --map-root-user --net sleep 100000 &
-started+=($!)
-veth=$!
+begin as_user unshare --map-root-user --net sleep 100000
+veth=$last
 until_ready namespace_of_its_own "$veth"
-as_user nsenter --preserve-credentials --user --net --target "$veth" unshare --net sleep 100000 &
-started+=($!)
-far=$!
+begin as_user nsenter --preserve-credentials --user --net --target "$veth" unshare --net sleep 100000
+far=$last
 until_ready namespace_of_its_own "$far"
 as_user nsenter --preserve-credentials --user --net --target "$veth" sh -ec "
     ip link add near type veth peer name far netns $far
@@ -122,12 +127,10 @@ peers inside "$veth"
 until_ready inside "$far" bash -c "exec 3<>/dev/tcp/10.9.0.1/5203"
 measure "plain veth" 10.9.0.1 inside "$far"
 if command -v slirp4netns >/dev/null; then
-    as_user unshare --map-root-user --net sleep 100000 &
-    started+=($!)
-    slirp=$!
+    begin as_user unshare --map-root-user --net sleep 100000
+    slirp=$last
     until_ready namespace_of_its_own "$slirp"
-    as_user slirp4netns --configure --mtu=65520 "$slirp" tap0 >/dev/null 2>&1 &
-    started+=($!)
+    begin as_user slirp4netns --configure --mtu=65520 "$slirp" tap0
     if until_ready inside "$slirp" bash -c "exec 3<>/dev/tcp/$host/5203"; then
         measure "slirp4netns" "$host" inside "$slirp"
     else
@@ -151,9 +154,8 @@ echo "== rootlet"
 rootlet up --name bench-net --ephemeral --kubeconfig "$place/kubeconfig" >/dev/null
 node=$(cat "$scratch/run/rootlet/bench-net/node.pid")
 pod() { # NAME: makes a pod's namespace; sets pod_pid and pod_address
-    as_user nsenter --preserve-credentials --user --target "$node" unshare --net sleep 100000 &
-    pod_pid=$!
-    started+=($pod_pid)
+    begin as_user nsenter --preserve-credentials --user --target "$node" unshare --net sleep 100000
+    pod_pid=$last
     until_ready namespace_of_its_own "$pod_pid"
     local conf='{"cniVersion": "1.1.0", "name": "pods", "type": "rootlet", "cluster": "bench-net"}'
     pod_address=$(echo "$conf" | as_user env CNI_COMMAND=ADD "CNI_CONTAINERID=$1" CNI_IFNAME=eth0 \
