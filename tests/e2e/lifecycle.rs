@@ -204,21 +204,26 @@ fn whatever_is_killed_the_pods_come_back_and_nothing_is_left() {
         let pid = nix::unistd::Pid::from_raw(pid);
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     };
+    let end = |role: &str| {
+        processes(&cluster, role).into_iter().for_each(kill);
+        // Its lock is free when it is gone.
+        eventually("the end of a process", || match processes(&cluster, role).as_slice() {
+            [] => Ok(()),
+            left => Err(format!("{left:?}")),
+        });
+    };
     for round in 0..3 {
         // Shims in turn, the daemon, and both at once.
         let shims = processes(&cluster, "shim");
         kill(shims[round % shims.len()]);
         if round > 0 {
-            for daemon in processes(&cluster, "daemon") {
-                kill(daemon);
-            }
+            end("daemon");
             cluster.up(&[]);
         }
         settled(&format!("all run again after round {round}"));
     }
-    for pid in processes(&cluster, "node").into_iter().chain(processes(&cluster, "daemon")) {
-        kill(pid);
-    }
+    end("node");
+    end("daemon");
     cluster.up(&[]);
     settled("all run again after the node process died");
     cluster.kubectl_ok(&["delete", "deployment", "web"]);
