@@ -215,13 +215,13 @@ fn the_runtime_runs_alone() {
     client.remove(&web);
     assert!(get(port).is_err(), "the port is free");
     server.end(Signal::SIGINT);
-    assert_eq!(processes(&cluster.name), BTreeSet::new(), "without pods nothing stays");
+    assert_eq!(processes(&cluster.word()), BTreeSet::new(), "without pods nothing stays");
 
     let (server, url) = Foreground::start(&cluster, &["cri", "--stop-pods"]);
     let mut client = Client::connect(&url);
     client.run(pod(&logs), "sleep 5432");
     server.end(Signal::SIGTERM);
-    assert_eq!(processes(&cluster.name), BTreeSet::new(), "asked to, it stops its pods");
+    assert_eq!(processes(&cluster.word()), BTreeSet::new(), "asked to, it stops its pods");
     assert_eq!(processes("sleep 5432"), BTreeSet::new());
 }
 
@@ -269,7 +269,7 @@ fn the_kubelet_uses_another_runtime() {
     cluster.kubectl_ok(&["delete", "pod", "hello", "--now"]);
     cluster.rootlet_ok(&["down"]);
     drop(server);
-    assert_eq!(processes(&cluster.name), BTreeSet::new());
+    assert_eq!(processes(&cluster.word()), BTreeSet::new());
 }
 
 #[test]

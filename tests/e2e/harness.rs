@@ -107,6 +107,12 @@ impl Cluster {
         Self { name: format!("t{}-{number}", std::process::id()), home: folder() }
     }
 
+    /// What its processes have on their command lines, and no other cluster's have: the slashes tell it
+    /// from a longer name.
+    pub fn word(&self) -> String {
+        format!("/{}/", self.name)
+    }
+
     /// A file or folder of this cluster's user.
     pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)

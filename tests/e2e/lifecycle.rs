@@ -162,7 +162,7 @@ fn processes(cluster: &Cluster, role: &str) -> Vec<i32> {
                     && std::fs::read_to_string(entry.path().join("mountinfo"))
                         .is_ok_and(|mounts| mounts.contains(run.to_str().unwrap_or("?")))
             }
-            _ => command.contains(&format!("{role}-inside")) && command.contains(&cluster.name),
+            _ => command.contains(&format!("{role}-inside")) && command.contains(&cluster.word()),
         };
         ours.then_some(pid)
     });

@@ -167,8 +167,9 @@ async fn watch(target: &Target) -> Result<f64, Failure> {
             };
             let _ = ready.send(()).await;
             while let Ok(Some(chunk)) = response.chunk().await {
-                let lines = chunk.iter().filter(|byte| **byte == b'\n').count();
-                told.fetch_add(lines as u64, Ordering::Relaxed);
+                let events =
+                    chunk.split_inclusive(|byte| *byte == b'\n').filter(|e| e.ends_with(b"\n"));
+                told.fetch_add(events.count() as u64, Ordering::Relaxed);
             }
         });
     }

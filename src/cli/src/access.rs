@@ -38,6 +38,7 @@ pub struct Access {
 
 impl Access {
     /// These flags, and where they say nothing, those of the last time.
+    #[must_use]
     pub fn or(&self, last: &Self) -> Self {
         let file = |now: &Option<PathBuf>, then: &Option<PathBuf>| match now {
             Some(path) if path.as_os_str().is_empty() => None,

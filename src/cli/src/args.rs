@@ -264,7 +264,7 @@ pub enum Command {
   rootlet up --registries ./registries.yaml
   rootlet up --container-runtime-endpoint unix://$XDG_RUNTIME_DIR/rootlet/default/cri.sock
   rootlet up --disable scheduler          then start one of your own with `rootlet kubeconfig`")]
-    Up(Up),
+    Up(Box<Up>),
     /// Tell whether the cluster runs, where its API is, and how its node and pods are.
     Status(Cluster),
     /// Stop the cluster and its pods; its data stays.
@@ -311,7 +311,7 @@ When the command fails, what is wrong in the cluster is printed before it goes."
 It stays in the foreground until SIGTERM or SIGINT. Pods outlive it, and the next start finds them;
 `rootlet down` stops them. Services need a proxy: with the --name of a cluster on this machine, that
 cluster's serves this node as well.")]
-    Agent(Agent),
+    Agent(Box<Agent>),
     /// Run the container runtime alone and serve CRI, for crictl or for a kubelet of yours.
     #[command(after_help = "Examples:
   rootlet cri &

@@ -272,24 +272,17 @@ mod tests {
         };
         let none = Security::default();
         let all = Security { sysctls: vec!["kernel.msg*".into()], apparmor: true };
-        for (of, can, message) in [
-            (sysctl("net.ipv4.tcp_syncookies"), &none, None),
-            (sysctl("kernel/shm_rmid_forced"), &none, None),
-            (
-                sysctl("kernel.msgmax"),
-                &none,
-                Some("forbidden sysctl: \"kernel.msgmax\" not allowlisted"),
-            ),
-            (sysctl("kernel.msgmax"), &all, None),
-            (profile("Unconfined"), &none, None),
-            (
-                profile("Localhost"),
-                &none,
-                Some("Cannot enforce AppArmor: AppArmor is not enabled on the host"),
-            ),
-            (profile("Localhost"), &all, None),
-        ] {
+        let refused = |of: Pod, can: &Security, message: Option<&str>| {
             assert_eq!(secure(&of, can).err().map(|w| w.message).as_deref(), message);
-        }
+        };
+        refused(sysctl("net.ipv4.tcp_syncookies"), &none, None);
+        refused(sysctl("kernel/shm_rmid_forced"), &none, None);
+        let message = "forbidden sysctl: \"kernel.msgmax\" not allowlisted";
+        refused(sysctl("kernel.msgmax"), &none, Some(message));
+        refused(sysctl("kernel.msgmax"), &all, None);
+        refused(profile("Unconfined"), &none, None);
+        let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        refused(profile("Localhost"), &none, Some(message));
+        refused(profile("Localhost"), &all, None);
     }
 }

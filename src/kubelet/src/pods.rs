@@ -280,11 +280,11 @@ async fn clear_directories(context: &Context, workers: &Workers, known: &[String
         if known.contains(&name) || workers.lock().contains_key(&name) {
             continue;
         }
-        if crate::csi::holds(&context.root_dir, &name) {
-            if let Err(error) = crate::csi::give_back(context, &name).await {
-                tracing::debug!(pod = name, %error, "a driver's volume is not given back yet");
-                continue;
-            }
+        if crate::csi::holds(&context.root_dir, &name)
+            && let Err(error) = crate::csi::give_back(context, &name).await
+        {
+            tracing::debug!(pod = name, %error, "a driver's volume is not given back yet");
+            continue;
         }
         if let Err(error) = crate::volumes::tear_down(&context.root_dir, &name) {
             tracing::warn!(pod = name, %error, "cannot remove an orphaned pod's directory");

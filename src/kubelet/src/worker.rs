@@ -81,7 +81,7 @@ impl Handle {
         let eviction = worker.eviction.clone();
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let uid = pod::uid(&worker.pod).to_owned();
-            worker.run().await;
+            Box::pin(worker.run()).await;
             let _ = done.send(uid);
         }));
         Self { update, status, wake, eviction, _task: task }

@@ -797,7 +797,7 @@ fn start_kubelet(
         eviction_hard: settings.eviction_hard.clone(),
     };
     let stop = tasks.shutdown.clone();
-    tasks.spawn("kubelet", async move { Ok(kubelet::run(config, stop).await?) });
+    tasks.spawn("kubelet", async move { Ok(Box::pin(kubelet::run(config, stop)).await?) });
     Ok(())
 }
 

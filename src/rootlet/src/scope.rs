@@ -58,7 +58,7 @@ impl Scope {
     pub fn settle(&self) -> io::Result<()> {
         let leaf = self.folder.join(LEAF);
         match fs::create_dir(&leaf) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => fs::write(leaf.join("cgroup.procs"), "0"),
         }
     }

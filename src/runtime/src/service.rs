@@ -53,7 +53,7 @@ impl Runtime {
 }
 
 /// What CRI says of the streams of Exec and Attach.
-fn check_streams(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<(), Error> {
+fn check_streams(tty: bool, [stdin, stdout, stderr]: [bool; 3]) -> Result<(), Error> {
     if tty && stderr {
         // With a terminal there is no stderr of its own.
         return Err(Error::InvalidArgument("tty and stderr cannot both be true".into()));
@@ -266,7 +266,7 @@ impl RuntimeService for Runtime {
         if request.cmd.is_empty() {
             return Err(Error::InvalidArgument("no command specified".into()).into());
         }
-        check_streams(request.tty, request.stdin, request.stdout, request.stderr)?;
+        check_streams(request.tty, [request.stdin, request.stdout, request.stderr])?;
         let url = self.streams().url(Wanted::Exec(request))?;
         Ok(Response::new(v1::ExecResponse { url }))
     }
@@ -274,7 +274,7 @@ impl RuntimeService for Runtime {
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Reply<v1::AttachResponse> {
         let request = request.into_inner();
         self.running(&request.container_id)?;
-        check_streams(request.tty, request.stdin, request.stdout, request.stderr)?;
+        check_streams(request.tty, [request.stdin, request.stdout, request.stderr])?;
         let url = self.streams().url(Wanted::Attach(request))?;
         Ok(Response::new(v1::AttachResponse { url }))
     }

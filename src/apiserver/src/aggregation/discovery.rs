@@ -124,7 +124,7 @@ fn merge(mut all: Vec<Entry>, remotes: &[Remote], render: impl Fn(&Remote) -> Va
         entry.versions.sort_by(|(a, x), (b, y)| b.cmp(a).then(stability(y).cmp(&stability(x))));
     }
     // The order of this server's own groups is upstream's already.
-    all.sort_by(|a, b| b.place.cmp(&a.place));
+    all.sort_by_key(|group| std::cmp::Reverse(group.place));
     all
 }
 

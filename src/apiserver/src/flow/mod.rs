@@ -95,16 +95,14 @@ impl Flow {
         if schema.exempt {
             return Ok(turn);
         }
-        match self.levels.enter(&schema.level, || schema.flow_of(ctx), WAIT_MAX).await {
-            Ok(seat) => turn.seat = seat,
-            Err(queue::Full) => {
-                let text = "Too many requests, please try again later.\n";
-                let mut response = respond::text(StatusCode::TOO_MANY_REQUESTS, text);
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-                turn.mark(&mut response);
-                return Err(Box::new(response));
-            }
+        if let Ok(seat) = self.levels.enter(&schema.level, || schema.flow_of(ctx), WAIT_MAX).await {
+            turn.seat = seat;
+            return Ok(turn);
         }
-        Ok(turn)
+        let text = "Too many requests, please try again later.\n";
+        let mut response = respond::text(StatusCode::TOO_MANY_REQUESTS, text);
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        turn.mark(&mut response);
+        Err(Box::new(response))
     }
 }

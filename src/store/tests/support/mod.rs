@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use store::etcd::{Dial, EtcdOptions, TlsFiles};
 use store::{Etcd, Store};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// An etcd of one member with an empty store; it ends with this value.
 pub struct Server {

@@ -463,7 +463,8 @@ mod tests {
         assert_eq!(network, Network::default());
         assert_eq!(network.four.unwrap().to_string(), "10.43.0.0/16");
         assert_eq!(network.first(), Ipv4Addr::new(10, 43, 0, 1));
-        for text in ["", "10.43.0.0", "10.43.0.0/0", "10.43.0.0/31", "fd00::/112"] {
+        assert_eq!(Network::parse("fd00::/112").unwrap().first().to_string(), "fd00::1");
+        for text in ["", "10.43.0.0", "10.43.0.0/0", "10.43.0.0/31", "fd00::/32"] {
             assert_eq!(Network::parse(text), None, "{text}");
         }
     }
