@@ -38,6 +38,7 @@ if [ "$what" = test ]; then
     need htpasswd apache2-utils
     need redis-server redis-server
     need etcd etcd-server
+    need /usr/lib/cni/bridge containernetworking-plugins
     need /usr/share/doc/python3-venv python3-venv
 fi
 if [ ${#missing[@]} -gt 0 ]; then

@@ -247,14 +247,25 @@ fn encode(answer: &Message, question: &Message, udp: bool) -> Vec<u8> {
     let mut cut = answer.clone();
     // What was not asked for may be missing without a word (RFC 2181, 9).
     cut.additionals.clear();
-    let mut length = cut.to_vec().map_or(0, |bytes| bytes.len());
-    while length > takes && !cut.answers.is_empty() {
-        cut.metadata.truncation = true;
-        let left = cut.answers.len() * takes / length;
-        cut.answers.truncate(left.min(cut.answers.len() - 1));
-        length = cut.to_vec().map_or(0, |bytes| bytes.len());
+    if let Ok(bytes) = cut.to_vec()
+        && bytes.len() <= takes
+    {
+        return bytes;
     }
-    cut.to_vec().unwrap_or_default()
+    // As many answers as fit; names that were told before take less room, so this cannot be reckoned.
+    cut.metadata.truncation = true;
+    let all = std::mem::take(&mut cut.answers);
+    let (mut fitting, mut most) = (0, all.len());
+    let mut bytes = cut.to_vec().unwrap_or_default();
+    while fitting < most {
+        let tried = usize::midpoint(fitting, most + 1);
+        cut.answers = all[..tried].to_vec();
+        match cut.to_vec() {
+            Ok(longer) if longer.len() <= takes => (fitting, bytes) = (tried, longer),
+            _ => most = tried - 1,
+        }
+    }
+    bytes
 }
 
 fn failure(question: &Message, code: ResponseCode, udp: bool) -> Vec<u8> {

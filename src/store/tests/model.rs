@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -11,6 +12,9 @@ use store::{
     Compare, Error, Event, EventKind, KeyValue, Op, Options, Range, Revision, Store, Txn,
     TxnOutcome,
 };
+
+/// How long a store may take to tell what it was told.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -210,14 +214,16 @@ async fn run(steps: Vec<Step>, mut store: Store, reopen: Option<&std::path::Path
             }
         }
     }
+    let want = model.events.split_off(&live_from);
     let mut told = BTreeMap::new();
-    while let Some(Some(batch)) = futures::FutureExt::now_or_never(live.next()) {
-        let batch = batch.expect("no error");
+    while told.len() < want.len() {
+        let batch = tokio::time::timeout(DEADLINE, live.next()).await.expect("in time");
+        let batch = batch.expect("not over").expect("no error");
         if !batch.events.is_empty() {
             told.insert(batch.revision, batch.events);
         }
     }
-    assert_eq!(told, model.events.split_off(&live_from));
+    assert_eq!(told, want);
     store.close().await.expect("a healthy store");
 }
 

@@ -122,8 +122,8 @@ async fn paths_and_capabilities(runtime: &Runtime, dir: &Path) {
     security(&mut config).readonly_paths = vec!["/tmp".into()];
     let container = run(runtime, &pod, config).await;
     assert_eq!(
-        exec(runtime, &container, "sh -c ls 2>&1").await.0,
-        "sh: ls: Permission denied\n",
+        exec(runtime, &container, "/bin/ls 2>&1").await.0,
+        "sh: /bin/ls: Permission denied\n",
         "masked"
     );
     assert_eq!(
