@@ -248,13 +248,16 @@ fn the_kubelet_runs_alone() {
     let (agent, ready) = Foreground::start(&cluster, &words);
     assert_eq!(ready, format!("node rootlet-{}", cluster.name));
     cluster.load_busybox();
-    works(&cluster);
+    works(&cluster, "sleep 7171");
     let labels = cluster.kubectl_ok(&["get", "nodes", "-l", "kind=agent", "-o", "name"]);
     assert_eq!(labels, format!("node/rootlet-{}\n", cluster.name));
     agent.end(Signal::SIGTERM);
     let (agent, _) = Foreground::start(&cluster, &words);
     assert_eq!(cluster.kubectl_ok(&["exec", "hello", "--", "echo", "again"]), "again\n");
     agent.end(Signal::SIGTERM);
+    assert_eq!(processes("sleep 7171").len(), 1, "the pod lives on");
+    cluster.rootlet_ok(&["down"]);
+    assert_eq!(processes("sleep 7171"), BTreeSet::new(), "nobody's pods are stopped too");
 }
 
 #[test]
@@ -263,7 +266,7 @@ fn the_kubelet_uses_another_runtime() {
     let (server, url) = Foreground::start(&cluster, &["cri"]);
     cluster.load_busybox();
     cluster.up(&["--ephemeral", "--container-runtime-endpoint", &url]);
-    works(&cluster);
+    works(&cluster, "sleep 7272");
     let mut client = Client::connect(&url);
     assert_eq!(client.pods().len(), 1);
     cluster.kubectl_ok(&["delete", "pod", "hello", "--now"]);
@@ -293,8 +296,9 @@ fn an_image_is_a_volume() {
 }
 
 /// Runs a pod, and does with it what goes through the kubelet.
-fn works(cluster: &Cluster) {
-    let run = ["run", "hello", "--image", BUSYBOX, "--", "sh", "-c", "echo hello; sleep 1000"];
+fn works(cluster: &Cluster, sleep: &str) {
+    let script = format!("echo hello; {sleep}");
+    let run = ["run", "hello", "--image", BUSYBOX, "--", "sh", "-c", &script];
     cluster.kubectl_ok(&run);
     cluster.pod_ready("hello");
     assert_eq!(cluster.kubectl_ok(&["logs", "hello"]), "hello\n");

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,7 +55,7 @@ pub fn sweep(settings: &str) -> anyhow::Result<()> {
     let (settings, _held) = begin(settings)?;
     logging::start(None);
     threads()?.block_on(async {
-        if !settings.own_runtime() {
+        if !containers(&settings).exists() {
             println!("ready");
             return Ok(());
         }
@@ -390,6 +390,11 @@ pub fn open_images(settings: &Settings) -> anyhow::Result<images::Store> {
     images::Store::open(config).context("cannot open the image store")
 }
 
+/// Where the runtime of a name keeps what it has made.
+fn containers(settings: &Settings) -> PathBuf {
+    settings.paths.data.join("containers")
+}
+
 /// How the runtime of a name is made.
 pub fn runtime_config(
     settings: &Settings,
@@ -397,7 +402,7 @@ pub fn runtime_config(
     network: Arc<dyn runtime::Network>,
 ) -> runtime::Config {
     runtime::Config {
-        root: settings.paths.data.join("containers"),
+        root: containers(settings),
         run_dir: settings.paths.run.join("pods"),
         images: Arc::new(images),
         network,

@@ -314,14 +314,18 @@ pub fn down(paths: &Paths) -> anyhow::Result<()> {
 fn stop_pods(paths: &Paths) -> anyhow::Result<()> {
     if lock::holder(&paths.lock("daemon")).is_some() {
         Client::new(paths).down()?;
+        let settings = Settings::read(&paths.settings()).ok().flatten();
+        if settings.is_none_or(|settings| settings.own_runtime()) {
+            return Ok(());
+        }
+        // The pods are not its own: they are stopped when it is gone.
+        lock::end_holder(&paths.lock("daemon"), Duration::from_mins(1))
+            .context("the daemon cannot be stopped")?;
     }
     if control::runtime_alone(paths).is_some() {
         return Client::of_images(paths).down();
     }
-    if lock::holder(&paths.lock("daemon")).is_some() {
-        return Ok(());
-    }
-    // Somebody has to stop the pods that a daemon left behind.
+    // Somebody has to stop the pods that a daemon, an agent or a runtime left behind.
     match lock::holder(&paths.lock("node")) {
         Some(pid) => spawn(paths, "daemon", &paths.settings(), &[&pid.to_string(), "sweep"]),
         None => Ok(()),
