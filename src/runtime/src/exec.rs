@@ -151,6 +151,22 @@ struct Capture {
     open: bool,
 }
 
+/// Reads what is in the pipe by now; false when that is nothing. It asks the kernel: that a process has
+/// ended can be known before the reactor has told of what it wrote.
+pub(crate) fn read_now(pipe: &pipe::Receiver, buffer: &mut BytesMut, most_bytes: usize) -> bool {
+    buffer.clear();
+    buffer.resize(most_bytes, 0);
+    loop {
+        match rustix::io::read(pipe, &mut buffer[..]) {
+            Err(rustix::io::Errno::INTR) => {}
+            outcome => {
+                buffer.truncate(outcome.unwrap_or(0));
+                return !buffer.is_empty();
+            }
+        }
+    }
+}
+
 impl Capture {
     fn new(pipe: pipe::Receiver) -> Self {
         Self { pipe, bytes: Vec::new(), buffer: BytesMut::with_capacity(16 * 1024), open: true }
@@ -167,18 +183,33 @@ impl Capture {
     }
 
     fn drain(&mut self) {
-        loop {
-            self.buffer.clear();
-            self.buffer.reserve(16 * 1024);
-            match self.pipe.try_read_buf(&mut self.buffer) {
-                Ok(0) | Err(_) => break,
-                Ok(_) => self.keep(),
-            }
+        while read_now(&self.pipe, &mut self.buffer, 16 * 1024) {
+            self.keep();
         }
     }
 
     fn keep(&mut self) {
         let room = MAX_OUTPUT_BYTES - self.bytes.len();
         self.bytes.extend_from_slice(&self.buffer[..self.buffer.len().min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fd::AsFd;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_written_is_read_before_the_reactor_tells() {
+        let (pipe, write) = output().unwrap();
+        rustix::io::write(write.as_fd(), b"hello").unwrap();
+        // Nothing was awaited, so the reactor had no turn.
+        let mut buffer = BytesMut::new();
+        assert!(read_now(&pipe, &mut buffer, 1024));
+        assert_eq!(&buffer[..], b"hello");
+        assert!(!read_now(&pipe, &mut buffer, 1024), "it is empty");
+        drop(write);
+        assert!(!read_now(&pipe, &mut buffer, 1024), "it is over");
     }
 }

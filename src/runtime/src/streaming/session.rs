@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::socket::{Incoming, Size, Socket, channel};
 use crate::error::Error;
-use crate::exec::output;
+use crate::exec::{output, read_now};
 use crate::runtime::Runtime;
 use crate::shim::protocol::{Reply, Request};
 
@@ -289,13 +289,10 @@ async fn carry(
     // What the process wrote before its end is in the pipes by now; others may hold them open.
     for (end, number) in [(&mut ends.output, channel::STDOUT), (&mut ends.error, channel::STDERR)] {
         while let Some(pipe) = end {
-            out.clear();
-            out.reserve(CHUNK_BYTES);
-            match pipe.try_read_buf(&mut out) {
-                Ok(count) if count > 0 => {
-                    socket.send(number, &out).await;
-                }
-                _ => *end = None,
+            if read_now(pipe, &mut out, CHUNK_BYTES) {
+                socket.send(number, &out).await;
+            } else {
+                *end = None;
             }
         }
     }
