@@ -1,8 +1,11 @@
 //! Clusters come and go.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::harness::{BUSYBOX, Cluster, eventually, run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{BUSYBOX, Cluster, eventually, place, run};
 
 #[test]
 fn up_is_told_once_and_down_keeps_the_data() {
@@ -20,6 +23,55 @@ fn up_is_told_once_and_down_keeps_the_data() {
     cluster.up(&[]);
     assert_eq!(cluster.get(&["configmap", "kept"]).expect("it is kept")["data"]["a"], "b");
     assert_eq!(cluster.rootlet_ok(&["kubeconfig"]), server, "address and credentials stay");
+}
+
+#[test]
+fn a_cluster_in_the_foreground_ends_with_its_signal() {
+    let cluster = Cluster::prepared();
+    let start = || {
+        let mut command = cluster.command("rootlet");
+        command.args(["up", "--foreground", "--ephemeral", "--name", &cluster.name]);
+        command.arg("--kubeconfig").arg(cluster.path("kubeconfig"));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child = child.expect("it can be started");
+        eventually("the API", || {
+            let nodes = cluster.kubectl(&["get", "nodes"]);
+            if nodes.code == Some(0) { Ok(()) } else { Err(nodes.err) }
+        });
+        child
+    };
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let child = start();
+        kill(Pid::from_raw(child.id() as i32), signal).expect("it lives");
+        let ended = child.wait_with_output().expect("it can be waited for");
+        assert!(ended.status.success(), "{signal}: {ended:?}");
+        assert_eq!(cluster.rootlet(&["status"]).code, Some(1), "{signal}");
+    }
+    let child = start();
+    cluster.rootlet_ok(&["down"]);
+    let ended = child.wait_with_output().expect("it can be waited for");
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{told}");
+    assert!(told.contains("the daemon has ended; see "), "{told}");
+}
+
+#[test]
+fn shells_complete_the_commands() {
+    let cluster = Cluster::prepared();
+    for (shell, word) in
+        [("bash", "complete -F"), ("zsh", "#compdef rootlet"), ("fish", "complete -c rootlet")]
+    {
+        let script = run(cluster.command("rootlet").args(["completions", shell]));
+        assert_eq!(script.code, Some(0), "{shell}: {}", script.err);
+        assert!(script.out.contains(word), "{shell}: {}", script.out);
+        assert!(script.out.contains("--ephemeral"), "{shell}: {}", script.out);
+    }
+    // What bash itself would offer after `rootlet do`.
+    let offered = run(Command::new("bash").arg("-c").arg(format!(
+        "source <({} completions bash); COMP_WORDS=(rootlet do); COMP_CWORD=1; _rootlet rootlet do rootlet; echo ${{COMPREPLY[*]}}",
+        place().join("rootlet").display()
+    )));
+    assert_eq!(offered.out.trim(), "down doctor", "{}", offered.err);
 }
 
 #[test]

@@ -134,6 +134,43 @@ fn a_crashing_container_backs_off() {
 }
 
 #[test]
+fn a_log_is_cut_as_asked() {
+    let cluster = Cluster::ephemeral();
+    let script = "if [ ! -e /kept/once ]; then touch /kept/once; echo before; exit 1; fi; echo early; \
+                  until [ -e /kept/go ]; do sleep 0.1; done; echo late; exec sleep 1000";
+    let mut manifest: serde_json::Value =
+        serde_json::from_str(&pod("cut", "Always", script)).expect("JSON");
+    manifest["spec"]["volumes"] = serde_json::json!([{"name": "kept", "emptyDir": {}}]);
+    manifest["spec"]["containers"][0]["volumeMounts"] =
+        serde_json::json!([{"name": "kept", "mountPath": "/kept"}]);
+    cluster.apply(&manifest.to_string());
+    let log = |flags: &[&str]| cluster.kubectl_ok(&[&["logs", "cut"], flags].concat());
+    let wait_for = |text: &str| {
+        eventually(text, || {
+            let log = cluster.kubectl(&["logs", "cut"]);
+            if log.out == text { Ok(()) } else { Err(format!("{log:?}")) }
+        });
+    };
+    wait_for("early\n");
+    cluster.kubectl_ok(&["exec", "cut", "--", "touch", "/kept/go"]);
+    wait_for("early\nlate\n");
+    assert_eq!(log(&["--previous"]), "before\n");
+    assert_eq!(log(&["--since=1h"]), "early\nlate\n");
+    assert_eq!(log(&["--limit-bytes=7"]), "early\nl");
+    let stamped = log(&["--timestamps"]);
+    let stamps: Vec<_> = stamped.lines().filter_map(|line| line.split_once(' ')).collect();
+    assert_eq!(stamps.iter().map(|(_, text)| *text).collect::<Vec<_>>(), ["early", "late"]);
+    assert!(stamps[0].0 < stamps[1].0, "{stamped}");
+    // Upstream takes whole seconds here, so only a later second tells the lines apart.
+    let later = log(&["--since-time=2100-01-01T00:00:00Z"]);
+    assert_eq!(later, "", "nothing was written after that");
+    assert_eq!(log(&["--since-time=2000-01-01T00:00:00Z"]), "early\nlate\n");
+    let other = cluster.kubectl(&["logs", "cut", "-c", "none"]);
+    assert_eq!(other.code, Some(1));
+    assert!(other.err.contains("container none is not valid for pod cut"), "{}", other.err);
+}
+
+#[test]
 fn a_pod_that_ends_is_completed() {
     let cluster = Cluster::ephemeral();
     cluster.apply(&pod("done", "Never", "echo bye > /dev/termination-log"));

@@ -159,6 +159,29 @@ fn commands_run_with_and_without_a_terminal() {
 }
 
 #[test]
+fn a_terminal_may_change_its_size() {
+    let cluster = Cluster::ephemeral();
+    cluster.apply(&server());
+    cluster.pod_ready("server");
+    for kubectl in KUBECTLS {
+        let words = cluster.kubectl_words(kubectl);
+        // Only when the command has seen the first size does the terminal get the second.
+        let line = format!(
+            r#"stty cols 91 rows 37
+            {{ until {words} exec server -- test -e /tmp/{kubectl} 2>/dev/null; do sleep 0.1; done
+               stty cols 92 rows 38 </dev/tty; }} &
+            {words} exec -it server -- sh -c 'until stty size | grep "37 91"; do sleep 0.1; done
+               touch /tmp/{kubectl}; until stty size | grep "38 92"; do sleep 0.1; done; exit 6'"#
+        );
+        let mut script = Command::new("timeout");
+        script.args(["60", "script", "-qec", &line, "/dev/null"]).env("SHELL", "/bin/sh");
+        let answer = run(&mut script);
+        assert_eq!(answer.code, Some(6), "{kubectl}: {answer:?}");
+        assert!(answer.out.contains("38 92"), "{kubectl}: {answer:?}");
+    }
+}
+
+#[test]
 fn attach_reaches_the_first_process() {
     let cluster = Cluster::ephemeral();
     cluster.apply(&server());

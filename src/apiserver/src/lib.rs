@@ -32,6 +32,7 @@ mod gate;
 mod gzip;
 mod health;
 mod in_process;
+mod leftover;
 mod metadata;
 mod metrics;
 mod negotiate;

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
+use http::Version;
+use http::header::{CONNECTION, EXPECT, HeaderValue};
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -14,8 +16,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::body::Body;
-use crate::server::Server;
+use crate::body::{Body, Response};
+use crate::leftover;
+use crate::server::{Peer, Server};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection without a request for so long is closed.
@@ -78,9 +81,9 @@ async fn connection(
         .and_then(|chain| chain.first())
         .map(|certificate| Arc::from(certificate.as_ref()));
     let peer = Arc::new(server.peer(address, certificate));
-    let service = service_fn(move |request: http::Request<Incoming>| {
+    let service = service_fn(move |request| {
         let (server, peer) = (server.clone(), peer.clone());
-        async move { Ok::<_, Infallible>(server.handle(request.map(Body::wrap), &peer).await) }
+        async move { Ok::<_, Infallible>(answer(&server, request, &peer).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
@@ -104,4 +107,22 @@ async fn connection(
     if let Err(error) = result {
         tracing::debug!(error, "connection ended");
     }
+}
+
+/// The server's answer; what it left unread of the body is read before, or the connection ends after it.
+async fn answer(server: &Arc<Server>, request: http::Request<Incoming>, peer: &Peer) -> Response {
+    if request.version() > Version::HTTP_11 || request.body().is_end_stream() {
+        return server.handle(request.map(Body::wrap), peer).await;
+    }
+    let waits = request.headers().contains_key(EXPECT);
+    let (parts, body) = request.into_parts();
+    let (body, mut left) = leftover::lend(body);
+    let request = http::Request::from_parts(parts, Body::wrap(body));
+    let mut response = server.handle(request, peer).await;
+    if let Ok(rest) = left.try_recv()
+        && (waits || !leftover::discard(rest).await)
+    {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }

@@ -1,10 +1,12 @@
 //! The way of a request: who is it, may they, what is it about, answer.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use apimachinery::{Status, trace};
+use futures::FutureExt;
 use http::Method;
 use http::header::{HeaderName, HeaderValue, USER_AGENT};
 use tokio_util::sync::CancellationToken;
@@ -149,7 +151,7 @@ impl Server {
         let started = Instant::now();
         let mutating = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let in_flight = self.metrics.in_flight(mutating);
-        let result = self.answer(parts, body, peer, received, &mut way).await;
+        let result = recovered(self.answer(parts, body, peer, received, &mut way)).await;
         drop(in_flight);
         let mut response = result.unwrap_or_else(|status| respond::failure(&status, way.accepted));
         respond::add_warnings(&mut response, &way.warnings);
@@ -336,6 +338,16 @@ impl Server {
     }
 }
 
+/// A request that panics is told so, and ends alone.
+async fn recovered<F>(answering: F) -> Result<Response, Status>
+where
+    F: Future<Output = Result<Response, Status>>,
+{
+    let panicked = "This request caused apiserver to panic. Look in the logs for details.";
+    let answered = AssertUnwindSafe(answering).catch_unwind().await;
+    answered.unwrap_or_else(|_| Err(Status::internal(panicked)))
+}
+
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// The id by which the client, or another server before this one, knows the request.
@@ -373,4 +385,16 @@ pub fn wants_pretty(parts: &http::request::Parts, query: &Query) -> bool {
     }
     let agent = parts.headers.get(USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
     ["curl", "Wget", "Mozilla/5.0"].iter().any(|p| agent.starts_with(p))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_answered() {
+        let status = recovered(async { panic!("on purpose") }).await.err().expect("a failure");
+        assert_eq!((status.code, status.reason.as_str()), (500, "InternalError"));
+        assert!(status.message.contains("caused apiserver to panic"), "{}", status.message);
+    }
 }
