@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The Python client against an API server alone; then what the served OpenAPI allows, and what it does not,
 # for a bounded time: nothing may be answered with a 5xx.
-#   tests/openapi.sh [SECONDS]
+#   [SEED=N] tests/openapi.sh [SECONDS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 top=$(pwd)
@@ -45,7 +45,7 @@ SCHEMATHESIS_HOOKS=openapi_hooks PYTHONPATH=$top/tests "$python/schemathesis" ru
     --tls-verify false --request-cert "$place/client-certificate-data" --request-cert-key "$place/client-key-data" \
     --checks not_a_server_error \
     --exclude-path-regex '/watch/|/proxy|/exec$|/attach$|/portforward$|/log' \
-    --phases fuzzing --max-time "$seconds" --max-examples 2 --workers 2 --request-timeout 20 \
+    --phases fuzzing --max-time "$seconds" --max-examples 2 ${SEED:+--seed $SEED} --workers 2 --request-timeout 20 \
     --suppress-health-check all --warnings off --generation-database none --no-color
 
 if ! kill -0 "$server"; then echo "the API server has ended"; exit 1; fi

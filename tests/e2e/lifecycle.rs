@@ -64,8 +64,15 @@ fn shells_complete_the_commands() {
         let script = run(cluster.command("rootlet").args(["completions", shell]));
         assert_eq!(script.code, Some(0), "{shell}: {}", script.err);
         assert!(script.out.contains(word), "{shell}: {}", script.out);
-        assert!(script.out.contains("--ephemeral"), "{shell}: {}", script.out);
+        assert!(script.out.contains("ephemeral"), "{shell}: {}", script.out);
     }
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let completions =
+        cluster.command("rootlet").args(["completions", "fish"]).stdout(writer).output();
+    let gone = completions.expect("it can be started");
+    let told = String::from_utf8_lossy(&gone.stderr);
+    assert_eq!((gone.status.code(), told.as_ref()), (Some(141), ""), "its reader went away");
     // What bash itself would offer after `rootlet do`.
     let offered = run(Command::new("bash").arg("-c").arg(format!(
         "source <({} completions bash); COMP_WORDS=(rootlet do); COMP_CWORD=1; _rootlet rootlet do rootlet; echo ${{COMPREPLY[*]}}",

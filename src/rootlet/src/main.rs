@@ -30,6 +30,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use cli::args::{Cli, Command};
+use nix::sys::signal::Signal;
 
 use crate::control::Client;
 use crate::paths::Paths;
@@ -40,10 +41,27 @@ fn main() -> ExitCode {
     if let Some(code) = role(&words) {
         return code;
     }
+    end_with_the_reader();
     match command(Cli::parse().command) {
         Ok(code) => code,
         Err(error) => tell(&error),
     }
+}
+
+/// What a shell reports of a program that SIGPIPE ended.
+const BROKEN_PIPE: i32 = 128 + Signal::SIGPIPE as i32;
+
+/// `rootlet … | head -1` ends without a word, as programs do that SIGPIPE ends. That signal itself stays
+/// ignored: sockets would raise it as well.
+fn end_with_the_reader() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to std") && text.contains("Broken pipe") {
+            std::process::exit(BROKEN_PIPE);
+        }
+        before(panic);
+    }));
 }
 
 fn tell(error: &anyhow::Error) -> ExitCode {
@@ -153,7 +171,9 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cni => return Ok(cni::run()),
         Command::Version => println!("rootlet {} (Kubernetes 1.36)", env!("CARGO_PKG_VERSION")),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "rootlet", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "rootlet", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::{self, Client};
 use crate::paths::{Paths, home};
@@ -16,13 +17,11 @@ use crate::{lock, scope, userns};
 /// Carries out `rootlet up`.
 pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
     let paths = Paths::of(&arguments.cluster.name)?;
+    let foreground = arguments.foreground.then(Foreground::new).transpose()?;
     let (settings, held) = launch(arguments, &paths)?;
     announce(arguments, settings)?;
     drop(held);
-    if arguments.foreground {
-        return foreground(&paths);
-    }
-    Ok(())
+    foreground.map_or(Ok(()), |foreground| foreground.wait(&paths))
 }
 
 /// Starts the cluster unless it runs. Nobody else starts or removes it until the lock is dropped.
@@ -255,27 +254,41 @@ fn announce(arguments: &cli::args::Up, mut settings: Settings) -> anyhow::Result
     Ok(())
 }
 
-/// Waits for a signal and stops the cluster, or for the daemon's end.
-fn foreground(paths: &Paths) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let stopped = runtime.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let daemon = paths.lock("daemon");
-        let ended = tokio::task::spawn_blocking(move || lock::wait(&daemon).map(drop));
-        anyhow::Ok(tokio::select! {
-            _ = terminate.recv() => true,
-            _ = interrupt.recv() => true,
-            _ = ended => false,
-        })
-    })?;
-    // The thread that waits for the lock ends with the process.
-    runtime.shutdown_background();
-    if stopped {
-        return down(paths);
+/// Signals that ask for the cluster's end, from the first moment on: one that comes during the start waits for it.
+struct Foreground {
+    runtime: tokio::runtime::Runtime,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Foreground {
+    fn new() -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let entered = runtime.enter();
+        let (terminate, interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        drop(entered);
+        Ok(Self { runtime, terminate, interrupt })
     }
-    bail!("the daemon has ended; see {}", paths.log("daemon").display())
+
+    /// Waits for a signal and stops the cluster, or for the daemon's end.
+    fn wait(mut self, paths: &Paths) -> anyhow::Result<()> {
+        let daemon = paths.lock("daemon");
+        let stopped = self.runtime.block_on(async {
+            let ended = tokio::task::spawn_blocking(move || lock::wait(&daemon).map(drop));
+            tokio::select! {
+                _ = self.terminate.recv() => true,
+                _ = self.interrupt.recv() => true,
+                _ = ended => false,
+            }
+        });
+        // The thread that waits for the lock ends with the process.
+        self.runtime.shutdown_background();
+        if stopped {
+            return down(paths);
+        }
+        bail!("the daemon has ended; see {}", paths.log("daemon").display())
+    }
 }
 
 /// Stops the cluster: pods first, then the daemon, then the node process and with it every mount and
