@@ -141,6 +141,11 @@ impl Cluster {
         run(self.command("rootlet").args(words).args(["--name", &self.name]))
     }
 
+    /// Runs `rootlet WORDS… --name THIS -- COMMAND…`.
+    pub fn rootlet_with(&self, words: &[&str], command: &[&str]) -> Answer {
+        run(self.command("rootlet").args(words).args(["--name", &self.name, "--"]).args(command))
+    }
+
     /// `rootlet`, which must succeed.
     pub fn rootlet_ok(&self, words: &[&str]) -> String {
         let answer = self.rootlet(words);

@@ -219,6 +219,45 @@ fn ports_of_the_host_lead_to_pods() {
 }
 
 #[test]
+fn a_command_enters_the_pods_network() {
+    let cluster = Cluster::ephemeral();
+    let web = "echo inside > /tmp/index.html; exec httpd -f -p 8080 -h /tmp";
+    cluster.kubectl_ok(&[
+        "run",
+        "web",
+        "--image",
+        BUSYBOX,
+        "--expose",
+        "--port=8080",
+        "--",
+        "sh",
+        "-c",
+        web,
+    ]);
+    let pod = cluster.pod_ready("web");
+    let service = cluster.get(&["service", "web"]).expect("it is exposed");
+    for address in [&pod["status"]["podIP"], &service["spec"]["clusterIP"]] {
+        let address = address.as_str().expect("an address");
+        let ask = format!(
+            "exec 3<>/dev/tcp/{address}/8080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+        );
+        eventually("the page", || {
+            let answer = cluster.rootlet_with(&["enter"], &["bash", "-c", &ask]);
+            if answer.out.ends_with("inside\n") {
+                Ok(())
+            } else {
+                Err(format!("{address}: {answer:?}"))
+            }
+        });
+    }
+    let status = cluster.rootlet_with(&["enter"], &["sh", "-c", "pwd; id -u; exit 7"]);
+    let here = format!("{}\n0\n", cluster.path("").display().to_string().trim_end_matches('/'));
+    assert_eq!((status.code, status.out), (Some(7), here), "{}", status.err);
+    let none = cluster.rootlet_with(&["enter"], &["no-such-program"]);
+    assert!(none.err.contains("cannot run no-such-program"), "{}", none.err);
+}
+
+#[test]
 fn policies_say_who_may_speak_with_whom() {
     let cluster = Cluster::ephemeral();
     cluster.apply(&server("web", &json!({"app": "web"}), "hello"));

@@ -293,6 +293,14 @@ pub enum Command {
   rootlet why pod/hello
   rootlet why pod/web-0 -n shop -o json")]
     Why(Trace),
+    /// Run a command, or a shell, in the node's namespaces, where pods and services have their addresses.
+    #[command(after_help = "Examples:
+  rootlet enter -- curl http://10.42.0.7:8080
+  rootlet enter -- ss -tlnp
+  rootlet enter
+
+The command is root among the pods, and the calling user everywhere else.")]
+    Enter(Enter),
     /// Run a command with a cluster of its own; return its exit status.
     #[command(after_help = "Examples:
   rootlet ci -- make integration-test
@@ -465,6 +473,17 @@ pub enum Image {
         #[command(flatten)]
         cluster: Cluster,
     },
+}
+
+/// `rootlet enter`
+#[derive(Debug, Args)]
+pub struct Enter {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// The command with its arguments [default: the shell]
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
 }
 
 /// `rootlet snapshot …`

@@ -10,6 +10,7 @@ mod cri;
 mod daemon;
 mod dial;
 mod doctor;
+mod enter;
 mod host_ports;
 mod image;
 mod lock;
@@ -164,6 +165,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Why(arguments) => why(&arguments)?,
+        Command::Enter(arguments) => match enter::enter(&arguments)? {},
         Command::Ci(arguments) => return ci::run(&arguments),
         Command::Agent(arguments) => match agent::agent(&arguments)? {},
         Command::Cri(arguments) => match cri::cri(&arguments)? {},

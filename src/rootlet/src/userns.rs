@@ -117,6 +117,29 @@ pub fn enter_existing(pid: u32, arguments: &[&str]) -> anyhow::Result<std::conve
 
 /// The same for a process that stays in the foreground of its terminal.
 pub fn join(pid: u32, arguments: &[&str]) -> anyhow::Result<std::convert::Infallible> {
+    step_into(pid)?;
+    again(arguments)
+}
+
+/// Executes a command in the namespaces of process `pid` and in the network namespace `network`, in the folder
+/// where this process is.
+pub fn execute(
+    pid: u32,
+    network: impl AsFd,
+    command: &mut Command,
+) -> anyhow::Result<std::convert::Infallible> {
+    let folder = std::env::current_dir().context("cannot tell the current folder")?;
+    step_into(pid)?;
+    setns(network.as_fd(), CloneFlags::CLONE_NEWNET)
+        .context("cannot join the network namespace")?;
+    std::env::set_current_dir(&folder)
+        .with_context(|| format!("{} is not there", folder.display()))?;
+    let program = command.get_program().display().to_string();
+    Err(command.exec()).with_context(|| format!("cannot run {program}"))
+}
+
+/// Joins the user, mount and cgroup namespaces of process `pid`.
+fn step_into(pid: u32) -> anyhow::Result<()> {
     let open = |kind: &str| {
         let path = format!("/proc/{pid}/ns/{kind}");
         File::open(&path).with_context(|| format!("cannot open {path}"))
@@ -131,8 +154,7 @@ pub fn join(pid: u32, arguments: &[&str]) -> anyhow::Result<std::convert::Infall
     }
     setns(cgroup.as_fd(), CloneFlags::CLONE_NEWCGROUP)
         .context("cannot join the cgroup namespace")?;
-    setns(mounts.as_fd(), CloneFlags::CLONE_NEWNS).context("cannot join the mount namespace")?;
-    Err(Command::new("/proc/self/exe").args(arguments).exec()).context("cannot execute myself")
+    setns(mounts.as_fd(), CloneFlags::CLONE_NEWNS).context("cannot join the mount namespace")
 }
 
 /// Executes `arguments` of this same program where this process is.
