@@ -50,6 +50,30 @@ pub enum Component {
     Dns,
 }
 
+/// Flags of a kubelet, of a cluster's own node or of one that joins another.
+#[derive(Args, Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Kubelet {
+    /// Pods the node takes [default: 110].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_pods: Option<u32>,
+    /// Processes a pod may have [default: as many as the machine].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pod_max_pids: Option<u32>,
+    /// What of this machine is kept from pods, as `cpu=500m,memory=1Gi`.
+    #[arg(long, value_name = "LIST")]
+    pub system_reserved: Option<String>,
+    /// Folder of static pods' manifests: the node runs them without anybody's asking.
+    #[arg(long, value_name = "DIR")]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Sysctls that pods may set beside the safe ones; `*` at the end of one stands for anything.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Below what the node is under pressure, as `memory.available<100Mi,nodefs.available<10%`
+    /// [default: upstream's; of a large disk half a gigabyte].
+    #[arg(long, value_name = "LIST")]
+    pub eviction_hard: Option<String>,
+}
+
 /// Flags of `up`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Up {
@@ -118,25 +142,9 @@ pub struct Up {
     /// Leave a component out, to run another in its place; several are separated by commas.
     #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
     pub disable: Vec<Component>,
-    /// Pods the node takes [default: 110].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_pods: Option<u32>,
-    /// Processes a pod may have [default: as many as the machine].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub pod_max_pids: Option<u32>,
-    /// What of this machine is kept from pods, as `cpu=500m,memory=1Gi`.
-    #[arg(long, value_name = "LIST")]
-    pub system_reserved: Option<String>,
-    /// Folder of static pods' manifests: the node runs them without anybody's asking.
-    #[arg(long, value_name = "DIR")]
-    pub pod_manifest_path: Option<PathBuf>,
-    /// Sysctls that pods may set beside the safe ones; `*` at the end of one stands for anything.
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub allowed_unsafe_sysctls: Vec<String>,
-    /// Below what the node is under pressure, as `memory.available<100Mi,nodefs.available<10%`
-    /// [default: upstream's; of a large disk half a gigabyte].
-    #[arg(long, value_name = "LIST")]
-    pub eviction_hard: Option<String>,
+    /// Of its kubelet.
+    #[command(flatten)]
+    pub kubelet: Kubelet,
     /// Write the kubeconfig of this cluster alone to FILE, instead of adding a context to your own.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
@@ -213,25 +221,9 @@ pub struct Agent {
     /// Labels of the node.
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
     pub node_labels: Vec<(String, String)>,
-    /// Pods the node takes.
-    #[arg(long, value_name = "N", default_value_t = 110, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_pods: u32,
-    /// Processes a pod may have [default: as many as the machine].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub pod_max_pids: Option<u32>,
-    /// What of this machine is kept from pods, as `cpu=500m,memory=1Gi`.
-    #[arg(long, value_name = "LIST")]
-    pub system_reserved: Option<String>,
-    /// Folder of static pods' manifests: the node runs them without anybody's asking.
-    #[arg(long, value_name = "DIR")]
-    pub pod_manifest_path: Option<PathBuf>,
-    /// Sysctls that pods may set beside the safe ones; `*` at the end of one stands for anything.
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub allowed_unsafe_sysctls: Vec<String>,
-    /// Below what the node is under pressure, as `memory.available<100Mi,nodefs.available<10%`
-    /// [default: upstream's; of a large disk half a gigabyte].
-    #[arg(long, value_name = "LIST")]
-    pub eviction_hard: Option<String>,
+    /// Of its kubelet.
+    #[command(flatten)]
+    pub kubelet: Kubelet,
     /// Run pods through another container runtime, by its CRI socket [default: the built-in one].
     #[arg(long, value_name = "unix:///PATH", value_parser = unix_socket)]
     pub container_runtime_endpoint: Option<PathBuf>,

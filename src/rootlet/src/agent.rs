@@ -14,7 +14,6 @@ use apiserver::pki::Pki;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use cli::args::Agent;
-use client::Informers;
 use k8s_openapi::api::core::v1::{Node, Service};
 use kube::Api;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -22,9 +21,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::member::Member;
 use crate::paths::Paths;
 use crate::settings::Settings;
-use crate::{control, cri, daemon, lock, logging, up, userns};
+use crate::{control, cri, daemon, lock, logging, member, up, userns};
 
 /// The kubelet's usual port.
 const KUBELET_PORT: u16 = 10250;
@@ -45,12 +45,7 @@ pub fn agent(arguments: &Agent) -> anyhow::Result<std::convert::Infallible> {
     let mut arguments = arguments.clone();
     arguments.kubeconfig = std::fs::canonicalize(&arguments.kubeconfig)
         .with_context(|| format!("--kubeconfig: cannot read {}", arguments.kubeconfig.display()))?;
-    if let Some(folder) = &mut arguments.pod_manifest_path {
-        *folder = std::path::absolute(&folder)?;
-    }
-    if let Some(thresholds) = &arguments.eviction_hard {
-        kubelet::check_eviction_hard(thresholds).context("--eviction-hard")?;
-    }
+    arguments.kubelet = member::checked(&arguments.kubelet)?;
     let paths = Paths::of(&arguments.cluster.name)?;
     paths.create()?;
     let held = lock::wait(&paths.lock("up")).context("cannot lock the node's folder")?;
@@ -267,13 +262,10 @@ async fn config(
         [] => cluster_dns(&client).await,
         asked => asked.to_vec(),
     };
-    Ok(kubelet::Config {
+    let member = Member {
         node_name,
-        informers: Informers::new(client.clone()),
         client,
         cri,
-        root_dir: paths.data.join("kubelet"),
-        pod_log_dir: paths.data.join("logs"),
         listen,
         tls: kubelet::Tls { cert_pem: pair.cert_pem, key_pem: pair.key_pem, client_ca_pem },
         cluster_dns,
@@ -281,14 +273,8 @@ async fn config(
         node_ip,
         dialer: dialer(paths).await?,
         labels: arguments.node_labels.iter().cloned().collect::<BTreeMap<_, _>>(),
-        taints: Vec::new(),
-        max_pods: arguments.max_pods,
-        static_pods: arguments.pod_manifest_path.clone(),
-        pod_pids_limit: arguments.pod_max_pids,
-        system_reserved: arguments.system_reserved.clone(),
-        allowed_unsafe_sysctls: arguments.allowed_unsafe_sysctls.clone(),
-        eviction_hard: arguments.eviction_hard.clone(),
-    })
+    };
+    Ok(member.config(&arguments.kubelet, paths))
 }
 
 /// The kubelet's socket: on the port asked for, or the usual one, or a free one.

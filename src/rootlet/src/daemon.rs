@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{self, Admin};
+use crate::member::Member;
 use crate::node::{DOMAIN, Plan, REVERSE};
 use crate::paths::Paths;
 use crate::plugins::PluginNetwork;
@@ -775,13 +776,10 @@ fn start_kubelet(
     )?;
     let client = component(server, &user, &["system:nodes"]);
     let cri = cri::client(runtime, settings.runtime_endpoint.as_deref())?;
-    let config = kubelet::Config {
+    let member = Member {
         node_name,
-        informers: Informers::new(client.clone()),
         client,
         cri,
-        root_dir: settings.paths.data.join("kubelet"),
-        pod_log_dir: settings.paths.data.join("logs"),
         listen: listener,
         tls: kubelet::Tls {
             cert_pem: certificate.cert_pem,
@@ -793,14 +791,8 @@ fn start_kubelet(
         node_ip: link.plan.node,
         dialer: Arc::new(Dialer(link.network.clone())),
         labels: BTreeMap::new(),
-        taints: Vec::new(),
-        max_pods: settings.max_pods,
-        static_pods: settings.static_pods.clone(),
-        pod_pids_limit: settings.pod_max_pids,
-        system_reserved: settings.system_reserved.clone(),
-        allowed_unsafe_sysctls: settings.allowed_unsafe_sysctls.clone(),
-        eviction_hard: settings.eviction_hard.clone(),
     };
+    let config = member.config(&settings.kubelet, &settings.paths);
     let stop = tasks.shutdown.clone();
     tasks.spawn("kubelet", async move { Ok(Box::pin(kubelet::run(config, stop)).await?) });
     Ok(())

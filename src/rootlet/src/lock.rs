@@ -47,6 +47,38 @@ pub fn holder(path: &Path) -> Option<u32> {
     text.trim().parse().ok()
 }
 
+/// How long a process that is dying may hold its locks.
+const DYING: Duration = Duration::from_secs(5);
+
+/// Waits for the end of a holder that is dying already: a killed process keeps its locks until the kernel has
+/// taken it apart. Who lives is not waited for.
+pub fn await_dying(path: &Path) {
+    let until = Instant::now() + DYING;
+    while holder(path).is_some_and(is_dying) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether the process is gone, a zombie, on its way out, or killed without having noticed (proc(5)).
+fn is_dying(pid: u32) -> bool {
+    /// `PF_EXITING` of the kernel's `linux/sched.h`.
+    const EXITING: u64 = 0x4;
+    const SIGKILL_PENDING: u64 = 1 << 8;
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let (Ok(stat), Ok(status)) = (read("stat"), read("status")) else { return true };
+    // The name, in parentheses, may contain anything.
+    let fields: Vec<&str> =
+        stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    let ended = fields.first().is_none_or(|state| matches!(*state, "Z" | "X" | "x"));
+    let flags = fields.get(6).and_then(|flags| flags.parse::<u64>().ok()).unwrap_or_default();
+    let killed = status.lines().any(|line| {
+        let pending = line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:"));
+        let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        pending.is_some_and(|mask| mask & SIGKILL_PENDING != 0)
+    });
+    ended || flags & EXITING != 0 || killed
+}
+
 /// Ends the holder of `path` with SIGTERM, and with SIGKILL if it still holds it after `grace`.
 pub fn end_holder(path: &Path, grace: Duration) -> io::Result<()> {
     let Some(pid) = holder(path) else { return Ok(()) };
@@ -114,5 +146,33 @@ mod tests {
         drop(held);
         assert_eq!(holder(&path), None);
         assert!(take(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn the_dying_are_waited_for_and_the_living_are_not() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("role.pid");
+        let held = take(&path).unwrap();
+        assert!(!is_dying(std::process::id()));
+        await_dying(&path);
+        assert!(holder(&path).is_some(), "this process lives");
+
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(&path, child.id().to_string()).unwrap();
+        assert!(!is_dying(child.id()));
+        child.kill().unwrap();
+        assert!(is_dying(child.id()), "killed, a zombie at last");
+        let freed = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                await_dying(&path);
+                freed.load(Ordering::SeqCst)
+            });
+            freed.store(true, Ordering::SeqCst);
+            drop(held);
+            assert!(waits.join().unwrap(), "it returned before the lock was free");
+        });
+        child.wait().unwrap();
     }
 }

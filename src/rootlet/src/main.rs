@@ -15,6 +15,7 @@ mod host_ports;
 mod image;
 mod lock;
 mod logging;
+mod member;
 mod node;
 mod paths;
 mod plugins;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use cli::access::Access;
-use cli::args::Component;
+use cli::args::{Component, Kubelet};
 use serde::{Deserialize, Serialize};
 
 use crate::paths::Paths;
@@ -37,24 +37,9 @@ pub struct Settings {
     /// Addresses of the host on which node ports and host ports are offered.
     #[serde(default = "loopback")]
     pub publish: Vec<IpAddr>,
-    /// Pods the node takes.
-    #[serde(default = "max_pods")]
-    pub max_pods: u32,
-    /// The folder of static pods' manifests.
+    /// Flags of the kubelet.
     #[serde(default)]
-    pub static_pods: Option<PathBuf>,
-    /// Most processes of a pod.
-    #[serde(default)]
-    pub pod_max_pids: Option<u32>,
-    /// What of the machine is kept from pods.
-    #[serde(default)]
-    pub system_reserved: Option<String>,
-    /// Sysctls that pods may set beside the safe ones.
-    #[serde(default)]
-    pub allowed_unsafe_sysctls: Vec<String>,
-    /// Below what the node is under pressure.
-    #[serde(default)]
-    pub eviction_hard: Option<String>,
+    pub kubelet: Kubelet,
     /// Where the configuration of CNI plugins is, if pods get their network by them.
     #[serde(default)]
     pub cni_conf_dir: Option<PathBuf>,
@@ -104,11 +89,6 @@ pub struct StoreAddress {
 /// Only programs on the host itself.
 pub fn loopback() -> Vec<IpAddr> {
     vec![Ipv4Addr::LOCALHOST.into()]
-}
-
-/// Upstream's default.
-pub fn max_pods() -> u32 {
-    110
 }
 
 fn all_controllers() -> Vec<String> {

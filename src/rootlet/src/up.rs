@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::control::{self, Client};
 use crate::paths::{Paths, home};
 use crate::settings::{Settings, StoreAddress};
-use crate::{lock, scope, userns};
+use crate::{lock, member, scope, userns};
 
 /// Carries out `rootlet up`.
 pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
@@ -29,6 +29,9 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
     paths.create()?;
     let held = lock::wait(&paths.lock("up")).context("cannot lock the cluster")?;
     let settings = settings(arguments, paths.clone())?;
+    for role in ["daemon", "runtime", "node"] {
+        lock::await_dying(&paths.lock(role));
+    }
     if lock::holder(&paths.lock("daemon")).is_some() {
         println!("Cluster {:?} is already running.", paths.name);
     } else {
@@ -42,12 +45,6 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
 pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Settings> {
     let known = Settings::read(&paths.settings())?;
     controllers::check(&arguments.controllers).context("--controllers")?;
-    if let Some(thresholds) = &arguments.eviction_hard {
-        kubelet::check_eviction_hard(thresholds).context("--eviction-hard")?;
-    }
-    if let Some(reserved) = &arguments.system_reserved {
-        kubelet::check_system_reserved(reserved).context("--system-reserved")?;
-    }
     let registries = match &arguments.registries {
         Some(file) => Some(
             std::fs::canonicalize(file)
@@ -80,12 +77,7 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
             ([], None) => crate::settings::loopback(),
             (asked, _) => asked.to_vec(),
         },
-        max_pods: arguments.max_pods.unwrap_or_else(crate::settings::max_pods),
-        static_pods: arguments.pod_manifest_path.as_ref().map(std::path::absolute).transpose()?,
-        pod_max_pids: arguments.pod_max_pids,
-        system_reserved: arguments.system_reserved.clone(),
-        allowed_unsafe_sysctls: arguments.allowed_unsafe_sysctls.clone(),
-        eviction_hard: arguments.eviction_hard.clone(),
+        kubelet: member::checked(&arguments.kubelet)?,
         cni_conf_dir: arguments
             .cni_conf_dir
             .as_ref()

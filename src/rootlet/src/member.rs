@@ -1,0 +1,72 @@
+//! A node as a member of a cluster: what its kubelet is run with, whether the cluster is our own or another.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, TcpListener};
+use std::sync::Arc;
+
+use anyhow::Context;
+use cli::args::Kubelet;
+use client::Informers;
+
+use crate::paths::Paths;
+
+/// What a kubelet is told by the cluster it belongs to; `kubelet::Config` says what each means.
+pub struct Member {
+    pub node_name: String,
+    pub client: kube::Client,
+    pub cri: kubelet::Cri,
+    pub listen: TcpListener,
+    pub tls: kubelet::Tls,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    pub node_ip: IpAddr,
+    pub dialer: Arc<dyn kubelet::Dialer>,
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Member {
+    /// With what the user says of the node, and where its files are.
+    pub fn config(self, flags: &Kubelet, paths: &Paths) -> kubelet::Config {
+        let flags = flags.clone();
+        kubelet::Config {
+            node_name: self.node_name,
+            informers: Informers::new(self.client.clone()),
+            client: self.client,
+            cri: self.cri,
+            root_dir: paths.data.join("kubelet"),
+            pod_log_dir: paths.data.join("logs"),
+            listen: self.listen,
+            tls: self.tls,
+            cluster_dns: self.cluster_dns,
+            cluster_domain: self.cluster_domain,
+            node_ip: self.node_ip,
+            dialer: self.dialer,
+            labels: self.labels,
+            taints: Vec::new(),
+            max_pods: flags.max_pods.unwrap_or(MAX_PODS),
+            static_pods: flags.pod_manifest_path,
+            pod_pids_limit: flags.pod_max_pids,
+            system_reserved: flags.system_reserved,
+            allowed_unsafe_sysctls: flags.allowed_unsafe_sysctls,
+            eviction_hard: flags.eviction_hard,
+        }
+    }
+}
+
+/// Upstream's default.
+const MAX_PODS: u32 = 110;
+
+/// The flags as a process in another folder can use them; what is mistyped is told before anything starts.
+pub fn checked(flags: &Kubelet) -> anyhow::Result<Kubelet> {
+    if let Some(thresholds) = &flags.eviction_hard {
+        kubelet::check_eviction_hard(thresholds).context("--eviction-hard")?;
+    }
+    if let Some(reserved) = &flags.system_reserved {
+        kubelet::check_system_reserved(reserved).context("--system-reserved")?;
+    }
+    let mut flags = flags.clone();
+    if let Some(folder) = &mut flags.pod_manifest_path {
+        *folder = std::path::absolute(&folder).context("--pod-manifest-path")?;
+    }
+    Ok(flags)
+}
