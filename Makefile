@@ -3,7 +3,7 @@
 TARGET := x86_64-unknown-linux-gnu
 PREFIX ?= $(HOME)/.local
 
-.PHONY: help setup build demo test check unit e2e openapi test-vm deny bench install clean
+.PHONY: help setup build demo test check unit e2e openapi test-vm deny bench install reference dist dist-check deb clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,5 +52,23 @@ bench: build ## speed, side by side with podman, crun, the stock loops, and past
 	tests/bench-api.sh
 	tests/bench-network.sh
 
-install: build ## copy bin/rootlet to $(PREFIX)/bin
+install: build ## copy bin/rootlet to $(PREFIX)/bin, with manual pages and bash's completion
 	install -D -m 755 bin/rootlet $(PREFIX)/bin/rootlet
+	bin/rootlet man $(PREFIX)/share/man/man1
+	@mkdir -p $(PREFIX)/share/bash-completion/completions
+	bin/rootlet completions bash > $(PREFIX)/share/bash-completion/completions/rootlet
+
+reference: ## write docs/reference.md from what the command line says
+	@cargo run -q --locked -p rootlet -- man --markdown > docs/.reference.md
+	@mv docs/.reference.md docs/reference.md
+
+dist: ## a release in dist/: archive, Debian package, list of parts, checksums
+	.ci/dist.sh
+
+dist-check: ## build the release twice, in two places, and compare the bytes
+	DIST_TARGET=$(CURDIR)/target/dist-1 .ci/dist.sh '' dist/1 >/dev/null
+	DIST_TARGET=$(CURDIR)/target/dist-2 .ci/dist.sh '' dist/2 >/dev/null
+	diff -r dist/1 dist/2 && echo 'the same bytes'
+
+deb: dist ## the Debian package, in dist/
+	@ls dist/*.deb
