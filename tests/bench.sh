@@ -65,7 +65,10 @@ echo "== rootlet ($(stat -c %s bin/rootlet) bytes)"
 down="rootlet delete --name bench"
 after=$down median_ms "up --ephemeral, node Ready" rootlet up --name bench --ephemeral --kubeconfig "$place/kubeconfig"
 after=$down median_ms "up, node Ready" rootlet up --name bench --kubeconfig "$place/kubeconfig"
+median_ms "ci -- true, from nothing to nothing" rootlet ci -- true
 rootlet up --name bench --kubeconfig "$place/kubeconfig" >/dev/null
+# While the API is away; pods do not notice.
+median_ms "up --upgrade" rootlet up --name bench --upgrade --kubeconfig "$place/kubeconfig"
 rootlet image load --name bench "$place/busybox.tar" >/dev/null
 sleep 5
 idle=$(memory_kib "exe (node|daemon)-inside")

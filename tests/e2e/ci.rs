@@ -97,6 +97,104 @@ fn a_killed_run_leaves_nothing() {
 }
 
 #[test]
+fn several_run_at_once_and_a_terminated_one_takes_everything_down() {
+    let host = Cluster::prepared();
+    let nameless = |script: &str| {
+        let mut command = Command::new(place().join("rootlet"));
+        host.settle(&mut command);
+        command.args(["ci", "--", "sh", "-c", script]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("it starts")
+    };
+    let nodes = format!("{} get nodes -o name", kubectl());
+    let mut endless = nameless(&format!("{nodes} && touch there && exec sleep 1000"));
+    let others = [nameless(&nodes), nameless(&format!("{nodes}; exit 3"))];
+    for (run, code) in others.into_iter().zip([0, 3]) {
+        let node = format!("node/rootlet-ci-{}\n", run.id());
+        let said = run.wait_with_output().expect("it ends");
+        let err = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(code), "{err}");
+        assert_eq!(String::from_utf8_lossy(&said.stdout), node, "{err}");
+    }
+    eventually("the third command runs", || {
+        host.path("there").exists().then_some(()).ok_or_else(String::new)
+    });
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(endless.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    let ended = endless.wait().expect("it ends");
+    assert_eq!(ended.code(), Some(143), "the command's end is ours");
+    for folder in ["data/rootlet", "rootlet"] {
+        assert!(!host.path(folder).exists(), "{folder} is there");
+    }
+    let busy = run(ci(&host, &["--apply", "absent.yaml", "--", "true"]).env("HOME", "/"));
+    assert_eq!(busy.code, Some(125), "the failure is not the command's: {}", busy.err);
+    assert!(busy.err.contains("cannot read absent.yaml"), "{}", busy.err);
+}
+
+#[test]
+fn a_run_that_is_interrupted_during_its_start_leaves_nothing() {
+    let host = Cluster::prepared();
+    let mut starting = ci(&host, &["--", "touch", "there"]);
+    let mut starting =
+        starting.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let settings = host.path("data/rootlet").join(&host.name).join("settings.json");
+    eventually("it has begun", || settings.exists().then_some(()).ok_or_else(String::new));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(starting.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
+    starting.wait().expect("it ends");
+    eventually("everything is removed", || gone(&host));
+    assert!(!host.path("there").exists(), "the command does not run any more");
+    let left = crate::hygiene::processes(&host.word());
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Serves what Docker and Podman serve of one image, until the test ends.
+fn engine(socket: &std::path::Path, image: &'static str, archive: Vec<u8>) {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::os::unix::net::UnixListener::bind(socket).expect("it can listen");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("somebody connects");
+            let mut lines = BufReader::new(&stream).lines();
+            let first = lines.next().expect("a request").expect("it can be read");
+            // The rest of the head; there is no body.
+            let _ =
+                lines.take_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).count();
+            let (status, body) = match first.split(' ').nth(1).expect("a path") {
+                path if path == format!("/images/{image}/json") => ("200 OK", &b"{}"[..]),
+                path if path == format!("/images/{image}/get") => ("200 OK", &archive[..]),
+                _ => ("404 Not Found", &b"{\"message\":\"No such image\"}"[..]),
+            };
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+        }
+    });
+}
+
+#[test]
+fn images_come_straight_from_another_engine() {
+    let cluster = Cluster::prepared();
+    cluster.up(&["--ephemeral"]);
+    let socket = cluster.path("engine.sock");
+    engine(&socket, BUSYBOX, fs::read(place().join("busybox.tar")).expect("it is there"));
+    let load = |image: &str| {
+        let mut command = cluster.command("rootlet");
+        command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
+        run(command.args(["image", "load", image, "--name", &cluster.name]))
+    };
+    let loaded = load(BUSYBOX);
+    assert_eq!(loaded.out, format!("Loaded {BUSYBOX}\n"), "{}", loaded.err);
+    assert!(cluster.rootlet_ok(&["image", "ls"]).contains(BUSYBOX));
+    let absent = load("absent:1");
+    assert_eq!(absent.code, Some(1), "{}", absent.out);
+    assert!(absent.err.contains("engine.sock"), "it says who was asked: {}", absent.err);
+    assert!(absent.err.contains("rootlet image pull absent:1"), "{}", absent.err);
+    let build = cluster.rootlet(&["image", "build", "."]);
+    assert_eq!(build.code, Some(2), "{}", build.out);
+    assert!(build.err.contains("buildah"), "{}", build.err);
+}
+
+#[test]
 fn images_are_saved_checked_and_pruned() {
     let cluster = Cluster::ephemeral();
     cluster.rootlet_ok(&["image", "save", BUSYBOX, "-o", "saved.tar"]);

@@ -29,10 +29,12 @@ pub enum Error {
 }
 
 /// One object of a manifest.
-#[derive(Debug, PartialEq)]
-struct Document {
-    at: String,
-    value: Value,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    /// Where it stands, such as `app.yaml, document 2`.
+    pub at: String,
+    /// The object.
+    pub value: Value,
 }
 
 impl Document {
@@ -52,23 +54,38 @@ pub async fn apply(
     files: &[PathBuf],
     mut said: impl FnMut(String),
 ) -> Result<(), Error> {
-    let mut kinds = Kinds { client, known: HashMap::new() };
+    let mut kinds = Kinds::new(client, MANAGER);
     for file in files {
         for document in read(file)? {
-            said(kinds.apply(&document).await?);
+            said(format!("{} serverside-applied", kinds.apply(&document).await?));
         }
     }
     Ok(())
 }
 
 fn read(path: &Path) -> Result<Vec<Document>, Error> {
-    let failed = |source| Error::Read { path: path.to_owned(), source };
     if !path.is_dir() {
-        let text = fs::read_to_string(path).map_err(failed)?;
-        return documents(&path.display().to_string(), &text);
+        return read_file(path);
     }
+    let mut all = Vec::new();
+    for file in files(path)? {
+        all.extend(read_file(&file)?);
+    }
+    Ok(all)
+}
+
+/// The objects of one file.
+pub fn read_file(path: &Path) -> Result<Vec<Document>, Error> {
+    let failed = |source| Error::Read { path: path.to_owned(), source };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    documents(&path.display().to_string(), &text)
+}
+
+/// The manifests in a folder, by name.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed = |source| Error::Read { path: folder.to_owned(), source };
     let mut files = Vec::new();
-    for entry in fs::read_dir(path).map_err(failed)? {
+    for entry in fs::read_dir(folder).map_err(failed)? {
         let file = entry.map_err(failed)?.path();
         let manifest = file.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
         if manifest && file.is_file() {
@@ -76,11 +93,7 @@ fn read(path: &Path) -> Result<Vec<Document>, Error> {
         }
     }
     files.sort();
-    let mut all = Vec::new();
-    for file in files {
-        all.extend(read(&file)?);
-    }
-    Ok(all)
+    Ok(files)
 }
 
 /// The objects of a file; those of lists one by one.
@@ -127,32 +140,85 @@ struct Kind {
     namespaced: bool,
 }
 
-struct Kinds<'a> {
+/// Which object was applied.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// Such as `apps/v1`.
+    pub api_version: String,
+    /// Such as `Deployment`.
+    pub kind: String,
+    /// Where objects of the kind are, such as `deployments`.
+    pub resource: String,
+    /// Its namespace, if its kind has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+}
+
+/// As kubectl names it: `deployment.apps/web`.
+impl std::fmt::Display for Applied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let group = self
+            .api_version
+            .split_once('/')
+            .map_or(String::new(), |(group, _)| format!(".{group}"));
+        write!(f, "{}{group}/{}", self.kind.to_lowercase(), self.name)
+    }
+}
+
+impl Applied {
+    fn path(&self) -> String {
+        let namespace = self.namespace.as_ref().map(|namespace| format!("/namespaces/{namespace}"));
+        let (root, namespace) = (root(&self.api_version), namespace.unwrap_or_default());
+        format!("{root}{namespace}/{}/{}", self.resource, self.name)
+    }
+}
+
+/// Removes an object; it is no error if it, or its kind, is gone.
+pub async fn delete(client: &Client, object: &Applied) -> Result<(), Error> {
+    let refused = |message: String| Error::Refused { at: object.to_string(), message };
+    let request = Request::delete(format!("{}?propagationPolicy=Background", object.path()))
+        .body(Vec::new())
+        .map_err(|error| refused(error.to_string()))?;
+    match client.request::<Value>(request).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(refused(message(error))),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Applies documents one by one, and remembers where their kinds are served.
+pub struct Kinds<'a> {
     client: &'a Client,
+    manager: &'static str,
     known: HashMap<(String, String), Kind>,
 }
 
-impl Kinds<'_> {
-    async fn apply(&mut self, document: &Document) -> Result<String, Error> {
-        let version = document.text("/apiVersion")?.to_owned();
+impl<'a> Kinds<'a> {
+    /// `manager` is who owns the fields.
+    pub fn new(client: &'a Client, manager: &'static str) -> Self {
+        Self { client, manager, known: HashMap::new() }
+    }
+
+    /// Makes the object what the document says.
+    pub async fn apply(&mut self, document: &Document) -> Result<Applied, Error> {
+        let api_version = document.text("/apiVersion")?.to_owned();
         let kind = document.text("/kind")?.to_owned();
-        let name = document.text("/metadata/name")?;
-        let Kind { plural, namespaced } = self.kind(document, &version, &kind).await?;
+        let name = document.text("/metadata/name")?.to_owned();
+        let Kind { plural, namespaced } = self.kind(document, &api_version, &kind).await?;
         let namespace = document.value["metadata"]["namespace"].as_str().unwrap_or("default");
-        let namespace = if namespaced { format!("/namespaces/{namespace}") } else { String::new() };
-        let path = format!(
-            "{}{namespace}/{plural}/{name}?fieldManager={MANAGER}&force=true",
-            root(&version)
-        );
+        let namespace = namespaced.then(|| namespace.to_owned());
+        let applied = Applied { api_version, kind, resource: plural, namespace, name };
+        let path = format!("{}?fieldManager={}&force=true", applied.path(), self.manager);
         let refused = |message: String| Error::Refused { at: document.at.clone(), message };
         let request = Request::patch(path)
             .header("content-type", "application/apply-patch+yaml")
             .body(document.value.to_string().into_bytes())
             .map_err(|error| refused(error.to_string()))?;
         self.client.request::<Value>(request).await.map_err(|error| refused(message(error)))?;
-        let group =
-            version.split_once('/').map_or_else(String::new, |(group, _)| format!(".{group}"));
-        Ok(format!("{}{group}/{name} serverside-applied", kind.to_lowercase()))
+        Ok(applied)
     }
 
     async fn kind(&mut self, of: &Document, version: &str, kind: &str) -> Result<Kind, Error> {

@@ -16,9 +16,15 @@ use clap::{Args, Parser, Subcommand};
   kubectl run hello --image busybox --restart Never -- echo hello
   rootlet trace pod/hello           what each step of that pod's start took
   rootlet down                      stop everything, keep the data
-  rootlet doctor                    what this machine lacks, and how to mend it"
+  rootlet doctor                    what this machine lacks, and how to mend it
+
+Exit codes: 0 done, 1 failed, 2 wrong use; `rootlet ci` returns its command's, or 125 when there was no cluster.
+Output has no colour where NO_COLOR is set, and no progress bars where it is not a terminal."
 )]
 pub struct Cli {
+    /// Say nothing but errors and what was asked for.
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -145,9 +151,16 @@ pub struct Up {
     /// Of its kubelet.
     #[command(flatten)]
     pub kubelet: Kubelet,
+    /// Apply the manifests in this folder, and keep them applied: files that change or come are applied, what
+    /// leaves the folder is removed.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
     /// Write the kubeconfig of this cluster alone to FILE, instead of adding a context to your own.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// Put this build of rootlet in the place of the one that runs, with its settings; pods go on running.
+    #[arg(long, conflicts_with = "ephemeral")]
+    pub upgrade: bool,
     /// Stay in the foreground until SIGTERM or SIGINT, then stop the cluster.
     #[arg(long)]
     pub foreground: bool,
@@ -165,7 +178,7 @@ pub struct Ci {
     /// Registry mirrors, credentials and CAs, in the format of k3s' registries.yaml.
     #[arg(long, value_name = "FILE")]
     pub registries: Option<PathBuf>,
-    /// An archive to load, or an image to pull, before COMMAND starts.
+    /// An archive to load, or an image: of Docker or Podman where one has it, else of its registry.
     #[arg(long, value_name = "IMAGE")]
     pub load: Vec<String>,
     /// A manifest, or a folder of them, to apply before COMMAND starts.
@@ -246,6 +259,46 @@ pub struct Cri {
     pub runtime: Runtime,
 }
 
+/// Flags of `status`.
+#[derive(Args, Clone, Debug)]
+pub struct Status {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// `text` or `json`.
+    #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+    pub output: String,
+}
+
+/// Flags of `doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct Doctor {
+    /// Mend what an ordinary user can: remains of clusters that are gone, files that others can read, a service
+    /// that would not start at boot. What needs root is told as commands.
+    #[arg(long)]
+    pub fix: bool,
+    /// `text` or `json`.
+    #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+    pub output: String,
+}
+
+/// Flags of `logs`.
+#[derive(Args, Clone, Debug)]
+pub struct Logs {
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Go on printing what is written, until the process ends.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last N lines.
+    #[arg(long, value_name = "N")]
+    pub tail: Option<usize>,
+    /// Whose: the `daemon` has the control plane, the kubelet and the runtime; the `node` the network.
+    #[arg(long, value_name = "PROCESS", default_value = "daemon", value_parser = ["daemon", "node"])]
+    pub process: String,
+}
+
 /// `rootlet …`
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -257,8 +310,11 @@ pub enum Command {
   rootlet up --container-runtime-endpoint unix://$XDG_RUNTIME_DIR/rootlet/default/cri.sock
   rootlet up --disable scheduler          then start one of your own with `rootlet kubeconfig`")]
     Up(Box<Up>),
-    /// Tell whether the cluster runs, where its API is, and how its node and pods are.
-    Status(Cluster),
+    /// Tell whether the cluster runs, where its API is, what is published, and what is not well.
+    #[command(after_help = "It returns 1 when the cluster does not run.
+Example:
+  rootlet status -o json | jq -r .server")]
+    Status(Status),
     /// Stop the cluster and its pods; its data stays.
     Down(Cluster),
     /// Stop the cluster and remove all its data.
@@ -268,7 +324,16 @@ pub enum Command {
   rootlet kubeconfig > ~/rootlet.yaml && kubectl --kubeconfig ~/rootlet.yaml get nodes")]
     Kubeconfig(Cluster),
     /// Check this machine: what works, what is limited, and the exact remedy.
-    Doctor,
+    #[command(after_help = "It returns 1 when rootlet cannot start on this machine.")]
+    Doctor(Doctor),
+    /// Print what the cluster's own processes have written.
+    #[command(after_help = "Examples:
+  rootlet logs --tail 20
+  rootlet logs -f --process node")]
+    Logs(Logs),
+    /// Have the user's systemd start the cluster.
+    #[command(subcommand)]
+    Service(Service),
     /// Images of the cluster's node.
     #[command(subcommand)]
     Image(Image),
@@ -343,6 +408,17 @@ and name it in the network's configuration:
     Bench(Bench),
     /// Print the version.
     Version,
+    /// Write the manual pages into a folder.
+    #[command(after_help = "Example:
+  rootlet man ~/.local/share/man/man1 && man rootlet-up")]
+    Man {
+        /// The folder; made if it is not there.
+        #[arg(value_name = "DIR", required_unless_present = "markdown")]
+        folder: Option<PathBuf>,
+        /// Print the reference of docs/ instead.
+        #[arg(long, hide = true, conflicts_with = "folder")]
+        markdown: bool,
+    },
     /// Print a shell completion script.
     #[command(after_help = "Example:
   rootlet completions bash > ~/.local/share/bash-completion/completions/rootlet")]
@@ -398,15 +474,44 @@ pub enum Bench {
     },
 }
 
+/// `rootlet service …`
+#[derive(Debug, Subcommand)]
+pub enum Service {
+    /// Write a unit for the cluster, enable and start it.
+    #[command(after_help = "Examples:
+  rootlet service install
+  rootlet service install --name dev -- --ingress --publish 192.0.2.7
+  loginctl enable-linger          start it at boot rather than at the first login")]
+    Install {
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+        /// Do not start it now.
+        #[arg(long)]
+        no_start: bool,
+        /// Flags of `rootlet up`.
+        #[arg(last = true, value_name = "FLAGS")]
+        flags: Vec<String>,
+    },
+    /// Stop the cluster, and remove its unit; the data stays.
+    Uninstall(Cluster),
+    /// Tell how the unit is. It returns 1 when it is not active.
+    Status(Cluster),
+}
+
 /// `rootlet image …`
 #[derive(Debug, Subcommand)]
 pub enum Image {
-    /// Load archives (docker save, OCI archive or layout; plain, gzip or zstd); `-` is standard input.
+    /// Load archives (docker save, OCI archive or layout; plain, gzip or zstd), or images of Docker or Podman.
     #[command(after_help = "Examples:
   rootlet image load app.tar
-  docker save app:1 | rootlet image load -")]
+  rootlet image load app:1                   an image that Docker or Podman on this machine has
+  ssh builder docker save app:1 | rootlet image load -
+
+Docker and Podman are asked at DOCKER_HOST and CONTAINER_HOST (unix://), in XDG_RUNTIME_DIR and /run;
+where Podman serves no socket, the program itself.")]
     Load {
-        /// The archives.
+        /// Archives, `-` for standard input, or names of images.
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
         /// The cluster.
@@ -423,7 +528,14 @@ pub enum Image {
         cluster: Cluster,
     },
     /// List the images.
-    Ls(Cluster),
+    Ls {
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
+        /// `text` or `json`.
+        #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+        output: String,
+    },
     /// Write images into an archive that `docker load` and `image load` take.
     #[command(after_help = "Example:
   rootlet image save app:1 db:2 -o images.tar")]

@@ -81,10 +81,11 @@ pub fn merge(path: &Path, context: &str, access: &Access) -> Result<bool, Error>
     })
 }
 
-/// Removes `context`, with its cluster and user, from the kubeconfig at `path`.
-pub fn remove(path: &Path, context: &str) -> Result<(), Error> {
+/// Removes `context`, with its cluster and user, from the kubeconfig at `path`. Returns whether the file is there
+/// and nothing is left in it.
+pub fn remove(path: &Path, context: &str) -> Result<bool, Error> {
     if !path.exists() {
-        return Ok(());
+        return Ok(false);
     }
     edit(path, |config| {
         for list in ["clusters", "users", "contexts"] {
@@ -95,7 +96,27 @@ pub fn remove(path: &Path, context: &str) -> Result<(), Error> {
         if config.get("current-context").is_some_and(|current| current == context) {
             config.insert("current-context".into(), "".into());
         }
+        let none =
+            |list: &str| config.get(list).and_then(Value::as_array).is_none_or(Vec::is_empty);
+        ["clusters", "users", "contexts"].into_iter().all(none)
     })
+}
+
+/// The contexts at `path` whose clusters are on this machine's loopback and have the context's own name, as those
+/// of [`merge`] are. None where the file cannot be read.
+pub fn local_contexts(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let config: Value = serde_saphyr::from_str(&text).unwrap_or_default();
+    let names = |list: &str, fits: &dyn Fn(&Value) -> bool| -> Vec<String> {
+        let entries = config[list].as_array().into_iter().flatten();
+        let found = entries.filter(|entry| fits(entry)).filter_map(|entry| entry["name"].as_str());
+        found.map(str::to_owned).collect()
+    };
+    let local = names("clusters", &|cluster| {
+        cluster["cluster"]["server"].as_str().is_some_and(|s| s.starts_with("https://127.0.0.1:"))
+    });
+    let contexts = names("contexts", &|context| context["context"]["cluster"] == context["name"]);
+    contexts.into_iter().filter(|context| local.contains(context)).collect()
 }
 
 /// Writes `text` to `path`, readable by its owner alone, all or nothing.

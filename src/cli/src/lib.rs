@@ -6,6 +6,8 @@ pub mod apply;
 pub mod args;
 pub mod doctor;
 pub mod kubeconfig;
+pub mod reference;
 pub mod report;
+pub mod status;
 pub mod trace;
 pub mod why;

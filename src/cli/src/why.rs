@@ -297,6 +297,9 @@ impl Pod<'_> {
             format!("It said: {}", message.trim())
         });
         match code {
+            _ if message.contains("failed to mount") => {
+                verdict.mend("`rootlet doctor` says what of it this machine, or the container it runs in, forbids")
+            }
             126 | 128 => {
                 verdict.mend("see that its command exists in the image, for this architecture")
             }

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, bail};
@@ -20,9 +19,18 @@ const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// Shells add the signal's number to this.
 const SIGNALLED: u8 = 128;
+/// That of programs which run others, env(1) among them, when the failure is their own.
+const OWN_FAILURE: u8 = 125;
 
 /// Brings a cluster up, runs the command, takes the cluster down, and returns the command's exit code.
-pub fn run(arguments: &cli::args::Ci) -> anyhow::Result<ExitCode> {
+pub fn run(arguments: &cli::args::Ci) -> ExitCode {
+    around(arguments).unwrap_or_else(|error| {
+        let _ = crate::tell(&error);
+        ExitCode::from(OWN_FAILURE)
+    })
+}
+
+fn around(arguments: &cli::args::Ci) -> anyhow::Result<ExitCode> {
     let name = arguments.name.clone().unwrap_or_else(|| format!("ci-{}", std::process::id()));
     let paths = Paths::of(&name)?;
     if lock::holder(&paths.lock("daemon")).is_some() {
@@ -47,15 +55,10 @@ fn inside(arguments: &cli::args::Ci, paths: &Paths) -> anyhow::Result<u8> {
         controllers: vec!["*".to_owned()],
         ..cli::args::Up::default()
     };
-    drop(up::launch(&flags, paths)?);
+    drop(up::launch(&flags, paths).context("cannot bring up a cluster for the command")?);
     let client = Client::new(paths);
     for image in &arguments.load {
-        let images = if Path::new(image).is_file() {
-            client.load(Some(Path::new(image)), |_| {})
-        } else {
-            client.pull(image, |_| {})
-        };
-        images.with_context(|| format!("--load {image}"))?;
+        client.bring(image).with_context(|| format!("--load {image}"))?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let code = runtime.block_on(async {
@@ -78,7 +81,6 @@ async fn command(words: &[OsString], paths: &Paths) -> anyhow::Result<u8> {
     let Some((program, rest)) = words.split_first() else { bail!("COMMAND is missing") };
     let mut terminated = signal(SignalKind::terminate())?;
     let mut hung_up = signal(SignalKind::hangup())?;
-    // At a terminal the command gets this one as well.
     let mut interrupted = signal(SignalKind::interrupt())?;
     let started = tokio::process::Command::new(program)
         .args(rest)
@@ -100,11 +102,21 @@ async fn command(words: &[OsString], paths: &Paths) -> anyhow::Result<u8> {
             _ = hung_up.recv() => Signal::SIGHUP,
             _ = interrupted.recv() => Signal::SIGINT,
         };
+        if number == Signal::SIGINT && at_terminal() {
+            // The terminal has sent it to the command as well; twice may mean more than once.
+            continue;
+        }
         if let Some(pid) = pid {
             // It may have ended just now.
             let _ = kill(pid, number);
         }
     }
+}
+
+/// Whether this process is in the foreground of a terminal.
+fn at_terminal() -> bool {
+    let Ok(terminal) = std::fs::File::open("/dev/tty") else { return false };
+    rustix::termios::tcgetpgrp(&terminal).is_ok_and(|group| group == rustix::process::getpgrp())
 }
 
 fn code(status: ExitStatus) -> u8 {

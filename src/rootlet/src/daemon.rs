@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{self, Admin};
+use crate::manifests::{Keeper, Kept};
 use crate::member::Member;
 use crate::node::{DOMAIN, Plan, REVERSE};
 use crate::paths::Paths;
@@ -146,6 +147,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
         start_kubelet(&mut tasks, &server, &settings, listener, runtime.as_ref(), &link)?;
     }
 
+    let manifests = start_manifests(&mut tasks, &server, &settings);
     let (down, mut asked) = mpsc::channel(1);
     let cluster = control::Cluster {
         server: format!("https://127.0.0.1:{api_port}"),
@@ -153,6 +155,9 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
         informers: informers.clone(),
         store: store.clone(),
         tracer,
+        ephemeral: settings.ephemeral,
+        publish: settings.publish.clone(),
+        manifests,
     };
     let images = containers.map(|containers| containers.images);
     let state = control::State { started, images, down, cluster: Some(cluster) };
@@ -176,6 +181,10 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     tracing::info!(elapsed_ms = started.elapsed().as_millis() as u64, "the node is Ready");
 
     let stopped = wait(&mut asked, &mut tasks).await?;
+    if stopped.is_some() {
+        // For a service manager, which would start it again.
+        let _ = std::fs::write(paths.stopped(), "");
+    }
     stop(Stop { shutdown, serving, tasks, server, store, runtime, stopped, sockets }).await
 }
 
@@ -796,6 +805,24 @@ fn start_kubelet(
     let stop = tasks.shutdown.clone();
     tasks.spawn("kubelet", async move { Ok(Box::pin(kubelet::run(config, stop)).await?) });
     Ok(())
+}
+
+/// Keeps the folder of `--manifests` applied, as an administrator would.
+fn start_manifests(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    settings: &Settings,
+) -> Option<Arc<Mutex<Kept>>> {
+    let folder = settings.manifests.clone()?;
+    let client = component(server, "system:addon-manager", &["system:masters"]);
+    let keeper = Keeper::new(client, folder);
+    let kept = keeper.kept();
+    let stop = tasks.shutdown.clone();
+    tasks.spawn("keeper of manifests", async move {
+        keeper.run(stop).await;
+        Ok(())
+    });
+    Some(kept)
 }
 
 /// Reaches pods from a process in the host's network.

@@ -2,15 +2,32 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 use cli::doctor::Check;
 
 use crate::paths::{Paths, account};
-use crate::userns;
+use crate::{mend, scope, userns};
 
-/// Everything there is to look at.
-pub fn checks() -> Vec<Check> {
+/// Carries out `rootlet doctor`.
+pub fn doctor(arguments: &cli::args::Doctor) -> anyhow::Result<ExitCode> {
+    let own = mend::checks(arguments.fix);
+    let mut checks = checks();
+    checks.extend(own);
+    if arguments.output == "json" {
+        println!("{}", serde_json::to_string_pretty(&checks)?);
+    } else {
+        print!("{}", cli::doctor::text(&checks));
+        if arguments.fix && checks.iter().any(|check| !check.remedy.is_empty()) {
+            println!("What is left needs root, or another machine: the commands are above.");
+        }
+    }
+    let broken = checks.iter().any(|check| check.level == cli::doctor::Level::Broken);
+    Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Everything there is to look at on this machine.
+fn checks() -> Vec<Check> {
     let user = user();
     let mut checks = vec![user_namespaces(&user), subordinate_ids(&user), newuidmap()];
     checks.extend(probe());
@@ -70,8 +87,7 @@ fn user_namespaces(user: &str) -> Check {
     Check::broken(
         NAME,
         "the kernel or a security policy forbids them",
-        "in a container: start it with --privileged, or with \
-         --security-opt seccomp=unconfined --security-opt apparmor=unconfined",
+        format!("in a container: {UNHIDE}"),
     )
 }
 
@@ -94,8 +110,20 @@ fn subordinate_ids(user: &str) -> Check {
             "{uids} uids and {gids} gids of the 65536 that images expect; without any, containers \
              have one user, and images with files of others unpack as that user"
         ),
-        format!("sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"),
+        give_ids(user, uid, &fs::read_to_string("/etc/subuid").unwrap_or_default()),
     )
+}
+
+/// The command that gives a user the first ids after those of all others. usermod knows only users of this
+/// machine's own list.
+fn give_ids(user: &str, uid: u32, given: &str) -> String {
+    let first = userns::first_free(given);
+    let last = first + 65535;
+    if account(uid).is_some() {
+        format!("sudo usermod --add-subuids {first}-{last} --add-subgids {first}-{last} {user}")
+    } else {
+        format!("echo {uid}:{first}:65536 | sudo tee -a /etc/subuid /etc/subgid")
+    }
 }
 
 fn newuidmap() -> Check {
@@ -111,8 +139,28 @@ fn newuidmap() -> Check {
     Check::limited(
         NAME,
         format!("{} not found: subordinate ids cannot be used", missing.join(" and ")),
-        "sudo apt-get install uidmap        (Debian, Ubuntu)\n\
-         sudo dnf install shadow-utils      (Fedora)",
+        install_newuidmap(&fs::read_to_string("/etc/os-release").unwrap_or_default()),
+    )
+}
+
+/// As this distribution calls it (os-release(5)).
+fn install_newuidmap(release: &str) -> &'static str {
+    let ids = release
+        .lines()
+        .filter_map(|line| line.strip_prefix("ID=").or(line.strip_prefix("ID_LIKE=")));
+    let ids: Vec<&str> = ids.flat_map(|ids| ids.trim_matches('"').split(' ')).collect();
+    let known = [
+        ("debian", "sudo apt-get install -y uidmap"),
+        ("fedora", "sudo dnf install -y shadow-utils"),
+        ("rhel", "sudo dnf install -y shadow-utils"),
+        ("suse", "sudo zypper install -y shadow"),
+        ("arch", "sudo pacman -S --noconfirm shadow"),
+        ("alpine", "sudo apk add shadow-subids"),
+    ];
+    let found = known.into_iter().find(|(id, _)| ids.contains(id));
+    found.map_or(
+        "install the package with newuidmap (uidmap, shadow or shadow-utils)",
+        |(_, command)| command,
     )
 }
 
@@ -121,10 +169,17 @@ fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
-/// Tries overlay and `nf_tables` where they will be used: in namespaces of our own.
-fn probe() -> [Check; 2] {
+/// For containers whose engine hides parts of /proc, or makes them read-only.
+const UNHIDE: &str = "start the container with --privileged; or with --security-opt systempaths=unconfined (Docker),\n\
+                      --security-opt unmask=ALL (Podman), besides seccomp=unconfined and apparmor=unconfined";
+
+/// Tries overlay, `nf_tables` and /proc where they will be used: in namespaces of our own.
+fn probe() -> [Check; 3] {
     let nft = match try_role(&["probe-nftables"]) {
         Ok(()) => Check::ok("nf_tables", "works in a user namespace"),
+        Err(problem) if problem.contains("Read-only file system") => {
+            Check::broken("nf_tables", problem, UNHIDE)
+        }
         Err(problem) => Check::broken(
             "nf_tables",
             problem,
@@ -147,7 +202,11 @@ fn probe() -> [Check; 2] {
              set XDG_DATA_HOME to a folder on one",
         ),
     };
-    [overlay, nft]
+    let proc = match try_role(&["probe-proc"]) {
+        Ok(()) => Check::ok("/proc", "can be mounted for containers"),
+        Err(problem) => Check::broken("/proc", problem, UNHIDE),
+    };
+    [overlay, nft, proc]
 }
 
 fn existing_parent(folder: &Path) -> &Path {
@@ -174,8 +233,7 @@ fn cgroups(user: &str) -> Check {
     let remedy = "sudo mkdir -p /etc/systemd/system/user@.service.d\n\
                   printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' | \
                   sudo tee /etc/systemd/system/user@.service.d/delegate.conf\n\
-                  sudo systemctl daemon-reload, then log in again\n\
-                  start with: systemd-run --user --scope -p Delegate=yes rootlet up";
+                  sudo systemctl daemon-reload        (then log in again)";
     if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         return Check::limited(
             NAME,
@@ -191,6 +249,9 @@ fn cgroups(user: &str) -> Check {
     let writable = rustix::fs::access(folder.join("cgroup.procs"), rustix::fs::Access::WRITE_OK)
         .is_ok()
         && rustix::fs::access(&folder, rustix::fs::Access::WRITE_OK).is_ok();
+    if !writable && scope::offered() {
+        return Check::ok(NAME, "systemd gives each cluster a scope of its own");
+    }
     if !writable {
         return Check::limited(
             NAME,
@@ -253,4 +314,35 @@ fn ping() -> Check {
         "echo 'net.ipv4.ping_group_range=0 2147483647' | sudo tee /etc/sysctl.d/99-rootlet-ping.conf\n\
          sudo sysctl --system",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_given_behind_those_of_others() {
+        let given = "a:100000:65536\nb:165536:65536\nc:10:5\n";
+        assert_eq!(
+            give_ids("root", 0, given),
+            "sudo usermod --add-subuids 231072-296607 --add-subgids 231072-296607 root"
+        );
+        assert_eq!(
+            give_ids("4000000000", 4_000_000_000, ""),
+            "echo 4000000000:100000:65536 | sudo tee -a /etc/subuid /etc/subgid"
+        );
+    }
+
+    #[test]
+    fn packages_are_those_of_the_distribution() {
+        for (release, want) in [
+            ("ID=ubuntu\nID_LIKE=debian\n", "apt-get"),
+            ("ID=debian\n", "apt-get"),
+            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", "dnf"),
+            ("ID=arch\n", "pacman"),
+            ("ID=other\n", "install the package"),
+        ] {
+            assert!(install_newuidmap(release).contains(want), "{release}");
+        }
+    }
 }

@@ -1,12 +1,14 @@
 //! `rootlet image`: the node's images, through the daemon's own socket.
 
+use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use cli::args::Image;
 
-use crate::control::{Client, ImageLine, Progress};
+use crate::control::{Archive, Client, ImageLine, Progress};
+use crate::output::quiet;
 use crate::paths::Paths;
 
 /// Carries out `rootlet image …`.
@@ -15,8 +17,7 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
         Image::Load { files, cluster } => {
             let client = Client::of_images(&Paths::of(&cluster.name)?);
             for file in files {
-                let file = (file.as_os_str() != "-").then_some(file);
-                let images = with_bars(|progress| client.load(file.as_deref(), progress))?;
+                let images = with_bars(|progress| client.load(Archive::of(&file), progress))?;
                 tell("Loaded", &images);
             }
         }
@@ -25,8 +26,12 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
             let images = with_bars(|progress| client.pull(&reference, progress))?;
             tell("Pulled", &images);
         }
-        Image::Ls(cluster) => {
+        Image::Ls { cluster, output } => {
             let images = Client::of_images(&Paths::of(&cluster.name)?).images()?;
+            if output == "json" {
+                println!("{}", serde_json::to_string_pretty(&images)?);
+                return Ok(ExitCode::SUCCESS);
+            }
             println!("{:<60} {:<14} {:>10}", "IMAGE", "ID", "SIZE");
             for image in images {
                 let id = image.id.trim_start_matches("sha256:");
@@ -42,7 +47,7 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
         }
         Image::Rm { reference, cluster } => {
             Client::of_images(&Paths::of(&cluster.name)?).remove_image(&reference)?;
-            println!("Removed {reference}");
+            say!("Removed {reference}");
         }
         Image::Save { references, output, cluster } => {
             save(&references, output.as_deref(), &cluster.name)?;
@@ -76,37 +81,63 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
 fn tell(done: &str, images: &[ImageLine]) {
     for image in images {
         let name = image.tags.first().or(image.digests.first()).unwrap_or(&image.id);
-        println!("{done} {name}");
+        say!("{done} {name}");
     }
 }
 
-/// Shows a bar per layer while `work` runs, when standard error is a terminal.
+/// Shows a bar per layer while `work` runs, when standard error is a terminal; a line per layer otherwise.
 fn with_bars<T>(
     work: impl FnOnce(&mut dyn FnMut(&Progress)) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
+    let terminal = std::io::stderr().is_terminal();
     let bars = indicatif::MultiProgress::new();
-    let mut layers: Vec<(String, indicatif::ProgressBar)> = Vec::new();
+    let mut layers: Vec<Layer> = Vec::new();
     let answer = work(&mut |progress| {
         let Progress::Layer { digest, done_bytes, total_bytes } = progress else { return };
-        let known = layers.iter().position(|(known, _)| known == digest);
-        let index = known.unwrap_or_else(|| {
-            let bar = bars.add(indicatif::ProgressBar::new(*total_bytes));
-            if let Ok(style) = indicatif::ProgressStyle::with_template(
-                "{prefix} {bar:32} {decimal_bytes:>10}/{decimal_total_bytes}",
-            ) {
-                bar.set_style(style);
-            }
-            let short = digest.trim_start_matches("sha256:");
-            bar.set_prefix(short.get(..12).unwrap_or(short).to_owned());
-            layers.push((digest.clone(), bar));
+        if quiet() {
+            return;
+        }
+        let index = layers.iter().position(|known| known.digest == *digest).unwrap_or_else(|| {
+            let bar = bars.add(bar(digest, *total_bytes));
+            layers.push(Layer { digest: digest.clone(), bar, whole: false });
             layers.len() - 1
         });
-        layers[index].1.set_position(*done_bytes);
+        let layer = &mut layers[index];
+        layer.bar.set_position(*done_bytes);
+        if !layer.whole && done_bytes == total_bytes {
+            layer.whole = true;
+            if !terminal {
+                eprintln!("{} {}", short(digest), indicatif::DecimalBytes(*done_bytes));
+            }
+        }
     });
-    for (_, bar) in &layers {
-        bar.finish_and_clear();
+    for layer in &layers {
+        layer.bar.finish_and_clear();
     }
     answer
+}
+
+/// A layer on its way.
+struct Layer {
+    digest: String,
+    bar: indicatif::ProgressBar,
+    whole: bool,
+}
+
+fn bar(digest: &str, total_bytes: u64) -> indicatif::ProgressBar {
+    let bar = indicatif::ProgressBar::new(total_bytes);
+    if let Ok(style) = indicatif::ProgressStyle::with_template(
+        "{prefix} {bar:32} {decimal_bytes:>10}/{decimal_total_bytes}",
+    ) {
+        bar.set_style(style);
+    }
+    bar.set_prefix(short(digest).to_owned());
+    bar
+}
+
+fn short(digest: &str) -> &str {
+    let digest = digest.trim_start_matches("sha256:");
+    digest.get(..12).unwrap_or(digest)
 }
 
 /// Writes an archive; half of one is not left behind.

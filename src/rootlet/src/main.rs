@@ -1,8 +1,12 @@
 //! The executable: it parses the command line, plays one of rootlet's roles, and turns errors into exit
 //! codes. Roles that need a process with a single thread are dispatched before anything else.
 
+#[macro_use]
+mod output;
+
 mod agent;
 mod bench;
+mod build;
 mod ci;
 mod cni;
 mod control;
@@ -10,26 +14,35 @@ mod cri;
 mod daemon;
 mod dial;
 mod doctor;
+mod engine;
 mod enter;
+mod foreground;
 mod host_ports;
 mod image;
 mod lock;
 mod logging;
+mod logs;
+mod manifests;
 mod member;
+mod mend;
 mod node;
 mod paths;
 mod plugins;
 mod probe;
 mod scope;
+mod service;
 mod settings;
 mod snapshot;
+mod status;
 mod tracer;
 mod up;
 mod userns;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser};
 use cli::args::{Cli, Command};
 use nix::sys::signal::Signal;
@@ -44,7 +57,11 @@ fn main() -> ExitCode {
         return code;
     }
     end_with_the_reader();
-    match command(Cli::parse().command) {
+    let cli = parse(&words);
+    if cli.quiet {
+        output::be_quiet();
+    }
+    match command(cli.command) {
         Ok(code) => code,
         Err(error) => tell(&error),
     }
@@ -64,6 +81,23 @@ fn end_with_the_reader() {
         }
         before(panic);
     }));
+}
+
+/// The command line; what is wrong with it is told with what would be right, and ends the process with code 2.
+fn parse(words: &[&str]) -> Cli {
+    Cli::try_parse().unwrap_or_else(|error| {
+        if error.kind() == clap::error::ErrorKind::InvalidSubcommand
+            && let ["image", "build", ..] = words
+        {
+            eprintln!(
+                "error: rootlet runs images and does not build them\n\
+                 hint: buildah builds them without root: buildah build -t app:1 . && \
+                 buildah push app:1 docker-archive:app.tar:app:1 && rootlet image load app.tar"
+            );
+            std::process::exit(2);
+        }
+        error.exit()
+    })
 }
 
 fn tell(error: &anyhow::Error) -> ExitCode {
@@ -98,7 +132,7 @@ fn role(words: &[&str]) -> Option<ExitCode> {
         ["guard", name] => ci::guard(name),
         ["remove", folder] => userns::enter_new(&["remove-inside", folder]).map(drop),
         ["remove-inside", folder] => probe::remove(folder),
-        [name @ ("probe-namespaces" | "probe-nftables"), ..] => {
+        [name @ ("probe-namespaces" | "probe-nftables" | "probe-proc"), ..] => {
             userns::enter_new(&["probe-inside", name]).map(drop)
         }
         ["probe-overlay", folder] => {
@@ -123,15 +157,15 @@ fn join(node: &str, arguments: &[&str]) -> anyhow::Result<()> {
 fn command(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Up(arguments) => up::up(&arguments)?,
-        Command::Status(cluster) => return status(&Paths::of(&cluster.name)?),
+        Command::Status(arguments) => return status::status(&arguments),
         Command::Down(cluster) => {
             let paths = Paths::of(&cluster.name)?;
             if !paths.data.exists() {
-                println!("There is no cluster {:?}.", paths.name);
+                say!("There is no cluster {:?}.", paths.name);
                 return Ok(ExitCode::SUCCESS);
             }
             up::down(&paths)?;
-            println!(
+            say!(
                 "Cluster {:?} is stopped; its data is kept in {}.",
                 paths.name,
                 paths.data.display()
@@ -140,20 +174,16 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Delete(cluster) => {
             let paths = Paths::of(&cluster.name)?;
             up::delete(&paths)?;
-            println!("Cluster {:?} is deleted.", paths.name);
+            say!("Cluster {:?} is deleted.", paths.name);
         }
         Command::Kubeconfig(cluster) => {
             let paths = Paths::of(&cluster.name)?;
             let access = control::access(&paths)?;
             print!("{}", cli::kubeconfig::standalone(&paths.context(), &access));
         }
-        Command::Doctor => {
-            let checks = doctor::checks();
-            print!("{}", cli::doctor::text(&checks));
-            if checks.iter().any(|check| check.level == cli::doctor::Level::Broken) {
-                return Ok(ExitCode::FAILURE);
-            }
-        }
+        Command::Doctor(arguments) => return doctor::doctor(&arguments),
+        Command::Service(command) => return service::service(&command),
+        Command::Logs(arguments) => logs::logs(&arguments)?,
         Command::Image(command) => return image::image(command),
         Command::Snapshot(command) => snapshot::snapshot(&command)?,
         Command::Trace(arguments) => {
@@ -167,12 +197,14 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Why(arguments) => why(&arguments)?,
         Command::Enter(arguments) => match enter::enter(&arguments)? {},
-        Command::Ci(arguments) => return ci::run(&arguments),
+        Command::Ci(arguments) => return Ok(ci::run(&arguments)),
         Command::Agent(arguments) => match agent::agent(&arguments)? {},
         Command::Cri(arguments) => match cri::cri(&arguments)? {},
         Command::Bench(command) => bench::bench(&command)?,
         Command::Cni => return Ok(cni::run()),
-        Command::Version => println!("rootlet {} (Kubernetes 1.36)", env!("CARGO_PKG_VERSION")),
+        Command::Version => println!("rootlet {} (Kubernetes 1.36)", build::VERSION),
+        Command::Man { folder: Some(folder), .. } => manual(&folder)?,
+        Command::Man { .. } => print!("{}", cli::reference::markdown(Cli::command())),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "rootlet", &mut script);
@@ -182,25 +214,14 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn status(paths: &Paths) -> anyhow::Result<ExitCode> {
-    if let Some(pid) = control::runtime_alone(paths) {
-        println!("runtime  {} (rootlet {}, process {pid})", paths.name, env!("CARGO_PKG_VERSION"));
-        println!("data     {}", paths.data.display());
-        return Ok(ExitCode::SUCCESS);
+fn manual(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    for (name, text) in cli::reference::manual(Cli::command(), build::VERSION) {
+        let file = folder.join(name);
+        std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
     }
-    if lock::holder(&paths.lock("daemon")).is_none() {
-        println!("Cluster {:?} is not running.", paths.name);
-        return Ok(ExitCode::FAILURE);
-    }
-    let status = Client::new(paths).status()?;
-    println!("cluster  {} (rootlet {}, up {} s)", paths.name, status.version, status.uptime_s);
-    println!("api      {}", status.server);
-    println!("node     {} {}", status.node, if status.node_ready { "Ready" } else { "NotReady" });
-    let pods: Vec<String> =
-        status.pods.iter().map(|(phase, count)| format!("{count} {phase}")).collect();
-    println!("pods     {}", if pods.is_empty() { "none".into() } else { pods.join(", ") });
-    println!("data     {}", paths.data.display());
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn why(arguments: &cli::args::Trace) -> anyhow::Result<()> {

@@ -86,6 +86,11 @@ impl Paths {
         self.data.join(format!("{role}.log"))
     }
 
+    /// There when the cluster was stopped on purpose.
+    pub fn stopped(&self) -> PathBuf {
+        self.run.join("stopped")
+    }
+
     /// The daemon's control socket.
     pub fn daemon_socket(&self) -> PathBuf {
         self.run.join("daemon.sock")

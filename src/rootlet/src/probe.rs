@@ -3,9 +3,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 
 /// Tries what the words name and says `ready`, or fails.
 pub fn run(words: &[&str]) -> anyhow::Result<()> {
@@ -13,6 +15,12 @@ pub fn run(words: &[&str]) -> anyhow::Result<()> {
         ["probe-namespaces"] => {}
         ["probe-nftables"] => network()?,
         ["probe-overlay", folder] => overlay(Path::new(folder))?,
+        ["probe-proc"] => proc()?,
+        ["probe-proc-mounted"] => {
+            let none: Option<&str> = None;
+            mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none)
+                .context("/proc cannot be mounted for a container")?;
+        }
         other => bail!("unknown probe {other:?}"),
     }
     println!("ready");
@@ -27,6 +35,21 @@ fn network() -> anyhow::Result<()> {
         node.shutdown().await;
         Ok(())
     })
+}
+
+/// Mounts /proc as a container gets it: in a process namespace of its own. The kernel refuses that where parts of
+/// the /proc that is there are hidden (mount_namespaces(7)).
+fn proc() -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_NEWPID).context("cannot make a process namespace")?;
+    let child =
+        Command::new("/proc/self/exe").args(["probe-inside", "probe-proc-mounted"]).output();
+    let child = child.context("cannot start a process in it")?;
+    let said = String::from_utf8_lossy(&child.stdout);
+    match said.lines().find_map(|line| line.strip_prefix("error: ")) {
+        Some(problem) => bail!("{problem}"),
+        None if child.status.success() => Ok(()),
+        None => bail!("the process in it ended with {}", child.status),
+    }
 }
 
 fn overlay(place: &Path) -> anyhow::Result<()> {

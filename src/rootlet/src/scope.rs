@@ -25,16 +25,39 @@ pub struct Scope {
     folder: PathBuf,
 }
 
-/// Moves this process into the scope of the cluster, made if need be. `Err` tells why there is none.
-pub fn enter(cluster: &str) -> Result<Scope, String> {
+/// Names the unit that a process was started as, in the environment of what `rootlet service install` writes.
+pub const UNIT: &str = "ROOTLET_UNIT";
+
+/// The unit of a cluster that the user's systemd starts.
+pub fn service_unit(cluster: &str) -> String {
+    if cluster == "default" {
+        "rootlet.service".into()
+    } else {
+        format!("rootlet-{cluster}.service")
+    }
+}
+
+/// Moves this process into the scope of the cluster, made if need be, or where the cluster's `node` process, if
+/// it runs, already is. A process that systemd started as the cluster's service stays in that one's cgroup.
+/// `Err` tells why there is no cgroup of our own.
+pub fn enter(cluster: &str, node: Option<u32>) -> Result<Scope, String> {
     if !Path::new(MOUNT).join("cgroup.controllers").exists() {
         return Err("this machine does not use the unified cgroup v2 hierarchy".into());
     }
-    let unit = format!("rootlet-{}.scope", escape(cluster));
+    let service = service_unit(cluster);
+    let started_as = std::env::var(UNIT).is_ok_and(|unit| unit == service);
+    let beside = node.and_then(|pid| cgroup_of(&pid.to_string()));
+    let is_service = match &beside {
+        Some(path) => in_unit(path, &service),
+        None => started_as && own_cgroup().is_some_and(|path| in_unit(&path, &service)),
+    };
+    let unit = if is_service { service } else { format!("rootlet-{}.scope", escape(cluster)) };
     let (own, pid) = (own_cgroup(), std::process::id());
     if own.as_ref().is_none_or(|path| !in_unit(path, &unit)) {
         let mut bus = Bus::connect().map_err(|e| format!("systemd does not answer: {e}"))?;
-        if let Err(refusal) = bus.start_scope(&unit, pid) {
+        if is_service {
+            bus.attach(&unit, pid)?;
+        } else if let Err(refusal) = bus.start_scope(&unit, pid) {
             // The node process of an earlier `up` holds it.
             bus.attach(&unit, pid).map_err(|_| refusal)?;
         }
@@ -51,6 +74,18 @@ pub fn enter(cluster: &str) -> Result<Scope, String> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Whether a service manager is there to be asked for one, with controllers to pass on.
+pub fn offered() -> bool {
+    let uid = rustix::process::geteuid().as_raw();
+    let manager = format!("{MOUNT}/user.slice/user-{uid}.slice/user@{uid}.service");
+    let folder = if uid == 0 { MOUNT } else { &manager };
+    let controllers = fs::read_to_string(Path::new(folder).join("cgroup.controllers"));
+    let enough = controllers.is_ok_and(|all| {
+        ["cpu", "memory", "pids"].iter().all(|wanted| all.split_whitespace().any(|c| c == *wanted))
+    });
+    enough && Bus::connect().is_ok()
 }
 
 impl Scope {
@@ -101,7 +136,11 @@ fn in_unit(path: &str, unit: &str) -> bool {
 
 /// The cgroup v2 of this process (cgroups(7)).
 fn own_cgroup() -> Option<String> {
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+    cgroup_of("self")
+}
+
+fn cgroup_of(pid: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 

@@ -49,6 +49,9 @@ pub struct Settings {
     /// Whether Ingresses are served.
     #[serde(default)]
     pub ingress: bool,
+    /// The folder of manifests that is kept applied.
+    #[serde(default)]
+    pub manifests: Option<PathBuf>,
     /// The CRI socket of somebody else's runtime, instead of our own.
     #[serde(default)]
     pub runtime_endpoint: Option<PathBuf>,
@@ -71,6 +74,9 @@ pub struct Settings {
     pub access: Access,
     /// Where the user's own kubeconfig has this cluster's context, if it was added.
     pub merged_into: Option<PathBuf>,
+    /// What was not there before that: the kubeconfig, or a folder that it is in.
+    #[serde(default)]
+    pub created: Option<PathBuf>,
 }
 
 /// A store that is not the cluster's own.

@@ -7,12 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::{self, Client};
+use crate::foreground::Foreground;
 use crate::paths::{Paths, home};
 use crate::settings::{Settings, StoreAddress};
-use crate::{lock, member, scope, userns};
+use crate::{build, lock, member, output, scope, userns};
 
 /// Carries out `rootlet up`.
 pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
@@ -32,13 +32,60 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
     for role in ["daemon", "runtime", "node"] {
         lock::await_dying(&paths.lock(role));
     }
-    if lock::holder(&paths.lock("daemon")).is_some() {
-        println!("Cluster {:?} is already running.", paths.name);
-    } else {
-        settings.write()?;
-        start(paths)?;
+    match lock::holder(&paths.lock("daemon")) {
+        Some(_) if arguments.upgrade => upgrade(paths)?,
+        Some(daemon) => {
+            say!("Cluster {:?} is already running.", paths.name);
+            if build::differs(daemon) {
+                say!(
+                    "It runs another build of rootlet; `rootlet up --upgrade` moves it to this one, with its pods running."
+                );
+            }
+        }
+        None => {
+            tell_moved(paths)?;
+            settings.write()?;
+            start(paths)?;
+        }
     }
     Ok((Settings::read(&paths.settings())?.unwrap_or(settings), held))
+}
+
+/// Puts this build in the place of the daemon that runs. Pods belong to their shims and go on; so does the node
+/// process, which carries their connections.
+fn upgrade(paths: &Paths) -> anyhow::Result<()> {
+    let known = Settings::read(&paths.settings())?.context("the settings are gone")?;
+    if known.ephemeral {
+        bail!(
+            "the state of cluster {0:?} is in memory and would be lost; keep it by hand: rootlet snapshot save \
+             FILE, rootlet down, rootlet up --ephemeral, rootlet snapshot restore FILE (each with --name {0})",
+            paths.name
+        );
+    }
+    lock::end_holder(&paths.lock("daemon"), Duration::from_mins(1))
+        .context("the daemon that runs cannot be ended")?;
+    start(paths)?;
+    say!("Cluster {:?} now runs rootlet {}.", paths.name, build::VERSION);
+    Ok(())
+}
+
+/// Volumes are named by their whole path in objects that cannot be changed: where the data was moved they are
+/// found by a link from the old place.
+fn tell_moved(paths: &Paths) -> anyhow::Result<()> {
+    let Some(known) = Settings::read(&paths.settings())? else { return Ok(()) };
+    let old = &known.paths.data;
+    let volumes = std::fs::read_dir(paths.data.join("volumes"));
+    let some = volumes.is_ok_and(|mut entries| entries.next().is_some());
+    if *old != paths.data && some && !old.exists() {
+        eprintln!(
+            "warning: the data was moved, and volumes are still known by the old path; lead there: \
+             mkdir -p {} && ln -s {} {}",
+            old.parent().unwrap_or(old).display(),
+            paths.data.display(),
+            old.display()
+        );
+    }
+    Ok(())
 }
 
 /// What a cluster is started with: what was asked for, and what is known of the last time.
@@ -91,10 +138,20 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
             asked => asked.to_vec(),
         },
         ingress: arguments.ingress,
+        manifests: arguments
+            .manifests
+            .as_ref()
+            .map(|dir| {
+                let folder = std::fs::canonicalize(dir)
+                    .and_then(|folder| std::fs::read_dir(&folder).map(|_| folder));
+                folder.with_context(|| format!("--manifests: cannot read {}", dir.display()))
+            })
+            .transpose()?,
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
         access: arguments
             .access
             .or(&known.as_ref().map(|known| known.access.clone()).unwrap_or_default()),
+        created: known.as_ref().and_then(|known| known.created.clone()),
         merged_into: known.and_then(|known| known.merged_into),
         registries,
         scheduler_config,
@@ -164,14 +221,17 @@ fn start(paths: &Paths) -> anyhow::Result<()> {
             paths.cri_socket().display()
         );
     }
+    let wait = output::Wait::new("starting the node's network");
+    let _ = std::fs::remove_file(paths.stopped());
     let node = start_node(paths)?;
+    wait.say("starting Kubernetes");
     spawn(paths, "daemon", &paths.settings(), &[&node.to_string()])
 }
 
 /// Starts the node process unless it runs, in the scope of its name, and moves this process there; returns its id.
 pub fn start_node(paths: &Paths) -> anyhow::Result<u32> {
     // The node process makes its cgroup namespace where it starts: at the top of the scope.
-    let scope = scope::enter(&paths.name);
+    let scope = scope::enter(&paths.name, lock::holder(&paths.lock("node")));
     if lock::holder(&paths.lock("node")).is_none() {
         spawn(paths, "node", &paths.settings(), &[])?;
     }
@@ -230,57 +290,25 @@ fn announce(arguments: &cli::args::Up, mut settings: Settings) -> anyhow::Result
     if let Some(file) = &arguments.kubeconfig {
         let text = cli::kubeconfig::standalone(&context, &access);
         cli::kubeconfig::write(file, &text)?;
-        println!("Cluster {:?} is ready: {}", paths.name, access.server);
-        println!("Kubeconfig: {}", file.display());
-        println!("Next: kubectl --kubeconfig {} get nodes", file.display());
+        say!("Cluster {:?} is ready: {}", paths.name, access.server);
+        say!("Kubeconfig: {}", file.display());
+        say!("Next: kubectl --kubeconfig {} get nodes", file.display());
         return Ok(());
     }
     let file = cli::kubeconfig::user_path(std::env::var("KUBECONFIG").ok().as_deref(), &home()?);
+    let file = std::path::absolute(file)?;
+    let missing = file.ancestors().take_while(|place| !place.exists()).last().map(Path::to_owned);
     let current = cli::kubeconfig::merge(&file, &context, &access)?;
+    if settings.merged_into.as_ref() != Some(&file) || missing.is_some() {
+        settings.created = missing;
+    }
     settings.merged_into = Some(file.clone());
     settings.write()?;
-    println!("Cluster {:?} is ready: {}", paths.name, access.server);
-    println!("Kubeconfig: {} (context {context})", file.display());
+    say!("Cluster {:?} is ready: {}", paths.name, access.server);
+    say!("Kubeconfig: {} (context {context})", file.display());
     let flag = if current { String::new() } else { format!("--context {context} ") };
-    println!("Next: kubectl {flag}get nodes");
+    say!("Next: kubectl {flag}get nodes");
     Ok(())
-}
-
-/// Signals that ask for the cluster's end, from the first moment on: one that comes during the start waits for it.
-struct Foreground {
-    runtime: tokio::runtime::Runtime,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Foreground {
-    fn new() -> anyhow::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let entered = runtime.enter();
-        let (terminate, interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        drop(entered);
-        Ok(Self { runtime, terminate, interrupt })
-    }
-
-    /// Waits for a signal and stops the cluster, or for the daemon's end.
-    fn wait(mut self, paths: &Paths) -> anyhow::Result<()> {
-        let daemon = paths.lock("daemon");
-        let stopped = self.runtime.block_on(async {
-            let ended = tokio::task::spawn_blocking(move || lock::wait(&daemon).map(drop));
-            tokio::select! {
-                _ = self.terminate.recv() => true,
-                _ = self.interrupt.recv() => true,
-                _ = ended => false,
-            }
-        });
-        // The thread that waits for the lock ends with the process.
-        self.runtime.shutdown_background();
-        if stopped {
-            return down(paths);
-        }
-        bail!("the daemon has ended; see {}", paths.log("daemon").display())
-    }
 }
 
 /// Stops the cluster: pods first, then the daemon, then the node process and with it every mount and
@@ -341,8 +369,14 @@ fn stop_pods(paths: &Paths) -> anyhow::Result<()> {
 pub fn delete(paths: &Paths) -> anyhow::Result<()> {
     down(paths)?;
     let settings = Settings::read(&paths.settings()).ok().flatten();
-    if let Some(file) = settings.and_then(|settings| settings.merged_into) {
-        cli::kubeconfig::remove(&file, &paths.context())?;
+    if let Some(Settings { merged_into: Some(file), created, .. }) = settings {
+        let empty = cli::kubeconfig::remove(&file, &paths.context())?;
+        if let Some(created) = created.filter(|_| empty) {
+            // It was made for this cluster, and so were its folders.
+            std::fs::remove_file(&file)
+                .with_context(|| format!("cannot remove {}", file.display()))?;
+            remove_empty(file.parent(), &created);
+        }
     }
     if paths.data.exists() {
         // Files of containers belong to subordinate ids: only root of the namespace may remove them.
@@ -360,5 +394,19 @@ pub fn delete(paths: &Paths) -> anyhow::Result<()> {
             .with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     crate::paths::remove_tree(&paths.run)
-        .with_context(|| format!("cannot remove {}", paths.run.display()))
+        .with_context(|| format!("cannot remove {}", paths.run.display()))?;
+    for folder in [&paths.data, &paths.run] {
+        // Other clusters' folders may be beside it.
+        let _ = folder.parent().map(std::fs::remove_dir);
+    }
+    Ok(())
+}
+
+/// Removes `folder` and those above it up to `top`, as long as nothing else is in them.
+fn remove_empty(folder: Option<&Path>, top: &Path) {
+    for folder in folder.into_iter().flat_map(Path::ancestors) {
+        if !folder.starts_with(top) || std::fs::remove_dir(folder).is_err() {
+            return;
+        }
+    }
 }

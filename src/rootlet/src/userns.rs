@@ -39,6 +39,16 @@ pub fn subordinate(file: &Path, uid: u32) -> Vec<Range> {
     parse_subordinate(&text, uid, account(uid).map(|account| account.name).as_deref())
 }
 
+/// The first subordinate id, from useradd's usual first one on, that a file's `text` gives to nobody, nor any after it.
+pub fn first_free(text: &str) -> u32 {
+    let ends = text.lines().filter_map(|line| {
+        let mut fields = line.trim().split(':').skip(1);
+        let start: u32 = fields.next()?.parse().ok()?;
+        start.checked_add(fields.next()?.parse().ok()?)
+    });
+    ends.max().unwrap_or_default().max(100_000)
+}
+
 fn parse_subordinate(text: &str, uid: u32, name: Option<&str>) -> Vec<Range> {
     text.lines()
         .filter_map(|line| {

@@ -13,9 +13,33 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncRead};
 
 use super::{Checked, ImageLine, Progress, Pruned, Restored, Status};
+use crate::engine;
 use crate::paths::Paths;
 
-type Body = BoxBody<Bytes, std::io::Error>;
+/// What is sent.
+pub type Body = BoxBody<Bytes, std::io::Error>;
+
+/// Where an archive of images comes from.
+#[derive(Clone, Copy)]
+pub enum Archive<'a> {
+    /// Standard input.
+    Stdin,
+    /// A file.
+    File(&'a std::path::Path),
+    /// Docker or Podman, which has an image of this name.
+    Engine(&'a str),
+}
+
+impl<'a> Archive<'a> {
+    /// What a word of the command line stands for.
+    pub fn of(word: &'a std::path::Path) -> Self {
+        match word.to_str() {
+            Some("-") => Self::Stdin,
+            Some(name) if !word.exists() && !name.starts_with(['.', '/']) => Self::Engine(name),
+            _ => Self::File(word),
+        }
+    }
+}
 
 /// Speaks with the daemon of one cluster.
 pub struct Client {
@@ -82,16 +106,37 @@ impl Client {
         })
     }
 
-    /// Loads an archive from a file, or from standard input when `file` is `None`.
+    /// Loads an archive.
     pub fn load(
         &self,
-        file: Option<&std::path::Path>,
+        archive: Archive<'_>,
         progress: impl FnMut(&Progress),
     ) -> anyhow::Result<Vec<ImageLine>> {
         run(async {
-            let body = upload(file).await?;
+            let body = match archive {
+                Archive::Stdin => upload(None).await?,
+                Archive::File(file) => upload(Some(file)).await?,
+                Archive::Engine(reference) => engine::export(reference).await?,
+            };
             follow(self.send(Method::POST, "/images/load", body).await?, progress).await
         })
+    }
+
+    /// Brings an image in: from an archive of that name, from another engine on this machine, or from its
+    /// registry.
+    pub fn bring(&self, image: &str) -> anyhow::Result<Vec<ImageLine>> {
+        let archive = Archive::of(std::path::Path::new(image));
+        if let Archive::Engine(reference) = archive {
+            let found = run(async {
+                let engine::Found::Archive(body) = engine::find(reference).await? else {
+                    return Ok(None);
+                };
+                let answer = self.send(Method::POST, "/images/load", body).await?;
+                follow(answer, |_| {}).await.map(Some)
+            })?;
+            return found.map_or_else(|| self.pull(reference, |_| {}), Ok);
+        }
+        self.load(archive, |_| {})
     }
 
     /// Writes an archive of images to `output`.

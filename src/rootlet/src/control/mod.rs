@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-pub use client::Client;
+pub use client::{Archive, Body, Client};
 pub use server::{Cluster, State, is_ready, serve};
 
 use crate::paths::Paths;
@@ -32,6 +32,15 @@ pub struct Status {
     pub pods: std::collections::BTreeMap<String, usize>,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
+    /// Whether the cluster's state is in memory alone.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// Addresses of this machine at which node ports are offered.
+    #[serde(default)]
+    pub publish: Vec<std::net::IpAddr>,
+    /// The folder that is kept applied, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifests: Option<crate::manifests::Kept>,
 }
 
 /// An image as `image ls` shows it.

@@ -1,8 +1,9 @@
 //! The daemon's side.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -22,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{Checked, ImageLine, Progress, Pruned, Restored, Status};
+use crate::manifests::Kept;
 use crate::tracer::Tracer;
 
 /// Progress lines that may wait for a slow reader.
@@ -51,6 +53,12 @@ pub struct Cluster {
     pub store: store::Store,
     /// Recorded steps.
     pub tracer: Tracer,
+    /// Whether the state is in memory alone.
+    pub ephemeral: bool,
+    /// Where node ports are offered.
+    pub publish: Vec<IpAddr>,
+    /// How the manifests' folder is.
+    pub manifests: Option<Arc<Mutex<Kept>>>,
 }
 
 /// Serves `socket` until `shutdown`.
@@ -110,6 +118,12 @@ async fn status(Extract(state): Shared) -> Response {
         node_ready: node.as_deref().is_some_and(is_ready),
         pods,
         uptime_s: state.started.elapsed().as_secs(),
+        ephemeral: cluster.ephemeral,
+        publish: cluster.publish.clone(),
+        manifests: cluster
+            .manifests
+            .as_ref()
+            .map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner).clone()),
     })
     .into_response()
 }

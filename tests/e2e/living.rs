@@ -1,0 +1,312 @@
+//! Living with it: another build, a service manager, a reboot, data that moves, and the end.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{BUSYBOX, Cluster, eventually, place, run};
+
+/// Processes with exactly this command line.
+fn processes(words: &str) -> Vec<i32> {
+    let command: Vec<u8> =
+        words.bytes().map(|b| if b == b' ' { 0 } else { b }).chain([0]).collect();
+    let entries = fs::read_dir("/proc").expect("/proc is mounted");
+    let found = entries.flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        (fs::read(entry.path().join("cmdline")).ok()? == command).then_some(pid)
+    });
+    found.collect()
+}
+
+fn holder(cluster: &Cluster, role: &str) -> i32 {
+    let lock = cluster.path("rootlet").join(&cluster.name).join(format!("{role}.pid"));
+    fs::read_to_string(lock).expect("it was started").trim().parse().expect("it is a number")
+}
+
+#[test]
+fn another_build_takes_over_and_pods_keep_their_processes() {
+    let cluster = Cluster::prepared();
+    cluster.up(&[]);
+    cluster.load_busybox();
+    cluster.kubectl_ok(&["run", "stays", "--image", BUSYBOX, "--", "sleep", "31337"]);
+    let before = cluster.pod_ready("stays");
+    let (inside, daemon) = (processes("sleep 31337"), holder(&cluster, "daemon"));
+    assert_eq!(inside.len(), 1);
+
+    // Bytes after its end are no part of a program, but make it another file.
+    let other = cluster.path("rootlet-next");
+    let mut bytes = fs::read(place().join("rootlet")).expect("it is there");
+    bytes.push(0);
+    fs::write(&other, bytes).expect("it can be written");
+    run(Command::new("chmod").arg("755").arg(&other));
+    let next = |words: &[&str]| {
+        let mut command = Command::new(&other);
+        cluster.settle(&mut command);
+        let file = cluster.path("kubeconfig");
+        run(command.args(words).args(["--name", &cluster.name, "--kubeconfig"]).arg(file))
+    };
+    assert!(!cluster.up(&[]).contains("another build"), "it is the same one");
+    let said = next(&["up"]);
+    assert!(said.out.contains("--upgrade"), "{}{}", said.out, said.err);
+    assert_eq!(holder(&cluster, "daemon"), daemon, "nothing happens unasked");
+    let status = run(Command::new(&other).args(["status", "--name", &cluster.name]).envs([
+        ("HOME", cluster.path("")),
+        ("XDG_DATA_HOME", cluster.path("data")),
+        ("XDG_RUNTIME_DIR", cluster.path("")),
+    ]));
+    assert!(status.out.contains("another build"), "{}{}", status.out, status.err);
+    let said = next(&["up", "--upgrade"]);
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    let now = holder(&cluster, "daemon");
+    assert_ne!(now, daemon);
+    assert_eq!(fs::read_link(format!("/proc/{now}/exe")).expect("it runs"), other);
+
+    assert_eq!(processes("sleep 31337"), inside, "the pod's process is the same");
+    let after = cluster.pod_ready("stays");
+    for field in ["containerID", "restartCount", "state"] {
+        let of = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0][field].clone();
+        assert_eq!(of(&before), of(&after), "{field}");
+    }
+    assert_eq!(cluster.kubectl_ok(&["exec", "stays", "--", "echo", "here"]), "here\n");
+    cluster.kubectl_ok(&["run", "new", "--image", BUSYBOX, "--", "sleep", "31338"]);
+    cluster.pod_ready("new");
+
+    let memory = Cluster::prepared();
+    memory.up(&["--ephemeral"]);
+    let refused = memory.rootlet(&["up", "--upgrade"]);
+    assert_eq!(refused.code, Some(1), "{}", refused.out);
+    assert!(refused.err.contains("snapshot save"), "{}", refused.err);
+}
+
+#[test]
+fn a_service_manager_is_told_and_obeyed() {
+    let cluster = Cluster::prepared();
+    let socket = UnixDatagram::bind(cluster.path("notify")).expect("it can listen");
+    socket.set_read_timeout(Some(std::time::Duration::from_mins(1))).expect("it can");
+    let told = || {
+        let mut buffer = [0; 100];
+        let length = socket.recv(&mut buffer).expect("it is told in time");
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    let mut command = cluster.command("rootlet");
+    let start = |command: &mut Command| {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("it starts")
+    };
+    command.env("NOTIFY_SOCKET", cluster.path("notify"));
+    command.args(["up", "--foreground", "--name", &cluster.name]);
+    let mut service = start(&mut command);
+    assert_eq!(told(), "READY=1");
+    assert!(cluster.rootlet_ok(&["status"]).contains("Ready"), "ready is what it says");
+    kill(Pid::from_raw(service.id() as i32), Signal::SIGTERM).expect("it runs");
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(service.wait().expect("it ends").code(), Some(0));
+    assert_eq!(cluster.rootlet(&["status"]).code, Some(1));
+
+    // Stopped by hand is no failure; an upgrade is no end.
+    let mut service = start(&mut command);
+    assert_eq!(told(), "READY=1");
+    cluster.rootlet_ok(&["up", "--upgrade"]);
+    assert_eq!(service.try_wait().expect("it can be asked"), None, "it goes on");
+    cluster.rootlet_ok(&["down"]);
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(service.wait().expect("it ends").code(), Some(0));
+
+    // A daemon that dies is one.
+    let mut service = start(&mut command);
+    assert_eq!(told(), "READY=1");
+    kill(Pid::from_raw(holder(&cluster, "daemon")), Signal::SIGKILL).expect("it runs");
+    assert_eq!(service.wait().expect("it ends").code(), Some(1));
+}
+
+#[test]
+fn a_unit_is_written_enabled_and_removed() {
+    let cluster = Cluster::prepared();
+    let tools = cluster.path("tools");
+    fs::create_dir(&tools).expect("it can be made");
+    let script = format!("#!/bin/sh\necho \"$@\" >> {}\n", cluster.path("asked").display());
+    fs::write(tools.join("systemctl"), script).expect("it can be written");
+    run(Command::new("chmod").arg("755").arg(tools.join("systemctl")));
+    let service = |words: &[&str]| {
+        let path = format!("{}:{}", tools.display(), std::env::var("PATH").expect("it is set"));
+        run(cluster.command("rootlet").env("PATH", path).arg("service").args(words))
+    };
+    let name = &cluster.name;
+    let wrong = service(&["install", "--name", name, "--", "--no-such-flag"]);
+    assert_eq!(wrong.code, Some(1), "{}", wrong.out);
+    assert!(wrong.err.contains("unexpected argument '--no-such-flag'"), "{}", wrong.err);
+    let installed = service(&["install", "--name", name, "--", "--ingress"]);
+    assert_eq!(installed.code, Some(0), "{}{}", installed.out, installed.err);
+    let unit = cluster.path("config/systemd/user").join(format!("rootlet-{name}.service"));
+    let text = fs::read_to_string(&unit).expect("it is written");
+    let program = place().join("rootlet");
+    let line = format!("ExecStart={} up --foreground --name {name} --ingress", program.display());
+    assert!(text.contains(&line) && text.contains("Delegate=yes"), "{text}");
+    if Path::new("/usr/bin/systemd-analyze").exists() {
+        let verified = run(Command::new("systemd-analyze").args(["--user", "verify"]).arg(&unit));
+        assert!(!verified.err.contains("Unknown"), "{}", verified.err);
+    }
+    let removed = service(&["uninstall", "--name", name]);
+    assert_eq!(removed.code, Some(0), "{}{}", removed.out, removed.err);
+    assert!(!unit.exists());
+    let asked = fs::read_to_string(cluster.path("asked")).expect("systemd was asked");
+    let unit = format!("rootlet-{name}.service");
+    let want = format!(
+        "--user daemon-reload\n--user enable --now {unit}\n--user disable --now {unit}\n--user daemon-reload\n"
+    );
+    assert_eq!(asked, want);
+}
+
+/// Files and folders below `top`.
+fn files(top: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(top).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(files(&path));
+        }
+        found.insert(path);
+    }
+    found
+}
+
+/// Processes of this user, or of the ids below it, whose files are below `top`.
+fn users_of(top: &Path) -> BTreeSet<String> {
+    let top = top.to_str().expect("UTF-8");
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let found = entries.filter_map(|entry| {
+        let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+        let about = [read("cmdline"), read("environ"), read("mountinfo")].concat();
+        let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
+        String::from_utf8_lossy(&about).contains(top).then_some(command)
+    });
+    found.collect()
+}
+
+#[test]
+fn delete_leaves_the_machine_as_it_was() {
+    let cluster = Cluster::prepared();
+    let home = cluster.path("");
+    let own = fs::metadata(&home).expect("it is there").uid();
+    let shared = || -> BTreeSet<PathBuf> {
+        let places = ["/tmp", "/run", "/dev/shm", "/var/tmp"].map(Path::new);
+        let entries =
+            places.into_iter().flat_map(|place| fs::read_dir(place).into_iter().flatten());
+        let named = |path: &PathBuf| path.to_string_lossy().contains("rootlet-");
+        let mine =
+            |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|found| found.uid() == own);
+        entries.flatten().map(|entry| entry.path()).filter(named).filter(mine).collect()
+    };
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    // The base directories are the user's.
+    fs::create_dir(cluster.path("data")).expect("it can be made");
+    let before = (files(&home), users_of(&home), mounts(), shared());
+    // With the user's own kubeconfig, which is not there yet, and volumes that were written to.
+    cluster.rootlet_ok(&["up"]);
+    cluster.load_busybox();
+    let config = cluster.path(".kube/config");
+    fs::copy(&config, cluster.path("kubeconfig")).expect("it was made");
+    cluster.apply(&format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: data}}\nspec: {{accessModes: \
+         [ReadWriteOnce], resources: {{requests: {{storage: 1Mi}}}}}}\n---\napiVersion: v1\nkind: \
+         Pod\nmetadata: {{name: busy}}\nspec:\n  securityContext: {{runAsUser: 1000}}\n  volumes: [{{name: \
+         v, persistentVolumeClaim: {{claimName: data}}}}, {{name: e, emptyDir: {{}}}}]\n  containers:\n  - \
+         name: c\n    image: {BUSYBOX}\n    command: [sh, -c, 'echo x > /e/x; exec sleep 424242']\n    \
+         volumeMounts: [{{name: v, mountPath: /v}}, {{name: e, mountPath: /e}}]\n"
+    ));
+    cluster.pod_ready("busy");
+    let during = users_of(&home);
+    assert!(during.iter().any(|command| command.ends_with("shim ")), "it is seen: {during:?}");
+    fs::remove_file(cluster.path("kubeconfig")).expect("it was copied");
+    // That is kubectl's own.
+    fs::remove_dir_all(cluster.path(".kube/cache")).expect("kubectl ran");
+    cluster.rootlet_ok(&["delete"]);
+    assert!(processes("sleep 424242").is_empty());
+    let after = (files(&home), users_of(&home), mounts(), shared());
+    assert_eq!(before.0, after.0, "files");
+    assert_eq!(before.1, after.1, "processes");
+    assert_eq!(before.2, after.2, "mounts");
+    assert_eq!(before.3, after.3, "files in shared folders");
+
+    // What was there before stays, whatever is in it.
+    fs::create_dir(cluster.path(".kube")).expect("it is gone");
+    fs::write(&config, "apiVersion: v1\nkind: Config\n").expect("it can be written");
+    cluster.rootlet_ok(&["up", "--ephemeral"]);
+    cluster.rootlet_ok(&["delete"]);
+    assert!(config.exists(), "it was the user's");
+}
+
+#[test]
+fn pods_come_back_after_a_reboot_and_data_may_move() {
+    let cluster = Cluster::prepared();
+    cluster.up(&[]);
+    cluster.load_busybox();
+    cluster.apply(&format!(
+        "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {{name: data}}\nspec: {{accessModes: \
+         [ReadWriteOnce], resources: {{requests: {{storage: 1Mi}}}}}}\n---\napiVersion: v1\nkind: \
+         Pod\nmetadata: {{name: keeper}}\nspec:\n  terminationGracePeriodSeconds: 0\n  volumes: [{{name: v, \
+         persistentVolumeClaim: {{claimName: data}}}}]\n  containers:\n  - name: c\n    image: \
+         {BUSYBOX}\n    command: [sh, -c, 'echo $HOSTNAME >> /v/starts; exec sleep 515151']\n    \
+         volumeMounts: [{{name: v, mountPath: /v}}]\n"
+    ));
+    cluster.pod_ready("keeper");
+    let starts =
+        || cluster.kubectl_ok(&["exec", "keeper", "--", "cat", "/v/starts"]).lines().count();
+    assert_eq!(starts(), 1);
+
+    // All at once, and the runtime folder with it.
+    for pid in processes("sleep 515151") {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let run_folder = cluster.path("rootlet").join(&cluster.name);
+    for role in ["daemon", "node"] {
+        let _ = kill(Pid::from_raw(holder(&cluster, role)), Signal::SIGKILL);
+    }
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    for entry in entries {
+        let shim = fs::read(entry.path().join("cmdline")).is_ok_and(|c| c.ends_with(b"\0shim\0"));
+        let mounts = fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+        if let (true, Ok(pid)) = (
+            shim && mounts.contains(run_folder.to_str().expect("UTF-8")),
+            entry.file_name().to_string_lossy().parse(),
+        ) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    eventually("everything has ended", || {
+        let left = users_of(&run_folder);
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    });
+    fs::remove_dir_all(&run_folder).expect("nothing is mounted there");
+    cluster.up(&[]);
+    eventually("it runs again", || match processes("sleep 515151").len() {
+        1 => Ok(()),
+        other => Err(other.to_string()),
+    });
+    cluster.pod_ready("keeper");
+    assert_eq!(starts(), 2);
+
+    cluster.rootlet_ok(&["down"]);
+    fs::rename(cluster.path("data"), cluster.path("moved")).expect("it can be moved");
+    let moved = |words: &[&str]| {
+        let mut command = cluster.command("rootlet");
+        command.env("XDG_DATA_HOME", cluster.path("moved")).args(words);
+        run(command.args(["--name", &cluster.name]))
+    };
+    let file = cluster.path("kubeconfig");
+    let said = moved(&["up", "--kubeconfig", file.to_str().expect("UTF-8")]);
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    let remedy = said.err.split_once("lead there: ").expect("it is told").1.trim().to_owned();
+    assert!(remedy.contains("ln -s"), "{}", said.err);
+    let linked = run(Command::new("sh").args(["-c", &remedy]));
+    assert_eq!(linked.code, Some(0), "{}", linked.err);
+    cluster.pod_ready("keeper");
+    assert_eq!(starts(), 3, "the volume has moved with it");
+    // The link leads to the same data, for the end of the test.
+    assert_eq!(moved(&["delete"]).code, Some(0));
+}
