@@ -115,6 +115,53 @@ fn every_document_with_commands_is_followed() {
     }
 }
 
+/// The script of a step of docs/ci/action.yml.
+fn step(name: &str) -> String {
+    let text = fs::read_to_string(place().join("docs/ci/action.yml")).expect("it is there");
+    let (_, rest) = text.split_once(&format!("- name: {name}\n")).expect("it has the step");
+    let (_, rest) = rest.split_once("run: |\n").expect("it has a script");
+    let lines = rest.lines().take_while(|line| line.starts_with("        ") || line.is_empty());
+    lines.map(|line| format!("{}\n", line.trim_start_matches("        "))).collect()
+}
+
+#[test]
+fn the_steps_of_the_action_do_what_they_say() {
+    let top = folder();
+    let work = top.path();
+    let path = format!("{}:{}", programs(work).display(), std::env::var("PATH").expect("set"));
+    fs::write(work.join("map.yaml"), "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: map}\n")
+        .expect("it can be written");
+    let bash = |script: &str, inputs: &[(&str, &str)]| {
+        let mut command = Command::new("bash");
+        command.args(["-eo", "pipefail", "-c", script]).current_dir(work).env("PATH", &path);
+        command.env("HOME", work).env("XDG_DATA_HOME", work.join("data"));
+        command.env("XDG_RUNTIME_DIR", work).env("RUNNER_TEMP", work);
+        command.env("GITHUB_ENV", work.join("env")).envs(inputs.iter().copied());
+        run(&mut command)
+    };
+    let archive = place().join("busybox.tar").display().to_string();
+    let program = place().join("rootlet").display().to_string();
+    let inputs = [
+        ("BINARY", program.as_str()),
+        ("LOAD", archive.as_str()),
+        ("APPLY", "map.yaml"),
+        ("REGISTRIES", ""),
+        ("SCRIPT", "kubectl get configmap map -o name && exit 7"),
+    ];
+    let ran = bash(&step("Run with a cluster"), &inputs);
+    assert_eq!(ran.code, Some(7), "{}{}", ran.out, ran.err);
+    assert!(ran.out.contains("configmap/map"), "{}", ran.out);
+
+    let started = bash(&step("Start a cluster"), &inputs);
+    assert_eq!(started.code, Some(0), "{}{}", started.out, started.err);
+    let exported = fs::read_to_string(work.join("env")).expect("it is told to later steps");
+    let later = format!("export {exported}\nkubectl get configmap map -o name");
+    let found = bash(&later, &[]);
+    let deleted = bash(&format!("{program} delete"), &[]);
+    assert_eq!(found.out, "configmap/map\n", "{}", found.err);
+    assert_eq!(deleted.code, Some(0), "{}", deleted.err);
+}
+
 #[test]
 fn links_lead_to_files() {
     let docs = place().join("docs");

@@ -164,7 +164,9 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
                 say!("There is no cluster {:?}.", paths.name);
                 return Ok(ExitCode::SUCCESS);
             }
+            let held = starting(&paths)?;
             up::down(&paths)?;
+            drop(held);
             say!(
                 "Cluster {:?} is stopped; its data is kept in {}.",
                 paths.name,
@@ -173,7 +175,9 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Delete(cluster) => {
             let paths = Paths::of(&cluster.name)?;
+            let held = starting(&paths)?;
             up::delete(&paths)?;
+            drop(held);
             say!("Cluster {:?} is deleted.", paths.name);
         }
         Command::Kubeconfig(cluster) => {
@@ -212,6 +216,11 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Waits for a start that is under way, and lets no other begin until it is dropped.
+fn starting(paths: &Paths) -> anyhow::Result<lock::Lock> {
+    lock::wait(&paths.lock("up")).context("cannot lock the cluster")
 }
 
 fn manual(folder: &Path) -> anyhow::Result<()> {

@@ -43,7 +43,7 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
             }
         }
         None => {
-            tell_moved(paths)?;
+            check_moved(paths)?;
             settings.write()?;
             start(paths)?;
         }
@@ -70,16 +70,18 @@ fn upgrade(paths: &Paths) -> anyhow::Result<()> {
 }
 
 /// Volumes are named by their whole path in objects that cannot be changed: where the data was moved they are
-/// found by a link from the old place.
-fn tell_moved(paths: &Paths) -> anyhow::Result<()> {
+/// found by a link from the old place. Without it pods would find them empty.
+fn check_moved(paths: &Paths) -> anyhow::Result<()> {
     let Some(known) = Settings::read(&paths.settings())? else { return Ok(()) };
     let old = &known.paths.data;
     let volumes = std::fs::read_dir(paths.data.join("volumes"));
     let some = volumes.is_ok_and(|mut entries| entries.next().is_some());
-    if *old != paths.data && some && !old.exists() {
-        eprintln!(
-            "warning: the data was moved, and volumes are still known by the old path; lead there: \
-             mkdir -p {} && ln -s {} {}",
+    let leads_here = std::fs::canonicalize(old).ok() == std::fs::canonicalize(&paths.data).ok();
+    if some && !leads_here {
+        bail!(
+            "the data of cluster {:?} was moved, and its volumes are known by the old path; move it back, or \
+             lead there: mkdir -p {} && ln -s {} {}",
+            paths.name,
             old.parent().unwrap_or(old).display(),
             paths.data.display(),
             old.display()
