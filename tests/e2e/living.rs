@@ -162,6 +162,38 @@ fn a_unit_is_written_enabled_and_removed() {
     assert_eq!(asked, want);
 }
 
+#[test]
+fn a_shell_offers_what_a_cluster_knows() {
+    let cluster = Cluster::ephemeral();
+    cluster.kubectl_ok(&["create", "namespace", "shop"]);
+    for name in ["red", "blue"] {
+        cluster.kubectl_ok(&["run", name, "--image", BUSYBOX, "-n", "shop", "--", "sleep", "1000"]);
+    }
+    // What bash does at the end of the line.
+    let offered = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (last, before) = (words[words.len() - 1], words[words.len() - 2]);
+        let script = format!(
+            "source <(rootlet completions bash); COMP_WORDS=({line}); [ -n '{last}' ] || COMP_WORDS+=(''); \
+             COMP_CWORD={}; _rootlet_names rootlet '{last}' '{before}'; echo ${{COMPREPLY[*]}}",
+            words.len() - 1
+        );
+        let path = format!("{}:{}", place().display(), std::env::var("PATH").expect("it is set"));
+        let mut shell = Command::new("bash");
+        cluster.settle(&mut shell);
+        let said = run(shell.env("PATH", path).args(["-c", &script]));
+        assert_eq!(said.err, "", "{line}");
+        said.out.trim().to_owned()
+    };
+    let name = &cluster.name;
+    assert_eq!(offered(&format!("rootlet why --name {name} -n shop pod/r")), "pod/red");
+    assert_eq!(offered(&format!("rootlet trace --name {name} -n shop ")), "pod/blue pod/red");
+    assert_eq!(offered(&format!("rootlet why --name {name} -n sh")), "shop");
+    assert_eq!(offered(&format!("rootlet status --name {}", &name[..2])), *name);
+    assert_eq!(offered(&format!("rootlet image rm --name {name} lo")), BUSYBOX);
+    assert_eq!(offered("rootlet do"), "down doctor", "what clap knows is still offered");
+}
+
 /// Files and folders below `top`.
 fn files(top: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();

@@ -419,6 +419,13 @@ and name it in the network's configuration:
         #[arg(long, hide = true, conflicts_with = "folder")]
         markdown: bool,
     },
+    /// Print what may follow the words of an unfinished command line; for the scripts of `completions`.
+    #[command(hide = true)]
+    Candidates {
+        /// The words before the one that is being written, without the program's name.
+        #[arg(last = true, allow_hyphen_values = true, value_name = "WORDS")]
+        words: Vec<String>,
+    },
     /// Print a shell completion script.
     #[command(after_help = "Example:
   rootlet completions bash > ~/.local/share/bash-completion/completions/rootlet")]

@@ -102,6 +102,14 @@ pub fn remove(path: &Path, context: &str) -> Result<bool, Error> {
     })
 }
 
+/// The names of all contexts at `path`. None where the file cannot be read.
+pub fn contexts(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let config: Value = serde_saphyr::from_str(&text).unwrap_or_default();
+    let entries = config["contexts"].as_array().into_iter().flatten();
+    entries.filter_map(|entry| entry["name"].as_str()).map(str::to_owned).collect()
+}
+
 /// The contexts at `path` whose clusters are on this machine's loopback and have the context's own name, as those
 /// of [`merge`] are. None where the file cannot be read.
 pub fn local_contexts(path: &Path) -> Vec<String> {

@@ -7,6 +7,7 @@ mod output;
 mod agent;
 mod bench;
 mod build;
+mod candidates;
 mod ci;
 mod cni;
 mod control;
@@ -209,10 +210,16 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Version => println!("rootlet {} (Kubernetes 1.36)", build::VERSION),
         Command::Man { folder: Some(folder), .. } => manual(&folder)?,
         Command::Man { .. } => print!("{}", cli::reference::markdown(Cli::command())),
+        Command::Candidates { words } => candidates::print(&words),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "rootlet", &mut script);
             print!("{}", String::from_utf8_lossy(&script));
+            match shell {
+                clap_complete::Shell::Bash => print!("{}", candidates::BASH),
+                clap_complete::Shell::Fish => print!("{}", candidates::FISH),
+                _ => {}
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

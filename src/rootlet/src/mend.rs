@@ -65,7 +65,7 @@ fn flaws() -> Vec<Flaw> {
 }
 
 /// Names of the clusters that have data.
-fn clusters(any: &Paths) -> Vec<String> {
+pub fn clusters(any: &Paths) -> Vec<String> {
     let Some(folder) = any.data.parent() else { return Vec::new() };
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
