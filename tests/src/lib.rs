@@ -3,3 +3,6 @@
 
 #[cfg(test)]
 mod layering;
+
+#[cfg(test)]
+mod messages;
