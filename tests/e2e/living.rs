@@ -122,6 +122,21 @@ fn a_service_manager_is_told_and_obeyed() {
     assert_eq!(told(), "READY=1");
     kill(Pid::from_raw(holder(&cluster, "daemon")), Signal::SIGKILL).expect("it runs");
     assert_eq!(service.wait().expect("it ends").code(), Some(1));
+    assert_eq!(told(), "STOPPING=1");
+
+    // Unless it is a service, whose pods the manager would end with it.
+    command.env("ROOTLET_UNIT", format!("rootlet-{}.service", cluster.name));
+    let mut service = start(&mut command);
+    assert_eq!(told(), "READY=1");
+    let daemon = holder(&cluster, "daemon");
+    kill(Pid::from_raw(daemon), Signal::SIGKILL).expect("it runs");
+    eventually("another daemon", || {
+        let status = cluster.rootlet(&["status"]);
+        let another = holder(&cluster, "daemon") != daemon && status.code == Some(0);
+        if another { Ok(()) } else { Err(format!("{status:?}")) }
+    });
+    kill(Pid::from_raw(service.id() as i32), Signal::SIGTERM).expect("it runs");
+    assert_eq!(service.wait().expect("it ends").code(), Some(0));
 }
 
 #[test]

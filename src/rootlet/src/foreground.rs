@@ -1,10 +1,16 @@
 //! `rootlet up --foreground`: from the start to the end that somebody asks for.
 
-use anyhow::bail;
+use std::time::{Duration, Instant};
+
+use anyhow::anyhow;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::paths::Paths;
-use crate::{lock, service, up};
+use crate::{lock, scope, service, up};
+
+/// So many deaths of the daemon within this time are not mended by another start.
+const DEATHS_MAX: usize = 3;
+const OFTEN: Duration = Duration::from_mins(2);
 
 /// Signals that ask for the cluster's end, from the first moment on: one that comes during the start waits for it.
 pub struct Foreground {
@@ -25,11 +31,40 @@ impl Foreground {
     }
 
     /// Tells a service manager that the cluster is there; then waits for a signal and stops it, or for its end by
-    /// another hand.
+    /// another hand. As a service it starts a daemon that died again: systemd would end the pods with it.
     pub fn wait(mut self, paths: &Paths) -> anyhow::Result<()> {
         service::notify("READY=1");
+        let mut deaths: Vec<Instant> = Vec::new();
+        let ended = loop {
+            if self.is_asked(paths) {
+                service::notify("STOPPING=1");
+                break up::down(paths);
+            }
+            if paths.stopped().exists() {
+                // `rootlet down` asked for it: no failure, and no reason to start it again.
+                service::notify("STOPPING=1");
+                break Ok(());
+            }
+            deaths.retain(|death| death.elapsed() < OFTEN);
+            if !scope::is_service(&paths.name) || deaths.len() >= DEATHS_MAX {
+                service::notify("STOPPING=1");
+                break Err(anyhow!("the daemon has ended; see {}", paths.log("daemon").display()));
+            }
+            deaths.push(Instant::now());
+            eprintln!("the daemon has ended; it is started again");
+            if let Err(error) = up::start_again(paths) {
+                break Err(error);
+            }
+        };
+        // The thread that waits for the lock ends with the process.
+        self.runtime.shutdown_background();
+        ended
+    }
+
+    /// Waits for a signal, or for the end of the cluster's daemon: `false`.
+    fn is_asked(&mut self, paths: &Paths) -> bool {
         let (daemon, up) = (paths.lock("daemon"), paths.lock("up"));
-        let asked = self.runtime.block_on(async {
+        self.runtime.block_on(async {
             let ended = tokio::task::spawn_blocking(move || {
                 loop {
                     lock::wait(&daemon)?;
@@ -45,17 +80,6 @@ impl Foreground {
                 _ = self.interrupt.recv() => true,
                 _ = ended => false,
             }
-        });
-        // The thread that waits for the lock ends with the process.
-        self.runtime.shutdown_background();
-        service::notify("STOPPING=1");
-        if asked {
-            return up::down(paths);
-        }
-        if paths.stopped().exists() {
-            // `rootlet down` asked for it: no failure, and no reason to start it again.
-            return Ok(());
-        }
-        bail!("the daemon has ended; see {}", paths.log("daemon").display())
+        })
     }
 }

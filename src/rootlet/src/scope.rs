@@ -37,6 +37,11 @@ pub fn service_unit(cluster: &str) -> String {
     }
 }
 
+/// Whether this process was started as the cluster's service.
+pub fn is_service(cluster: &str) -> bool {
+    std::env::var(UNIT).is_ok_and(|unit| unit == service_unit(cluster))
+}
+
 /// Moves this process into the scope of the cluster, made if need be, or where the cluster's `node` process, if
 /// it runs, already is. A process that systemd started as the cluster's service stays in that one's cgroup.
 /// `Err` tells why there is no cgroup of our own.
@@ -45,17 +50,16 @@ pub fn enter(cluster: &str, node: Option<u32>) -> Result<Scope, String> {
         return Err("this machine does not use the unified cgroup v2 hierarchy".into());
     }
     let service = service_unit(cluster);
-    let started_as = std::env::var(UNIT).is_ok_and(|unit| unit == service);
     let beside = node.and_then(|pid| cgroup_of(&pid.to_string()));
-    let is_service = match &beside {
+    let in_service = match &beside {
         Some(path) => in_unit(path, &service),
-        None => started_as && own_cgroup().is_some_and(|path| in_unit(&path, &service)),
+        None => is_service(cluster) && own_cgroup().is_some_and(|path| in_unit(&path, &service)),
     };
-    let unit = if is_service { service } else { format!("rootlet-{}.scope", escape(cluster)) };
+    let unit = if in_service { service } else { format!("rootlet-{}.scope", escape(cluster)) };
     let (own, pid) = (own_cgroup(), std::process::id());
     if own.as_ref().is_none_or(|path| !in_unit(path, &unit)) {
         let mut bus = Bus::connect().map_err(|e| format!("systemd does not answer: {e}"))?;
-        if is_service {
+        if in_service {
             bus.attach(&unit, pid)?;
         } else if let Err(refusal) = bus.start_scope(&unit, pid) {
             // The node process of an earlier `up` holds it.

@@ -167,8 +167,8 @@ fn unit(
          NotifyAccess=main\n\
          {settings}\
          ExecStart={command}\n\
-         # Asked to end, it stops the pods first; should it die, they are left for the next start to find.\n\
-         KillMode=process\n\
+         # Asked to end, it stops the pods first. It starts a daemon that dies again itself.\n\
+         KillMode=mixed\n\
          TimeoutStartSec=5min\n\
          TimeoutStopSec=2min\n\
          Restart=on-failure\n\

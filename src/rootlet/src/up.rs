@@ -211,6 +211,12 @@ fn default_registries() -> Option<PathBuf> {
     file.exists().then_some(file)
 }
 
+/// Starts a cluster's daemon again, unless somebody else has.
+pub fn start_again(paths: &Paths) -> anyhow::Result<()> {
+    let _held = lock::wait(&paths.lock("up")).context("cannot lock the cluster")?;
+    if lock::holder(&paths.lock("daemon")).is_none() { start(paths) } else { Ok(()) }
+}
+
 /// Starts what does not run of the two processes.
 fn start(paths: &Paths) -> anyhow::Result<()> {
     let own_runtime = Settings::read(&paths.settings())?.is_none_or(|known| known.own_runtime());
