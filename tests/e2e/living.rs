@@ -147,10 +147,11 @@ fn a_unit_is_written_enabled_and_removed() {
     let script = format!("#!/bin/sh\necho \"$@\" >> {}\n", cluster.path("asked").display());
     fs::write(tools.join("systemctl"), script).expect("it can be written");
     run(Command::new("chmod").arg("755").arg(tools.join("systemctl")));
-    let service = |words: &[&str]| {
+    let rootlet = |words: &[&str]| {
         let path = format!("{}:{}", tools.display(), std::env::var("PATH").expect("it is set"));
-        run(cluster.command("rootlet").env("PATH", path).arg("service").args(words))
+        run(cluster.command("rootlet").env("PATH", path).args(words))
     };
+    let service = |words: &[&str]| rootlet(&[&["service"], words].concat());
     let name = &cluster.name;
     let wrong = service(&["install", "--name", name, "--", "--no-such-flag"]);
     assert_eq!(wrong.code, Some(1), "{}", wrong.out);
@@ -169,10 +170,16 @@ fn a_unit_is_written_enabled_and_removed() {
     let removed = service(&["uninstall", "--name", name]);
     assert_eq!(removed.code, Some(0), "{}{}", removed.out, removed.err);
     assert!(!unit.exists());
+    // A cluster that is deleted is not to come back at the next login.
+    assert_eq!(service(&["install", "--no-start", "--name", name]).code, Some(0));
+    assert!(unit.exists());
+    assert_eq!(rootlet(&["delete", "--name", name]).code, Some(0));
+    assert!(!unit.exists());
     let asked = fs::read_to_string(cluster.path("asked")).expect("systemd was asked");
     let unit = format!("rootlet-{name}.service");
     let want = format!(
-        "--user daemon-reload\n--user enable --now {unit}\n--user disable --now {unit}\n--user daemon-reload\n"
+        "--user daemon-reload\n--user enable --now {unit}\n--user disable --now {unit}\n--user daemon-reload\n\
+         --user daemon-reload\n--user enable {unit}\n--user disable --now {unit}\n--user daemon-reload\n"
     );
     assert_eq!(asked, want);
 }

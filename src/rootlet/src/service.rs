@@ -66,17 +66,24 @@ fn install(cluster: &str, start: bool, flags: &[String]) -> anyhow::Result<()> {
 }
 
 fn uninstall(cluster: &str) -> anyhow::Result<()> {
-    let (unit, file) = (scope::service_unit(cluster), unit_file(cluster)?);
-    if !file.exists() {
+    let unit = scope::service_unit(cluster);
+    if !unit_file(cluster)?.exists() {
         say!("{unit} is not installed.");
         return Ok(());
     }
+    remove(cluster)?;
+    say!("{unit} is removed; the cluster is stopped, its data kept.");
+    Ok(())
+}
+
+/// Stops and removes the unit of a cluster, if it has one.
+pub fn remove(cluster: &str) -> anyhow::Result<()> {
+    let unit = scope::service_unit(cluster);
+    let Some(file) = unit_file(cluster).ok().filter(|file| file.exists()) else { return Ok(()) };
     let stopped = systemctl(&["disable", "--now", &unit]);
     fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
     let reloaded = systemctl(&["daemon-reload"]);
-    stopped.and(reloaded).context("the unit's file is removed, but systemd does not know yet")?;
-    say!("{unit} is removed; the cluster is stopped, its data kept.");
-    Ok(())
+    stopped.and(reloaded).context("the unit's file is removed, but systemd does not know yet")
 }
 
 fn status(paths: &Paths) -> anyhow::Result<ExitCode> {

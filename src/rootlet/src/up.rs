@@ -12,7 +12,7 @@ use crate::control::{self, Client};
 use crate::foreground::Foreground;
 use crate::paths::{Paths, home};
 use crate::settings::{Settings, StoreAddress};
-use crate::{build, lock, member, output, scope, userns};
+use crate::{build, lock, member, output, scope, service, userns};
 
 /// Carries out `rootlet up`.
 pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
@@ -375,6 +375,10 @@ fn stop_pods(paths: &Paths) -> anyhow::Result<()> {
 
 /// Stops the cluster and removes everything of it.
 pub fn delete(paths: &Paths) -> anyhow::Result<()> {
+    if let Err(error) = service::remove(&paths.name) {
+        // Without its unit the rest can be removed all the same.
+        eprintln!("warning: {error:#}");
+    }
     down(paths)?;
     let settings = Settings::read(&paths.settings()).ok().flatten();
     if let Some(Settings { merged_into: Some(file), created, .. }) = settings {
