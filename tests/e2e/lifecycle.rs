@@ -201,7 +201,8 @@ fn components_can_be_left_to_others() {
 #[test]
 fn the_machine_is_told_about() {
     let answer = run(Command::new(crate::harness::place().join("rootlet")).arg("doctor"));
-    for check in ["user namespaces", "subordinate ids", "overlay", "nf_tables", "cgroup delegation"]
+    for check in
+        ["user namespaces", "subordinate ids", "overlay", "nf_tables", "/proc", "cgroup delegation"]
     {
         assert!(answer.out.contains(check), "{check}: {}", answer.out);
     }

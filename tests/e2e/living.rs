@@ -216,6 +216,60 @@ fn a_shell_offers_what_a_cluster_knows() {
     assert_eq!(offered("rootlet do"), "down doctor", "what clap knows is still offered");
 }
 
+#[test]
+fn what_is_left_of_clusters_that_are_gone_is_mended() {
+    use std::os::unix::fs::PermissionsExt;
+    let cluster = Cluster::prepared();
+    let config = cluster.path(".kube/config");
+    fs::create_dir_all(cluster.path(".kube")).expect("it can be made");
+    let entries = |name: &str, server: &str| {
+        format!(
+            "- {{name: {name}, cluster: {{server: \"{server}\"}}, context: {{cluster: {name}, user: {name}}}}}\n"
+        )
+    };
+    let both = [
+        entries("rootlet-gone", "https://127.0.0.1:1"),
+        // Of the same kind of name, but not of this machine.
+        entries("rootlet-far", "https://192.0.2.1:6443"),
+    ]
+    .concat();
+    fs::write(
+        &config,
+        format!("apiVersion: v1\nkind: Config\nclusters:\n{both}contexts:\n{both}users: []\n"),
+    )
+    .expect("it can be written");
+    let (data, run_folder) = (cluster.path("data/rootlet/left"), cluster.path("rootlet/left"));
+    for folder in [&data, &run_folder] {
+        fs::create_dir_all(folder).expect("it can be made");
+    }
+    fs::write(data.join("settings.json"), "{}").expect("it can be written");
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    drop(std::os::unix::net::UnixListener::bind(run_folder.join("daemon.sock")).expect("it can"));
+
+    let doctor = |words: &[&str]| run(cluster.command("rootlet").arg("doctor").args(words));
+    let looked = doctor(&["-o", "json"]);
+    let checks: serde_json::Value = serde_json::from_str(&looked.out).expect("it is JSON");
+    let limited: BTreeSet<&str> = checks
+        .as_array()
+        .expect("it is a list")
+        .iter()
+        .filter(|check| check["level"] == "limited")
+        .filter_map(|check| check["name"].as_str())
+        .collect();
+    for name in ["kubeconfig", "data folder", "sockets"] {
+        assert!(limited.contains(name), "{name}: {}", looked.out);
+    }
+    let mended = doctor(&["--fix"]);
+    assert_eq!(mended.code, Some(0), "{}{}", mended.out, mended.err);
+    assert_eq!(mended.out.matches("mended ").count(), 3, "{}", mended.out);
+    assert!(mended.out.contains("own files"), "{}", mended.out);
+    let text = fs::read_to_string(&config).expect("it stays");
+    assert!(!text.contains("rootlet-gone") && text.contains("rootlet-far"), "{text}");
+    assert_eq!(fs::metadata(&data).expect("it stays").permissions().mode() & 0o777, 0o700);
+    assert!(!run_folder.join("daemon.sock").exists());
+    fs::remove_dir_all(&data).expect("it was ours");
+}
+
 /// Files and folders below `top`.
 fn files(top: &Path) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
