@@ -18,8 +18,7 @@ struct Page {
 }
 
 /// The commands of `root`, itself first, each followed by those below it.
-fn pages(root: Command) -> Vec<Page> {
-    let mut root = root;
+fn pages(mut root: Command) -> Vec<Page> {
     root.build();
     let mut found = Vec::new();
     collect(&root, root.get_name(), &mut found);

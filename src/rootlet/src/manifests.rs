@@ -108,14 +108,13 @@ impl Keeper {
         let mut kinds = Kinds::new(&self.client, MANAGER);
         for file in files {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let failed = self.apply(&mut kinds, &file, &name, &mut after).await;
-            if !failed.is_empty() {
-                // What it held before may be what it still means to hold.
-                after.extend(missing(&before, &after).filter(|e| e.file == name));
-            }
-            problems.extend(failed);
+            problems.extend(self.apply(&mut kinds, &file, &name, &mut after).await);
         }
-        let gone: Vec<Entry> = missing(&before, &after).collect();
+        let mut gone = missing(&before, &after);
+        if !problems.is_empty() {
+            // What seems to have left may be what could not be read: nothing is removed then, either.
+            after.append(&mut gone);
+        }
         let mut removed = Vec::new();
         for entry in gone.into_iter().rev() {
             match delete(&self.client, &entry.object).await {
@@ -181,11 +180,9 @@ impl Keeper {
 }
 
 /// Those of `before` whose objects are not in `after`.
-fn missing(before: &[Entry], after: &[Entry]) -> impl Iterator<Item = Entry> + use<> {
-    let here: BTreeSet<Applied> = after.iter().map(|entry| entry.object.clone()).collect();
-    let left: Vec<Entry> =
-        before.iter().filter(|entry| !here.contains(&entry.object)).cloned().collect();
-    left.into_iter()
+fn missing(before: &[Entry], after: &[Entry]) -> Vec<Entry> {
+    let here: BTreeSet<&Applied> = after.iter().map(|entry| &entry.object).collect();
+    before.iter().filter(|entry| !here.contains(&entry.object)).cloned().collect()
 }
 
 /// Tells when a folder's files change: by inotify(7), or by looking where no instance can be had.
@@ -317,7 +314,7 @@ mod tests {
     #[test]
     fn an_object_that_moved_to_another_file_has_not_left() {
         let before = [entry("a.yaml", "one"), entry("a.yaml", "two")];
-        let left: Vec<Entry> = missing(&before, &[entry("b.yaml", "one")]).collect();
+        let left = missing(&before, &[entry("b.yaml", "one")]);
         assert_eq!(left, [entry("a.yaml", "two")]);
     }
 
