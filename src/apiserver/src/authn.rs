@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use apimachinery::Status;
 use http::request::Parts;
 
+use crate::access::Reloaded;
 use crate::attributes::UserInfo;
 use crate::pki::{Pki, jwt};
 use crate::registry::Registry;
@@ -27,7 +28,9 @@ pub struct Authenticator {
     pki: Pki,
     registry: Registry,
     static_tokens: Arc<static_tokens::StaticTokens>,
-    configuration: Arc<configuration::Configuration>,
+    configuration: Arc<Reloaded<configuration::Configuration>>,
+    /// As it was at the start: a changed file changes the issuers alone.
+    anonymous: configuration::Anonymous,
 }
 
 /// Why a bearer token is refused.
@@ -60,10 +63,16 @@ impl Authenticator {
         pki: Pki,
         registry: Registry,
         static_tokens: static_tokens::StaticTokens,
-        configuration: configuration::Configuration,
+        configuration: Reloaded<configuration::Configuration>,
     ) -> Self {
+        let anonymous = configuration.get().anonymous.clone();
         let (static_tokens, configuration) = (Arc::new(static_tokens), Arc::new(configuration));
-        Self { pki, registry, static_tokens, configuration }
+        Self { pki, registry, static_tokens, configuration, anonymous }
+    }
+
+    /// The issuers of tokens, which a changed file changes.
+    pub fn configuration(&self) -> Arc<Reloaded<configuration::Configuration>> {
+        self.configuration.clone()
     }
 
     /// The keys that tokens are signed with.
@@ -105,7 +114,7 @@ impl Authenticator {
                 }
             }
         }
-        if refused || !self.configuration.anonymous.allows(parts.uri.path()) {
+        if refused || !self.anonymous.allows(parts.uri.path()) {
             return Err(Status::unauthorized());
         }
         Ok(UserInfo::anonymous())
@@ -126,7 +135,7 @@ impl Authenticator {
         if let Some(user) = known {
             return Ok(Authenticated { user: with_group(user), audiences: wanted.to_vec() });
         }
-        for issuer in &self.configuration.issuers {
+        for issuer in &self.configuration.get().issuers {
             match issuer.authenticate(&self.registry, token, now()).await {
                 Ok(None) => {}
                 Ok(Some(user)) => {
@@ -189,7 +198,7 @@ mod tests {
             Pki::load_or_create(dir).unwrap(),
             Registry::default(),
             tokens,
-            configuration::Configuration::default(),
+            Reloaded::fixed(configuration::Configuration::default()),
         )
     }
 

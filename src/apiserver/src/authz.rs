@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use apimachinery::Status;
 
+use crate::access::Reloaded;
 use crate::attributes::RequestContext;
 use crate::registry::Registry;
 use configuration::Link;
@@ -59,17 +60,17 @@ impl Decision {
 pub struct Authorizer {
     registry: Registry,
     rbac: Arc<rbac::Rbac>,
-    chain: Arc<Vec<Link>>,
+    chain: Arc<Reloaded<Vec<Link>>>,
 }
 
 impl Authorizer {
     /// An authoriser by the RBAC objects and pods in `registry`, as a stock cluster has it.
     pub fn new(registry: Registry) -> Self {
-        Self::with_chain(registry, configuration::usual())
+        Self::with_chain(registry, Reloaded::fixed(configuration::usual()))
     }
 
     /// The authorisers of `chain`, the first to be asked first.
-    pub fn with_chain(registry: Registry, chain: Vec<Link>) -> Self {
+    pub fn with_chain(registry: Registry, chain: Reloaded<Vec<Link>>) -> Self {
         let rbac = Arc::new(rbac::Rbac::new(registry.clone()));
         Self { rbac, registry, chain: Arc::new(chain) }
     }
@@ -79,9 +80,14 @@ impl Authorizer {
         &self.rbac
     }
 
+    /// The authorisers, which a changed file changes.
+    pub fn chain(&self) -> Arc<Reloaded<Vec<Link>>> {
+        self.chain.clone()
+    }
+
     /// Whether all rules that apply can be listed: not those of another server.
     pub fn lists_all_rules(&self) -> bool {
-        !self.chain.iter().any(|link| matches!(link, Link::Webhook(_)))
+        !self.chain.get().iter().any(|link| matches!(link, Link::Webhook(_)))
     }
 
     fn ask(&self, link: &Link, ctx: &RequestContext) -> Decision {
@@ -106,7 +112,7 @@ impl Authorizer {
         if let Some(decision) = said.privileged(ctx) {
             return decision;
         }
-        for link in &*self.chain {
+        for link in &*self.chain.get() {
             if let Some(decision) = said.hear(self.ask(link, ctx)) {
                 return decision;
             }
@@ -120,7 +126,7 @@ impl Authorizer {
         if let Some(decision) = said.privileged(ctx) {
             return decision;
         }
-        for link in &*self.chain {
+        for link in &*self.chain.get() {
             let decision = match link {
                 Link::Webhook(webhook) => webhook.authorize(&self.registry, ctx).await,
                 link => self.ask(link, ctx),

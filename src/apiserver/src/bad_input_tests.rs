@@ -308,3 +308,315 @@ fn objects_full_of_everything_are_answered() {
         }
     }
 }
+
+/// Numbers that look random and are the same in every run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % limit as u64).unwrap_or(0)
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())].clone()
+    }
+}
+
+/// A value of a shape that nobody in his right mind would send.
+fn wild(shape: &Shape, depth: u32, dice: &mut Dice) -> Value {
+    const TEXTS: [&str; 22] = [
+        "",
+        "x",
+        "é",
+        "\u{1F600}\u{1F600}",
+        "/é",
+        "-",
+        "*.é",
+        "*",
+        "a/b/c",
+        "é=é",
+        "..",
+        "1.2.3.4",
+        "::1",
+        "10.0.0.0/99",
+        "99999999999999999999",
+        "TCP",
+        "Prefix",
+        "1e400",
+        "%",
+        "100%",
+        "$(é",
+        "2026-13-45T99:99:99Z",
+    ];
+    const NUMBERS: [i64; 8] = [0, -1, 1, 65_536, -2_147_483_648, 2_147_483_647, 7, 80];
+    match shape {
+        _ if dice.below(12) == 0 => Value::Null,
+        Shape::String => match dice.below(20) {
+            0 => "é".repeat(400).into(),
+            _ => dice.pick(&TEXTS).into(),
+        },
+        Shape::Bytes => dice.pick(&["", "eA==", "/w=="]).into(),
+        Shape::Int32 => dice.pick(&NUMBERS).into(),
+        Shape::Int64 => dice.pick(&[0, -1, i64::MIN, i64::MAX, 1]).into(),
+        Shape::Double => dice.pick(&[0.0, -1.5, 1e300]).into(),
+        Shape::Bool => (dice.below(2) == 0).into(),
+        Shape::Quantity => {
+            dice.pick(&["0", "-1", "1e18", "9999999999999999999999", "1n", ".5"]).into()
+        }
+        Shape::IntOrString => match dice.below(2) {
+            0 => dice.pick(&NUMBERS).into(),
+            _ => dice.pick(&TEXTS).into(),
+        },
+        Shape::Time => dice.pick(&["2026-01-02T03:04:05Z", "0001-01-01T00:00:00Z"]).into(),
+        Shape::MicroTime => {
+            dice.pick(&["2026-01-02T03:04:05.000006Z", "9999-12-31T23:59:59.999999Z"]).into()
+        }
+        Shape::Any => dice.pick(&[
+            json!({}),
+            json!([]),
+            json!("é"),
+            json!({"a": {"é": [null]}}),
+            json!(1e300),
+        ]),
+        Shape::List(item) => (0..dice.below(3)).map(|_| wild(item, depth, dice)).collect(),
+        Shape::Map(item) => {
+            let keys = ["", "k", "é", "a/b/c", "kubernetes.io/é"];
+            let entries =
+                (0..dice.below(3)).map(|_| (dice.pick(&keys).to_owned(), wild(item, depth, dice)));
+            Value::Object(entries.collect())
+        }
+        Shape::Object(_) if depth == 0 => json!({}),
+        Shape::Object(of) => {
+            let fields = builtin().get(*of).fields.iter();
+            let some = fields.filter_map(|field| {
+                (dice.below(3) == 0)
+                    .then(|| (field.name.to_string(), wild(&field.shape, depth - 1, dice)))
+            });
+            Value::Object(some.collect())
+        }
+    }
+}
+
+/// Puts something wild somewhere into a sound object.
+fn spoil(value: &mut Value, of: TypeId, dice: &mut Dice) {
+    let fields = &builtin().get(of).fields;
+    let open = ["apiVersion", "kind", "metadata"];
+    let fields: Vec<_> = fields.iter().filter(|field| !open.contains(&&*field.name)).collect();
+    if fields.is_empty() || !value.is_object() {
+        return;
+    }
+    let field = fields[dice.below(fields.len())];
+    let slot = &mut value[field.name.as_ref()];
+    match (&field.shape, &mut *slot) {
+        (Shape::Object(of), Value::Object(_)) if dice.below(6) > 0 => spoil(slot, *of, dice),
+        (Shape::List(item), Value::Array(list)) if !list.is_empty() && dice.below(6) > 0 => {
+            let at = dice.below(list.len());
+            match &**item {
+                Shape::Object(of) => spoil(&mut list[at], *of, dice),
+                item => list[at] = wild(item, 2, dice),
+            }
+        }
+        (shape, slot) => *slot = wild(shape, 3, dice),
+    }
+}
+
+/// Sound objects, from which updates begin.
+fn sound() -> Vec<(&'static str, &'static str, &'static str, &'static str, Value)> {
+    let pod = json!({"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": 80}],
+        "env": [{"name": "A", "value": "b"}], "resources": {"limits": {"cpu": "1"}},
+        "livenessProbe": {"httpGet": {"port": 80}}, "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+        "volumes": [{"name": "v", "emptyDir": {}}], "tolerations": [{"operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": "k", "labelSelector": {"matchLabels": {"a": "b"}}}]}}});
+    let labels = json!({"a": "b"});
+    let template = json!({"metadata": {"labels": labels}, "spec": pod});
+    let workload = json!({"selector": {"matchLabels": labels}, "template": template});
+    let mut job = template.clone();
+    job["spec"]["restartPolicy"] = "Never".into();
+    let mut set = workload.clone();
+    set["volumeClaimTemplates"] = json!([{"metadata": {"name": "d"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}}]);
+    vec![
+        ("", "v1", "Pod", "pods", json!({"spec": pod})),
+        (
+            "",
+            "v1",
+            "Service",
+            "services",
+            json!({"spec": {"ports": [{"port": 80}], "selector": labels}}),
+        ),
+        ("", "v1", "ConfigMap", "configmaps", json!({"data": {"a": "b"}})),
+        ("", "v1", "Secret", "secrets", json!({"data": {"a": "eA=="}})),
+        (
+            "",
+            "v1",
+            "ResourceQuota",
+            "resourcequotas",
+            json!({"spec": {"hard": {"count/x.y": "1"}}}),
+        ),
+        (
+            "",
+            "v1",
+            "LimitRange",
+            "limitranges",
+            json!({"spec": {"limits": [{"type": "PersistentVolumeClaim", "max": {"storage": "1Gi"}}]}}),
+        ),
+        (
+            "",
+            "v1",
+            "PersistentVolumeClaim",
+            "persistentvolumeclaims",
+            json!({"spec": {"accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}}}),
+        ),
+        (
+            "",
+            "v1",
+            "Endpoints",
+            "endpoints",
+            json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]}),
+        ),
+        (
+            "",
+            "v1",
+            "ReplicationController",
+            "replicationcontrollers",
+            json!({"spec": {"selector": labels, "template": template}}),
+        ),
+        ("apps", "v1", "Deployment", "deployments", json!({"spec": workload})),
+        ("apps", "v1", "DaemonSet", "daemonsets", json!({"spec": workload})),
+        ("apps", "v1", "ReplicaSet", "replicasets", json!({"spec": workload})),
+        ("apps", "v1", "StatefulSet", "statefulsets", json!({"spec": set})),
+        ("batch", "v1", "Job", "jobs", json!({"spec": {"template": job}})),
+        (
+            "batch",
+            "v1",
+            "CronJob",
+            "cronjobs",
+            json!({"spec": {"schedule": "* * * * *", "jobTemplate": {"spec": {"template": job}}}}),
+        ),
+        (
+            "autoscaling",
+            "v2",
+            "HorizontalPodAutoscaler",
+            "horizontalpodautoscalers",
+            json!({"spec": {"maxReplicas": 3,
+            "scaleTargetRef": {"kind": "Deployment", "name": "x"}, "metrics": [{"type": "Resource",
+                "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 50}}}]}}),
+        ),
+        (
+            "autoscaling",
+            "v1",
+            "HorizontalPodAutoscaler",
+            "horizontalpodautoscalers",
+            json!({"spec": {"maxReplicas": 3,
+            "scaleTargetRef": {"kind": "Deployment", "name": "x"}}}),
+        ),
+        (
+            "networking.k8s.io",
+            "v1",
+            "Ingress",
+            "ingresses",
+            json!({"spec": {"tls": [{"hosts": ["h.io"], "secretName": "s"}],
+            "rules": [{"host": "h.io", "http": {"paths": [{"path": "/", "pathType": "Prefix",
+                "backend": {"service": {"name": "s", "port": {"number": 80}}}}]}}]}}),
+        ),
+        (
+            "networking.k8s.io",
+            "v1",
+            "NetworkPolicy",
+            "networkpolicies",
+            json!({"spec": {"podSelector": {},
+            "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 80}]}]}}),
+        ),
+        (
+            "policy",
+            "v1",
+            "PodDisruptionBudget",
+            "poddisruptionbudgets",
+            json!({"spec": {"minAvailable": 1, "selector": {"matchLabels": labels}}}),
+        ),
+        (
+            "rbac.authorization.k8s.io",
+            "v1",
+            "Role",
+            "roles",
+            json!({"rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]}),
+        ),
+        (
+            "rbac.authorization.k8s.io",
+            "v1",
+            "RoleBinding",
+            "rolebindings",
+            json!({"roleRef": {"kind": "Role", "name": "x",
+            "apiGroup": "rbac.authorization.k8s.io"}, "subjects": [{"kind": "User", "name": "u"}]}),
+        ),
+        (
+            "discovery.k8s.io",
+            "v1",
+            "EndpointSlice",
+            "endpointslices",
+            json!({"addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [{"port": 80}]}),
+        ),
+        ("coordination.k8s.io", "v1", "Lease", "leases", json!({"spec": {"holderIdentity": "h"}})),
+        (
+            "events.k8s.io",
+            "v1",
+            "Event",
+            "events",
+            json!({"eventTime": "2026-01-02T03:04:05.000006Z", "action": "a", "reason": "r",
+            "type": "Normal", "reportingController": "c", "reportingInstance": "i",
+            "regarding": {"kind": "Pod", "name": "x", "namespace": "default"}}),
+        ),
+    ]
+}
+
+/// Updates, patches and applies of a sound object, with one thing in it or several that make no sense.
+#[test]
+fn spoilt_objects_are_answered() {
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    send("POST", accounts, "application/json", account.to_string().into_bytes());
+    for (group, version, kind, plural, mut object) in sound() {
+        let of = builtin().kind(group, version, kind).expect(kind);
+        let root = if group.is_empty() { "/api".into() } else { format!("/apis/{group}") };
+        let path = format!("{root}/{version}/namespaces/default/{plural}");
+        let api_version =
+            if group.is_empty() { version.into() } else { format!("{group}/{version}") };
+        apimachinery::meta::set_type(&mut object, &api_version, kind);
+        object["metadata"] = json!({"name": format!("spoilt-{version}")});
+        let made = send("POST", &path, "application/json", object.to_string().into_bytes());
+        let made = made.expect("a request");
+        assert_eq!(made.code, 201, "{kind}: {}", made.body);
+        let name = format!("{path}/spoilt-{version}");
+        for round in 0..120 {
+            let mut spoilt = object.clone();
+            for _ in 0..=dice.below(3) {
+                spoil(&mut spoilt, of, &mut dice);
+            }
+            let (method, path, content_type) = match round % 6 {
+                0 | 1 => ("PUT", name.clone(), "application/json"),
+                2 => ("PUT", format!("{name}/status"), "application/json"),
+                3 => ("PATCH", name.clone(), "application/strategic-merge-patch+json"),
+                4 => (
+                    "PATCH",
+                    format!("{name}?fieldManager=f&force=true"),
+                    "application/apply-patch+yaml",
+                ),
+                _ => ("POST", format!("{path}?dryRun=All"), "application/json"),
+            };
+            let asked = format!("{method} {path} {spoilt}");
+            let answer = send(method, &path, content_type, spoilt.to_string().into_bytes());
+            let answer = answer.expect("a request");
+            let text = answer.body["message"].as_str().unwrap_or_default();
+            let known = text.starts_with("failed to create typed patch object");
+            assert!(answer.code.as_u16() < 500 || known, "{asked}: {}", answer.body);
+        }
+    }
+}

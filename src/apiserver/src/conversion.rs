@@ -5,7 +5,7 @@
 
 mod autoscaler;
 
-use apimachinery::meta;
+use apimachinery::{decode, meta};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
@@ -63,7 +63,10 @@ pub fn to_served(served: &Resource, object: &mut Value) {
             meta::set_type(object, "events.k8s.io/v1", "Event");
         }
         Some(_) => autoscaler::to_v1(object),
-        None => {}
+        None => return,
+    }
+    if let Some((schema, of)) = crate::protobuf::type_of(served) {
+        decode::complete(schema, of, object);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Source: `k8s.io/apiserver/pkg/endpoints/metrics`.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use sha2::{Digest, Sha256};
 
 /// Buckets of the request durations, in seconds.
 const SECONDS: [f64; 16] =
@@ -60,6 +61,49 @@ struct InFlight {
     request_kind: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    status: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Hashed {
+    hash: String,
+}
+
+/// A configuration that is read anew when its file changes.
+#[derive(Clone, Default)]
+struct Configuration {
+    reloads: Family<Outcome, Counter<u64, AtomicU64>>,
+    last: Family<Outcome, Gauge<f64, AtomicU64>>,
+    info: Family<Hashed, Gauge<i64, AtomicI64>>,
+}
+
+impl Configuration {
+    fn new(registry: &mut Registry, what: &str) -> Self {
+        let made = Self::default();
+        let name = format!("apiserver_{what}_config_controller_");
+        registry.register(
+            format!("{name}automatic_reloads"),
+            format!("Total number of automatic reloads of {what} configuration split by status"),
+            made.reloads.clone(),
+        );
+        registry.register(
+            format!("{name}automatic_reload_last_timestamp_seconds"),
+            format!(
+                "Timestamp of the last automatic reload of {what} configuration split by status"
+            ),
+            made.last.clone(),
+        );
+        registry.register(
+            format!("{name}last_config_info"),
+            format!("Information about the last applied {what} configuration with hash as label"),
+            made.info.clone(),
+        );
+        made
+    }
+}
+
 #[derive(Clone)]
 struct Buckets;
 
@@ -76,6 +120,8 @@ pub struct Metrics {
     durations: Family<Labels, Histogram, Buckets>,
     watchers: Family<Kind, Gauge<i64, AtomicI64>>,
     in_flight: Family<InFlight, Gauge<i64, AtomicI64>>,
+    authentication: Configuration,
+    authorization: Configuration,
 }
 
 impl Default for Metrics {
@@ -105,7 +151,9 @@ impl Default for Metrics {
             "Requests in flight, by kind",
             in_flight.clone(),
         );
-        Self { registry, requests, durations, watchers, in_flight }
+        let authentication = Configuration::new(&mut registry, "authentication");
+        let authorization = Configuration::new(&mut registry, "authorization");
+        Self { registry, requests, durations, watchers, in_flight, authentication, authorization }
     }
 }
 
@@ -144,6 +192,30 @@ impl Metrics {
         let gauge = self.in_flight.get_or_create(&InFlight { request_kind }).clone();
         gauge.inc();
         Guard(gauge)
+    }
+
+    fn configuration(&self, what: &str) -> &Configuration {
+        if what == "authentication" { &self.authentication } else { &self.authorization }
+    }
+
+    /// The text of a configuration is in force; there may be none.
+    pub fn configured(&self, what: &str, text: Option<&str>) {
+        let Some(text) = text else { return };
+        let info = &self.configuration(what).info;
+        info.clear();
+        let digest = Sha256::digest(text);
+        let hash =
+            digest.iter().fold("sha256:".to_owned(), |hash, byte| format!("{hash}{byte:02x}"));
+        info.get_or_create(&Hashed { hash }).set(1);
+    }
+
+    /// A changed configuration was read, and is in force or not.
+    pub fn reloaded(&self, what: &str, success: bool) {
+        let outcome = Outcome { status: if success { "success" } else { "failure" } };
+        let configuration = self.configuration(what);
+        configuration.reloads.get_or_create(&outcome).inc();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        configuration.last.get_or_create(&outcome).set(now.as_secs_f64());
     }
 
     /// The metrics as text.

@@ -234,4 +234,41 @@ mod tests {
         assert_eq!(made["data"], map["data"]);
         assert!(made["metadata"]["uid"].is_string());
     }
+
+    /// Go's clients write every struct that they hold by value, and zeros; people leave them out.
+    #[tokio::test]
+    async fn what_comes_in_protobuf_is_stored_as_what_comes_in_json() {
+        let f = Fixture::new().await;
+        let terse = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"},
+            "spec": {"selector": {"matchLabels": {"a": "b"}},
+                "template": {"metadata": {"labels": {"a": "b"}},
+                    "spec": {"containers": [{"name": "c", "image": "i",
+                        "resources": {"limits": {"cpu": "1000m", "memory": "1024Mi"}}}]}}}});
+        let wordy = json!({"apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "a", "namespace": "", "generation": 0, "creationTimestamp": null, "annotations": {}},
+            "spec": {"selector": {"matchLabels": {"a": "b"}, "matchExpressions": []}, "strategy": {"type": ""},
+                "minReadySeconds": 0, "paused": false,
+                "template": {"metadata": {"labels": {"a": "b"}, "creationTimestamp": null},
+                    "spec": {"hostNetwork": false, "serviceAccountName": "", "volumes": [],
+                        "containers": [{"name": "c", "image": "i", "tty": false, "command": [],
+                            "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {}}}]}}},
+            "status": {"replicas": 0, "conditions": []}});
+        let path = "/apis/apps/v1/namespaces/default/deployments";
+        let send = async |content_type: &str, body: Bytes| {
+            let request = http::Request::post(path).header("content-type", content_type);
+            let made = f.send(request, body).await;
+            assert_eq!(made.code, 201, "{}", made.body);
+            let object = f.get(&format!("{path}/a")).await.body;
+            f.request(http::Method::DELETE, &format!("{path}/a"), &json!({})).await;
+            let fields = object["metadata"]["managedFields"][0]["fieldsV1"].clone();
+            (object["spec"].clone(), object["status"].clone(), fields)
+        };
+        let json = send("application/json", terse.to_string().into()).await;
+        assert_eq!(send("application/json", wordy.to_string().into()).await, json);
+        assert_eq!(send(PROTOBUF, value(&terse).expect("built in")).await, json);
+        assert_eq!(send(PROTOBUF, value(&wordy).expect("built in")).await, json);
+        let container = &json.0["template"]["spec"]["containers"][0];
+        assert_eq!(container["resources"], json!({"limits": {"cpu": "1", "memory": "1Gi"}}));
+        assert_eq!(json.1, json!({}));
+    }
 }

@@ -466,7 +466,9 @@ impl Registry {
                 let created = self.create_through(ctx, object, gate).await?;
                 return Ok((created, true));
             };
-            let old = self.at_version(resource, before.clone()).await?.to_value();
+            let mut old = self.at_version(resource, before.clone()).await?.to_value();
+            // An earlier release may have stored it otherwise, which is no change of it.
+            policy::complete(ctx, &mut old);
             let mut object = change(Some(&old))?;
             ensure_namespace(resource, ctx, &mut object)?;
             check_version(resource, rules, &mut object, &old)?;

@@ -208,6 +208,7 @@ impl ApiServer {
         }
         tasks.spawn(custom::controller::run(server.registry.clone(), config.shutdown.clone()));
         tasks.spawn(type_check::run(server.registry.clone(), config.shutdown.clone()));
+        tasks.spawn(access::follow(server.clone(), config.shutdown.clone()));
         tasks.spawn(flow::run(flow, config.shutdown.clone()));
         tasks.spawn(aggregation::run(aggregator, config.shutdown.clone()));
         tasks.spawn(compact(config.store, config.shutdown));

@@ -39,20 +39,11 @@ const COUNTED: &[(&str, &[&str])] = &[
     ("resource.k8s.io", &["resourceslices", "deviceclasses"]),
 ];
 
-/// The status of a new object, where it is not simply empty.
-#[rustfmt::skip]
-const NEW_STATUS: &[(&str, &str, &str)] = &[
-    ("", "namespaces", r#"{"phase":"Active"}"#),
-    ("", "services", r#"{"loadBalancer":{}}"#),
-    ("", "persistentvolumes", r#"{"phase":"Pending"}"#),
-    ("", "persistentvolumeclaims", r#"{"phase":"Pending"}"#),
-    ("", "replicationcontrollers", r#"{"replicas":0}"#),
-    ("apps", "replicasets", r#"{"replicas":0}"#),
-    ("apps", "statefulsets", r#"{"availableReplicas":0,"replicas":0}"#),
-    ("apps", "daemonsets", r#"{"currentNumberScheduled":0,"desiredNumberScheduled":0,"numberMisscheduled":0,"numberReady":0}"#),
-    ("autoscaling", "horizontalpodautoscalers", r#"{"currentMetrics":null,"desiredReplicas":0}"#),
-    ("policy", "poddisruptionbudgets", r#"{"currentHealthy":0,"desiredHealthy":0,"disruptionsAllowed":0,"expectedPods":0}"#),
-    ("networking.k8s.io", "ingresses", r#"{"loadBalancer":{}}"#),
+/// The phase of a new object, where its status is not simply empty.
+const NEW_PHASE: &[(&str, &str, &str)] = &[
+    ("", "namespaces", "Active"),
+    ("", "persistentvolumes", "Pending"),
+    ("", "persistentvolumeclaims", "Pending"),
 ];
 
 fn counted(resource: &Resource) -> bool {
@@ -80,10 +71,8 @@ pub fn prepare_for_create(ctx: &RequestContext, object: &mut Value) {
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
     // Nodes register themselves with their status.
     if has_status(resource) && (group, plural) != ("", "nodes") {
-        let status = NEW_STATUS.iter().find(|(g, p, _)| (*g, *p) == (group, plural));
-        object["status"] = status
-            .and_then(|(_, _, text)| serde_json::from_str(text).ok())
-            .unwrap_or_else(|| json!({}));
+        let phase = NEW_PHASE.iter().find(|(g, p, _)| (*g, *p) == (group, plural));
+        object["status"] = phase.map_or_else(|| json!({}), |(.., phase)| json!({"phase": phase}));
     }
     match (group, plural) {
         ("", "pods") => pod::prepare_for_create(object),
@@ -321,7 +310,7 @@ mod tests {
                 ("apps", "replicasets"),
                 json!({"status": {"replicas": 4}}),
                 json!({
-                "metadata": {"generation": 1}, "status": {"replicas": 0}}),
+                "metadata": {"generation": 1}, "status": {}}),
             ),
             (("", "configmaps"), json!({"metadata": {"generation": 4}}), json!({"metadata": {}})),
         ];

@@ -107,6 +107,22 @@ impl Fixture {
         self.send(builder, body.to_string()).await
     }
 
+    /// Waits until the server's metrics have `text`.
+    pub async fn until_metric(&self, text: &str) {
+        let mut admin = self.api.as_user(UserInfo::new("kubernetes-admin", &["system:masters"]));
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            let request = http::Request::get("/metrics").body(Body::Empty).expect("a request");
+            let response = admin.call(request).await.expect("infallible");
+            let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+            if String::from_utf8_lossy(&bytes).contains(text) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "no {text}");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+
     pub async fn watch(&self, path: &str) -> Watch {
         let request = http::Request::get(path).body(Body::Empty).expect("a request");
         let response = self.admin.clone().call(request).await.expect("infallible");

@@ -49,41 +49,6 @@ pub(super) enum Atom<'s> {
     Fields(Fields<'s>),
 }
 
-/// Structs that Go holds by value, which are therefore there, if empty, in every object.
-const BY_VALUE: &[&str] = &[
-    "acceptedNames",
-    "clientConfig",
-    "current",
-    "daemonEndpoints",
-    "involvedObject",
-    "jobTemplate",
-    "lastState",
-    "loadBalancer",
-    "metadata",
-    "metric",
-    "names",
-    "nodeInfo",
-    "podSelector",
-    "regarding",
-    "resources",
-    "roleRef",
-    "scaleTargetRef",
-    "spec",
-    "state",
-    "status",
-    "strategy",
-    "target",
-    "template",
-    "updateStrategy",
-];
-
-/// Those of these names that are pointers all the same.
-const POINTERS: &[(&str, &str)] = &[
-    ("NetworkPolicyPeer", "podSelector"),
-    ("PodSpec", "resources"),
-    ("ReplicationControllerSpec", "template"),
-];
-
 impl<'s> Typed<'s> {
     /// An object of a kind.
     pub fn kind(schema: &'s Schema, of: TypeId) -> Self {
@@ -232,24 +197,11 @@ impl<'s> Fields<'s> {
         matches!(self, Self::Struct(of, _) if of.field(name).is_some())
     }
 
-    /// What stands for an absent field in an object that is there: Go's empty structs and lists.
-    pub(super) fn zero(self, name: &str) -> Option<&'static Value> {
-        static EMPTY: std::sync::LazyLock<Value> =
-            std::sync::LazyLock::new(|| Value::Object(serde_json::Map::new()));
-        static NULL: Value = Value::Null;
-        let Self::Struct(of, _) = self else { return None };
-        if !of.name.starts_with("io.k8s.") {
-            return None;
-        }
-        let field = of.field(name)?;
-        match field.shape {
-            Shape::Object(_)
-                if BY_VALUE.contains(&name) && !POINTERS.contains(&(of.short_name(), name)) =>
-            {
-                Some(&EMPTY)
-            }
-            Shape::List(_) if field.required => Some(&NULL),
-            _ => None,
+    /// What stands for an absent field in an object that is there: Go's zero values.
+    pub(super) fn zero(self, name: &str) -> Option<&'s Value> {
+        match self {
+            Self::Struct(of, _) => of.zero(name),
+            Self::Map(_) => None,
         }
     }
 }

@@ -542,6 +542,83 @@ mod tests {
         );
     }
 
+    /// What upstream's estimate says of a schema without limits, and with them.
+    #[test]
+    fn estimates_are_upstreams() {
+        let cost = |kind: Json, rule: &str| {
+            let schema = Structural::parse(&kind);
+            let names = declared(&schema);
+            Program::compile(rule, names.clone(), None).expect(rule).estimate(&names)
+        };
+        let list = |of: &str| json!({"type": "array", "items": {"type": of}});
+        let few = |of: &str| json!({"type": "array", "maxItems": 10, "items": {"type": of}});
+        let map = |of: &str| json!({"type": "object", "additionalProperties": {"type": of}});
+        let text = json!({"type": "string"});
+        let short = json!({"type": "string", "maxLength": 10});
+        let object = json!({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}});
+        for (schema, rule, want) in [
+            (list("number"), "self.all(x, true)", 4_718_591),
+            (few("number"), "self.all(x, true)", 32),
+            (list("string"), "self.all(x, true)", 3_145_727),
+            (few("string"), "self.all(x, true)", 32),
+            (list("boolean"), "self.all(x, true)", 1_887_437),
+            (map("integer"), "self.all(x, true)", 1_348_169),
+            (text.clone(), "self.contains('test')", 314_574),
+            (short.clone(), "self.contains('test')", 5),
+            (text.clone(), "self.startsWith('test')", 2),
+            (text.clone(), "self == 'x'", 2),
+            (text, "self.matches('abcd')", 314_574),
+            (short, "self.matches('abcd')", 6),
+            (object.clone(), "self.a < self.b", 5),
+            (object.clone(), "has(self.a)", 1),
+            (object, "self == oldSelf", 2),
+            (few("integer"), "self.map(x, x + 1).all(y, y > 1)", 203),
+        ] {
+            assert_eq!(cost(schema.clone(), rule), want, "{rule} over {schema}");
+        }
+    }
+
+    /// Rules as they stand in definitions that people install, with the limits that they have there.
+    #[test]
+    fn rules_that_upstream_takes_are_taken() {
+        let text = |most: u64| json!({"type": "string", "maxLength": most});
+        let reference = json!({"type": "object", "required": ["name"], "properties": {
+            "group": {"type": "string", "maxLength": 253}, "kind": {"type": "string", "maxLength": 63},
+            "name": text(253), "namespace": text(63), "sectionName": text(253), "port": {"type": "integer"}}});
+        let cases = [
+            // A route's parents differ from each other.
+            (
+                json!({"type": "array", "maxItems": 32, "items": reference}),
+                "self.all(p1, self.exists_one(p2, p1.group == p2.group && p1.kind == p2.kind && p1.name == p2.name && (((!has(p1.__namespace__) || p1.__namespace__ == '') && (!has(p2.__namespace__) || p2.__namespace__ == '')) || (has(p1.__namespace__) && has(p2.__namespace__) && p1.__namespace__ == p2.__namespace__))))",
+            ),
+            // A gateway's listeners have names of their own.
+            (
+                json!({"type": "array", "maxItems": 64, "items": {"type": "object", "required": ["name", "port", "protocol"],
+                "properties": {"name": text(253), "hostname": text(253), "port": {"type": "integer"}, "protocol": text(255)}}}),
+                "self.all(l1, self.exists_one(l2, l1.port == l2.port && l1.protocol == l2.protocol && (has(l1.hostname) && has(l2.hostname) ? l1.hostname == l2.hostname : !has(l1.hostname) && !has(l2.hostname))))",
+            ),
+            (
+                text(1024),
+                "!self.contains('//') && !self.endsWith('/..') && self.matches('^(?:[-A-Za-z0-9/._~!$&()*+,;=:]|[%][0-9a-fA-F]{2})+$')",
+            ),
+            // A queue's flavours cover the same resources.
+            (
+                json!({"type": "array", "maxItems": 16, "items": {"type": "object", "required": ["coveredResources", "flavors"],
+                "properties": {"coveredResources": {"type": "array", "maxItems": 64, "items": {"type": "string"}},
+                    "flavors": {"type": "array", "maxItems": 64, "items": {"type": "object", "properties": {
+                        "resources": {"type": "array", "maxItems": 64, "items": {"type": "object", "properties": {"name": {"type": "string"}}}}}}}}}}),
+                "self.all(g, g.flavors.all(f, size(f.resources) == size(g.coveredResources)))",
+            ),
+        ];
+        for (schema, rule) in cases {
+            let mut schema = json!({"type": "object", "properties": {"field": schema}});
+            schema["properties"]["field"]["x-kubernetes-validations"] = json!([{"rule": rule}]);
+            let told = check(&Structural::parse(&schema), &Path::new("s"));
+            let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+            assert_eq!(told, Vec::<String>::new(), "{rule}");
+        }
+    }
+
     #[test]
     fn costs_are_limited() {
         let list: Vec<String> = (0..1000).map(|i| i.to_string()).collect();

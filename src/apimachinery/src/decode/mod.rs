@@ -116,6 +116,12 @@ pub fn from_value(
     finish(walk, value, validation)
 }
 
+/// Brings a built-in object that was changed since it was decoded into the form in which Go would write it:
+/// without what `omitempty` leaves out, with the fields that are always there.
+pub fn complete(schema: &Schema, of: TypeId, value: &mut Value) {
+    walk::complete(schema, &Shape::Object(of), value);
+}
+
 /// Parses JSON without a schema; the second part tells duplicate fields.
 pub fn json_unstructured(body: &[u8]) -> Result<(Value, Vec<String>), Error> {
     unstructured::parse(body).map_err(|e| Error::Syntax(go::syntax(body, &e)))
@@ -160,7 +166,8 @@ mod tests {
         assert_eq!(error.to_string(), format!("strict decoding error: {}", wanted.join(", ")));
         let warned = pod(body, Validation::Warn).expect("warnings only");
         assert_eq!(warned.warnings, wanted);
-        let pruned = json!({"kind": "Pod", "spec": {"containers": [{"name": "b"}], "nodeSelector": {"x": "2"}}});
+        let pruned = json!({"kind": "Pod", "metadata": {}, "status": {},
+            "spec": {"containers": [{"name": "b", "resources": {}}], "nodeSelector": {"x": "2"}}});
         assert_eq!(warned.value, pruned);
         let ignored = pod(body, Validation::Ignore).expect("ignored");
         assert_eq!((ignored.value, ignored.warnings.len()), (pruned, 0));
@@ -259,12 +266,97 @@ mod tests {
         assert_eq!(
             decoded.value,
             json!({"metadata": {"annotations": {"a": ""}, "deletionTimestamp": "2026-01-01T00:00:00Z"},
+                "status": {},
                 "spec": {"containers": [{"name": "a",
                     "resources": {"limits": {"cpu": "500m", "memory": "1Gi", "x": "1m"}},
                     "livenessProbe": {"httpGet": {"port": "http"}},
                     "readinessProbe": {"httpGet": {"port": 8080}}}],
                     "volumes": [{"name": "v", "emptyDir": {}}]}})
         );
+    }
+
+    #[test]
+    fn what_go_leaves_out_goes_and_what_it_always_writes_comes() {
+        let cases = [
+            (
+                "",
+                "v1",
+                "Pod",
+                json!({"spec": {"containers": null, "hostNetwork": false, "nodeName": "", "priority": 0,
+                "automountServiceAccountToken": false, "tolerations": [], "nodeSelector": {},
+                "securityContext": {"runAsUser": 0, "sysctls": []}, "terminationGracePeriodSeconds": 0,
+                "volumes": [{"name": "v", "downwardAPI": {"items": [{"path": "p", "mode": 0,
+                    "resourceFieldRef": {"resource": "limits.cpu"}}]}}]},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}],
+                    "containerStatuses": [{"name": "c", "state": {"running": {}}}]}}),
+                json!({"metadata": {}, "spec": {"containers": null, "priority": 0, "automountServiceAccountToken": false,
+                "securityContext": {"runAsUser": 0}, "terminationGracePeriodSeconds": 0,
+                "volumes": [{"name": "v", "downwardAPI": {"items": [{"path": "p", "mode": 0,
+                    "resourceFieldRef": {"resource": "limits.cpu", "divisor": "0"}}]}}]},
+                "status": {"conditions": [{"type": "Ready", "status": "True", "lastProbeTime": null, "lastTransitionTime": null}],
+                    "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                        "state": {"running": {"startedAt": null}}, "lastState": {}}]}}),
+            ),
+            (
+                "apps",
+                "v1",
+                "Deployment",
+                json!({"spec": {"replicas": 0, "minReadySeconds": 0, "paused": false}}),
+                json!({"metadata": {}, "spec": {"replicas": 0, "strategy": {},
+                "template": {"metadata": {}, "spec": {"containers": null}}}, "status": {}}),
+            ),
+            (
+                "apps",
+                "v1",
+                "StatefulSet",
+                json!({"spec": {"serviceName": ""}}),
+                json!({"metadata": {}, "spec": {"serviceName": "", "updateStrategy": {},
+                "template": {"metadata": {}, "spec": {"containers": null}}},
+                "status": {"replicas": 0, "availableReplicas": 0}}),
+            ),
+            (
+                "rbac.authorization.k8s.io",
+                "v1",
+                "ClusterRole",
+                json!({"rules": []}),
+                json!({"metadata": {}, "rules": null}),
+            ),
+            (
+                "",
+                "v1",
+                "Event",
+                json!({"count": 0, "involvedObject": {"name": "x", "uid": ""}}),
+                json!({"metadata": {}, "involvedObject": {"name": "x"}, "source": {}, "firstTimestamp": null,
+                "lastTimestamp": null, "eventTime": null, "reportingComponent": "", "reportingInstance": ""}),
+            ),
+            (
+                "networking.k8s.io",
+                "v1",
+                "NetworkPolicy",
+                json!({"spec": {"ingress": [], "egress": [{}]}}),
+                json!({"metadata": {}, "spec": {"egress": [{}], "podSelector": {}}}),
+            ),
+            (
+                "",
+                "v1",
+                "PersistentVolumeClaim",
+                json!({"spec": {"storageClassName": "", "volumeName": "",
+                "dataSource": {"kind": "PersistentVolumeClaim", "name": "a"}}}),
+                json!({"metadata": {}, "status": {}, "spec": {"storageClassName": "", "resources": {},
+                "dataSource": {"kind": "PersistentVolumeClaim", "name": "a", "apiGroup": null}}}),
+            ),
+        ];
+        for (group, version, kind, sent, want) in cases {
+            let of = of(group, version, kind);
+            let decoded = from_value(builtin(), of, &sent, Validation::Strict).expect(kind);
+            assert_eq!(decoded.value, want, "{kind}");
+            // The same again, and the same of an object that is at hand.
+            let again = from_value(builtin(), of, &want, Validation::Strict).expect(kind);
+            assert_eq!(again.value, want, "{kind}");
+            let mut at_hand = sent;
+            complete(builtin(), of, &mut at_hand);
+            assert_eq!(at_hand, want, "{kind}");
+        }
     }
 
     #[test]
@@ -275,8 +367,9 @@ mod tests {
         assert_eq!(decoded.warnings, ["unknown field \"spec.containers[0].foo\""]);
         assert_eq!(
             decoded.value,
-            json!({"kind": "Pod", "metadata": {"name": "a", "annotations": {"on": "true"}},
-                "spec": {"hostNetwork": true, "priority": 8, "containers": [{"name": "b", "args": ["1", "2"]}]}})
+            json!({"kind": "Pod", "metadata": {"name": "a", "annotations": {"on": "true"}}, "status": {},
+                "spec": {"hostNetwork": true, "priority": 8,
+                    "containers": [{"name": "b", "args": ["1", "2"], "resources": {}}]}})
         );
     }
 

@@ -27,8 +27,9 @@ enum Step {
 /// What has been found so far, and where we are.
 pub(super) struct Walk<'s> {
     schema: &'s Schema,
-    /// Go drops empty lists and maps of its own types; custom resources keep them.
-    drop_empty: bool,
+    /// What passes through Go's own types loses what is empty and gains what they always write; custom
+    /// resources stay as they are.
+    through_go: bool,
     path: Vec<Step>,
     /// Structs around the current place, innermost last.
     structs: Vec<&'s Type>,
@@ -42,7 +43,7 @@ impl<'s> Walk<'s> {
     pub(super) fn new(schema: &'s Schema) -> Self {
         Self {
             schema,
-            drop_empty: std::ptr::eq(schema, builtin()),
+            through_go: std::ptr::eq(schema, builtin()),
             path: Vec::new(),
             structs: Vec::new(),
             strict: Vec::new(),
@@ -115,7 +116,8 @@ impl<'de> DeserializeSeed<'de> for Node<'_, '_> {
 
     fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
         if *self.shape == Shape::Any {
-            return Value::deserialize(reader).map(|v| if v.is_null() { None } else { Some(v) });
+            let value = Value::deserialize(reader)?;
+            return Ok(Some(value).filter(|value| self.in_map || !value.is_null()));
         }
         reader.deserialize_any(self)
     }
@@ -341,6 +343,41 @@ fn map<'de, A: MapAccess<'de>>(
     Ok(Some(Value::Object(map)))
 }
 
+/// Puts in what Go writes for absent fields.
+fn add_zeros(of: &Type, map: &mut Map<String, Value>) {
+    for (at, zero) in &of.zeros {
+        let name = of.fields[*at].name.as_ref();
+        if !map.contains_key(name) {
+            map.insert(name.to_owned(), zero.clone());
+        }
+    }
+}
+
+/// Brings `value` into the form in which Go would write it: without what it omits, with what it always has.
+pub(super) fn complete(schema: &Schema, shape: &Shape, value: &mut Value) {
+    match (shape, value) {
+        (Shape::Object(id), Value::Object(map)) => {
+            let of = schema.get(*id);
+            map.retain(|name, value| {
+                let Some(field) = of.field(name) else { return true };
+                if value.is_null() || field.omits(value) {
+                    return false;
+                }
+                complete(schema, &field.shape, value);
+                true
+            });
+            add_zeros(of, map);
+        }
+        (Shape::List(item), Value::Array(list)) if item.is_composite() => {
+            list.iter_mut().for_each(|value| complete(schema, item, value));
+        }
+        (Shape::Map(item), Value::Object(map)) if item.is_composite() => {
+            map.values_mut().for_each(|value| complete(schema, item, value));
+        }
+        _ => {}
+    }
+}
+
 enum Key<'s> {
     Known(usize, &'s Field),
     Unknown(String),
@@ -387,13 +424,8 @@ fn object<'de, 's, A: MapAccess<'de>>(
                 let value =
                     entries.next_value_seed(Node { walk, shape: &field.shape, in_map: false });
                 walk.path.pop();
-                let empty = |v: &Value| match (&field.shape, v) {
-                    (Shape::List(_), Value::Array(list)) => list.is_empty(),
-                    (Shape::Map(_), Value::Object(map)) => map.is_empty(),
-                    _ => false,
-                };
                 match value? {
-                    Some(value) if !(walk.drop_empty && !field.required && empty(&value)) => {
+                    Some(value) if !(walk.through_go && field.omits(&value)) => {
                         map.insert(field.name.to_string(), value);
                     }
                     _ => {
@@ -413,5 +445,6 @@ fn object<'de, 's, A: MapAccess<'de>>(
             }
         }
     }
+    add_zeros(of, &mut map);
     Ok(Some(Value::Object(map)))
 }

@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use super::{MAGIC, json_name, pointers, qualified};
+use super::{MAGIC, json_name, qualified};
 use crate::schema::{Embedded, Field, Schema, Shape, Type, TypeId};
 
 /// Messages may not be nested deeper.
@@ -321,7 +321,7 @@ impl Decoder<'_> {
                     Value::Bool(flag) => !flag,
                     _ => false,
                 };
-                if !zero || field.required || pointers::keeps_zero(of, name) {
+                if !zero || field.always || field.pointer {
                     out.insert(name.to_owned(), value);
                 }
             }

@@ -5,7 +5,6 @@
 
 mod decode;
 mod encode;
-mod pointers;
 #[cfg(test)]
 mod tests;
 

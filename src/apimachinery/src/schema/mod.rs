@@ -50,6 +50,13 @@ pub enum Shape {
     Object(TypeId),
 }
 
+impl Shape {
+    /// Whether there are values within its values.
+    pub fn is_composite(&self) -> bool {
+        matches!(self, Self::List(_) | Self::Map(_) | Self::Object(_))
+    }
+}
+
 /// How server-side apply and strategic merge see a list (`x-kubernetes-list-type`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ListType {
@@ -82,6 +89,10 @@ pub struct Field {
     pub shape: Shape,
     /// Whether OpenAPI calls it required.
     pub required: bool,
+    /// Whether Go holds a pointer, so that a zero says something else than absence.
+    pub pointer: bool,
+    /// Whether Go writes it even when it is empty: no `omitempty`, or a struct by value.
+    pub always: bool,
     /// `None` where the table does not say.
     pub list_type: Option<ListType>,
     /// Keys of a [`ListType::Map`].
@@ -98,6 +109,28 @@ pub struct Field {
     pub proto: Option<Text>,
     /// What an absent field is taken for, where the schema says so (custom resources).
     pub default: Option<serde_json::Value>,
+}
+
+impl Field {
+    /// Whether Go leaves `value` out of what it writes, or writes null in its place: lists and maps do not
+    /// tell empty from absent, of scalars only pointers do.
+    pub fn omits(&self, value: &serde_json::Value) -> bool {
+        use serde_json::Value;
+        if self.pointer {
+            return false;
+        }
+        match (&self.shape, value) {
+            (Shape::List(_), Value::Array(list)) => list.is_empty(),
+            (Shape::Map(_), Value::Object(map)) => map.is_empty(),
+            _ if self.always => false,
+            (Shape::String | Shape::Bytes, Value::String(text)) => text.is_empty(),
+            (Shape::Bool, Value::Bool(flag)) => !flag,
+            (Shape::Int32 | Shape::Int64 | Shape::Double, Value::Number(number)) => {
+                number.as_f64() == Some(0.0)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// A protobuf field that has no JSON field of its own name: an embedded Go struct, whose fields are
@@ -140,12 +173,20 @@ pub struct Type {
     pub embedded: Vec<Embedded>,
     /// Whether fields that are not declared are kept (custom resources).
     pub preserve_unknown: bool,
+    /// What Go writes for fields that are absent, by their place in `fields` (built-in kinds).
+    pub zeros: Vec<(usize, serde_json::Value)>,
 }
 
 impl Type {
     /// The field called `name`, case-sensitively.
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok().map(|i| &self.fields[i])
+    }
+
+    /// What Go writes for the field called `name` when it is absent.
+    pub fn zero(&self, name: &str) -> Option<&serde_json::Value> {
+        let zero = self.zeros.iter().find(|(at, _)| self.fields[*at].name == name)?;
+        Some(&zero.1)
     }
 
     /// The last part of the name, which is the Go type's: `PodSpec`.
@@ -278,6 +319,35 @@ mod tests {
         assert_eq!(containers.list_type, Some(ListType::Map));
         assert_eq!(containers.list_map_keys, ["name"]);
         assert_eq!(containers.tag, 2);
+    }
+
+    #[test]
+    fn what_go_holds_is_told_where_the_shape_does_not_say_so() {
+        let scalar = |shape: &Shape| {
+            matches!(
+                shape,
+                Shape::String | Shape::Bool | Shape::Int32 | Shape::Int64 | Shape::Double
+            )
+        };
+        for of in builtin().types() {
+            for field in &of.fields {
+                let name = format!("{}.{}", of.name, field.name);
+                assert!(
+                    !field.pointer || field.required || field.always || scalar(&field.shape),
+                    "{name}"
+                );
+                assert_eq!(of.zero(&field.name).is_some(), field.always, "{name}");
+            }
+        }
+        let zero = |group: &str, kind: &str, field: &str| {
+            let schema = builtin();
+            schema.get(schema.kind(group, "v1", kind).expect(kind)).zero(field).cloned()
+        };
+        assert_eq!(
+            zero("", "Node", "status").expect("by value")["daemonEndpoints"]["kubeletEndpoint"]["Port"],
+            0
+        );
+        assert_eq!(zero("", "ServiceAccount", "automountServiceAccountToken"), None);
     }
 
     #[test]

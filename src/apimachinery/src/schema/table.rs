@@ -4,13 +4,16 @@
 //! - `T name [atomic]`: a type; the lines below up to the next `T` belong to it
 //! - `G group version kind`: it is this kind; `-` is the core group
 //! - `U discriminator field=Value …`: a union
-//! - `F name shape [tag] [!] [list=] [keys=] [map=] [patch=] [merge=] [proto=]`: a field; `!` is required;
-//!   `[x]` is a list of x, `{x}` a map to x
+//! - `F name shape [tag] [!] [*] [+] [*+] [list=] [keys=] [map=] [patch=] [merge=] [proto=]`: a field; `!` is
+//!   required; `*` is a pointer in Go though its shape or being required says otherwise, `+` is written even
+//!   when empty though it is optional; `[x]` is a list of x, `{x}` a map to x
 //! - `I name tag proto [repeated]`: a protobuf field without a JSON field
 //! - `M name`: a protobuf message that is no JSON type; `I` lines follow
 //! - `R group version plural[/subresource] scope verbs group/version/kind`: a resource
 
 use std::collections::HashMap;
+
+use serde_json::Value;
 
 use super::{
     Embedded, Field, ListType, PatchStrategy, Resource, Schema, Shape, Subresource, Text, Type,
@@ -74,6 +77,8 @@ fn field(
         name: Text::Borrowed(next()),
         shape: shape(next(), ids),
         required: false,
+        pointer: false,
+        always: false,
         list_type: None,
         list_map_keys: Vec::new(),
         atomic_map: None,
@@ -86,6 +91,9 @@ fn field(
     for word in words {
         match word.split_once('=') {
             None if word == "!" => field.required = true,
+            None if word == "*" => field.pointer = true,
+            None if word == "+" => field.always = true,
+            None if word == "*+" => (field.pointer, field.always) = (true, true),
             None => field.tag = word.parse().expect("a bare word is a protobuf tag"),
             Some(("list", kind)) => {
                 field.list_type = Some(match kind {
@@ -110,7 +118,33 @@ fn field(
             Some((other, _)) => unreachable!("{other} is no attribute of a field"),
         }
     }
+    field.always |= field.required && !field.pointer;
     field
+}
+
+/// What Go writes for a field that has its zero value.
+fn zero(field: &Field, types: &[Type]) -> Value {
+    match &field.shape {
+        _ if field.pointer => Value::Null,
+        Shape::String => "".into(),
+        Shape::Bool => false.into(),
+        Shape::Int32 | Shape::Int64 | Shape::IntOrString => 0.into(),
+        Shape::Double => 0.0.into(),
+        Shape::Quantity => "0".into(),
+        Shape::Object(id) => Value::Object(zeros(&types[id.0 as usize], types).collect()),
+        Shape::Bytes
+        | Shape::Time
+        | Shape::MicroTime
+        | Shape::Any
+        | Shape::List(_)
+        | Shape::Map(_) => Value::Null,
+    }
+}
+
+/// The fields that are in every object of a type, empty.
+fn zeros(of: &Type, types: &[Type]) -> impl Iterator<Item = (String, Value)> {
+    let always = of.fields.iter().filter(|field| field.always);
+    always.map(|field| (field.name.to_string(), zero(field, types)))
 }
 
 fn embedded(mut words: std::str::SplitAsciiWhitespace<'static>) -> Embedded {
@@ -212,6 +246,7 @@ pub(super) fn parse() -> Schema {
                     unions: Vec::new(),
                     embedded: Vec::new(),
                     preserve_unknown: false,
+                    zeros: Vec::new(),
                 });
             }
             Some("M") => message = words.next(),
@@ -234,6 +269,10 @@ pub(super) fn parse() -> Schema {
             }
             _ => {}
         }
+    }
+    for at in 0..types.len() {
+        let always = types[at].fields.iter().enumerate().filter(|(_, field)| field.always);
+        types[at].zeros = always.map(|(index, field)| (index, zero(field, &types))).collect();
     }
     Schema { messages, ..Schema::new(types, resources) }
 }

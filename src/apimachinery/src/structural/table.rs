@@ -58,6 +58,8 @@ fn field(name: &str, shape: Shape) -> Field {
         name: Text::Owned(name.to_owned()),
         shape,
         required: false,
+        pointer: false,
+        always: false,
         list_type: None,
         list_map_keys: Vec::new(),
         atomic_map: None,
@@ -80,6 +82,7 @@ impl Builder {
             unions: Vec::new(),
             embedded: Vec::new(),
             preserve_unknown: false,
+            zeros: Vec::new(),
         });
         id
     }

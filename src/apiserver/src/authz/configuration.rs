@@ -28,6 +28,32 @@ pub fn usual() -> Vec<Link> {
     vec![Link::Node, Link::Rbac]
 }
 
+/// Whether `new` may take the place of `old` while the server runs: the authorisers within this server are
+/// set up once, so that those there were must be there still.
+pub fn may_replace(old: &[Link], new: &[Link]) -> Result<(), String> {
+    let gone = old.iter().find(|link| {
+        let same = |other: &&Link| std::mem::discriminant(*other) == std::mem::discriminant(*link);
+        !matches!(link, Link::Webhook(_)) && !new.iter().any(|other| same(&other))
+    });
+    match gone {
+        Some(link) => Err(format!("authorizers: must contain {}", link.name())),
+        None => Ok(()),
+    }
+}
+
+impl Link {
+    /// Its type, as the file has it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Node => "Node",
+            Self::Rbac => "RBAC",
+            Self::AlwaysAllow => "AlwaysAllow",
+            Self::AlwaysDeny => "AlwaysDeny",
+            Self::Webhook(_) => "Webhook",
+        }
+    }
+}
+
 /// Reads the text of the file; relative paths in it begin at `base`.
 pub fn parse(text: &str, base: &Path) -> Result<Vec<Link>, String> {
     let value: Value =

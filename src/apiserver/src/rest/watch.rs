@@ -37,6 +37,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_mins(1);
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// `--min-request-timeout`: the end is drawn between this and twice this.
 const MIN_TIMEOUT: Duration = Duration::from_mins(30);
+/// Nobody waits longer; the clock could not count much longer times either.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
 const INITIAL_END: &str = "k8s.io/initial-events-end";
 /// Events that are ready together are sent together, up to this size.
 const COALESCE_BYTES: usize = 32 << 10;
@@ -81,7 +83,7 @@ pub async fn serve(call: &mut Call) -> Result<Response, Status> {
 
 fn timeout(options: &ListOptions) -> Duration {
     match options.timeout_seconds {
-        Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
+        Some(seconds) if seconds > 0 => Duration::from_secs(seconds).min(LONGEST),
         _ => {
             let part = u64::from(uuid::Uuid::new_v4().as_fields().0) % 1000;
             MIN_TIMEOUT + MIN_TIMEOUT * u32::try_from(part).unwrap_or(0) / 1000
