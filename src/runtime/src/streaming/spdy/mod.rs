@@ -75,6 +75,8 @@ pub struct Reader {
     buffer: BytesMut,
     decoder: frame::Decoder,
     owed: VecDeque<Frame>,
+    /// A frame that is told once what is owed for it is sent.
+    read: Option<Frame>,
     writer: Writer,
 }
 
@@ -109,6 +111,7 @@ pub fn start(read: ReadHalf, mut write: WriteHalf) -> Result<(Reader, Writer, Fl
         buffer: BytesMut::new(),
         decoder: frame::Decoder::new(),
         owed: VecDeque::new(),
+        read: None,
         writer: writer.clone(),
     };
     Ok((reader, writer, Flush(task)))
@@ -123,13 +126,17 @@ impl Reader {
                 permit.send(frame.clone());
                 self.owed.pop_front();
             }
+            if let Some(frame) = self.read.take() {
+                return Some(frame);
+            }
             match self.decoder.decode(&mut self.buffer) {
                 Ok(Some(Frame::Ping(id))) => self.owed.push_back(Frame::Ping(id)),
                 Ok(Some(frame)) => {
+                    // Clients drop what comes on a stream before they know that it is accepted.
                     if let Frame::Open { stream, .. } = frame {
                         self.owed.push_back(Frame::Reply { stream });
                     }
-                    return Some(frame);
+                    self.read = Some(frame);
                 }
                 Ok(None) => {
                     self.buffer.reserve(READ_BYTES);
@@ -249,6 +256,16 @@ mod tests {
         headers.append(PROTOCOLS, HeaderValue::from_static("v4.channel.k8s.io, v3.channel.k8s.io"));
         assert_eq!(negotiate(&headers, &["v4.channel.k8s.io"]), Some("v4.channel.k8s.io"));
         assert_eq!(negotiate(&headers, &["portforward.k8s.io"]), None);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_accepted_before_anything_is_sent_on_it() {
+        let (mut client, mut reader, writer, _flush) = client::pair();
+        client.open(1, &[("streamType", "error")]).await;
+        assert!(matches!(reader.next().await, Some(Frame::Open { stream: 1, .. })));
+        writer.data(1, b"early", false).await;
+        assert_eq!(client.next().await, Some(Frame::Reply { stream: 1 }));
+        assert!(matches!(client.next().await, Some(Frame::Data { stream: 1, .. })));
     }
 
     #[tokio::test]
