@@ -37,6 +37,9 @@ pub(crate) const ADOPTED: &str = "adopted";
 /// so that their first packet is repeated, and neither refused nor let through unjudged.
 pub(crate) const PENDING: &str = "pending";
 
+/// Where connections to services end whose endpoints are not for this node.
+pub(crate) const ELSEWHERE: &str = "elsewhere";
+
 const RAW: &str = "raw-prerouting";
 const RAW_OUTPUT: &str = "raw-output";
 const LEAVE: &str = "leave";
@@ -118,6 +121,8 @@ pub(crate) fn base(parameters: &Parameters) -> Batch {
     sets(&mut batch);
     chains(&mut batch);
     batch.chain(PENDING);
+    batch.chain(ELSEWHERE);
+    batch.rule(ELSEWHERE, &Rule::new().drop());
     if parameters.takeover {
         batch.rule(PENDING, &Rule::new().drop());
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::family::{Family, octets};
 use crate::nft::expr::{R0, Register};
 use crate::nft::{Batch, Element, Rule};
-use crate::ruleset::{self, AFFINITY, ENDPOINTS, EXTERNAL, SERVICES, TABLE};
+use crate::ruleset::{self, AFFINITY, ELSEWHERE, ENDPOINTS, EXTERNAL, SERVICES, TABLE};
 
 /// Transport protocol of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,6 +52,10 @@ pub struct Frontend {
 pub struct Backend {
     /// Drawn from at random, evenly. Empty: connections are refused.
     pub endpoints: Vec<SocketAddr>,
+    /// With no endpoints here there are some on other nodes, where this node may not send connections: they
+    /// are dropped, not refused.
+    #[serde(default)]
+    pub elsewhere: bool,
     /// A client keeps its endpoint for so long after its last connection.
     pub affinity_s: Option<u32>,
 }
@@ -192,7 +196,9 @@ impl Balance {
 /// What one service contributes to the maps.
 fn elements(frontend: &Frontend, backend: &Backend) -> Option<(Element, Vec<Element>)> {
     let key = key(frontend);
-    let balance = Balance::of((frontend, backend))?;
+    let Some(balance) = Balance::of((frontend, backend)) else {
+        return backend.elsewhere.then(|| (Element::Goto(key, ELSEWHERE.to_owned()), Vec::new()));
+    };
     let endpoints = (0u32..)
         .zip(reachable(frontend, backend).map(target))
         .map(|(number, value)| {

@@ -87,7 +87,7 @@ fn pods_have_both_families() {
         let address = "fd00:10:43::9".parse().unwrap();
         let frontend = Frontend { address, protocol: Protocol::Tcp, port: 80 };
         let table = |endpoints: Vec<SocketAddr>, affinity_s| ServiceTable {
-            services: [(frontend, Backend { endpoints, affinity_s })].into(),
+            services: [(frontend, Backend { endpoints, affinity_s, ..Backend::default() })].into(),
         };
         control.apply_services(table(vec![(second, 8080).into()], None)).await.unwrap();
         assert_eq!(a.ask((address, 80)).unwrap(), seen(first), "service");

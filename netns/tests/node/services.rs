@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use netns::{Backend, Frontend, Protocol, ServiceTable};
 
@@ -28,6 +29,7 @@ fn services_lead_to_their_endpoints() {
                 Backend {
                     endpoints: endpoints.iter().map(|a| (*a, 8080).into()).collect(),
                     affinity_s,
+                    ..Backend::default()
                 },
             )]
             .into(),
@@ -60,12 +62,21 @@ fn services_lead_to_their_endpoints() {
         control.apply_services(table(&[], None)).await.unwrap();
         let refused = pods[2].ask(service).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "no endpoints");
+
+        let elsewhere = Backend { elsewhere: true, ..Backend::default() };
+        let away = ServiceTable { services: [(frontend, elsewhere)].into() };
+        control.apply_services(away).await.unwrap();
+        let soon = Duration::from_millis(300);
+        let dropped = pods[2].run(move || TcpStream::connect_timeout(&service, soon).unwrap_err());
+        assert_eq!(dropped.kind(), ErrorKind::TimedOut, "endpoints elsewhere");
+        control.apply_services(table(&addresses[..1], None)).await.unwrap();
+        assert_eq!(pods[2].ask(service).unwrap(), seen("zero", addresses[2]));
     });
 }
 
 fn udp_table(endpoints: &[SocketAddr]) -> (SocketAddr, ServiceTable) {
     let frontend = Frontend { address: [10, 43, 0, 8].into(), protocol: Protocol::Udp, port: 53 };
-    let backend = Backend { endpoints: endpoints.to_vec(), affinity_s: None };
+    let backend = Backend { endpoints: endpoints.to_vec(), ..Backend::default() };
     ((frontend.address, 53).into(), ServiceTable { services: [(frontend, backend)].into() })
 }
 
@@ -118,8 +129,15 @@ fn a_sticky_client_moves_on_when_its_endpoint_goes() {
             Frontend { address: [198, 51, 100, 7].into(), protocol: Protocol::Tcp, port: 80 };
         let service = SocketAddr::from((frontend.address, 80));
         let table = |endpoints: &[SocketAddr]| ServiceTable {
-            services: [(frontend, Backend { endpoints: endpoints.to_vec(), affinity_s: Some(60) })]
-                .into(),
+            services: [(
+                frontend,
+                Backend {
+                    endpoints: endpoints.to_vec(),
+                    affinity_s: Some(60),
+                    ..Backend::default()
+                },
+            )]
+            .into(),
         };
         control.apply_services(table(&endpoints[1..])).await.unwrap();
         let first = client.ask(service).unwrap();
@@ -145,7 +163,7 @@ fn a_udp_client_finds_an_endpoint_that_came_late() {
         let frontend =
             Frontend { address: [10, 42, 0, 1].into(), protocol: Protocol::Udp, port: 30053 };
         let table = |endpoints: Vec<SocketAddr>| {
-            let backend = Backend { endpoints, affinity_s: None };
+            let backend = Backend { endpoints, ..Backend::default() };
             ServiceTable { services: [(frontend, backend)].into() }
         };
         control.apply_services(table(Vec::new())).await.unwrap();
@@ -174,7 +192,7 @@ fn the_nodes_loopback_leads_to_pods_and_is_not_for_them() {
         server.serve(80, "pod");
         let local = SocketAddr::from(([127, 0, 0, 1], 8080));
         let frontend = Frontend { address: local.ip(), protocol: Protocol::Tcp, port: 8080 };
-        let backend = Backend { endpoints: vec![(address, 80).into()], affinity_s: None };
+        let backend = Backend { endpoints: vec![(address, 80).into()], ..Backend::default() };
         let table = ServiceTable { services: [(frontend, backend)].into() };
         control.apply_services(table).await.unwrap();
         let stream = control.connect_tcp(local).await.unwrap();
@@ -210,7 +228,7 @@ fn ten_thousand_services_change_by_difference() {
         };
         let backend = |last: u8| {
             let endpoints = vec![(address, 80).into(), SocketAddr::from(([10, 42, 0, last], 80))];
-            Backend { endpoints, affinity_s: None }
+            Backend { endpoints, ..Backend::default() }
         };
         let mut table =
             ServiceTable { services: (0..10_000).map(|n| (frontend(n), backend(200))).collect() };
@@ -218,7 +236,7 @@ fn ten_thousand_services_change_by_difference() {
         control.apply_services(table.clone()).await.unwrap();
         let whole = begun.elapsed();
         let before = table.clone();
-        let alone = Backend { endpoints: vec![(address, 80).into()], affinity_s: None };
+        let alone = Backend { endpoints: vec![(address, 80).into()], ..Backend::default() };
         table.services.insert(frontend(5000), alone);
         table.services.remove(&frontend(6000));
         let begun = std::time::Instant::now();

@@ -49,7 +49,7 @@ fn connections_outlive_the_process_that_made_the_network() {
         echo(server.run(|| TcpListener::bind("0.0.0.0:80").unwrap()));
         let frontend =
             Frontend { address: [10, 43, 0, 7].into(), protocol: Protocol::Tcp, port: 80 };
-        let backend = Backend { endpoints: vec![(address, 80).into()], affinity_s: None };
+        let backend = Backend { endpoints: vec![(address, 80).into()], ..Backend::default() };
         let services = ServiceTable { services: [(frontend, backend)].into() };
         let service = SocketAddr::from((frontend.address, 80));
         let free = || PolicyTable { others_are_free: true, ..PolicyTable::default() };

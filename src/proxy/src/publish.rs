@@ -325,7 +325,7 @@ mod tests {
             port: 30080,
         };
         let backend =
-            Backend { endpoints: vec!["10.42.0.2:80".parse().unwrap()], affinity_s: None };
+            Backend { endpoints: vec!["10.42.0.2:80".parse().unwrap()], ..Backend::default() };
         let table = ServiceTable { services: [(frontend, backend)].into() };
         let substituted = substituted.iter().map(ToString::to_string).collect();
         wanted(services, &[], &table, &settings(), &substituted)

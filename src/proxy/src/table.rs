@@ -73,9 +73,12 @@ pub fn table(
         let Some(spec) = &service.spec else { continue };
         for port in spec.ports.iter().flatten() {
             let Some(protocol) = protocol(port.protocol.as_deref()) else { continue };
-            let backend = |local| Backend {
-                endpoints: endpoints(slices.of(service), port, place, local),
-                affinity_s: affinity(spec),
+            let backend = |local| {
+                let endpoints = |local| endpoints(slices.of(service), port, place, local);
+                let own = endpoints(local);
+                // Refused is only what nobody serves anywhere.
+                let elsewhere = local && own.is_empty() && !endpoints(false).is_empty();
+                Backend { endpoints: own, elsewhere, affinity_s: affinity(spec) }
             };
             let internal = backend(spec.internal_traffic_policy.as_deref() == Some("Local"));
             let external = backend(spec.external_traffic_policy.as_deref() == Some("Local"));
@@ -115,7 +118,7 @@ fn host_ports(table: &mut ServiceTable, pods: &[Arc<Pod>], place: &Place) {
             if asked && address.is_ipv4() == port.target.is_ipv4() {
                 let (protocol, port_number) = (port.protocol, port.host_port);
                 let frontend = Frontend { address, protocol, port: port_number };
-                let backend = Backend { endpoints: vec![port.target], affinity_s: None };
+                let backend = Backend { endpoints: vec![port.target], ..Backend::default() };
                 table.services.entry(frontend).or_insert(backend);
             }
         }
@@ -267,8 +270,9 @@ mod tests {
             .map(|(frontend, backend)| {
                 let endpoints: Vec<_> = backend.endpoints.iter().map(ToString::to_string).collect();
                 let own = SocketAddr::new(frontend.address, frontend.port);
+                let elsewhere = if backend.elsewhere { "elsewhere" } else { "" };
                 let affinity = backend.affinity_s.map_or(String::new(), |s| format!(" for {s} s"));
-                format!("{own} > {}{affinity}", endpoints.join(","))
+                format!("{own} > {}{elsewhere}{affinity}", endpoints.join(","))
             })
             .collect()
     }
@@ -302,15 +306,20 @@ mod tests {
         let near = endpoint("10.42.0.2", "here", &json!({"ready": true}));
         let far = endpoint("10.42.1.2", "there", &json!({"ready": true}));
         let (one, both) = ("10.42.0.2:8080", "10.42.0.2:8080,10.42.1.2:8080");
+        let (other, lost) = ("10.42.1.2:8080", "elsewhere");
+        let (all, far, none) = (json!([near, far]), json!([far]), json!([]));
         let cases = [
-            (json!({}), both, both),
-            (json!({"internalTrafficPolicy": "Local"}), one, both),
-            (json!({"externalTrafficPolicy": "Local"}), both, one),
+            (json!({}), &all, both, both),
+            (json!({"internalTrafficPolicy": "Local"}), &all, one, both),
+            (json!({"externalTrafficPolicy": "Local"}), &all, both, one),
+            (json!({"internalTrafficPolicy": "Local"}), &far, lost, other),
+            (json!({"externalTrafficPolicy": "Local"}), &far, other, lost),
+            (json!({"externalTrafficPolicy": "Local"}), &none, "", ""),
         ];
-        for (spec, internal, external) in cases {
+        for (spec, endpoints, internal, external) in cases {
             let mut spec = spec;
             spec["externalIPs"] = json!(["198.51.100.1"]);
-            let table = table(&service(&spec), &slices(&json!([near, far])), &[], &place());
+            let table = table(&service(&spec), &slices(endpoints), &[], &place());
             let lines = [
                 format!("10.42.0.1:30080 > {external}"),
                 format!("10.43.0.9:80 > {internal}"),
