@@ -275,6 +275,88 @@ fn set_condition(
     all.push(made);
 }
 
+/// How many pods there are of all sets.
+#[derive(Clone, Copy)]
+struct Counts {
+    wanted: i32,
+    total: i32,
+    updated: i32,
+    ready: i32,
+    available: i32,
+}
+
+impl Counts {
+    /// Whether the new set has taken over altogether.
+    fn are_complete(self) -> bool {
+        let Self { wanted, total, updated, available, .. } = self;
+        updated == wanted && total == wanted && available == wanted
+    }
+
+    /// Whether there is more of the new, or less of the old, than `before`.
+    fn moved_since(self, before: &DeploymentStatus) -> bool {
+        let was = |number: Option<i32>| number.unwrap_or(0);
+        self.updated > was(before.updated_replicas)
+            || self.total - self.updated < was(before.replicas) - was(before.updated_replicas)
+            || self.ready > was(before.ready_replicas)
+            || self.available > was(before.available_replicas)
+    }
+}
+
+/// The deadline of a roll-out's progress, unless there is none.
+fn deadline_s(spec: &DeploymentSpec) -> Option<i32> {
+    Some(spec.progress_deadline_seconds.unwrap_or(600)).filter(|seconds| *seconds != i32::MAX)
+}
+
+/// Tells of the roll-out's progress (`syncRolloutStatus`, `checkPausedConditions`, `getNewReplicaSet`).
+fn progress(
+    deployment: &Deployment,
+    spec: &DeploymentSpec,
+    new: Option<&ReplicaSet>,
+    counts: Counts,
+    conditions: &mut Vec<DeploymentCondition>,
+    now: Timestamp,
+) {
+    const KIND: &str = "Progressing";
+    let Some(deadline_s) = deadline_s(spec) else {
+        conditions.retain(|c| c.type_ != KIND);
+        return;
+    };
+    let before = deployment.status.clone().unwrap_or_default();
+    let known = condition(&before, KIND);
+    let is = |reason: &str| known.is_some_and(|c| c.reason.as_deref() == Some(reason));
+    let name = new.map_or_else(|| deployment.name_any(), ResourceExt::name_any);
+    let mut tell = |status: &str, reason: &str, message: String, moved: bool| {
+        set_condition(conditions, (KIND, status, reason), message, now, moved);
+    };
+    if spec.paused == Some(true) {
+        if !is("ProgressDeadlineExceeded") {
+            tell("Unknown", "DeploymentPaused", "Deployment is paused".into(), false);
+        }
+        return;
+    }
+    // What has been rolled out already is only told of again when there is another template.
+    if is("NewReplicaSetAvailable") && counts.total == counts.updated {
+        return;
+    }
+    let last = known.and_then(|c| c.last_update_time.as_ref());
+    let late = last.is_some_and(|t| now.duration_since(t.0).as_secs() > i64::from(deadline_s));
+    if new.is_some() && counts.are_complete() {
+        let message = format!("ReplicaSet \"{name}\" has successfully progressed.");
+        tell("True", "NewReplicaSetAvailable", message, false);
+    } else if counts.moved_since(&before) {
+        let message = format!("ReplicaSet \"{name}\" is progressing.");
+        tell("True", "ReplicaSetUpdated", message, true);
+    } else if is("DeploymentPaused") {
+        tell("Unknown", "DeploymentResumed", "Deployment is resumed".into(), false);
+    } else if known.is_none() && new.is_some() {
+        let message = format!("Found new replica set \"{name}\"");
+        tell("True", "FoundNewReplicaSet", message, false);
+    } else if late && !is("NewReplicaSetAvailable") {
+        let message = format!("ReplicaSet \"{name}\" has timed out progressing.");
+        tell("False", "ProgressDeadlineExceeded", message, false);
+    }
+}
+
 fn status(
     deployment: &Deployment,
     spec: &DeploymentSpec,
@@ -300,57 +382,8 @@ fn status(
         ("False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
     };
     set_condition(&mut conditions, ("Available", state, reason), message.into(), now, false);
-    let name = new.map_or_else(|| deployment.name_any(), ResourceExt::name_any);
-    let done = new.is_some() && updated == wanted && total == wanted && usable == wanted;
-    let moved = updated > before.updated_replicas.unwrap_or(0)
-        || total - updated < before.replicas.unwrap_or(0) - before.updated_replicas.unwrap_or(0)
-        || ready > before.ready_replicas.unwrap_or(0)
-        || usable > before.available_replicas.unwrap_or(0);
-    let deadline_s = spec.progress_deadline_seconds.unwrap_or(600);
-    let late = condition(&before, "Progressing")
-        .filter(|c| c.reason.as_deref() != Some("NewReplicaSetAvailable"))
-        .and_then(|c| c.last_update_time.as_ref())
-        .is_some_and(|t| now.duration_since(t.0).as_secs() > i64::from(deadline_s));
-    if spec.paused == Some(true) {
-        let told = "Deployment is paused".to_owned();
-        set_condition(
-            &mut conditions,
-            ("Progressing", "Unknown", "DeploymentPaused"),
-            told,
-            now,
-            false,
-        );
-    } else if done {
-        let told = format!("ReplicaSet \"{name}\" has successfully progressed.");
-        set_condition(
-            &mut conditions,
-            ("Progressing", "True", "NewReplicaSetAvailable"),
-            told,
-            now,
-            false,
-        );
-    } else if late && !moved {
-        let told = format!("ReplicaSet \"{name}\" has timed out progressing.");
-        set_condition(
-            &mut conditions,
-            ("Progressing", "False", "ProgressDeadlineExceeded"),
-            told,
-            now,
-            false,
-        );
-    } else if moved
-        || condition(&before, "Progressing")
-            .is_none_or(|c| c.reason.as_deref() == Some("DeploymentPaused"))
-    {
-        let told = format!("ReplicaSet \"{name}\" is progressing.");
-        set_condition(
-            &mut conditions,
-            ("Progressing", "True", "ReplicaSetUpdated"),
-            told,
-            now,
-            true,
-        );
-    }
+    let counts = Counts { wanted, total, updated, ready, available: usable };
+    progress(deployment, spec, new, counts, &mut conditions, now);
     let failing = all.iter().find_map(|set| {
         set.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == "ReplicaFailure")
     });
@@ -382,20 +415,34 @@ fn status(
     }
 }
 
-/// Old sets beyond the history limit: empty ones, oldest revision first.
+/// Whether the status says that the present template has been rolled out (`DeploymentComplete`).
+fn is_rolled_out(deployment: &Deployment, spec: &DeploymentSpec) -> bool {
+    let status = deployment.status.clone().unwrap_or_default();
+    let counts = Counts {
+        wanted: replicas(spec),
+        total: status.replicas.unwrap_or(0),
+        updated: status.updated_replicas.unwrap_or(0),
+        ready: status.ready_replicas.unwrap_or(0),
+        available: status.available_replicas.unwrap_or(0),
+    };
+    counts.are_complete() && status.observed_generation >= deployment.metadata.generation
+}
+
+/// Old sets beyond the history limit, oldest revision first; those that are not empty are spared.
 fn outdated(spec: &DeploymentSpec, old: &[&ReplicaSet]) -> Vec<String> {
     let limit = spec.revision_history_limit.unwrap_or(10).max(0) as usize;
-    let mut empty: Vec<&&ReplicaSet> = old
-        .iter()
-        .filter(|set| {
-            size(set) == 0
-                && set.status.as_ref().is_none_or(|s| s.replicas == 0)
-                && set.metadata.deletion_timestamp.is_none()
-        })
-        .collect();
-    empty.sort_by_key(|set| revision(set));
-    let surplus = old.len().saturating_sub(limit).min(empty.len());
-    empty[..surplus].iter().map(|set| set.name_any()).collect()
+    let mut sets: Vec<&&ReplicaSet> =
+        old.iter().filter(|set| set.metadata.deletion_timestamp.is_none()).collect();
+    sets.sort_by_key(|set| revision(set));
+    let surplus = sets.len().saturating_sub(limit);
+    let is_empty = |set: &&&&ReplicaSet| {
+        let status = set.status.as_ref();
+        let seen = status.and_then(|s| s.observed_generation);
+        size(set) == 0
+            && status.is_none_or(|s| s.replicas == 0)
+            && seen.is_none_or(|seen| set.metadata.generation.is_none_or(|now| now <= seen))
+    };
+    sets[..surplus].iter().filter(is_empty).map(|set| set.name_any()).collect()
 }
 
 struct Controller {
@@ -427,6 +474,7 @@ impl Controller {
             .min_by_key(|set| set.metadata.creation_timestamp.as_ref().map(|t| t.0))
             .cloned();
         let newest = own.iter().map(|set| revision(set)).max().unwrap_or(0);
+        let mut noted = None;
         if new.is_none() && spec.paused != Some(true) {
             let changes = self.sets.subscribe();
             let made = new_set(deployment, spec, newest + 1);
@@ -435,12 +483,25 @@ impl Controller {
                 Err(kube::Error::Api(status)) if status.code == 409 => {
                     return self.collision(deployment, &api, &made, &is_new).await;
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    let name = made.name_any();
+                    let why = pods::text(&error);
+                    let message = format!("Failed to create new replica set \"{name}\": {why}");
+                    let reason = "ReplicaSetCreateError";
+                    let told = self.note(deployment, spec, ("False", reason), message.clone());
+                    // That there is no set is the greater trouble.
+                    drop(told.await);
+                    self.events.warning(object_reference(deployment), reason, message);
+                    return Err(error.into());
+                }
             };
             let uid = made.uid().unwrap_or_default();
             pods::settle(&self.sets, changes, vec![uid], Vec::new()).await;
+            let message = format!("Created new replica set \"{}\"", made.name_any());
+            noted = self.note(deployment, spec, ("True", "NewReplicaSetCreated"), message).await?;
             new = Some(Arc::new(made));
         }
+        let deployment = noted.as_ref().unwrap_or(deployment);
         let old: Vec<&ReplicaSet> = own
             .iter()
             .map(AsRef::as_ref)
@@ -458,10 +519,32 @@ impl Controller {
             let revision = (current && revision(set) < newest).then_some(newest + 1);
             self.resize(deployment, spec, &api, set, to, (current, revision)).await?;
         }
-        for name in outdated(spec, &old) {
-            unless_code(api.delete(&name, &DeleteParams::background()).await, 404)?;
+        if spec.paused == Some(true) || is_rolled_out(deployment, spec) {
+            for name in outdated(spec, &old) {
+                unless_code(api.delete(&name, &DeleteParams::background()).await, 404)?;
+            }
         }
         self.tell(deployment, spec, new.as_deref(), &old, newest).await
+    }
+
+    /// Tells at once what became of a new set. Returns the Deployment as it now is, if it was told.
+    async fn note(
+        &self,
+        deployment: &Deployment,
+        spec: &DeploymentSpec,
+        (status, reason): (&str, &str),
+        message: String,
+    ) -> Result<Option<Deployment>, kube::Error> {
+        if deadline_s(spec).is_none() {
+            return Ok(None);
+        }
+        let mut told = deployment.clone();
+        let conditions = &mut told.status.get_or_insert_default().conditions;
+        let kind = ("Progressing", status, reason);
+        set_condition(conditions.get_or_insert_default(), kind, message, Timestamp::now(), false);
+        let namespace = deployment.namespace().unwrap_or_default();
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &namespace);
+        api.replace_status(&deployment.name_any(), &PostParams::default(), &told).await.map(Some)
     }
 
     /// A set of the wanted name exists: it is ours and the cache is behind, or another template has
@@ -545,18 +628,18 @@ impl Controller {
             return Ok(Next::Done);
         }
         let status = status(deployment, spec, new, old, Timestamp::now());
+        let over = ["NewReplicaSetAvailable", "ProgressDeadlineExceeded", "DeploymentPaused"];
         let waiting = condition(&status, "Progressing")
-            .is_some_and(|c| c.reason.as_deref() == Some("ReplicaSetUpdated"));
+            .is_some_and(|c| c.reason.as_deref().is_some_and(|reason| !over.contains(&reason)));
         if deployment.status.as_ref() != Some(&status) {
             let mut told = deployment.clone();
             told.status = Some(status);
             unless_code(api.replace_status(&name, &parameters, &told).await, 404)?;
         }
-        let deadline_s = spec.progress_deadline_seconds.unwrap_or(600).max(0) as u64;
-        if waiting && deadline_s < i32::MAX as u64 {
-            return Ok(Next::After(Duration::from_secs(deadline_s + 1)));
+        match deadline_s(spec).filter(|_| waiting) {
+            Some(seconds) => Ok(Next::After(Duration::from_secs(seconds.max(0) as u64 + 1))),
+            None => Ok(Next::Done),
         }
-        Ok(Next::Done)
     }
 }
 
@@ -730,6 +813,54 @@ mod tests {
             (told.replicas, told.unavailable_replicas, told.observed_generation),
             (Some(2), None, Some(3))
         );
+    }
+
+    #[test]
+    fn progress_is_told_as_upstream_tells_it() {
+        let at = |second| Timestamp::from_second(second).expect("a time");
+        let told = |before: serde_json::Value, spec: &DeploymentSpec, new: &ReplicaSet, now| {
+            let deployment = json!({"metadata": {"name": "d"}, "status": before});
+            let deployment: Deployment = serde_json::from_value(deployment).expect("one");
+            let told = status(&deployment, spec, Some(new), &[], at(now));
+            condition(&told, "Progressing").and_then(|c| c.reason.clone())
+        };
+        let known = |reason: &str, replicas: i32| {
+            json!({"replicas": replicas, "updatedReplicas": replicas, "readyReplicas": replicas,
+                "availableReplicas": replicas, "conditions": [{"type": "Progressing", "status": "True",
+                    "reason": reason, "lastUpdateTime": "1970-01-01T00:00:00Z"}]})
+        };
+        let plain = spec(3, rolling("1", "0%"));
+        let (mut paused, mut patient) = (plain.clone(), plain.clone());
+        paused.paused = Some(true);
+        patient.progress_deadline_seconds = Some(i32::MAX);
+        let (some, all) = (set("d-1", 2, 2), set("d-1", 3, 3));
+        for (before, spec, new, now, reason) in [
+            (json!({}), &plain, &set("d-1", 0, 0), 0, Some("FoundNewReplicaSet")),
+            (known("NewReplicaSetCreated", 0), &plain, &some, 1, Some("ReplicaSetUpdated")),
+            (known("NewReplicaSetCreated", 2), &plain, &some, 1, Some("NewReplicaSetCreated")),
+            (known("ReplicaSetUpdated", 2), &plain, &some, 601, Some("ProgressDeadlineExceeded")),
+            (known("ReplicaSetUpdated", 2), &plain, &all, 601, Some("NewReplicaSetAvailable")),
+            // It was rolled out, and only grows: that is not held to the deadline.
+            (
+                known("NewReplicaSetAvailable", 1),
+                &plain,
+                &some,
+                601,
+                Some("NewReplicaSetAvailable"),
+            ),
+            (known("ReplicaSetUpdated", 2), &paused, &some, 1, Some("DeploymentPaused")),
+            (
+                known("ProgressDeadlineExceeded", 2),
+                &paused,
+                &some,
+                1,
+                Some("ProgressDeadlineExceeded"),
+            ),
+            (known("DeploymentPaused", 2), &plain, &some, 601, Some("DeploymentResumed")),
+            (known("ReplicaSetUpdated", 2), &patient, &some, 1, None),
+        ] {
+            assert_eq!(told(before.clone(), spec, new, now).as_deref(), reason, "{before}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 mod graph;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
-    Api, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
+    Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions,
+    PropagationPolicy,
 };
 use kube::core::{ApiResource, PartialObjectMeta};
 use kube::discovery::{Discovery, Scope, verbs};
@@ -34,6 +35,14 @@ use crate::unless_code;
 const DISCOVER: Duration = Duration::from_secs(30);
 /// Changed objects that may wait for a worker.
 const BACKLOG: usize = 1024;
+
+/// Kinds of which controllers make many for one owner.
+const MADE_BY_CONTROLLERS: &[(&str, &str)] = &[
+    ("v1", "Pod"),
+    ("apps/v1", "ReplicaSet"),
+    ("apps/v1", "ControllerRevision"),
+    ("batch/v1", "Job"),
+];
 
 /// A resource whose objects are in the graph.
 #[derive(Clone, Debug)]
@@ -227,8 +236,8 @@ async fn handle(
             delete(&api, name, uid, graph::Policy::Foreground).await?;
         }
         Action::DropOwners(owners) => drop_owners(&api, name, &uid, &owners).await?,
-        Action::Orphan(dependents) => {
-            for dependent in dependents {
+        Action::Orphan(known) => {
+            for dependent in dependents(&client, &world, &node, known).await? {
                 let Some(of) = lock(&world).kinds.get(&dependent.kind).cloned() else { continue };
                 let api = self::api(&client, &of, &dependent.namespace);
                 let owners = HashSet::from([uid.clone()]);
@@ -244,6 +253,37 @@ async fn handle(
         }
     }
     Ok(Next::Done)
+}
+
+/// What an object owns, of those kinds that it is likely to own asked of the API: what the graph does not have
+/// yet would be taken for a dependent of nobody, and go, once its owner is gone.
+async fn dependents(
+    client: &Client,
+    world: &Shared,
+    owner: &Node,
+    known: Vec<Node>,
+) -> Result<Vec<Node>, Failure> {
+    if owner.namespace.is_empty() {
+        return Ok(known);
+    }
+    let kinds: BTreeSet<(String, String)> = MADE_BY_CONTROLLERS
+        .iter()
+        .map(|(version, kind)| ((*version).to_owned(), (*kind).to_owned()))
+        .chain(known.iter().map(|node| node.kind.clone()))
+        .collect();
+    let mut all = known;
+    for kind in kinds {
+        let Some(of) = lock(world).kinds.get(&kind).cloned() else { continue };
+        let listed =
+            api(client, &of, &owner.namespace).list_metadata(&ListParams::default()).await?;
+        for object in listed {
+            let owned = object.owner_references().iter().any(|o| o.uid == owner.uid);
+            if owned && all.iter().all(|node| Some(&node.uid) != object.metadata.uid.as_ref()) {
+                all.push(Node::new(&kind, &object.metadata));
+            }
+        }
+    }
+    Ok(all)
 }
 
 async fn delete(

@@ -103,6 +103,12 @@ impl Controller {
         let mut outcome = Ok(());
         let going = (plan.restart.iter().map(|(n, _)| n)).chain(&plan.condemn).chain(&plan.update);
         let going: Vec<i32> = going.copied().collect();
+        // A pod that waits for a claim that somebody has deleted would wait for ever.
+        for pod in own.iter().filter(|p| pods::is_active(p) && pods::phase(p) == "Pending") {
+            if let Some(number) = ordinal(set, pod) {
+                self.make_claims(set, &pod.name_any(), number).await?;
+            }
+        }
         for (number, failed) in &plan.restart {
             let told =
                 format!("{}/{}-{number}", set.namespace().unwrap_or_default(), set.name_any());
@@ -137,14 +143,9 @@ impl Controller {
         outcome
     }
 
-    /// Makes a pod and, before it, the claims it needs. Returns its uid.
-    async fn create(
-        &self,
-        set: &StatefulSet,
-        pod: &Pod,
-        number: i32,
-    ) -> Result<Option<String>, Failure> {
-        let (namespace, name) = (set.namespace().unwrap_or_default(), pod.name_any());
+    /// Makes the claims of a pod that are missing.
+    async fn make_claims(&self, set: &StatefulSet, name: &str, number: i32) -> Result<(), Failure> {
+        let namespace = set.namespace().unwrap_or_default();
         let about = || object_reference(set);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
         for claim in identity::claims(set, number) {
@@ -175,6 +176,19 @@ impl Controller {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Makes a pod and, before it, the claims it needs. Returns its uid.
+    async fn create(
+        &self,
+        set: &StatefulSet,
+        pod: &Pod,
+        number: i32,
+    ) -> Result<Option<String>, Failure> {
+        let (namespace, name) = (set.namespace().unwrap_or_default(), pod.name_any());
+        let about = || object_reference(set);
+        self.make_claims(set, &name, number).await?;
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         match api.create(&PostParams::default(), pod).await {
             Ok(made) => {
