@@ -186,7 +186,9 @@ fn finish(
 /// The kind must be the expected one; what is absent is taken as such.
 fn check_head(api_version: &str, kind: &str, expected: Expected<'_>) -> Result<(), Status> {
     let wanted = expected.api_version();
-    if !api_version.is_empty() && api_version != wanted {
+    // Evictions of the older version are the same, and still taken (`EvictionREST.AcceptsGroupVersion`).
+    let older = expected.kind == "Eviction" && api_version == "policy/v1beta1";
+    if !api_version.is_empty() && api_version != wanted && !older {
         return Err(Status::bad_request(format!(
             "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
         )));
@@ -212,6 +214,27 @@ fn summary(bytes: &[u8]) -> String {
         Some(_) => {
             let hex: String = bytes.iter().take(MAX).map(|b| format!("{b:02x}")).collect();
             if bytes.len() > MAX { format!("{hex} ...") } else { hex }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_of_the_expected_kind() {
+        let eviction = Expected::builtin("policy", "v1", "Eviction");
+        let budget = Expected::builtin("policy", "v1", "PodDisruptionBudget");
+        for (version, kind, expected, fits) in [
+            ("policy/v1", "Eviction", eviction, true),
+            ("", "", eviction, true),
+            ("policy/v1beta1", "Eviction", eviction, true),
+            ("policy/v2", "Eviction", eviction, false),
+            ("policy/v1beta1", "PodDisruptionBudget", budget, false),
+            ("policy/v1", "Eviction", budget, false),
+        ] {
+            assert_eq!(check_head(version, kind, expected).is_ok(), fits, "{version} {kind}");
         }
     }
 }
