@@ -187,3 +187,43 @@ fn a_node_under_pressure_says_so_and_takes_no_more_best_effort_pods() {
     let message = refused["status"]["message"].as_str().unwrap_or_default();
     assert!(message.contains("The node had condition: [MemoryPressure]"), "{message}");
 }
+
+#[test]
+fn a_critical_pod_takes_the_place_of_another_and_the_nodes_logs_can_be_read() {
+    let cluster = Cluster::ephemeral();
+    let node = format!("rootlet-{}", cluster.name);
+    let capacity = json!({"status": {"capacity": {"example.com/widget": "3"}}}).to_string();
+    cluster.kubectl_ok(&["patch", "node", &node, "--subresource", "status", "-p", &capacity]);
+    eventually("widgets can be used", || {
+        let nodes = cluster.get(&["nodes"])?;
+        let usable = &nodes["items"][0]["status"]["allocatable"];
+        if usable["example.com/widget"] == "3" { Ok(()) } else { Err(usable.to_string()) }
+    });
+    let asks = |amount: &str| {
+        let widgets = json!({"example.com/widget": amount});
+        json!({"resources": {"requests": widgets, "limits": widgets}})
+    };
+    let here = json!({"nodeName": node});
+    cluster.apply(&pod("little", "exec sleep 1000", &here, &asks("1")));
+    cluster.apply(&pod("much", "exec sleep 1000", &here, &asks("2")));
+    cluster.pod_ready("little");
+    cluster.pod_ready("much");
+    let critical = json!({"nodeName": node, "priorityClassName": "system-node-critical"});
+    cluster.apply(&pod("critical", "exec sleep 1000", &critical, &asks("2")));
+    let ended = cluster.pod_phase("much", "Failed");
+    assert_eq!(ended["status"]["reason"], "Preempting");
+    cluster.pod_ready("critical");
+    cluster.pod_ready("little");
+    // Nobody yields to one that is not critical.
+    cluster.apply(&pod("late", "exec sleep 1000", &here, &asks("1")));
+    let refused = cluster.pod_phase("late", "Failed");
+    assert_eq!(refused["status"]["reason"], "OutOfexample.com/widget");
+
+    let raw = |path: &str| {
+        let path = format!("/api/v1/nodes/{node}/proxy/logs/{path}");
+        cluster.kubectl_ok(&["get", "--raw", &path])
+    };
+    assert!(raw("").contains("<a href=\"kubelet.log\">"));
+    assert!(raw("pods/").contains("default_critical_"));
+    assert!(raw("?query=kubelet").contains("the node is Ready"));
+}

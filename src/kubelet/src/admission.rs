@@ -24,6 +24,11 @@ pub struct Node<'a> {
 /// Refuses `of` with the reason of its failure, given the pods the node runs already.
 pub fn admit(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Waiting> {
     fits(of, node.allocatable, others)?;
+    selects(of, node, others)
+}
+
+/// Refuses `of` for what no room would change: the node's labels, and ports that others have.
+pub fn selects(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Waiting> {
     let refuse = |reason: &str, message: String| Err(Waiting { reason: reason.into(), message });
     if !selected(of, node) {
         return refuse(
@@ -46,43 +51,71 @@ pub fn admit(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Waiti
     Ok(())
 }
 
+/// A resource of which too little is left for a pod; amounts in thousandths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// The resource.
+    pub resource: String,
+    requested: i128,
+    used: i128,
+    capacity: i128,
+}
+
+impl Shortage {
+    /// What is missing.
+    pub fn missing(&self) -> i128 {
+        self.requested - (self.capacity - self.used)
+    }
+
+    fn refusal(&self) -> Waiting {
+        let Self { resource, requested, used, capacity } = self;
+        let unit = if resource == "cpu" { 1 } else { 1_000 };
+        Waiting {
+            reason: format!("OutOf{resource}"),
+            message: format!(
+                "Node didn't have enough resource: {resource}, requested: {}, used: {}, capacity: {}",
+                requested / unit,
+                used / unit,
+                capacity / unit
+            ),
+        }
+    }
+}
+
+/// What the node lacks for `of` beside the others, of all that it has at all.
+pub fn shortages(
+    of: &Pod,
+    allocatable: &BTreeMap<String, Quantity>,
+    others: &[Arc<Pod>],
+) -> Vec<Shortage> {
+    const FIRST: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+    let mut short = Vec::new();
+    let mut compare = |resource: &str, requested: i128, used: i128, capacity: i128| {
+        if requested > 0 && used + requested > capacity {
+            short.push(Shortage { resource: resource.to_owned(), requested, used, capacity });
+        }
+    };
+    let pods = allocatable.get("pods").and_then(quantity::milli).unwrap_or(110_000);
+    compare("pods", 1_000, others.len() as i128 * 1_000, pods);
+    let rest = allocatable.keys().map(String::as_str);
+    let rest = rest.filter(|name| *name != "pods" && !FIRST.contains(name));
+    for resource in FIRST.into_iter().chain(rest) {
+        let Some(capacity) = allocatable.get(resource).and_then(quantity::milli) else {
+            continue;
+        };
+        let used = others.iter().map(|p| resources::pod_request_milli(p, resource)).sum();
+        compare(resource, resources::pod_request_milli(of, resource), used, capacity);
+    }
+    short
+}
+
 /// Refuses `of` if the node has not what it asks for beside the others.
 pub fn fits(
     of: &Pod,
     allocatable: &BTreeMap<String, Quantity>,
     others: &[Arc<Pod>],
 ) -> Result<(), Waiting> {
-    let refuse = |reason: &str, message: String| Err(Waiting { reason: reason.into(), message });
-    let limit = allocatable.get("pods").and_then(quantity::value).unwrap_or(110);
-    if others.len() as i64 >= limit {
-        let used = others.len();
-        return refuse(
-            "OutOfpods",
-            format!(
-                "Node didn't have enough resource: pods, requested: 1, used: {used}, capacity: {limit}"
-            ),
-        );
-    }
-    for resource in ["cpu", "memory", "ephemeral-storage"] {
-        let wanted = resources::pod_request_milli(of, resource);
-        let Some(capacity) = allocatable.get(resource).and_then(quantity::milli) else {
-            continue;
-        };
-        let used: i128 = others.iter().map(|p| resources::pod_request_milli(p, resource)).sum();
-        if wanted > 0 && used + wanted > capacity {
-            let unit = if resource == "cpu" { 1 } else { 1_000 };
-            return refuse(
-                &format!("OutOf{resource}"),
-                format!(
-                    "Node didn't have enough resource: {resource}, requested: {}, used: {}, capacity: {}",
-                    wanted / unit,
-                    used / unit,
-                    capacity / unit
-                ),
-            );
-        }
-    }
-    Ok(())
+    shortages(of, allocatable, others).first().map_or(Ok(()), |short| Err(short.refusal()))
 }
 
 /// Sysctls that a pod may set because they are its own alone

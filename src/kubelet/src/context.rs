@@ -18,11 +18,13 @@ use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::cri::Cri;
 use crate::csi::Drivers;
-use crate::eviction::Pressure;
 use crate::eviction::threshold::Thresholds;
+use crate::eviction::{Pressure, is_critical};
 use crate::fields::Facts;
 use crate::objects::Objects;
 use crate::pod::{self, Kind};
+use crate::pods::Workers;
+use crate::preemption;
 use crate::status::Waiting;
 use crate::token::Tokens;
 use crate::usage::Sampler;
@@ -43,6 +45,15 @@ pub struct Machine {
     pub memory_bytes: u64,
 }
 
+/// That the node takes a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It has.
+    Now,
+    /// Once those have gone that make room for it: it is to be asked again.
+    Later,
+}
+
 /// Shared by the pod workers, the node's reporter and the server.
 pub struct Context {
     /// The node's name.
@@ -53,6 +64,8 @@ pub struct Context {
     pub root_dir: PathBuf,
     /// Where pod logs are.
     pub pod_log_dir: PathBuf,
+    /// What the kubelet itself logs.
+    pub own_log: Option<PathBuf>,
     /// The folder of static pods' manifests.
     pub static_pods: Option<PathBuf>,
     /// The cluster's DNS servers.
@@ -99,6 +112,8 @@ pub struct Context {
     pub allocatable: RwLock<BTreeMap<String, Quantity>>,
     /// The node's labels.
     pub node_labels: BTreeMap<String, String>,
+    /// Who ends pods that make room for others.
+    pub workers: Workers,
     /// The pods the node has taken, by uid.
     pub admitted: Mutex<HashMap<String, Arc<Pod>>>,
     /// Time.
@@ -149,7 +164,7 @@ impl Context {
         of: &Arc<Pod>,
         runs: bool,
         labels: &BTreeMap<String, String>,
-    ) -> Result<(), Waiting> {
+    ) -> Result<Admission, Waiting> {
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         if !runs {
             let allocatable = self.allocatable.read().unwrap_or_else(PoisonError::into_inner);
@@ -157,10 +172,37 @@ impl Context {
             let others: Vec<Arc<Pod>> = admitted.values().cloned().collect();
             self.pressure.admit(of)?;
             admission::secure(of, &self.security)?;
-            admission::admit(of, &node, &others)?;
+            if let Err(refusal) = admission::admit(of, &node, &others) {
+                let makeable = is_critical(of) && admission::selects(of, &node, &others).is_ok();
+                return match makeable.then(|| self.make_room(of, &allocatable, &others)) {
+                    Some(true) => Ok(Admission::Later),
+                    _ => Err(refusal),
+                };
+            }
         }
         admitted.insert(pod::uid(of).to_owned(), of.clone());
-        Ok(())
+        Ok(Admission::Now)
+    }
+
+    /// Ends lesser pods in favour of `of`. Returns whether there will be room for it.
+    fn make_room(
+        &self,
+        of: &Pod,
+        allocatable: &BTreeMap<String, Quantity>,
+        others: &[Arc<Pod>],
+    ) -> bool {
+        // Those that are on their way out already are not ended again, and still in the way.
+        let (leaving, staying): (Vec<_>, Vec<_>) =
+            others.iter().cloned().partition(|p| self.workers.is_ending(pod::uid(p)));
+        let short = admission::shortages(of, allocatable, &staying);
+        let Some(victims) = preemption::victims(of, &staying, &short) else { return false };
+        for victim in &victims {
+            self.warning(victim, None, preemption::REASON, preemption::MESSAGE);
+            let why =
+                Waiting { reason: preemption::REASON.into(), message: preemption::MESSAGE.into() };
+            self.workers.evict(pod::uid(victim), why);
+        }
+        !(victims.is_empty() && leaving.is_empty())
     }
 
     /// What of the node pods may use.

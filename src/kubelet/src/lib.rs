@@ -35,6 +35,7 @@ mod objects;
 mod observe;
 mod pod;
 mod pods;
+mod preemption;
 mod prepare;
 mod probe;
 mod quantity;
@@ -125,6 +126,8 @@ pub struct Config {
     pub root_dir: PathBuf,
     /// Where pod logs are kept.
     pub pod_log_dir: PathBuf,
+    /// The file that holds what the kubelet itself logs, if there is one.
+    pub own_log: Option<PathBuf>,
     /// The folder of static pods' manifests.
     pub static_pods: Option<PathBuf>,
     /// Where the kubelet's server listens.
@@ -216,6 +219,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         node_ip: config.node_ip,
         root_dir: config.root_dir,
         pod_log_dir: config.pod_log_dir,
+        own_log: config.own_log,
         static_pods: config.static_pods,
         cluster_dns: config.cluster_dns,
         cluster_domain: config.cluster_domain,
@@ -238,6 +242,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         counters: counters::Counters::default(),
         allocatable: RwLock::new(capacity),
         node_labels,
+        workers: workers.clone(),
         admitted: Mutex::new(HashMap::new()),
         clock: Clock::System,
     });

@@ -45,6 +45,11 @@ impl Workers {
         }
     }
 
+    /// Whether the pod with this uid has been told to end, or has ended.
+    pub fn is_ending(&self, uid: &str) -> bool {
+        self.lock().get(uid).is_none_or(Handle::is_ending)
+    }
+
     fn wake_all(&self) {
         for handle in self.lock().values() {
             handle.wake();

@@ -15,12 +15,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::background::Background;
 use crate::backoff::Backoffs;
-use crate::context::Context;
+use crate::context::{Admission, Context};
 use crate::decide::{self, Actions, Local};
 use crate::image::Pulls;
 use crate::labels;
 use crate::observe::{self, Observed, PodView, State};
 use crate::pod;
+use crate::preemption;
 use crate::probe::Probes;
 use crate::report::Reporter;
 use crate::resize::{Allocation, Progress};
@@ -32,6 +33,9 @@ use crate::volumes::{self, Mounted};
 const RESYNC: SignedDuration = SignedDuration::from_secs(60);
 /// After a start that failed for a reason that may pass.
 pub(crate) const RETRY: SignedDuration = SignedDuration::from_secs(10);
+
+/// How often a pod looks whether those have gone that make room for it.
+const MAKING_ROOM: SignedDuration = SignedDuration::from_millis(250);
 
 /// What a worker is told of its pod.
 #[derive(Clone, Debug)]
@@ -110,6 +114,17 @@ impl Handle {
     pub fn evict(&self, why: Waiting) {
         *self.eviction.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
         self.wake.notify_one();
+    }
+
+    /// Whether the pod has been told to end, or has ended.
+    pub fn is_ending(&self) -> bool {
+        let update = self.update.borrow();
+        let asked = self.eviction.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let ended = self.status.borrow().as_ref().and_then(|s| s.phase.clone());
+        asked
+            || update.removed
+            || update.pod.metadata.deletion_timestamp.is_some()
+            || matches!(ended.as_deref(), Some("Succeeded" | "Failed"))
     }
 
     /// Makes the worker look again.
@@ -264,9 +279,12 @@ impl Worker {
         }
         let mut next = now + RESYNC;
         self.allocate(now, &mut next);
-        self.admit().await;
+        self.admit(now, &mut next).await;
         self.check_limits(now, &mut next).await;
         let ending = self.is_ending();
+        if !ending && !self.admitted {
+            return Some(next);
+        }
         if !ending {
             self.actuate(now, &mut next).await;
         }
@@ -321,7 +339,7 @@ impl Worker {
     }
 
     /// The first time a pod is seen, unless it runs already, the node may refuse it.
-    async fn admit(&mut self) {
+    async fn admit(&mut self, now: Timestamp, next: &mut Timestamp) {
         if std::mem::replace(&mut self.admitted, true) || self.is_ending() {
             return;
         }
@@ -334,12 +352,19 @@ impl Worker {
             return;
         }
         let labels = self.context.labels_for(&self.pod).await;
-        if let Err(refusal) = self.context.admit(&self.pod, running, &labels) {
-            self.context.warning(&self.pod, None, &refusal.reason, refusal.message.clone());
-            self.failure = Some(Waiting {
-                message: format!("Pod was rejected: {}", refusal.message),
-                ..refusal
-            });
+        match self.context.admit(&self.pod, running, &labels) {
+            Ok(Admission::Now) => {}
+            Ok(Admission::Later) => {
+                self.admitted = false;
+                *next = (*next).min(now + MAKING_ROOM);
+            }
+            Err(refusal) => {
+                self.context.warning(&self.pod, None, &refusal.reason, refusal.message.clone());
+                self.failure = Some(Waiting {
+                    message: format!("Pod was rejected: {}", refusal.message),
+                    ..refusal
+                });
+            }
         }
     }
 
@@ -356,9 +381,11 @@ impl Worker {
         if self.is_ending() {
             return;
         }
-        let evicted = self.eviction.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let evicted = self.eviction.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(why) = evicted {
-            self.disrupted = Some(why.message.clone());
+            let preempted = why.reason == preemption::REASON;
+            let told = if preempted { preemption::DISRUPTED } else { &why.message };
+            self.disrupted = Some(told.to_owned());
             self.failure = Some(why);
             return;
         }

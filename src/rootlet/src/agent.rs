@@ -266,6 +266,7 @@ async fn config(
         node_name,
         client,
         cri,
+        own_log: None,
         listen,
         tls: kubelet::Tls { cert_pem: pair.cert_pem, key_pem: pair.key_pem, client_ca_pem },
         cluster_dns,

@@ -789,6 +789,7 @@ fn start_kubelet(
         node_name,
         client,
         cri,
+        own_log: Some(settings.paths.log("daemon")),
         listen: listener,
         tls: kubelet::Tls {
             cert_pem: certificate.cert_pem,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -15,6 +16,8 @@ pub struct Member {
     pub node_name: String,
     pub client: kube::Client,
     pub cri: kubelet::Cri,
+    /// The file that the process logs to, if there is one.
+    pub own_log: Option<PathBuf>,
     pub listen: TcpListener,
     pub tls: kubelet::Tls,
     pub cluster_dns: Vec<IpAddr>,
@@ -35,6 +38,7 @@ impl Member {
             cri: self.cri,
             root_dir: paths.data.join("kubelet"),
             pod_log_dir: paths.data.join("logs"),
+            own_log: self.own_log,
             listen: self.listen,
             tls: self.tls,
             cluster_dns: self.cluster_dns,

@@ -28,6 +28,7 @@ use rank::Candidate;
 use threshold::{Reading, Signal, Thresholds};
 
 pub use images::{HIGH_PERCENT as IMAGES_HIGH_PERCENT, LOW_PERCENT as IMAGES_LOW_PERCENT};
+pub use rank::is_critical;
 
 /// How often the node is looked at.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -58,7 +59,7 @@ impl Pressure {
     pub fn admit(&self, of: &Pod) -> Result<(), Waiting> {
         let all = ["MemoryPressure", "DiskPressure", "PIDPressure"];
         let under: Vec<&str> = all.into_iter().filter(|c| self.is(c)).collect();
-        if under.is_empty() || rank::is_critical(of) {
+        if under.is_empty() || is_critical(of) {
             return Ok(());
         }
         // Short of memory, the node still takes those who have asked for some, or put up with it.

@@ -84,6 +84,7 @@ impl Node {
             node_ip: "10.42.0.1".parse().unwrap(),
             root_dir: self.dir.path().join("root"),
             pod_log_dir: self.dir.path().join("logs"),
+            own_log: Some(self.dir.path().join("daemon.log")),
             static_pods: self.static_pods.then(|| self.dir.path().join("manifests")),
             cluster_dns: vec![],
             cluster_domain: "cluster.local".into(),
@@ -107,6 +108,7 @@ impl Node {
             counters: crate::counters::Counters::default(),
             allocatable: RwLock::default(),
             node_labels: BTreeMap::new(),
+            workers: self.workers.clone(),
             admitted: Mutex::new(HashMap::new()),
             clock: self.runtime.clock,
         })

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference, Ta
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
@@ -193,6 +193,13 @@ impl Keeper {
         new: NodeStatus,
     ) -> Result<(), kube::Error> {
         let mut body = json!({ "status": new });
+        // What is no longer in the capacity cannot be used either, and a patch has to say so.
+        let kept = new.allocatable.as_ref();
+        for name in old.allocatable.iter().flatten().map(|(name, _)| name) {
+            if status::is_extended(name) && kept.is_none_or(|kept| !kept.contains_key(name)) {
+                body["status"]["allocatable"][name] = Value::Null;
+            }
+        }
         // Addresses merge by type; the list as a whole is the kubelet's.
         if old.addresses != new.addresses
             && let Some(addresses) = body["status"]["addresses"].as_array_mut()

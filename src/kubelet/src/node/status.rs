@@ -90,7 +90,13 @@ pub fn make(
     old: Option<&NodeStatus>,
     seen: &Seen,
 ) -> NodeStatus {
-    let capacity = machine::capacity(&context.machine, &context.root_dir, settings.max_pods);
+    let mut capacity = machine::capacity(&context.machine, &context.root_dir, settings.max_pods);
+    // What others say that the node has besides can be used as well.
+    let told = old.and_then(|o| o.capacity.as_ref()).into_iter().flatten();
+    capacity.extend(
+        told.filter(|(name, _)| is_extended(name))
+            .map(|(name, amount)| (name.clone(), amount.clone())),
+    );
     let allocatable = allocatable(&capacity, &context.thresholds, &context.system_reserved);
     let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     NodeStatus {
@@ -134,6 +140,12 @@ pub fn make(
         volumes_in_use: Some(csi::held(&context.root_dir)),
         ..NodeStatus::default()
     }
+}
+
+/// Whether this is the name of a resource that only others know of (the page about extended resources of the
+/// Kubernetes documentation).
+pub fn is_extended(name: &str) -> bool {
+    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
 }
 
 /// What pods may use: all but what is reserved and the eviction threshold of memory and disk.
@@ -288,6 +300,20 @@ pub fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_extended_resources() {
+        let cases = [
+            ("example.com/fakecpu", true),
+            ("cpu", false),
+            ("hugepages-2Mi", false),
+            ("node.kubernetes.io/thing", false),
+            ("requests.example.com/thing", false),
+        ];
+        for (name, extended) in cases {
+            assert_eq!(is_extended(name), extended, "{name}");
+        }
+    }
 
     #[test]
     fn what_is_reserved_is_not_allocatable() {

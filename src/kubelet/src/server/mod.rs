@@ -6,6 +6,7 @@ mod auth;
 mod configz;
 mod logs;
 mod metrics;
+mod node_logs;
 mod stats;
 mod streaming;
 
@@ -164,6 +165,8 @@ fn router(shared: Shared) -> Router {
         .route("/runningPods/", get(stats::running_pods))
         .route("/pods/", get(pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
+        .route("/logs/", get(node_logs::serve))
+        .route("/logs/{*path}", get(node_logs::serve))
         .route("/exec/{namespace}/{pod}/{container}", exec.clone())
         .route("/exec/{namespace}/{pod}/{uid}/{container}", exec)
         .route("/attach/{namespace}/{pod}/{container}", attach.clone())

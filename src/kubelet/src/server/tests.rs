@@ -144,6 +144,51 @@ async fn logs_are_told() {
     kubelet.stop().await;
 }
 
+#[tokio::test]
+async fn the_nodes_logs_are_files() {
+    let node = Node::new();
+    let context = node.context(machine::read());
+    let folder = context.pod_log_dir.join("ns_p_1/a");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("0.log"), "from a pod\n").unwrap();
+    std::fs::write(context.own_log.as_ref().unwrap(), "one\ntwo\nthree\n").unwrap();
+    std::fs::write(context.pod_log_dir.join("../secret"), "hidden").unwrap();
+    std::os::unix::fs::symlink("../secret", context.pod_log_dir.join("way-out")).unwrap();
+    let served = serve(&node, Workers::default());
+    for (path, code, expected) in [
+        ("/logs/", 200, "<a href=\"kubelet.log\">kubelet.log</a>\n<a href=\"pods/\">pods/</a>\n"),
+        ("/logs/kubelet.log", 200, "\r\n\r\none\ntwo\nthree\n"),
+        ("/logs/pods", 301, "location: pods/\r\n"),
+        ("/logs/pods/", 200, "<a href=\"ns_p_1/\">ns_p_1/</a>"),
+        ("/logs/pods/ns_p_1/a/0.log", 200, "\r\n\r\nfrom a pod\n"),
+        ("/logs/pods/ns_p_1/a/0.log/", 301, "location: ../0.log\r\n"),
+        ("/logs/pods/none", 404, "404 page not found"),
+        ("/logs/pods/way-out", 404, "404 page not found"),
+        ("/logs/pods/../../secret", 404, "404 page not found"),
+        ("/logs/pods/%2e%2e/secret", 404, "404 page not found"),
+        ("/logs/?query=kubelet&tailLines=2", 200, "\r\n\r\ntwo\nthree\n"),
+        ("/logs/?query=kubelet&pattern=o%24", 200, "\r\n\r\ntwo\n"),
+        ("/logs/?query=/pods/ns_p_1/a/0.log", 200, "from a pod\n"),
+        ("/logs/?query=other", 404, "unable to find a log of \"other\""),
+        ("/logs/?query=kubelet&tailLines=-1", 400, "tailLines: Invalid value"),
+        ("/logs/?query=kubelet&pattern=(", 400, "pattern: Invalid value"),
+    ] {
+        let answer = unchunked(served.get(API_SERVER, path).await);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{path}: {answer}");
+        assert!(answer.contains(expected), "{path}: {answer}");
+    }
+}
+
+/// The answer without the sizes of its chunks.
+fn unchunked(answer: String) -> String {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    if !head.contains("transfer-encoding: chunked") {
+        return answer;
+    }
+    let chunks: String = body.split("\r\n").skip(1).step_by(2).collect();
+    format!("{head}\r\n\r\n{chunks}")
+}
+
 /// A streaming server that switches protocols and sends back what it gets, in capitals.
 async fn shouting_server() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
