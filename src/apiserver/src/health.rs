@@ -28,8 +28,29 @@ const CHECKS: &[(&str, bool)] = &[
     ("log", false),
     ("etcd", false),
     ("informer-sync", true),
+    // Each is done once the server has started: its names are those that upstream has for the same.
+    ("poststarthook/start-apiserver-admission-initializer", false),
+    ("poststarthook/generic-apiserver-start-informers", false),
+    ("poststarthook/priority-and-fairness-config-consumer", false),
+    ("poststarthook/start-apiextensions-informers", false),
+    ("poststarthook/start-apiextensions-controllers", false),
+    ("poststarthook/crd-informer-synced", false),
+    ("poststarthook/start-system-namespaces-controller", false),
+    ("poststarthook/start-cluster-authentication-info-controller", false),
     ("poststarthook/rbac/bootstrap-roles", false),
+    ("poststarthook/scheduling/bootstrap-system-priority-classes", false),
+    ("poststarthook/priority-and-fairness-config-producer", false),
     ("poststarthook/bootstrap-controller", false),
+    ("poststarthook/start-kubernetes-service-cidr-controller", false),
+    ("poststarthook/start-kube-aggregator-informers", false),
+    ("poststarthook/apiservice-registration-controller", false),
+    ("poststarthook/apiservice-status-local-available-controller", false),
+    ("poststarthook/apiservice-status-remote-available-controller", false),
+    ("poststarthook/apiservice-discovery-controller", false),
+    ("poststarthook/kube-apiserver-autoregistration", false),
+    ("autoregister-completion", false),
+    ("poststarthook/apiservice-openapi-controller", false),
+    ("poststarthook/apiservice-openapiv3-controller", false),
     ("shutdown", true),
 ];
 
@@ -54,7 +75,9 @@ impl Health {
                 .await
                 .is_ok_and(|synced| synced.is_ok()),
             "shutdown" => !self.stopping.load(Ordering::Acquire),
-            name if name.starts_with("poststarthook/") => self.bootstrapped.load(Ordering::Acquire),
+            name if name.starts_with("poststarthook/") || name == "autoregister-completion" => {
+                self.bootstrapped.load(Ordering::Acquire)
+            }
             _ => true,
         }
     }
