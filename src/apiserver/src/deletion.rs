@@ -65,7 +65,7 @@ pub fn step(resource: &Resource, object: &Value, options: &DeleteOptions) -> Ste
         Grace::Pending => return Step::Pending,
         grace => grace,
     };
-    let finalizers = finalizers_for(object, options);
+    let finalizers = finalizers_for(resource, object, options);
     let pending = !finalizers.is_empty();
     set_finalizers(&mut new, finalizers);
     match grace {
@@ -81,11 +81,12 @@ pub fn step(resource: &Resource, object: &Value, options: &DeleteOptions) -> Ste
 /// A namespace is marked and stays until its content is gone and `spec.finalizers` is empty.
 fn namespace_step(object: &Value, options: &DeleteOptions) -> Step {
     let mut new = object.clone();
-    set_finalizers(&mut new, finalizers_for(object, options));
+    let namespaces = Resource { plural: "namespaces".into(), ..Resource::default() };
+    set_finalizers(&mut new, finalizers_for(&namespaces, object, options));
     mark(&mut new, 0);
     meta::metadata_mut(&mut new).remove("deletionGracePeriodSeconds");
     meta::child_mut(&mut new, "status").insert("phase".into(), "Terminating".into());
-    if !is_finished(&Resource { plural: "namespaces".into(), ..Resource::default() }, &new) {
+    if !is_finished(&namespaces, &new) {
         return if new == *object { Step::Pending } else { Step::Mark(new) };
     }
     Step::Remove
@@ -175,13 +176,19 @@ fn mark(object: &mut Value, seconds: i64) {
     metadata.insert("deletionGracePeriodSeconds".into(), seconds.into());
 }
 
-fn finalizers_for(object: &Value, options: &DeleteOptions) -> Vec<String> {
+/// Kinds whose dependents stay unless a deletion says otherwise, as they did before there was a garbage
+/// collector (`DefaultGarbageCollectionPolicy`).
+pub fn orphans_by_default(resource: &Resource) -> bool {
+    resource.is("", "replicationcontrollers") || resource.is("batch", "jobs")
+}
+
+fn finalizers_for(resource: &Resource, object: &Value, options: &DeleteOptions) -> Vec<String> {
     let now = meta::finalizers(object);
     let has = |name: &str| now.contains(&name);
     let orphan = match (options.orphan_dependents, options.propagation) {
         (Some(orphan), _) => orphan,
         (None, Some(policy)) => policy == Propagation::Orphan,
-        (None, None) => has(ORPHAN),
+        (None, None) => has(ORPHAN) || (orphans_by_default(resource) && !has(FOREGROUND)),
     };
     let foreground = match (options.orphan_dependents, options.propagation) {
         (Some(_), _) => false,
@@ -268,6 +275,31 @@ mod tests {
         };
         let Step::Mark(marked) = step(&maps, &plain, &foreground) else { panic!("marked") };
         assert_eq!(marked["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    }
+
+    #[test]
+    fn some_kinds_leave_their_dependents_unless_told_otherwise() {
+        let of = |group: &str, plural: &str| Resource {
+            group: group.into(),
+            plural: plural.into(),
+            ..Resource::default()
+        };
+        let told = |propagation| DeleteOptions { propagation, ..DeleteOptions::default() };
+        let plain = json!({"metadata": {"name": "a"}});
+        let held = json!({"metadata": {"name": "a", "finalizers": ["foregroundDeletion"]}});
+        for (resource, object, propagation, finalizers) in [
+            (of("", "replicationcontrollers"), &plain, None, json!(["orphan"])),
+            (of("batch", "jobs"), &plain, None, json!(["orphan"])),
+            (of("batch", "jobs"), &held, None, json!(["foregroundDeletion"])),
+            (of("batch", "jobs"), &plain, Some(Propagation::Background), Value::Null),
+            (of("apps", "replicasets"), &plain, None, Value::Null),
+        ] {
+            let got = match step(&resource, object, &told(propagation)) {
+                Step::Mark(marked) => marked["metadata"]["finalizers"].clone(),
+                _ => Value::Null,
+            };
+            assert_eq!(got, finalizers, "{}", resource.plural);
+        }
     }
 
     #[test]

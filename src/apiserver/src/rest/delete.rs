@@ -42,9 +42,21 @@ async fn read_options(call: &Call, body: Body) -> Result<DeleteOptions, Status> 
     Ok(options)
 }
 
+/// Warns who deletes jobs and does not say what becomes of their pods (`jobstore.REST.Delete`).
+fn warn(call: &Call, options: &DeleteOptions) {
+    let silent = options.propagation.is_none() && options.orphan_dependents.is_none();
+    if silent && call.resource.is("batch", "jobs") {
+        call.ctx.warnings.add(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to \
+             remove them or set propagationPolicy=Orphan to suppress this warning",
+        );
+    }
+}
+
 /// Deletes one object.
 pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let options = read_options(call, body).await?;
+    warn(call, &options);
     call.ctx.dry_run = options.dry_run;
     let deleted =
         call.server.registry.delete_through(&call.ctx, &options, call.server.gate()).await?;
@@ -89,6 +101,7 @@ fn returns_object(resource: &Resource) -> bool {
 /// Deletes what the selectors choose, and answers with the list of it.
 pub async fn collection(call: &mut Call, body: Body) -> Result<Response, Status> {
     let options = read_options(call, body).await?;
+    warn(call, &options);
     call.ctx.dry_run = options.dry_run;
     let registry = call.server.registry.clone();
     registry.sync().await?;
