@@ -239,6 +239,52 @@ const CONTROLLERS: &[(&str, Start)] = &[
     }),
 ];
 
+/// Names that controllers had before 1.28 and still go by (`GetAliases` of kube-controller-manager).
+const OLD_NAMES: &[(&str, &str)] = &[
+    ("attachdetach", "persistentvolume-attach-detach-controller"),
+    ("bootstrapsigner", "bootstrap-signer-controller"),
+    ("clusterrole-aggregation", "clusterrole-aggregation-controller"),
+    ("cronjob", "cronjob-controller"),
+    ("csrapproving", "certificatesigningrequest-approving-controller"),
+    ("csrcleaner", "certificatesigningrequest-cleaner-controller"),
+    ("csrsigning", "certificatesigningrequest-signing-controller"),
+    ("daemonset", "daemonset-controller"),
+    ("deployment", "deployment-controller"),
+    ("disruption", "disruption-controller"),
+    ("endpoint", "endpoints-controller"),
+    ("endpointslice", "endpointslice-controller"),
+    ("endpointslicemirroring", "endpointslice-mirroring-controller"),
+    ("ephemeral-volume", "ephemeral-volume-controller"),
+    ("garbagecollector", "garbage-collector-controller"),
+    ("horizontalpodautoscaling", "horizontal-pod-autoscaler-controller"),
+    ("job", "job-controller"),
+    ("legacy-service-account-token-cleaner", "legacy-serviceaccount-token-cleaner-controller"),
+    ("namespace", "namespace-controller"),
+    ("nodeipam", "node-ipam-controller"),
+    ("nodelifecycle", "node-lifecycle-controller"),
+    ("persistentvolume-binder", "persistentvolume-binder-controller"),
+    ("persistentvolume-expander", "persistentvolume-expander-controller"),
+    ("podgc", "pod-garbage-collector-controller"),
+    ("pv-protection", "persistentvolume-protection-controller"),
+    ("pvc-protection", "persistentvolumeclaim-protection-controller"),
+    ("replicaset", "replicaset-controller"),
+    ("replicationcontroller", "replicationcontroller-controller"),
+    ("resource-claim-controller", "resourceclaim-controller"),
+    ("resourcequota", "resourcequota-controller"),
+    ("root-ca-cert-publisher", "root-ca-certificate-publisher-controller"),
+    ("serviceaccount", "serviceaccount-controller"),
+    ("serviceaccount-token", "serviceaccount-token-controller"),
+    ("statefulset", "statefulset-controller"),
+    ("tokencleaner", "token-cleaner-controller"),
+    ("ttl", "ttl-controller"),
+    ("ttl-after-finished", "ttl-after-finished-controller"),
+];
+
+/// The present name of a controller.
+fn present_name(name: &str) -> &str {
+    OLD_NAMES.iter().find(|(old, _)| *old == name).map_or(name, |(_, present)| present)
+}
+
 /// The names that [`Config::enabled`] knows.
 pub fn names() -> impl Iterator<Item = &'static str> {
     CONTROLLERS.iter().map(|(name, _)| *name)
@@ -247,7 +293,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// Whether `choice` names only controllers that there are.
 pub fn check(choice: &[String]) -> Result<(), Error> {
     let unknown = choice.iter().find(|word| {
-        let name = word.strip_prefix('-').unwrap_or(word);
+        let name = present_name(word.strip_prefix('-').unwrap_or(word));
         name != "*" && !names().any(|known| known == name)
     });
     match unknown {
@@ -258,11 +304,10 @@ pub fn check(choice: &[String]) -> Result<(), Error> {
 
 fn is_enabled(choice: &[String], name: &str) -> bool {
     for word in choice {
-        if word == name {
-            return true;
-        }
-        if word.strip_prefix('-') == Some(name) {
-            return false;
+        match word.strip_prefix('-') {
+            Some(left_out) if present_name(left_out) == name => return false,
+            None if present_name(word) == name => return true,
+            _ => {}
         }
     }
     choice.is_empty() || choice.iter().any(|word| word == "*")
@@ -343,9 +388,14 @@ mod tests {
             ("*,-job-controller", "cronjob-controller", true),
             ("job-controller", "job-controller", true),
             ("job-controller", "cronjob-controller", false),
+            ("*,-job", "job-controller", false),
+            ("endpointslice", "endpointslice-controller", true),
         ] {
             assert_eq!(is_enabled(&choice(text), name), want, "{text} {name}");
         }
-        assert!(check(&choice("*,-job-controller")).is_ok() && check(&choice("*,-jobs")).is_err());
+        assert!(OLD_NAMES.iter().all(|(_, present)| names().any(|name| name == *present)));
+        assert!(
+            check(&choice("*,-job-controller,podgc")).is_ok() && check(&choice("*,-jobs")).is_err()
+        );
     }
 }
