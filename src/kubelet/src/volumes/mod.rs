@@ -272,8 +272,8 @@ async fn plan(
     }
     if let Some(source) = &volume.projected {
         let files = projected(context, of, source, facts, mounted).await?;
-        let uid = if owner.gid.is_some() { None } else { common_user(of) };
-        return Ok((below("projected"), Plan::Files(files, Owner { uid, ..owner })));
+        let owner = Owner { uid: common_user(of), ..owner };
+        return Ok((below("projected"), Plan::Files(files, owner)));
     }
     if let Some(source) = &volume.host_path {
         let kind = source.type_.clone().unwrap_or_default();
