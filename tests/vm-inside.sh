@@ -7,7 +7,7 @@ cp "$place/rootlet" "$work/"
 kc="$work/kubeconfig"
 rootlet() { "$work/rootlet" "$@" --name vm; }
 kubectl() { "$place/kubectl" --kubeconfig "$kc" "$@"; }
-ok() { echo "ok    $*"; }
+. "$place/vm-wait.sh"
 fail() {
     echo "FAIL  $*"
     kubectl get pods -o wide || true
@@ -15,18 +15,6 @@ fail() {
     exit 1
 }
 trap 'rootlet delete >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
-
-# An emulated machine is slow: what is waited for may take minutes.
-until_is() { # WANTED COMMAND…
-    local wanted=$1 found="" n
-    shift
-    for n in $(seq 300); do
-        found=$("$@" 2>/dev/null || true)
-        if [[ $found == $wanted ]]; then return 0; fi
-        sleep 1
-    done
-    fail "$* is ${found:-nothing}, not $wanted"
-}
 field() { kubectl get pod "$1" -o "jsonpath={$2}"; }
 pod() { # NAME RESOURCES SCRIPT
     kubectl apply -f - <<YAML

@@ -8,24 +8,13 @@ work=$HOME/service kc=$HOME/service/kubeconfig
 unit=rootlet-svc.service
 rootlet() { "$work/rootlet" "$@" --name svc; }
 kubectl() { "$place/kubectl" --kubeconfig "$kc" "$@"; }
-ok() { echo "ok    $*"; }
+. "$place/vm-wait.sh"
 fail() {
     echo "FAIL  $*"
     systemctl --user status "$unit" --no-pager || true
     journalctl --user -u "$unit" --no-pager | tail -20 || true
     tail -20 "$HOME/.local/share/rootlet/svc/daemon.log" || true
     exit 1
-}
-# An emulated machine is slow: what is waited for may take minutes.
-until_is() { # WANTED COMMAND…
-    local wanted=$1 found="" n
-    shift
-    for n in $(seq 300); do
-        found=$("$@" 2>/dev/null || true)
-        if [[ $found == $wanted ]]; then return 0; fi
-        sleep 1
-    done
-    fail "$* is ${found:-nothing}, not $wanted"
 }
 daemon() { cat "$XDG_RUNTIME_DIR/rootlet/svc/daemon.pid"; }
 cgroup() { sed -n 's/^0:://p' "/proc/$1/cgroup"; }

@@ -12,7 +12,7 @@ binary=${1:-target/x86_64-unknown-linux-gnu/debug/rootlet}
 place=$(mktemp -d "$PWD/target/vm.XXXXXX")
 trap 'rm -rf "$place"; "$vm" stop >/dev/null 2>&1 || true' EXIT
 cp "$binary" "$place/rootlet" && strip "$place/rootlet"
-cp target/tools/kubectl tests/vm-inside.sh tests/vm-service.sh "$place/"
+cp target/tools/kubectl tests/vm-{inside,service,wait}.sh "$place/"
 tests/busybox-image.sh "$place/busybox.tar" localhost/busybox:test
 chmod -R a+rX "$place"
 export VM_SHARE=$PWD VM_NAME=${VM_NAME:-rootlet}

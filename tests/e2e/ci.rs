@@ -189,6 +189,8 @@ fn images_come_straight_from_another_engine() {
     assert_eq!(absent.code, Some(1), "{}", absent.out);
     assert!(absent.err.contains("engine.sock"), "it says who was asked: {}", absent.err);
     assert!(absent.err.contains("rootlet image pull absent:1"), "{}", absent.err);
+    let layout = cluster.rootlet(&["image", "load", "."]);
+    assert!(layout.err.contains("tar -C . -cf - . | rootlet image load -"), "{}", layout.err);
     let build = cluster.rootlet(&["image", "build", "."]);
     assert_eq!(build.code, Some(2), "{}", build.out);
     assert!(build.err.contains("buildah"), "{}", build.err);

@@ -254,6 +254,10 @@ fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
 async fn upload(file: Option<&std::path::Path>) -> anyhow::Result<Body> {
     let reader: Box<dyn AsyncRead + Send + Sync + Unpin> = match file {
         None => Box::new(tokio::io::stdin()),
+        Some(folder) if folder.is_dir() => bail!(
+            "{0} is a folder; if it is an OCI layout, pack it: tar -C {0} -cf - . | rootlet image load -",
+            folder.display()
+        ),
         Some(file) => Box::new(
             tokio::fs::File::open(file)
                 .await
