@@ -148,6 +148,39 @@ fn a_run_that_is_interrupted_during_its_start_leaves_nothing() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+#[test]
+fn a_privileged_container_is_enough_and_what_another_lacks_is_told() {
+    let host = Cluster::prepared();
+    // What a container without root outside is made of: ids, mounts and processes of its own.
+    let inside = |script: &str| {
+        let mut command = Command::new("unshare");
+        command.args([
+            "--map-auto",
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+        ]);
+        host.settle(&mut command);
+        command.env("ROOTLET", place().join("rootlet")).env("K", kubectl());
+        command.env("ARCHIVE", place().join("busybox.tar"));
+        run(command.args(["bash", "-euc", script]))
+    };
+    let ran = inside(&format!(
+        "$ROOTLET ci --name {} --load $ARCHIVE -- sh -ec '$K run one --image {BUSYBOX} --restart Never -- id -u; \
+         $K wait --for=jsonpath={{.status.phase}}=Succeeded pod/one --timeout=60s; $K logs one'",
+        host.name
+    ));
+    assert_eq!(ran.code, Some(0), "{}{}", ran.out, ran.err);
+    assert!(ran.out.ends_with("met\n0\n"), "{}", ran.out);
+    gone(&host).expect("everything is removed");
+    let told = inside("mount --bind -o ro /proc/sys /proc/sys; $ROOTLET doctor");
+    assert_eq!(told.code, Some(1), "{}{}", told.out, told.err);
+    assert!(told.out.contains("Read-only file system"), "{}", told.out);
+    assert!(told.out.contains("--security-opt systempaths=unconfined (Docker)"), "{}", told.out);
+}
+
 /// Serves what Docker and Podman serve of one image, until the test ends.
 fn engine(socket: &std::path::Path, image: &'static str, archive: Vec<u8>) {
     use std::io::{BufRead, BufReader, Write};
