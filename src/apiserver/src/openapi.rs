@@ -326,10 +326,16 @@ impl Builder {
             },
             Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
             Shape::Any => json!({"type": "object"}),
-            Shape::List(of) => json!({"type": "array", "items": self.shape(of)}),
-            Shape::Map(of) => json!({"type": "object", "additionalProperties": self.shape(of)}),
+            Shape::List(of) => json!({"type": "array", "items": self.element(of)}),
+            Shape::Map(of) => json!({"type": "object", "additionalProperties": self.element(of)}),
             Shape::Object(id) => self.reference(*id),
         }
+    }
+
+    /// What a list or map holds: never nothing, so that version 3 tells its zero value.
+    fn element(&mut self, of: &Shape) -> Value {
+        let value = self.shape(of);
+        with_default(self.dialect, value, zero(of))
     }
 
     fn field(&mut self, field: &Field) -> Value {
@@ -338,6 +344,8 @@ impl Builder {
             // Beside a reference nothing else may stand.
             value = json!({"allOf": [value]});
         }
+        let always = field.always && !field.pointer;
+        value = with_default(self.dialect, value, zero(&field.shape).filter(|_| always));
         let mut add = |key: &str, extension: Value| {
             if let Value::Object(map) = &mut value {
                 map.insert(key.to_owned(), extension);
@@ -591,6 +599,28 @@ impl Builder {
     }
 }
 
+/// The zero value of a shape whose form in OpenAPI can have it as its default.
+fn zero(shape: &Shape) -> Option<Value> {
+    Some(match shape {
+        Shape::String => "".into(),
+        Shape::Bool => false.into(),
+        Shape::Int32 | Shape::Int64 => 0.into(),
+        Shape::Double => 0.0.into(),
+        Shape::Object(_) => json!({}),
+        _ => return None,
+    })
+}
+
+/// A schema with a default; version 2 has none.
+fn with_default(dialect: Dialect, mut value: Value, default: Option<Value>) -> Value {
+    let Some(default) = default.filter(|_| dialect == Dialect::V3) else { return value };
+    if value.get("$ref").is_some() {
+        value = json!({"allOf": [value]});
+    }
+    value["default"] = default;
+    value
+}
+
 /// A name for the operation that no other has.
 fn operation_id(action: &str, path: &str, kind: &str) -> String {
     let words: BTreeSet<&str> = ["namespaces", "{namespace}", "{name}"].into();
@@ -626,6 +656,31 @@ mod tests {
             ["containers"];
         assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
         assert_eq!(containers["x-kubernetes-patch-strategy"], "merge");
+    }
+
+    #[test]
+    fn what_go_always_writes_has_a_default() {
+        let schemas = get("openapi/v3/api/v1")["components"]["schemas"].take();
+        let property = |of: &str, name: &str| {
+            schemas[format!("io.k8s.api.core.v1.{of}")]["properties"][name].clone()
+        };
+        let reference = |name: &str| json!([{"$ref": format!("#/components/schemas/io.k8s.api.core.v1.{name}")}]);
+        assert_eq!(property("Pod", "spec")["default"], json!({}));
+        assert_eq!(property("Pod", "spec")["allOf"], reference("PodSpec"));
+        assert_eq!(property("PodSpec", "securityContext").get("default"), None);
+        assert_eq!(property("PodSpec", "hostNetwork").get("default"), None);
+        assert_eq!(property("ContainerStatus", "restartCount")["default"], 0);
+        assert_eq!(property("Container", "name")["default"], "");
+        assert_eq!(
+            property("Container", "args")["items"],
+            json!({"type": "string", "default": ""})
+        );
+        let env = property("Container", "env")["items"].clone();
+        assert_eq!(env, json!({"allOf": reference("EnvVar"), "default": {}}));
+        let old = get("openapi/v2");
+        assert!(
+            !old["definitions"]["io.k8s.api.core.v1.Container"].to_string().contains("default")
+        );
     }
 
     #[test]

@@ -453,3 +453,64 @@ fn what_nobody_described_is_granular_but_for_lists() {
     let error = applied(&Anything, "two", &live, &object(json!({"l": [3]}))).unwrap_err();
     assert_eq!(error.to_string(), "Apply failed with 1 conflict: conflict with \"one\": .spec.l");
 }
+
+/// "Transferring ownership" of the documentation: a field that an autoscaler took is left to it by no longer
+/// applying it.
+#[test]
+fn a_field_is_handed_over_by_leaving_it_out() {
+    let config = |spec: Value| deployment(spec);
+    let live = stored(
+        applied(
+            &DEPLOYMENT,
+            "kubectl",
+            &empty("apps/v1", "Deployment"),
+            &config(json!({"replicas": 3, "paused": true})),
+        )
+        .unwrap(),
+    );
+    let mut scaled = live.clone();
+    scaled["spec"]["replicas"] = 5.into();
+    let scale = Operation { subresource: "scale", ..by("autoscaler", "apps/v1") };
+    update(&DEPLOYMENT, scale, &live, &mut scaled);
+    assert_eq!(fields(&scaled, "autoscaler"), json!({"f:spec": {"f:replicas": {}}}));
+    let again = applied(&DEPLOYMENT, "kubectl", &scaled, &config(json!({"replicas": 3})));
+    assert_eq!(
+        again.unwrap_err().to_string(),
+        "Apply failed with 1 conflict: conflict with \"autoscaler\" with subresource \"scale\" using apps/v1: .spec.replicas"
+    );
+    let left = applied(&DEPLOYMENT, "kubectl", &scaled, &config(json!({"paused": true}))).unwrap();
+    assert_eq!(left["spec"]["replicas"], 5);
+    assert_eq!(fields(&left, "kubectl"), json!({"f:spec": {"f:paused": {}}}));
+    assert_eq!(fields(&left, "autoscaler"), json!({"f:spec": {"f:replicas": {}}}));
+}
+
+#[test]
+fn empty_structs_and_maps_are_owned_as_such() {
+    let spec = json!({"template": {"metadata": {"annotations": {}}, "spec": {
+        "containers": [{"name": "c", "resources": {}}], "volumes": [{"name": "v", "emptyDir": {}}]}}});
+    let live =
+        applied(&DEPLOYMENT, "one", &empty("apps/v1", "Deployment"), &deployment(spec)).unwrap();
+    assert_eq!(
+        fields(&live, "one"),
+        json!({"f:spec": {"f:template": {"f:metadata": {"f:annotations": {}}, "f:spec": {
+            "f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:resources": {}}},
+            "f:volumes": {"k:{\"name\":\"v\"}": {".": {}, "f:emptyDir": {}, "f:name": {}}}}}}})
+    );
+}
+
+/// Structs that Go holds by value are in every object, so that nobody becomes their owner by an update that
+/// leaves them empty.
+#[test]
+fn an_update_owns_no_empty_struct_that_go_always_writes() {
+    let statefulset = Builtin { kind: "StatefulSet" };
+    let mut object = json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "s"},
+        "spec": {"serviceName": "", "selector": {"matchLabels": {"a": "b"}}, "updateStrategy": {},
+            "template": {"metadata": {}, "spec": {"containers": [{"name": "c", "resources": {}}]}}},
+        "status": {"replicas": 0, "availableReplicas": 0}});
+    update(&statefulset, by("one", "apps/v1"), &empty("apps/v1", "StatefulSet"), &mut object);
+    assert_eq!(
+        fields(&object, "one"),
+        json!({"f:spec": {"f:selector": {}, "f:template": {"f:spec": {"f:containers": {
+            "k:{\"name\":\"c\"}": {".": {}, "f:name": {}, "f:resources": {}}}}}}})
+    );
+}
