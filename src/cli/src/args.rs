@@ -189,6 +189,20 @@ pub struct Ci {
     pub command: Vec<std::ffi::OsString>,
 }
 
+/// Flags of `ui`.
+#[derive(Args, Clone, Debug)]
+pub struct Ui {
+    /// Port on 127.0.0.1 [default: a free one].
+    #[arg(long, value_name = "P")]
+    pub port: Option<u16>,
+    /// Only print the address.
+    #[arg(long)]
+    pub no_browser: bool,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
 /// Flags of a container runtime without a cluster.
 #[derive(Args, Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Runtime {
@@ -343,13 +357,22 @@ Example:
     /// Print the timed steps of a pod's life.
     #[command(after_help = "Examples:
   rootlet trace pod/hello
-  rootlet trace pod/web-0 -n shop -o json")]
+  rootlet trace pod/web-0 -n shop -o json
+  rootlet trace pod/hello --output html > hello.html")]
     Trace(Trace),
+    /// Show the cluster in a browser, with your own rights: a page at an address of this machine alone.
+    #[command(after_help = "Examples:
+  rootlet ui
+  rootlet ui --port 8001 --no-browser
+
+It stays in the foreground until SIGTERM or SIGINT. The address that it prints has a secret: who has it may
+do what you may.")]
+    Ui(Ui),
     /// Tell what holds a pod, and the remedy.
     #[command(after_help = "Examples:
   rootlet why pod/hello
   rootlet why pod/web-0 -n shop -o json")]
-    Why(Trace),
+    Why(Why),
     /// Run a command, or a shell, in the node's namespaces, where pods and services have their addresses.
     #[command(after_help = "Examples:
   rootlet enter -- curl http://10.42.0.7:8080
@@ -624,9 +647,26 @@ pub enum Snapshot {
     },
 }
 
-/// Flags of `trace` and `why`.
+/// Flags of `trace`.
 #[derive(Args, Clone, Debug)]
 pub struct Trace {
+    /// The pod, as `pod/NAME`.
+    #[arg(value_name = "pod/NAME", value_parser = pod_name)]
+    pub pod: String,
+    /// Its namespace.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// `text`, `json`, or `html` for a picture.
+    #[arg(short, long, default_value = "text", value_parser = ["text", "json", "html"])]
+    pub output: String,
+    /// The cluster.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
+/// Flags of `why`.
+#[derive(Args, Clone, Debug)]
+pub struct Why {
     /// The pod, as `pod/NAME`.
     #[arg(value_name = "pod/NAME", value_parser = pod_name)]
     pub pod: String,

@@ -28,6 +28,12 @@ pub async fn events(client: &Client, namespace: &str, name: &str) -> kube::Resul
     Ok(in_order(get(client, &path).await?))
 }
 
+/// What holds a pod.
+pub async fn why(client: &Client, namespace: &str, name: &str) -> kube::Result<why::Verdict> {
+    let pod = get(client, &format!("/api/v1/namespaces/{namespace}/pods/{name}")).await?;
+    Ok(why::explain(&pod, &events(client, namespace, name).await?))
+}
+
 fn in_order(mut list: Value) -> Vec<Value> {
     let Some(items) = list["items"].as_array_mut() else { return Vec::new() };
     let mut events = std::mem::take(items);

@@ -36,6 +36,7 @@ mod settings;
 mod snapshot;
 mod status;
 mod tracer;
+mod ui;
 mod up;
 mod userns;
 
@@ -194,12 +195,13 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Trace(arguments) => {
             let paths = Paths::of(&arguments.cluster.name)?;
             let trace = Client::new(&paths).trace(&arguments.namespace, &arguments.pod)?;
-            if arguments.output == "json" {
-                println!("{}", serde_json::to_string_pretty(&trace)?);
-            } else {
-                print!("{}", cli::trace::text(&trace));
+            match arguments.output.as_str() {
+                "json" => println!("{}", serde_json::to_string_pretty(&trace)?),
+                "html" => print!("{}", cli::waterfall::html(&trace)),
+                _ => print!("{}", cli::trace::text(&trace)),
             }
         }
+        Command::Ui(arguments) => return ui::ui(&arguments),
         Command::Why(arguments) => why(&arguments)?,
         Command::Enter(arguments) => match enter::enter(&arguments)? {},
         Command::Ci(arguments) => return Ok(ci::run(&arguments)),
@@ -240,16 +242,13 @@ fn manual(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn why(arguments: &cli::args::Trace) -> anyhow::Result<()> {
+fn why(arguments: &cli::args::Why) -> anyhow::Result<()> {
     let paths = Paths::of(&arguments.cluster.name)?;
     let (namespace, name) = (&arguments.namespace, &arguments.pod);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let verdict = runtime.block_on(async {
         let client = control::api(&paths).await?;
-        let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
-        let pod = cli::report::get(&client, &path).await?;
-        let events = cli::report::events(&client, namespace, name).await?;
-        anyhow::Ok(cli::why::explain(&pod, &events))
+        anyhow::Ok(cli::report::why(&client, namespace, name).await?)
     })?;
     if arguments.output == "json" {
         println!("{}", serde_json::to_string_pretty(&verdict)?);

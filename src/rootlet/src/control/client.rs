@@ -78,7 +78,16 @@ impl Client {
 
     /// What was recorded about a pod.
     pub fn trace(&self, namespace: &str, name: &str) -> anyhow::Result<cli::trace::Trace> {
-        run(self.get(&format!("/trace/{namespace}/{name}")))
+        run(self.ask_trace(namespace, name))
+    }
+
+    /// The same, for who waits for other things meanwhile.
+    pub async fn ask_trace(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> anyhow::Result<cli::trace::Trace> {
+        self.get(&format!("/trace/{namespace}/{name}")).await
     }
 
     /// The images of the node.
