@@ -3,7 +3,7 @@
 TARGET := x86_64-unknown-linux-gnu
 PREFIX ?= $(HOME)/.local
 
-.PHONY: help setup build demo test check unit e2e openapi test-vm deny bench install reference dist dist-check deb clean
+.PHONY: help setup build demo test check unit e2e openapi ui-test test-vm deny bench install reference dist dist-check deb clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ e2e: ## end-to-end tests of the real binary with the real kubectl
 
 openapi: ## what the served OpenAPI allows and does not, for two minutes; the Python client
 	tests/openapi.sh 120
+
+ui-test: ## the page of rootlet ui in a headless Chromium
+	tests/ui.sh
 
 test: setup ## everything CI runs
 	$(MAKE) check

@@ -21,12 +21,13 @@ function openObject(kind, namespace, name, tab) {
 
 const hasPods = (object) => ["Node", "Service", "ReplicaSet", ...WORKLOADS.map((kind) => kind.kind)].includes(object.kind);
 const isPod = (object) => object.kind === "Pod";
+const isWorkload = (object) => WORKLOADS.some((kind) => kind.kind === object.kind);
 
 // The tabs: which objects have them, and what is in them. `fixed` ones are not made anew when the object changes.
 const TABS = [
 	{ id: "overview", title: "Overview", fits: () => true, mount: overviewTab },
 	{ id: "life", title: "Life", key: "t", fits: isPod, mount: lifeTab },
-	{ id: "logs", title: "Logs", key: "l", fits: isPod, fixed: true, mount: (object, scope) => new Logs(object, scope).element },
+	{ id: "logs", title: "Logs", key: "l", fits: (object) => isPod(object) || isWorkload(object), fixed: true, mount: logsTab },
 	{ id: "shell", title: "Shell", key: "s", fits: isPod, fixed: true, mount: shellTab },
 	{ id: "pods", title: "Pods", fits: hasPods, fixed: true, mount: podsTab },
 	{ id: "data", title: "Data", fits: (object) => object.kind === "ConfigMap", mount: dataTab },
@@ -128,7 +129,7 @@ function statusOf(object) {
 		case "Event":
 			return [object.type, object.type === "Warning" ? "bad" : "done"];
 		default: {
-			if (WORKLOADS.some((kind) => kind.kind === object.kind)) return [workloadStatus(object), workloadLevel(object)];
+			if (isWorkload(object)) return [workloadStatus(object), workloadLevel(object)];
 			if (object.metadata.deletionTimestamp) return ["Terminating", "wait"];
 			if (object.status?.phase) return [object.status.phase, /^(Active|Bound|Available|Running)$/.test(object.status.phase) ? "ok" : "wait"];
 			const ready = ["Ready", "Available"].map((type) => condition(object, type)).find(Boolean);
@@ -182,8 +183,7 @@ function metadata(object) {
 
 function overviewTab(object, scope, current, kind) {
 	const more = { Pod: podOverview, Node: nodeOverview, Service: serviceOverview, Ingress: serviceOverview, Event: eventOverview }[object.kind];
-	const workload = WORKLOADS.some((k) => k.kind === object.kind);
-	return h("div.overview", { tabindex: 0 }, more?.(object, scope), workload && workloadOverview(object), section("Object", metadata(object)), conditions(object));
+	return h("div.overview", { tabindex: 0 }, more?.(object, scope), isWorkload(object) && workloadOverview(object), section("Object", metadata(object)), conditions(object));
 }
 
 function eventOverview(event) {
@@ -227,7 +227,7 @@ function podOverview(pod, scope) {
 	return [
 		whyBox(pod),
 		section("Pod", facts([
-			["Node", pod.spec.nodeName && objectLink({ kind: "Node", name: pod.spec.nodeName })],
+			["Node", pod.spec.nodeName && h("a", { href: pathTo(KIND.Node, undefined, pod.spec.nodeName) }, pod.spec.nodeName)],
 			["Address", (pod.status?.podIPs ?? []).map((at) => at.ip).join(", ")],
 			["Account", pod.spec.serviceAccountName],
 			["Quality of service", pod.status?.qosClass],
@@ -311,6 +311,10 @@ function lifeTab(pod) {
 			whyBox(pod)].filter(Boolean));
 	});
 	return place;
+}
+
+function logsTab(object, scope, current) {
+	return new Logs(object, scope, isPod(object) ? undefined : () => podsOf(current())).element;
 }
 
 function shellTab(pod, scope) {

@@ -54,8 +54,9 @@ function showKeys() {
 	dialog.querySelector(".buttons button").focus();
 }
 
-// Chooses one of `items`, [{text, note, go}], by typing a part of it.
-function choose(label, items) {
+// Chooses one of `items`, [{text, note, go}], by typing a part of it. What `later` brings is added: what is
+// typed until then must not be taken for keys of the list below.
+function choose(label, items, later) {
 	let found = items;
 	let at = 0;
 	const input = h("input", { type: "text", placeholder: label, "aria-label": label, role: "combobox", "aria-expanded": "true", "aria-controls": "choices", autocomplete: "off", spellcheck: "false" });
@@ -73,14 +74,19 @@ function choose(label, items) {
 		input.setAttribute("aria-activedescendant", found.length ? `choice${at}` : "");
 		list.querySelector(".selected")?.scrollIntoView({ block: "nearest" });
 	};
-	input.addEventListener("input", () => {
+	const find = () => {
 		const words = input.value.toLowerCase().trim();
 		const rank = (item) => (item.text.toLowerCase().startsWith(words) || item.short?.includes(words) ? 0 : 1);
 		found = items.filter((item) => `${item.text} ${item.note} ${item.short ?? ""}`.toLowerCase().includes(words));
 		found.sort((a, b) => rank(a) - rank(b));
 		at = 0;
 		draw();
-	});
+	};
+	later?.then((more) => {
+		items = [...items, ...more];
+		find();
+	}, (error) => toast(error.message, true));
+	input.addEventListener("input", find);
 	input.addEventListener("keydown", (event) => {
 		const by = { ArrowDown: 1, ArrowUp: -1, Tab: event.shiftKey ? -1 : 1 }[event.key];
 		if (by) {

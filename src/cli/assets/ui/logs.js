@@ -32,15 +32,80 @@ function containersOf(pod) {
 	return [...of("containers", ""), ...of("initContainers", "init"), ...of("ephemeralContainers", "debug")];
 }
 
+// The log of one container, line by line, until it is stopped. A WebSocket, of which a browser has as many as it
+// likes, where it has six ordinary connections.
+class LogStream {
+	constructor(pod, container, previous, take, tell) {
+		Object.assign(this, { pod, container, previous, take, tell });
+		this.#run();
+	}
+
+	stop() {
+		this.stopped = true;
+		this.stream?.close();
+	}
+
+	async #run() {
+		const { namespace, name, uid } = this.pod.metadata;
+		for (;;) {
+			this.since = this.newest;
+			const query = new URLSearchParams({ container: this.container, timestamps: true, follow: !this.previous });
+			if (this.previous) query.set("previous", true);
+			if (this.since) query.set("sinceTime", this.since);
+			else query.set("tailLines", 5000);
+			const path = `${KIND.Pod.one(namespace, name, "log")}?${query}`;
+			const begun = await this.#follow(path);
+			if (this.stopped) return;
+			if (this.previous && begun) return this.tell("the run before this one");
+			const pod = objects(KIND.Pod).get(namespace, name);
+			if (!pod || pod.metadata.uid !== uid) return this.tell("the pod is gone");
+			if (begun && (pod.status.phase === "Succeeded" || pod.status.phase === "Failed")) return this.tell("it has ended");
+			// Why a connection was refused, only an ordinary answer tells.
+			if (!begun) await ask(path.replace("follow=true", "limitBytes=1"), { accept: "*/*" }).then(() => this.tell(""), (error) => this.tell(error.message));
+			if (this.previous) return;
+			await new Promise((resolve) => setTimeout(resolve, 1000));
+			if (this.stopped) return;
+		}
+	}
+
+	// Resolves when the log ends, to whether it had begun.
+	#follow(path) {
+		return new Promise((resolve) => {
+			const stream = socket(path, ["binary.k8s.io"]);
+			stream.binaryType = "arraybuffer";
+			this.stream = stream;
+			const decoder = new TextDecoder();
+			let [begun, rest] = [false, ""];
+			stream.onopen = () => {
+				begun = true;
+				this.tell("");
+			};
+			stream.onmessage = ({ data }) => {
+				const lines = (rest + decoder.decode(data, { stream: true })).split("\n");
+				rest = lines.pop();
+				for (const line of lines) {
+					const space = line.indexOf(" ");
+					const time = line.slice(0, space);
+					// After a break the lines of the last second come again.
+					if (this.since && time <= this.since) continue;
+					this.newest = time;
+					this.take(time, line.slice(space + 1));
+				}
+			};
+			stream.onclose = () => resolve(begun);
+		});
+	}
+}
+
 class Logs {
-	constructor(pod, scope) {
-		this.pod = pod;
-		this.lines = 0;
-		this.following = true;
-		this.body = h("div.loglines", { tabindex: 0, role: "log", "aria-label": `Log of ${pod.metadata.name}`, "aria-live": "off" });
+	// Of one pod, with a choice of its containers, or of all pods that `pods` finds.
+	constructor(object, scope, pods) {
+		Object.assign(this, { object, pods, lines: 0, following: true, waiting: [], streams: new Map() });
+		this.body = h("div.loglines", { tabindex: 0, role: "log", "aria-label": `Log of ${object.metadata.name}`, "aria-live": "off" });
 		this.state = h("span.dim", { role: "status" });
+		const containers = pods ? [] : containersOf(object);
 		this.container = h("select", { "aria-label": "Container", onchange: () => this.restart() },
-			containersOf(pod).map(({ name, what }) => h("option", { value: name }, what ? `${name} (${what})` : name)));
+			containers.map(({ name, what }) => h("option", { value: name }, what ? `${name} (${what})` : name)));
 		this.filter = h("input", { type: "search", placeholder: "Find in log", "aria-label": "Find in log", oninput: () => this.#find(), onkeydown: (event) => {
 			if (event.key !== "Escape") return;
 			event.stopPropagation();
@@ -51,12 +116,11 @@ class Logs {
 			this.following = on;
 			this.#bottom();
 		});
-		const restarted = podRestarts(pod) > 0;
 		this.element = h("div.logs.filling", null,
-			h("div.bar", null, containersOf(pod).length > 1 && this.container, this.followBox,
+			h("div.bar", null, containers.length > 1 && this.container, this.followBox,
 				check("wrap", true, (on) => this.body.classList.toggle("nowrap", !on)),
 				check("times", false, (on) => this.body.classList.toggle("times", on)),
-				restarted && check("run before", false, (on) => {
+				!pods && podRestarts(object) > 0 && check("run before", false, (on) => {
 					this.previous = on;
 					this.restart();
 				}), this.filter, this.state),
@@ -69,78 +133,59 @@ class Logs {
 		}, { passive: true });
 		this.flush = eachFrame(() => this.#flush());
 		scope.add(() => this.stop());
+		if (pods) objects(KIND.Pod).subscribe(() => this.#join(), scope);
 		this.restart();
 	}
 
 	stop() {
-		this.ending?.abort();
-		this.ending = undefined;
+		for (const stream of this.streams.values()) stream.stop();
+		this.streams.clear();
 	}
 
 	restart() {
 		this.stop();
 		this.body.replaceChildren();
 		this.lines = 0;
-		this.rest = "";
 		this.waiting = [];
-		this.newest = undefined;
-		this.ending = new AbortController();
-		this.#read(this.ending.signal);
+		// Logs of several containers begin in the order of time, so the first of each are waited for.
+		this.held = Boolean(this.pods);
+		setTimeout(() => {
+			this.held = false;
+			this.flush();
+		}, 400);
+		this.#join();
 	}
 
-	async #read(signal) {
-		const { namespace, name, uid } = this.pod.metadata;
-		for (;;) {
-			this.since = this.newest;
-			const query = new URLSearchParams({ container: this.container.value, timestamps: true, follow: !this.previous });
-			if (this.previous) query.set("previous", true);
-			if (this.since) query.set("sinceTime", this.since);
-			else query.set("tailLines", 5000);
-			try {
-				this.state.textContent = "";
-				await follow(`${KIND.Pod.one(namespace, name, "log")}?${query}`, { signal, accept: "*/*" }, (piece) => this.#take(piece));
-				this.state.textContent = this.previous ? "the run before this one" : "";
-				if (this.previous) return;
-				const pod = objects(KIND.Pod).get(namespace, name);
-				if (!pod || pod.metadata.uid !== uid) return this.#end("the pod is gone");
-				if (pod.status.phase === "Succeeded" || pod.status.phase === "Failed") return this.#end("it has ended");
-			} catch (error) {
-				if (signal.aborted) return;
-				if (error.code === 404) return this.#end("the pod is gone");
-				this.state.textContent = error.code ? error.message : "the connection broke; trying again";
+	// Begins with the logs of pods that are new.
+	#join() {
+		for (const pod of this.pods?.() ?? [this.object]) {
+			const names = this.pods ? pod.spec.containers.map((container) => container.name) : [this.container.value];
+			for (const name of names) {
+				const key = `${pod.metadata.uid}/${name}`;
+				if (this.streams.has(key) || (this.pods && !pod.spec.nodeName)) continue;
+				// What tells the pods of one workload from each other is at the end of their names.
+				const short = pod.metadata.name.slice(-5) + (names.length > 1 ? ` ${name}` : "");
+				const from = this.pods ? [short, [4, 5, 6, 2, 3, 1][this.streams.size % 6]] : undefined;
+				this.streams.set(key, new LogStream(pod, name, this.previous, (time, text) => {
+					this.waiting.push([time, text, from]);
+					this.flush();
+				}, (text) => (this.pods ? 0 : (this.state.textContent = text))));
 			}
-			await new Promise((resolve) => setTimeout(resolve, 1000));
-			if (signal.aborted) return;
 		}
-	}
-
-	#end(text) {
-		this.state.textContent = text;
-	}
-
-	#take(piece) {
-		const lines = (this.rest + piece).split("\n");
-		this.rest = lines.pop();
-		for (const line of lines) {
-			const space = line.indexOf(" ");
-			const time = line.slice(0, space);
-			// After a break the lines of the last second come again.
-			if (this.since && time <= this.since) continue;
-			this.newest = time;
-			this.waiting.push([time, line.slice(space + 1)]);
-		}
-		this.flush();
 	}
 
 	#flush() {
+		if (this.held) return;
 		const words = this.filter.value.toLowerCase();
-		for (const [time, text] of this.waiting.splice(0)) {
+		if (this.pods) this.waiting.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
+		for (const [time, text, from] of this.waiting.splice(0)) {
 			let block = this.body.lastChild;
 			if (!block || block.childElementCount >= BLOCK) {
 				block = h("div.block");
 				this.body.append(block);
 			}
-			const line = h("div.line", null, h("time", null, time.slice(11, 23)), coloured(text.replace(/\r$/, "")));
+			const line = h("div.line", null, h("time", null, time.slice(11, 23)),
+				from && h("span.from", { style: { color: `var(--ansi${from[1]})` } }, from[0]), coloured(text.replace(/\r$/, "")));
 			if (words && !text.toLowerCase().includes(words)) line.hidden = true;
 			block.append(line);
 			this.lines += 1;

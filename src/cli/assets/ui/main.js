@@ -55,11 +55,11 @@ async function mountList(id) {
 }
 
 function attach() {
+	drawCount();
 	if (!list?.table) return;
 	list.table.onarranged = drawCount;
 	list.table.filter($("filter").value);
 	if (detail?.object) list.table.select(detail.object.metadata.uid);
-	drawCount();
 }
 
 function drawCount() {
@@ -145,16 +145,12 @@ function nextTab(by) {
 	openTab(fitting[at].id);
 }
 
-async function goAnywhere() {
+function goAnywhere() {
 	const own = VIEWS.map((view) => ({ text: view.title, note: "view", go: () => (location.hash = `#/${view.id}`) }));
-	const found = await discover().catch((error) => {
-		toast(error.message, true);
-		return new Map();
-	});
-	choose("Go to", [...own, ...[...found.values()].map((kind) => ({
+	choose("Go to", own, discover().then((found) => [...found.values()].map((kind) => ({
 		text: kind.plural, short: kind.short.join(" "), note: [kind.kind, kind.apiVersion, kind.short.join(", ")].filter(Boolean).join("  "),
-		go: () => (location.hash = `#/${HOME[kind.id] && kind.kind !== "Job" ? HOME[kind.id] : encodeURIComponent(`r:${kind.id}`)}`),
-	}))]);
+		go: () => (location.hash = `#/${HOME[kind.id] ?? encodeURIComponent(`r:${kind.id}`)}`),
+	}))));
 }
 
 function chooseNamespace() {
@@ -268,6 +264,8 @@ async function start() {
 		const text = { live: "live", loading: "loading", broken: "reconnecting" }[state];
 		$("link").replaceChildren(dot({ live: "ok", loading: "wait", broken: "bad" }[state]), text);
 		$("link").title = error?.message ?? "";
+		// Another `rootlet ui` is at this port now.
+		if (error?.code === 401) toast(error.message, true);
 	});
 	for (const kind of [KIND.Namespace, KIND.Node, KIND.Pod, KIND.Event, ...WORKLOADS, KIND.Service, KIND.Ingress, KIND.ConfigMap]) {
 		objects(kind).subscribe(drawNavSoon);

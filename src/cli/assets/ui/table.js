@@ -172,9 +172,11 @@ class Table {
 	}
 }
 
+const collator = new Intl.Collator("en", { numeric: true });
+
 function compare(a, b) {
 	if (a instanceof Node) a = a.textContent;
 	if (b instanceof Node) b = b.textContent;
 	if (typeof a === "number" && typeof b === "number") return a - b;
-	return String(a ?? "").localeCompare(String(b ?? ""), "en", { numeric: true });
+	return collator.compare(String(a ?? ""), String(b ?? ""));
 }

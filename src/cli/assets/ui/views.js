@@ -53,7 +53,7 @@ const POD_COLUMNS = [
 	{ name: "Restarts", width: "66px", cell: (pod) => podRestarts(pod) || "", sort: podRestarts, right: true, from: 640 },
 	{ name: "CPU", width: "56px", right: true, from: 700, ...measured(usage.pods, "cpu", cores) },
 	{ name: "Memory", width: "72px", right: true, from: 700, ...measured(usage.pods, "memory", bytes) },
-	{ name: "Start", width: "minmax(130px, 1fr)", cell: lifeCell, from: 860, sort: (pod) => {
+	{ name: "Start", width: "minmax(140px, 1.4fr)", cell: lifeCell, from: 860, sort: (pod) => {
 		const steps = firstSteps(lines.get(pod.metadata.uid)?.steps ?? []);
 		return steps.length ? Math.max(...steps.map((s) => s.startUs + s.durationUs)) - steps[0].startUs : -1;
 	} },
@@ -167,7 +167,7 @@ const NETWORK_COLUMNS = [
 const CONFIG_COLUMNS = [
 	nameColumn(() => "done"),
 	namespaceColumn,
-	{ name: "Keys", width: "minmax(160px, 3fr)", class: "mono dim", cell: (o) => Object.keys({ ...o.data, ...o.binaryData }).join(", ") },
+	{ name: "Keys", width: "minmax(110px, 3fr)", class: "mono dim", cell: (o) => Object.keys({ ...o.data, ...o.binaryData }).join(", ") },
 	{ name: "Size", width: "80px", right: true, cell: (o) => bytes(sizeOf(o)), sort: sizeOf },
 	ageColumn,
 ];

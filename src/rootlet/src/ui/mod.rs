@@ -5,6 +5,7 @@
 
 mod door;
 mod forward;
+mod peer;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -29,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 
 use self::door::{Door, Verdict};
+use self::peer::Peer;
 use crate::control;
 use crate::paths::Paths;
 
@@ -50,9 +52,9 @@ pub fn ui(arguments: &cli::args::Ui) -> anyhow::Result<ExitCode> {
         if !arguments.no_browser {
             open(&page);
         }
-        let served = axum::serve(listener, router(door, paths));
+        let served = serve(listener, door, paths);
         tokio::select! {
-            ended = async { served.await } => ended.context("the server has ended")?,
+            ended = served => ended.context("the server has ended")?,
             stopped = stop() => stopped?,
         }
         anyhow::Ok(())
@@ -98,6 +100,11 @@ struct Server {
 
 type Shared = State<Arc<Server>>;
 
+async fn serve(listener: TcpListener, door: Door, paths: Paths) -> std::io::Result<()> {
+    let service = router(door, paths).into_make_service_with_connect_info::<Peer>();
+    axum::serve(listener, service).await
+}
+
 fn router(door: Door, paths: Paths) -> Router {
     let api = Api { file: paths.kubeconfig(), last: Mutex::default() };
     let server = Arc::new(Server { door, paths, api });
@@ -114,7 +121,13 @@ fn router(door: Door, paths: Paths) -> Router {
 /// Lets in whom the door lets in, and tells browsers what they must not do with any answer.
 async fn guard(State(server): Shared, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
-    let mut response = match server.door.judge(&parts) {
+    let peer = parts.extensions.get::<ConnectInfo<Peer>>();
+    let verdict = if peer.is_none_or(|ConnectInfo(peer)| peer.may_come_in()) {
+        server.door.judge(&parts)
+    } else {
+        Verdict::Refused(StatusCode::FORBIDDEN, "this belongs to another user\n")
+    };
+    let mut response = match verdict {
         Verdict::Open => next.run(Request::from_parts(parts, body)).await,
         Verdict::Welcome => {
             let place = [(LOCATION, "/".to_owned()), (SET_COOKIE, server.door.cookie())];

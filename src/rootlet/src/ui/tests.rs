@@ -63,8 +63,7 @@ async fn server(folder: &Path, api_port: u16) -> (u16, Paths) {
     write_kubeconfig(&paths, api_port);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let router = router(Door::new(port, "secret".into()), paths.clone());
-    tokio::spawn(async move { axum::serve(listener, router).await });
+    tokio::spawn(serve(listener, Door::new(port, "secret".into()), paths.clone()));
     (port, paths)
 }
 
