@@ -44,6 +44,7 @@ test: setup ## everything CI runs
 	$(MAKE) unit
 	$(MAKE) e2e
 	$(MAKE) openapi
+	$(MAKE) ui-test
 
 test-vm: ## limits of pods, in a virtual machine with systemd and cgroup v2
 	tests/vm.sh

@@ -2,7 +2,7 @@
 
 import json
 import os
-import re
+import signal
 import subprocess
 import sys
 import time
@@ -26,7 +26,8 @@ def rootlet(*words):
 
 def serve():
     """Starts `rootlet ui`; returns its process and the address that it prints."""
-    process = subprocess.Popen([user, f"{place}/rootlet", "ui", "--no-browser", "--name", name], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([user, f"{place}/rootlet", "ui", "--no-browser", "--name", name],
+                               stdout=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stdout:
         if "http://" in line:
             return process, line.strip()
@@ -91,7 +92,7 @@ def lists_show_what_there_is():
     picture("nodes")
     go("network")
     port = json.loads(kubectl("get", "service", "web", "-n", "shop", "-o", "json"))["spec"]["ports"][0]["nodePort"]
-    page.until(f"({row('web')})?.innerText.includes('127.0.0.1:{port}')", "where the service is published")
+    see(f"127.0.0.1:{port}", "#list")
     assert page.js(f"document.querySelector('a[href=\"http://127.0.0.1:{port}/\"]').rel") == "noopener noreferrer"
     picture("network")
     go("config")
@@ -341,6 +342,7 @@ try:
     assert page.errors == [], page.errors
 finally:
     page.close()
-    server.terminate()
-    server.wait()
+    # Between this process and that one there is a shell.
+    os.killpg(server.pid, signal.SIGTERM)
+    assert server.stdout.read() == "" and server.wait() in (0, -signal.SIGTERM), "it ends quietly"
 print("rootlet ui: everything is as it should be")

@@ -274,7 +274,7 @@ async function start() {
 	addEventListener("hashchange", () => render());
 	await render();
 	about = await askJson("/ui/about").catch(() => ({}));
-	$("cluster").textContent = about.context ?? "";
+	$("cluster").textContent = about.cluster ?? "";
 	render();
 }
 

@@ -4,8 +4,8 @@ const ROW = 28;
 const AROUND = 6;
 
 class Table {
-	// columns: [{name, width, cell(row) → text or node, sort(row), right, from}]. A column with `from` is
-	// shown when the table is at least so wide.
+	// columns: [{name, width, cell(row) → text or node, sort(row), right, from}]. Columns with `from` are shown
+	// where there is room, the ones with the least first.
 	constructor({ label, columns, key, open, empty, level }) {
 		Object.assign(this, { columns, key, open, empty, level });
 		this.rows = [];
@@ -61,7 +61,7 @@ class Table {
 		}) : [...this.rows];
 		const sign = this.order.down ? -1 : 1;
 		const keys = new Map(found.map((row) => [row, value(row)]));
-		found.sort((a, b) => sign * compare(keys.get(a), keys.get(b)) || compare(this.key(a), this.key(b)));
+		found.sort((a, b) => sign * compare(keys.get(a), keys.get(b)));
 		this.shown = found;
 		this.element.setAttribute("aria-rowcount", found.length + 1);
 		this.space.style.height = `${found.length * ROW}px`;
@@ -78,7 +78,7 @@ class Table {
 	}
 
 	#header() {
-		this.visible = this.columns.filter((column) => !column.from || this.element.clientWidth >= column.from);
+		this.visible = this.#fitting();
 		const template = this.visible.map((column) => column.width).join(" ");
 		this.element.style.setProperty("--columns", template);
 		this.head.replaceChildren(...this.visible.map((column) => {
@@ -96,9 +96,19 @@ class Table {
 		this.space.replaceChildren();
 	}
 
+	#fitting() {
+		const least = (column) => Number.parseInt(column.width.replace("minmax(", ""), 10) + 14;
+		let room = this.element.clientWidth - 18;
+		const fits = new Set();
+		for (const column of this.columns.toSorted((a, b) => (a.from ?? 0) - (b.from ?? 0))) {
+			room -= least(column);
+			if (room >= 0 || !column.from) fits.add(column);
+		}
+		return this.columns.filter((column) => fits.has(column));
+	}
+
 	#resized() {
-		const visible = this.columns.filter((column) => !column.from || this.element.clientWidth >= column.from);
-		if (visible.length !== this.visible.length) this.#header();
+		if (this.#fitting().length !== this.visible.length) this.#header();
 		this.draw();
 	}
 

@@ -6,11 +6,11 @@ const dot = (level) => h(`i.dot.${level}`, { "aria-hidden": "true" });
 const inNamespace = (object) => !state.namespace || !object.metadata.namespace || object.metadata.namespace === state.namespace;
 
 const nameColumn = (level) => ({
-	name: "Name", width: "minmax(140px, 2.4fr)", class: "name", sort: (o) => o.metadata.name,
+	name: "Name", width: "minmax(170px, 2.4fr)", class: "name", sort: (o) => o.metadata.name,
 	cell: (o) => h("span", { "data-mark": level(o), title: o.metadata.name }, dot(level(o)), o.metadata.name),
 });
 const namespaceColumn = { name: "Namespace", width: "minmax(80px, 1fr)", class: "dim", from: 560, cell: (o) => o.metadata.namespace ?? "" };
-const ageColumn = { name: "Age", width: "64px", right: true, class: "dim", cell: (o) => age(o.metadata.creationTimestamp), sort: (o) => -new Date(o.metadata.creationTimestamp) };
+const ageColumn = { name: "Age", width: "60px", from: 500, right: true, class: "dim", cell: (o) => age(o.metadata.creationTimestamp), sort: (o) => -new Date(o.metadata.creationTimestamp) };
 const kindColumn = { name: "Kind", width: "96px", class: "dim", from: 560, cell: (o) => o.kind };
 const status = (text, level) => h(`span.status.${level}`, null, text);
 
@@ -53,7 +53,7 @@ const POD_COLUMNS = [
 	{ name: "Restarts", width: "66px", cell: (pod) => podRestarts(pod) || "", sort: podRestarts, right: true, from: 640 },
 	{ name: "CPU", width: "56px", right: true, from: 700, ...measured(usage.pods, "cpu", cores) },
 	{ name: "Memory", width: "72px", right: true, from: 700, ...measured(usage.pods, "memory", bytes) },
-	{ name: "Start", width: "minmax(140px, 1.4fr)", cell: lifeCell, from: 860, sort: (pod) => {
+	{ name: "Start", width: "minmax(140px, 1.4fr)", cell: lifeCell, from: 600, sort: (pod) => {
 		const steps = firstSteps(lines.get(pod.metadata.uid)?.steps ?? []);
 		return steps.length ? Math.max(...steps.map((s) => s.startUs + s.durationUs)) - steps[0].startUs : -1;
 	} },
@@ -122,6 +122,8 @@ function portsOf(service) {
 function publishedAt(object) {
 	const found = (object.status?.loadBalancer?.ingress ?? []).map((at) => at.ip ?? at.hostname);
 	if (object.kind === "Ingress") {
+		// Nobody serves it, or not yet.
+		if (!found.length) return [];
 		const secure = new Set((object.spec.tls ?? []).flatMap((tls) => tls.hosts ?? []));
 		const at = object.status?.loadBalancer?.ingress?.[0];
 		const port = at?.ports?.find((p) => p.protocol === "TCP")?.port;

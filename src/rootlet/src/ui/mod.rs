@@ -9,7 +9,7 @@ mod peer;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -79,7 +79,7 @@ fn open(page: &str) {
     if !screen("DISPLAY") && !screen("WAYLAND_DISPLAY") {
         return;
     }
-    let mut browser = Command::new("xdg-open");
+    let mut browser = tokio::process::Command::new("xdg-open");
     browser.arg(page).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     // Without one the address is to be opened by hand.
     let _ = browser.spawn();
