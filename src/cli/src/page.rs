@@ -39,12 +39,13 @@ fn lean(text: &str) -> String {
         .collect()
 }
 
-/// The Content-Security-Policy of the document.
-pub fn policy(nonce: &str) -> String {
+/// The Content-Security-Policy of the document, served at `port` of loopback. Not every browser takes `'self'` for
+/// WebSockets, so they are named.
+pub fn policy(nonce: &str, port: u16) -> String {
     format!(
-        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; connect-src 'self'; \
-         base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; \
-         trusted-types 'none'"
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data:; \
+         connect-src 'self' ws://127.0.0.1:{port} ws://localhost:{port}; base-uri 'none'; form-action 'none'; \
+         frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     )
 }
 

@@ -151,14 +151,14 @@ async fn guard(State(server): Shared, request: Request, next: Next) -> Response 
     response
 }
 
-async fn page() -> Response {
+async fn page(State(server): Shared) -> Response {
     let Ok(nonce) = secret() else {
         return (StatusCode::INTERNAL_SERVER_ERROR, "no random bits are to be had\n")
             .into_response();
     };
     let headers = [
         (CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
-        (CONTENT_SECURITY_POLICY, cli::page::policy(&nonce)),
+        (CONTENT_SECURITY_POLICY, cli::page::policy(&nonce, server.door.port())),
     ];
     (headers, cli::page::html(&nonce)).into_response()
 }
@@ -168,7 +168,7 @@ async fn about(State(server): Shared) -> Response {
     axum::Json(serde_json::json!({
         "cluster": server.paths.name,
         "context": server.paths.context(),
-        "version": env!("CARGO_PKG_VERSION"),
+        "version": crate::build::VERSION,
     }))
     .into_response()
 }
