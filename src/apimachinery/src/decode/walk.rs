@@ -369,7 +369,9 @@ pub(super) fn complete(schema: &Schema, shape: &Shape, value: &mut Value) {
             add_zeros(of, map);
         }
         (Shape::List(item), Value::Array(list)) if item.is_composite() => {
-            list.iter_mut().for_each(|value| complete(schema, item, value));
+            for value in list.iter_mut() {
+                complete(schema, item, value);
+            }
         }
         (Shape::Map(item), Value::Object(map)) if item.is_composite() => {
             map.values_mut().for_each(|value| complete(schema, item, value));
