@@ -4,6 +4,7 @@
 mod access;
 mod apply;
 mod ci;
+mod client;
 mod cri;
 mod documentation;
 mod harness;

@@ -1,7 +1,7 @@
 //! JSON paths as printer columns, scale subresources and selectable fields use them.
 //!
 //! Source: `k8s.io/client-go/util/jsonpath`: `.a.b`, `['key']`, `[0]`, `[-1]`, `[*]`, `[1:3]`, `..a`,
-//! `[?(@.type=="Ready")]`, and a backslash before a dot that belongs to a name.
+//! `['a','b']`, `[?(@.type=="Ready")]`, and a backslash before a dot that belongs to a name.
 
 use serde_json::Value;
 
@@ -12,7 +12,13 @@ enum Step {
     Slice(Option<i64>, Option<i64>),
     Every,
     Recursive,
-    Filter { path: Vec<Step>, operator: Operator, operand: Option<Value> },
+    /// Paths from here, one after the other.
+    Union(Vec<Vec<Step>>),
+    Filter {
+        path: Vec<Step>,
+        operator: Operator,
+        operand: Option<Value>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,7 +51,7 @@ impl JsonPath {
 
     /// All values at the path.
     pub fn find<'v>(&self, value: &'v Value) -> Vec<&'v Value> {
-        walk(&self.0, value)
+        walk(&self.0, vec![value])
     }
 
     /// The first value at the path.
@@ -62,23 +68,32 @@ impl JsonPath {
     }
 }
 
-fn walk<'v>(steps: &[Step], value: &'v Value) -> Vec<&'v Value> {
-    let Some((step, rest)) = steps.split_first() else { return vec![value] };
-    let next: Vec<&Value> = match step {
+fn walk<'v>(steps: &[Step], mut found: Vec<&'v Value>) -> Vec<&'v Value> {
+    for step in steps {
+        found = match step {
+            Step::Union(paths) => paths.iter().flat_map(|path| walk(path, found.clone())).collect(),
+            step => found.into_iter().flat_map(|value| one(step, value)).collect(),
+        };
+    }
+    found
+}
+
+fn one<'v>(step: &Step, value: &'v Value) -> Vec<&'v Value> {
+    match step {
         Step::Field(name) => value.get(name.as_str()).into_iter().collect(),
         Step::Index(index) => at(value, *index).into_iter().collect(),
         Step::Slice(from, to) => slice(value, *from, *to),
         Step::Every => children(value),
         Step::Recursive => descendants(value),
+        Step::Union(paths) => paths.iter().flat_map(|path| walk(path, vec![value])).collect(),
         Step::Filter { path, operator, operand } => children(value)
             .into_iter()
             .filter(|item| {
-                let left = walk(path, item).into_iter().next();
+                let left = walk(path, vec![item]).into_iter().next();
                 compare(left, *operator, operand.as_ref())
             })
             .collect(),
-    };
-    next.into_iter().flat_map(|value| walk(rest, value)).collect()
+    }
 }
 
 fn at(value: &Value, index: i64) -> Option<&Value> {
@@ -199,14 +214,23 @@ impl<'t> Parser<'t> {
         }
         if let Some(quote) = self.rest().chars().next().filter(|c| matches!(c, '\'' | '"')) {
             let text = self.quoted(quote)?;
+            self.blanks();
             return if self.take("]") {
                 Ok(Step::Field(text))
+            } else if self.rest().starts_with(',') {
+                self.union(path_in(&text)?)
             } else {
                 Err("unterminated array".into())
             };
         }
         let end = self.rest().find(']').ok_or("unterminated array")?;
         let inner = &self.rest()[..end];
+        if let Some((first, _)) = inner.split_once(',') {
+            self.at += first.len();
+            let index =
+                first.trim().parse().map_err(|_| format!("array index syntax error: {first}"))?;
+            return self.union(vec![Step::Index(index)]);
+        }
         self.at += end + 1;
         let number = |text: &str| -> Result<Option<i64>, String> {
             match text.trim() {
@@ -223,6 +247,32 @@ impl<'t> Parser<'t> {
             return Ok(Step::Slice(number(from)?, number(to)?));
         }
         number(inner)?.map(Step::Index).ok_or_else(|| "invalid array index".into())
+    }
+
+    /// The rest of `['a','b.c']` or `[0,2]`, of which `first` is read.
+    fn union(&mut self, first: Vec<Step>) -> Result<Step, String> {
+        let mut paths = vec![first];
+        loop {
+            self.blanks();
+            if self.take("]") {
+                return Ok(Step::Union(paths));
+            }
+            if !self.take(",") {
+                return Err("unterminated array".into());
+            }
+            self.blanks();
+            paths.push(match self.rest().chars().next() {
+                Some(quote @ ('\'' | '"')) => path_in(&self.quoted(quote)?)?,
+                _ => {
+                    let end = self.rest().find([',', ']']).ok_or("unterminated array")?;
+                    let text = self.rest()[..end].trim();
+                    self.at += end;
+                    let index =
+                        text.parse().map_err(|_| format!("array index syntax error: {text}"))?;
+                    vec![Step::Index(index)]
+                }
+            });
+        }
     }
 
     fn quoted(&mut self, quote: char) -> Result<String, String> {
@@ -280,6 +330,11 @@ impl<'t> Parser<'t> {
     }
 }
 
+/// What a quoted member of a union names: a field, or a path of fields.
+fn path_in(text: &str) -> Result<Vec<Step>, String> {
+    Parser { text, at: 0 }.steps()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -301,6 +356,9 @@ mod tests {
             (r"{.status.conditions[?(@.type == 'A')].status}", json!(["True"])),
             (".spec.list[?(@.n>1)].n", json!([2, 3])),
             ("..n", json!([1, 2, 3])),
+            (".spec.list[0,2].n", json!([1, 3])),
+            (".status.conditions[*]['type', 'status']", json!(["A", "B", "True", "False"])),
+            (".spec['list']['n']", json!([])),
             (".nothing.here", json!([])),
             ("", json!([object])),
         ];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// A whole Kubernetes in one file, run by an ordinary user.
 #[derive(Debug, Parser)]
@@ -28,6 +28,64 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The command line's definition. Commands on objects take their switches as kubectl does, `--all` and
+/// `--all=true` alike.
+pub fn definition() -> clap::Command {
+    const OBJECTS: [&str; 11] = [
+        "get",
+        "apply",
+        "delete",
+        "describe",
+        "logs",
+        "exec",
+        "wait",
+        "run",
+        "cp",
+        "port-forward",
+        "top",
+    ];
+    Cli::command().mut_subcommands(|command| {
+        if OBJECTS.contains(&command.get_name()) { switches(command) } else { command }
+    })
+}
+
+fn switches(command: clap::Command) -> clap::Command {
+    let command = command.mut_subcommands(switches);
+    command.mut_args(|arg| match arg.get_action() {
+        clap::ArgAction::SetTrue => arg
+            .action(clap::ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_value("false")
+            .default_missing_value("true")
+            .hide_default_value(true)
+            .hide_possible_values(true),
+        _ => arg,
+    })
+}
+
+/// Reads the command line of this process.
+pub fn read() -> Result<Cli, clap::Error> {
+    let definition = definition();
+    let names: Vec<String> =
+        definition.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+    let matches = definition.try_get_matches().map_err(|error| suggest(error, &names))?;
+    Cli::from_arg_matches(&matches)
+}
+
+/// Names the command that was meant where clap finds none: letters that changed places.
+fn suggest(mut error: clap::Error, names: &[String]) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue};
+    if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
+        && error.get(ContextKind::SuggestedSubcommand).is_none()
+        && let Some(meant) = crate::objects::kinds::nearest(word, names.iter().map(String::as_str))
+    {
+        let meant = ContextValue::Strings(vec![meant.to_owned()]);
+        error.insert(ContextKind::SuggestedSubcommand, meant);
+    }
+    error
 }
 
 /// Which cluster a command is about.
@@ -296,20 +354,16 @@ pub struct Doctor {
     pub output: String,
 }
 
-/// Flags of `logs`.
-#[derive(Args, Clone, Debug)]
+/// What is asked of the log of a cluster's own process.
+#[derive(Clone, Debug)]
 pub struct Logs {
     /// The cluster.
-    #[command(flatten)]
     pub cluster: Cluster,
     /// Go on printing what is written, until the process ends.
-    #[arg(short, long)]
     pub follow: bool,
     /// Only the last N lines.
-    #[arg(long, value_name = "N")]
     pub tail: Option<usize>,
-    /// Whose: the `daemon` has the control plane, the kubelet and the runtime; the `node` the network.
-    #[arg(long, value_name = "PROCESS", default_value = "daemon", value_parser = ["daemon", "node"])]
+    /// Whose: `daemon` or `node`.
     pub process: String,
 }
 
@@ -331,8 +385,21 @@ Example:
     Status(Status),
     /// Stop the cluster and its pods; its data stays.
     Down(Cluster),
-    /// Stop the cluster and remove all its data.
-    Delete(Cluster),
+    /// Commands on the cluster's objects.
+    #[command(flatten)]
+    Objects(crate::objects::Objects),
+    /// Run kubectl, from PATH, with the cluster's kubeconfig.
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:
+  rootlet kubectl explain pod.spec
+  rootlet kubectl --name test get pods        --name comes first, and is rootlet's"
+    )]
+    Kubectl {
+        /// kubectl's own words and flags.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "WORDS")]
+        words: Vec<std::ffi::OsString>,
+    },
     /// Print the cluster's kubeconfig.
     #[command(after_help = "Example:
   rootlet kubeconfig > ~/rootlet.yaml && kubectl --kubeconfig ~/rootlet.yaml get nodes")]
@@ -340,11 +407,6 @@ Example:
     /// Check this machine: what works, what is limited, and the exact remedy.
     #[command(after_help = "It returns 1 when rootlet cannot start on this machine.")]
     Doctor(Doctor),
-    /// Print what the cluster's own processes have written.
-    #[command(after_help = "Examples:
-  rootlet logs --tail 20
-  rootlet logs -f --process node")]
-    Logs(Logs),
     /// Have the user's systemd start the cluster.
     #[command(subcommand)]
     Service(Service),
@@ -682,7 +744,7 @@ pub struct Why {
 }
 
 /// A cluster's name becomes part of file, node and context names, so it is a DNS label.
-fn cluster_name(text: &str) -> Result<String, String> {
+pub(crate) fn cluster_name(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.is_empty() || text.len() > 40 || !text.chars().all(fits) {
         return Err("use 1 to 40 lower-case letters, digits and '-'".into());
@@ -734,13 +796,37 @@ fn pod_name(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn switches_take_a_value_as_kubectls_do() {
+        let read = |words: &str| {
+            let words = std::iter::once("rootlet").chain(words.split_whitespace());
+            let matches = definition().try_get_matches_from(words).map_err(|e| e.to_string())?;
+            Cli::from_arg_matches(&matches).map_err(|e| e.to_string())
+        };
+        let cases = [
+            ("get pods -Aw", true, true),
+            ("get pods -A=false -w", false, true),
+            ("get pods --all-namespaces=true --watch=false", true, false),
+            ("get pods", false, false),
+        ];
+        for (words, all, watch) in cases {
+            let Ok(Command::Objects(crate::objects::Objects::Get(get))) =
+                read(words).map(|cli| cli.command)
+            else {
+                panic!("{words}: {:?}", read(words).err());
+            };
+            assert_eq!((get.all_namespaces, get.watch), (all, watch), "{words}");
+        }
+        let error = read("get pods --selectro a=b").unwrap_err();
+        assert!(error.contains("a similar argument exists: '--selector'"), "{error}");
+        assert!(read("delte pod x").unwrap_err().contains("'delete'"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod apply;
 pub mod args;
 pub mod doctor;
 pub mod kubeconfig;
+pub mod objects;
 pub mod page;
 pub mod reference;
 pub mod report;

@@ -27,6 +27,7 @@ mod manifests;
 mod member;
 mod mend;
 mod node;
+mod objects;
 mod paths;
 mod plugins;
 mod probe;
@@ -45,8 +46,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use cli::args::{Cli, Command};
+use cli::objects::Objects;
 use nix::sys::signal::Signal;
 
 use crate::control::Client;
@@ -87,7 +89,7 @@ fn end_with_the_reader() {
 
 /// The command line; what is wrong with it is told with what would be right, and ends the process with code 2.
 fn parse(words: &[&str]) -> Cli {
-    Cli::try_parse().unwrap_or_else(|error| {
+    cli::args::read().unwrap_or_else(|error| {
         if error.kind() == clap::error::ErrorKind::InvalidSubcommand
             && let ["image", "build", ..] = words
         {
@@ -175,13 +177,18 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
                 paths.data.display()
             );
         }
-        Command::Delete(cluster) => {
-            let paths = Paths::of(&cluster.name)?;
+        Command::Objects(Objects::Delete(flags)) if flags.is_of_cluster() => {
+            let paths = Paths::of(flags.connection.name.as_deref().unwrap_or("default"))?;
             let held = starting(&paths)?;
             up::delete(&paths)?;
             drop(held);
             say!("Cluster {:?} is deleted.", paths.name);
         }
+        Command::Objects(Objects::Logs(flags)) if flags.is_of_process() => {
+            logs::logs(&objects::process_log(&flags))?;
+        }
+        Command::Objects(command) => return objects::run(&command),
+        Command::Kubectl { words } => return objects::kubectl(&words),
         Command::Kubeconfig(cluster) => {
             let paths = Paths::of(&cluster.name)?;
             let access = control::access(&paths)?;
@@ -189,7 +196,6 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Doctor(arguments) => return doctor::doctor(&arguments),
         Command::Service(command) => return service::service(&command),
-        Command::Logs(arguments) => logs::logs(&arguments)?,
         Command::Image(command) => return image::image(command),
         Command::Snapshot(command) => snapshot::snapshot(&command)?,
         Command::Trace(arguments) => {
@@ -215,7 +221,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Candidates { words } => candidates::print(&words),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "rootlet", &mut script);
+            clap_complete::generate(shell, &mut cli::args::definition(), "rootlet", &mut script);
             print!("{}", String::from_utf8_lossy(&script));
             match shell {
                 clap_complete::Shell::Bash => print!("{}", candidates::BASH),

@@ -2,11 +2,13 @@
 //!
 //! Sources: RFC 6902, RFC 7396, `k8s.io/apimachinery/pkg/util/strategicpatch`.
 
+mod diff;
 mod order;
 mod strategic;
 
 use serde_json::Value;
 
+pub use diff::{three_way, three_way_json};
 pub use strategic::strategic;
 
 /// Operations a JSON patch may have (`maxJSONPatchOperations` of the API server).

@@ -6,10 +6,10 @@ use serde_json::{Map, Value};
 use super::{Error, order};
 use crate::schema::{Field, Schema, Shape, Type, TypeId};
 
-const DIRECTIVE: &str = "$patch";
-const RETAIN_KEYS: &str = "$retainKeys";
-const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
-const ORDER: &str = "$setElementOrder/";
+pub(super) const DIRECTIVE: &str = "$patch";
+pub(super) const RETAIN_KEYS: &str = "$retainKeys";
+pub(super) const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
+pub(super) const ORDER: &str = "$setElementOrder/";
 
 /// Applies a strategic merge patch to an object of type `of`.
 pub fn strategic(
