@@ -267,7 +267,9 @@ fn core(cluster: &Cluster, namespace: &str, what: &str) -> Value {
     // Others' fields come when they come.
     if let Some(fields) = meta.get_mut("managedFields").and_then(Value::as_array_mut) {
         fields.retain(|f| f["manager"].as_str().is_some_and(|name| name.starts_with("kubectl")));
-        fields.iter_mut().for_each(|f| f["time"] = Value::Null);
+        for field in &mut fields {
+            field["time"] = Value::Null;
+        }
         fields.sort_by_key(Value::to_string);
     }
     object["status"] = Value::Null;
@@ -412,7 +414,7 @@ fn custom_resources_are_applied_and_shown() {
     let cluster = Cluster::prepared();
     cluster.up(&["--ephemeral"]);
     // Definition and object at once: what kubectl refuses, ours waits for.
-    let manifest = r#"
+    let manifest = r"
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
 metadata: {name: foos.example.com}
@@ -431,7 +433,7 @@ apiVersion: example.com/v1
 kind: Foo
 metadata: {name: one, namespace: default}
 spec: {size: 1, list: [a, b], gone: {x: y}}
-"#;
+";
     let answer = run_with(own(&cluster).args(["apply", "-f", "-"]), manifest.as_bytes());
     assert_eq!(
         answer.out,

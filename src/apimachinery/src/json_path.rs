@@ -261,17 +261,17 @@ impl<'t> Parser<'t> {
                 return Err("unterminated array".into());
             }
             self.blanks();
-            paths.push(match self.rest().chars().next() {
-                Some(quote @ ('\'' | '"')) => path_in(&self.quoted(quote)?)?,
-                _ => {
-                    let end = self.rest().find([',', ']']).ok_or("unterminated array")?;
-                    let text = self.rest()[..end].trim();
-                    self.at += end;
-                    let index =
-                        text.parse().map_err(|_| format!("array index syntax error: {text}"))?;
-                    vec![Step::Index(index)]
-                }
-            });
+            let path = if let Some(quote @ ('\'' | '"')) = self.rest().chars().next() {
+                path_in(&self.quoted(quote)?)?
+            } else {
+                let end = self.rest().find([',', ']']).ok_or("unterminated array")?;
+                let text = self.rest()[..end].trim();
+                self.at += end;
+                let index =
+                    text.parse().map_err(|_| format!("array index syntax error: {text}"))?;
+                vec![Step::Index(index)]
+            };
+            paths.push(path);
         }
     }
 

@@ -154,7 +154,7 @@ fn tell<T>(
     reloaded: &Reloaded<T>,
 ) {
     match outcome {
-        None => return,
+        None => (),
         Some(Ok(())) => {
             tracing::info!("the {what} configuration has changed and is in force");
             server.metrics.configured(what, reloaded.text().as_deref());

@@ -392,8 +392,10 @@ fn wild(shape: &Shape, depth: u32, dice: &mut Dice) -> Value {
         Shape::Object(of) => {
             let fields = builtin().get(*of).fields.iter();
             let some = fields.filter_map(|field| {
-                (dice.below(3) == 0)
-                    .then(|| (field.name.to_string(), wild(&field.shape, depth - 1, dice)))
+                if dice.below(3) > 0 {
+                    return None;
+                }
+                Some((field.name.to_string(), wild(&field.shape, depth - 1, dice)))
             });
             Value::Object(some.collect())
         }

@@ -151,7 +151,9 @@ impl Server {
         let started = Instant::now();
         let mutating = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let in_flight = self.metrics.in_flight(mutating);
-        let result = recovered(self.answer(parts, body, peer, received, &mut way)).await;
+        // Boxed: a large future would be copied along the way, at each layer.
+        let answering = Box::pin(self.answer(parts, body, peer, received, &mut way));
+        let result = recovered(answering).await;
         drop(in_flight);
         let mut response = result.unwrap_or_else(|status| respond::failure(&status, way.accepted));
         respond::add_warnings(&mut response, &way.warnings);

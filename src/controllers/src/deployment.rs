@@ -690,7 +690,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let (controller, found) = (controller.clone(), deployments.get(&namespace, &name));
         Box::pin(async move {
             match found {
-                Some(deployment) => controller.sync(&deployment).await,
+                Some(deployment) => Box::pin(controller.sync(&deployment)).await,
                 None => Ok(Next::Done),
             }
         })
