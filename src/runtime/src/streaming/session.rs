@@ -149,7 +149,7 @@ async fn exec(
         let master = process.terminal.take();
         let master = master.ok_or_else(|| Error::Failed("the shim gave no terminal".into()))?;
         let ends = Ends::terminal(master, request.stdin)?;
-        return carry(socket, ends, process.wait()).await;
+        return carry(socket, ends, false, process.wait()).await;
     }
     let mut ends = Ends::default();
     let mut stdio = Vec::with_capacity(3);
@@ -171,7 +171,7 @@ async fn exec(
     }
     let process = runtime.spawn_exec(container, args, false, &stdio).await?;
     drop(stdio);
-    carry(socket, ends, process.wait()).await
+    carry(socket, ends, false, process.wait()).await
 }
 
 async fn attach(
@@ -213,8 +213,10 @@ async fn attach(
             Err(error) => Err(shim(error)),
         }
     };
+    // With an input that outlives the client's, the session is over when the client's is, as with containerd.
+    let leaves = ends.input.is_some() && (request.tty || !record.config.stdin_once);
     // How the container ends is its own matter: attaching to it has succeeded.
-    Ok(carry(socket, ends, end).await?.map(|_| 0))
+    Ok(carry(socket, ends, leaves, end).await?.map(|_| 0))
 }
 
 /// Reads from an end that may not be there; an end that has failed or is over is dropped.
@@ -232,10 +234,12 @@ async fn read(end: &mut Option<pipe::Receiver>, buffer: &mut BytesMut) -> bool {
     }
 }
 
-/// Moves bytes until the process ends; `None` when the client leaves first.
+/// Moves bytes until the process ends, or with `leaves` until the client's input does; `None` when the client
+/// leaves first.
 async fn carry(
     socket: &mut Socket,
     mut ends: Ends,
+    leaves: bool,
     end: impl Future<Output = Result<i32, Error>>,
 ) -> Result<Option<i32>, Error> {
     // The client waits for a first message before it takes the session for begun.
@@ -252,7 +256,7 @@ async fn carry(
         }
         None => (None, None),
     };
-    let feeding = tokio::spawn(feed(receiver));
+    let mut feeding = tokio::spawn(feed(receiver));
     let mut end = std::pin::pin!(end);
     let (mut out, mut err) = (BytesMut::new(), BytesMut::new());
     let code = loop {
@@ -261,6 +265,8 @@ async fn carry(
             sender.as_ref().filter(|sender| sender.capacity() == 0 && !sender.is_closed()).cloned();
         tokio::select! {
             code = &mut end => break code,
+            // All that the client had to say has reached the process.
+            _ = &mut feeding, if leaves && sender.is_none() => break Ok(0),
             some = read(&mut ends.output, &mut out), if ends.output.is_some() => {
                 if some { socket.send(channel::STDOUT, &out).await; }
             }
