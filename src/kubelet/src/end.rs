@@ -69,9 +69,11 @@ impl Worker {
     }
 
     fn stop_if_needed(&mut self, observed: &Observed, grace: i64, message: &str) {
+        let deadline = self.context.clock.now() + SignedDuration::from_secs(grace);
+        let slack = SignedDuration::from_secs(MINIMUM_GRACE_SECONDS);
         match self.stops.get(&observed.id) {
             // A second deletion may leave less time than the first.
-            Some(stop) if grace + MINIMUM_GRACE_SECONDS >= stop.grace_seconds => {}
+            Some(stop) if deadline + slack >= stop.deadline => {}
             // Replacing it gives the first one up.
             Some(_) => self.begin_stop(observed, grace, false),
             None => self.stop(observed, grace, message),
@@ -98,7 +100,8 @@ impl Worker {
         let ip = probe::pod_ip(&context, &pod, &self.view);
         let work = async move { stop(&context, &pod, &container, &id, &ip, hook, grace).await };
         let task = Background::spawn(work, self.wake.clone());
-        self.stops.insert(observed.id.clone(), Stop { grace_seconds: grace, task });
+        let deadline = self.context.clock.now() + SignedDuration::from_secs(grace);
+        self.stops.insert(observed.id.clone(), Stop { deadline, task });
         self.local.stopping.insert(observed.id.clone());
     }
 

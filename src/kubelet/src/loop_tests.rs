@@ -257,6 +257,23 @@ async fn sidecars_end_last_and_hooks_are_run() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hook_has_its_time_whatever_wakes_the_worker() {
+    let node = Node::new();
+    let kubelet = node.start();
+    // The worker looks again at least each time the runtime is listed.
+    node.runtime.world.lock().unwrap().exec_duration = std::time::Duration::from_secs(100);
+    let mut spec = busybox();
+    spec["containers"][0]["lifecycle"] = json!({"preStop": {"exec": {"command": ["bye"]}}});
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    node.delete(300);
+    node.gone().await;
+    let calls = node.runtime.calls();
+    assert_eq!(calls[3..], ["exec bye", "stop a 200", "stop-sandbox"]);
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_liveness_probe_restarts() {
     let node = Node::new();
     let kubelet = node.start();

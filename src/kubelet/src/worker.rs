@@ -134,7 +134,8 @@ impl Handle {
 }
 
 pub(crate) struct Stop {
-    pub(crate) grace_seconds: i64,
+    /// When the container has had its time.
+    pub(crate) deadline: Timestamp,
     pub(crate) task: Background<()>,
 }
 

@@ -28,6 +28,8 @@ pub struct World {
     pub exec_url: String,
     /// Exit code of every exec.
     pub exec_exit_code: i32,
+    /// How long every exec takes.
+    pub exec_duration: std::time::Duration,
     /// The configuration of each container by name, the last one made.
     pub configs: BTreeMap<String, cri::ContainerConfig>,
 }
@@ -362,10 +364,14 @@ impl RuntimeService for FakeRuntime {
         &self,
         request: Request<cri::ExecSyncRequest>,
     ) -> Answer<cri::ExecSyncResponse> {
-        let mut world = self.world.lock().unwrap();
         let command = request.into_inner().cmd.join(" ");
-        world.calls.push(format!("exec {command}"));
-        ok(cri::ExecSyncResponse { exit_code: world.exec_exit_code, ..Default::default() })
+        let (exit_code, duration) = {
+            let mut world = self.world.lock().unwrap();
+            world.calls.push(format!("exec {command}"));
+            (world.exec_exit_code, world.exec_duration)
+        };
+        tokio::time::sleep(duration).await;
+        ok(cri::ExecSyncResponse { exit_code, ..Default::default() })
     }
 
     async fn exec(&self, _: Request<cri::ExecRequest>) -> Answer<cri::ExecResponse> {
