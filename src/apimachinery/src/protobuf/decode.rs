@@ -144,9 +144,12 @@ pub fn decode(schema: &Schema, body: &[u8]) -> Result<Value, Error> {
         }
     }
     let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+    // Evictions are still sent in the version that is not served any more; the message is the same.
+    let older = (group, version, kind.as_str()) == ("policy", "v1beta1", "Eviction");
+    let served = if older { "v1" } else { version };
     // Options are of one type, whatever group they are sent to.
     let of = schema
-        .kind(group, version, &kind)
+        .kind(group, served, &kind)
         .or_else(|| schema.named(&format!("io.k8s.apimachinery.pkg.apis.meta.v1.{kind}")))
         .ok_or_else(|| Error::UnknownKind {
             api_version: api_version.clone(),

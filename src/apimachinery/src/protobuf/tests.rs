@@ -45,6 +45,14 @@ fn zero_is_kept_where_it_says_something() {
 }
 
 #[test]
+fn evictions_of_the_older_version_are_read() {
+    let raw = field(1, &field(1, b"web"));
+    let eviction = decode(builtin(), &body("policy/v1beta1", "Eviction", &raw)).unwrap();
+    assert_eq!(eviction["metadata"], json!({"name": "web"}));
+    assert!(decode(builtin(), &body("policy/v1beta1", "PodDisruptionBudget", &raw)).is_err());
+}
+
+#[test]
 fn broken_bytes_are_refused() {
     assert_eq!(decode(builtin(), b"{}"), Err(Error::Envelope));
     let whole = body("v1", "Secret", &field(1, &field(1, b"name")));
