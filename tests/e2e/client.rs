@@ -398,7 +398,7 @@ fn what_is_applied_is_the_same() {
         "job,cronjob -n NS --all --cascade=foreground",
         "deployment web -n NS -o name --dry-run=server",
         "service -n NS -l nothing=here",
-        "pdo x -n NS",
+        "xyzzy x -n NS",
         "-f - --ignore-not-found --now",
         "-f -",
         "namespace NS",
