@@ -267,7 +267,7 @@ fn core(cluster: &Cluster, namespace: &str, what: &str) -> Value {
     // Others' fields come when they come.
     if let Some(fields) = meta.get_mut("managedFields").and_then(Value::as_array_mut) {
         fields.retain(|f| f["manager"].as_str().is_some_and(|name| name.starts_with("kubectl")));
-        for field in &mut fields {
+        for field in fields.iter_mut() {
             field["time"] = Value::Null;
         }
         fields.sort_by_key(Value::to_string);

@@ -142,8 +142,12 @@ fn published(services: &Value, pods: &Value, ingresses: &Value, publish: &[IpAdd
                     found.push(Port { address, port: number, protocol, target: target.clone() });
                 }
             };
-            publish.iter().for_each(|address| add(address, &port["nodePort"]));
-            addresses(service).iter().for_each(|address| add(address, &port["port"]));
+            for address in publish {
+                add(address, &port["nodePort"]);
+            }
+            for address in &addresses(service) {
+                add(address, &port["port"]);
+            }
         }
     }
     for ingress in items(ingresses) {

@@ -27,15 +27,19 @@ pub fn patch(object: &Value, manager: &str) -> Option<Value> {
     let applies = |entry: &&mut Value| {
         entry["manager"] == manager && entry["operation"] == "Apply" && is_whole(entry)
     };
-    match kept.iter_mut().find(applies) {
-        Some(own) => old.iter().for_each(|entry| join(&mut own["fieldsV1"], &entry["fieldsV1"])),
-        None => {
-            let mut own = old.first()?.clone();
-            old.iter().for_each(|entry| join(&mut own["fieldsV1"], &entry["fieldsV1"]));
-            own["manager"] = manager.into();
-            own["operation"] = "Apply".into();
-            kept.push(own);
+    let gather = |own: &mut Value| {
+        for entry in &old {
+            join(&mut own["fieldsV1"], &entry["fieldsV1"]);
         }
+    };
+    if let Some(own) = kept.iter_mut().find(applies) {
+        gather(own);
+    } else {
+        let mut own = old.first()?.clone();
+        gather(&mut own);
+        own["manager"] = manager.into();
+        own["operation"] = "Apply".into();
+        kept.push(own);
     }
     Some(json!([
         {"op": "replace", "path": "/metadata/managedFields", "value": kept},

@@ -234,7 +234,7 @@ mod tests {
                 "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "t"}],
                 "containerStatuses": [{"restartCount": restarts}]}})
         };
-        let mut pods = vec![
+        let mut pods = [
             pod("d", "Pending", "False", 0),
             pod("c", "Running", "False", 0),
             pod("b", "Running", "True", 3),

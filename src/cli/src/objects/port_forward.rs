@@ -23,7 +23,7 @@ const DATA: u8 = 0;
 const ERRORS: u8 = 1;
 const READ_BYTES: usize = 32 * 1024;
 /// After this side has said all, the pod may be silent for so long.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 /// Flags of `port-forward`.
 #[derive(Args, Clone, Debug)]

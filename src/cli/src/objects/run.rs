@@ -206,14 +206,13 @@ fn pod(flags: &Run) -> Result<Value, Error> {
     let patch: Value = serde_json::from_str(&flags.overrides)
         .map_err(|error| Error::Wrong(format!("--overrides is not JSON: {error}")))?;
     let schema = apimachinery::schema::builtin();
-    match schema.kind("", "v1", "Pod").filter(|_| flags.override_type == "strategic") {
-        Some(of) => apimachinery::patch::strategic(schema, of, pod, patch)
-            .map_err(|error| Error::Wrong(error.to_string())),
-        None => {
-            apimachinery::patch::merge(&mut pod, &patch);
-            Ok(pod)
-        }
+    let strategic = flags.override_type == "strategic";
+    if let Some(of) = schema.kind("", "v1", "Pod").filter(|_| strategic) {
+        return apimachinery::patch::strategic(schema, of, pod, patch)
+            .map_err(|error| Error::Wrong(error.to_string()));
     }
+    apimachinery::patch::merge(&mut pod, &patch);
+    Ok(pod)
 }
 
 fn service(flags: &Run) -> Result<Value, Error> {

@@ -161,7 +161,7 @@ mod tests {
             match want {
                 Some(want) => assert_eq!(verdict, want, "{method} {path} {headers:?}"),
                 None => {
-                    assert!(matches!(verdict, Verdict::Refused(..)), "{method} {path} {headers:?}")
+                    assert!(matches!(verdict, Verdict::Refused(..)), "{method} {path} {headers:?}");
                 }
             }
         }

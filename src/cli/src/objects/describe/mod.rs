@@ -70,15 +70,12 @@ pub async fn run(session: &Session, flags: &Describe) -> Result<(), Error> {
     let namespace = (!flags.all_namespaces).then_some(session.namespace.as_str());
     let (mut first, mut errors, mut listed) = (true, Vec::new(), true);
     for one in &selected {
-        let objects = match &one.name {
-            Some(name) => {
-                listed = false;
-                named(session, &one.resource, namespace, name).await
-            }
-            None => {
-                let all = list(session, &one.resource, namespace, &flags.selector).await;
-                all.map(|all| (all, false))
-            }
+        let objects = if let Some(name) = &one.name {
+            listed = false;
+            named(session, &one.resource, namespace, name).await
+        } else {
+            let all = list(session, &one.resource, namespace, &flags.selector).await;
+            all.map(|all| (all, false))
         };
         let (objects, alike) = match objects {
             Ok(found) => found,
@@ -160,7 +157,7 @@ async fn text(
         "Node" => node::describe(&mut out, session, object).await?,
         "Deployment" => workload::deployment(&mut out, session, object).await?,
         "ReplicaSet" | "ReplicationController" => {
-            workload::replica_set(&mut out, session, object).await?
+            workload::replica_set(&mut out, session, object).await?;
         }
         "StatefulSet" => workload::stateful_set(&mut out, session, object).await?,
         "DaemonSet" => workload::daemon_set(&mut out, session, object).await?,

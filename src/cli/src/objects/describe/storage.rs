@@ -231,7 +231,9 @@ pub fn class(page: &mut Page, object: &Value) {
         page.field(0, "MountOptions", "<none>");
     } else {
         page.line(0, "MountOptions:");
-        options.iter().for_each(|option| page.line(1, option));
+        for option in options {
+            page.line(1, option);
+        }
     }
     page.field(0, "ReclaimPolicy", or(&object["reclaimPolicy"], "<unset>"));
     page.field(0, "VolumeBindingMode", or(&object["volumeBindingMode"], "<unset>"));

@@ -155,7 +155,7 @@ fn words(inner: &str) -> Result<Vec<Word>, String> {
                 found.push(Word::Range(path.to_owned()));
             }
             word if word.starts_with(['.', '$', '@', '[']) => {
-                found.push(Word::Path(word.to_owned()))
+                found.push(Word::Path(word.to_owned()));
             }
             word if word.starts_with(|c: char| c.is_alphabetic() || c == '_') => {
                 found.push(Word::Path(format!(".{word}")));

@@ -384,7 +384,7 @@ fn time(text: &str) -> bool {
         && digits(minute, 2)
         && digits(second, 2)
         && digits(part, 9)
-        && zoned == !text.contains(' ')
+        && zoned != text.contains(' ')
 }
 
 /// The order of keys: numbers within them by their value, letters after everything else.
