@@ -112,6 +112,27 @@ mod tests {
     }
 
     #[test]
+    fn pods_with_limits_request_what_their_containers_do() {
+        let pod = defaulted(
+            "",
+            "pods",
+            json!({"spec": {"resources": {"limits": {"cpu": "4", "memory": "1Gi"}}, "containers": [
+                {"name": "a", "resources": {"requests": {"cpu": "500m"}}},
+                {"name": "b", "resources": {"limits": {"cpu": "1"}}}]}}),
+        );
+        assert_eq!(pod["spec"]["resources"]["requests"], json!({"cpu": "1500m", "memory": "1Gi"}));
+    }
+
+    #[test]
+    fn an_absent_spec_has_defaults_too() {
+        let driver = defaulted("storage.k8s.io", "csidrivers", json!({}));
+        assert_eq!(driver["spec"]["attachRequired"], true);
+        assert_eq!(driver["spec"]["podInfoOnMount"], false);
+        let policy = defaulted("networking.k8s.io", "networkpolicies", json!({}));
+        assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress"]));
+    }
+
+    #[test]
     fn a_small_pod_becomes_upstreams() {
         let pod = json!({"metadata": {"name": "a"}, "spec": {"containers": [{
             "name": "c", "image": "busybox",

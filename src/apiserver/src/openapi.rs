@@ -243,6 +243,25 @@ fn quantity(dialect: Dialect) -> Value {
     }
 }
 
+/// Takes the type from where any JSON is allowed.
+fn allow_any(shape: &Shape, described: &mut Value) {
+    let Value::Object(map) = described else { return };
+    match shape {
+        Shape::Any => drop(map.remove("type")),
+        Shape::List(of) => {
+            if let Some(items) = map.get_mut("items") {
+                allow_any(of, items);
+            }
+        }
+        Shape::Map(of) => {
+            if let Some(values) = map.get_mut("additionalProperties") {
+                allow_any(of, values);
+            }
+        }
+        _ => {}
+    }
+}
+
 impl Builder {
     fn new(dialect: Dialect) -> Self {
         Self {
@@ -386,8 +405,14 @@ impl Builder {
     fn definition(&mut self, of: &Type) -> Value {
         let mut properties = Map::new();
         let mut required = Vec::new();
+        // What a JSON schema holds of any JSON need not be an object: a default, a value of an enum.
+        let loose = of.name.ends_with(".JSONSchemaProps");
         for field in &of.fields {
-            properties.insert(field.name.to_string(), self.field(field));
+            let mut property = self.field(field);
+            if loose {
+                allow_any(&field.shape, &mut property);
+            }
+            properties.insert(field.name.to_string(), property);
             if field.required {
                 required.push(field.name.as_ref());
             }
@@ -681,6 +706,25 @@ mod tests {
         assert!(
             !old["definitions"]["io.k8s.api.core.v1.Container"].to_string().contains("default")
         );
+    }
+
+    #[test]
+    fn schemas_hold_any_json() {
+        let name = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+        let document = get("openapi/v2");
+        let schema = &document["definitions"][name]["properties"];
+        for (path, want) in [
+            ("/default", json!({})),
+            ("/items", json!({})),
+            ("/enum/items", json!({})),
+            ("/enum/type", json!("array")),
+            ("/dependencies/additionalProperties", json!({})),
+            ("/pattern", json!({"type": "string"})),
+        ] {
+            assert_eq!(schema.pointer(path), Some(&want), "{path}");
+        }
+        let raw = &document["definitions"]["io.k8s.api.apps.v1.ControllerRevision"]["properties"];
+        assert_eq!(raw["data"], json!({"type": "object"}));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod job;
 mod metadata;
 mod network;
 mod pod;
+pub mod pod_resources;
 mod pod_update;
 mod policy;
 mod quota;

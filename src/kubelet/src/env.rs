@@ -8,7 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVar, Pod, Secret, Service};
 
 use crate::fields::{self, Facts};
-use crate::pod;
+use crate::{env_file, pod};
 
 /// Why the environment cannot be made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -31,6 +31,20 @@ pub enum Error {
         /// The key.
         key: String,
     },
+    /// The volume of a file of variables is not mounted.
+    #[error("cannot find the volume {0:?} referenced by FileKeyRef")]
+    NoVolume(String),
+    /// A file of variables is absent or cannot be understood.
+    #[error("couldn't parse env file")]
+    File,
+    /// A file of variables says nothing of one that is not optional.
+    #[error("environment variable key {key:?} not found in file {path:?}")]
+    NotInFile {
+        /// The key.
+        key: String,
+        /// The file, in its volume.
+        path: String,
+    },
     /// A source of variables this kubelet does not know.
     #[error(
         "the value of environment variable {0:?} has a source that is not supported by this node"
@@ -48,6 +62,8 @@ pub struct Sources {
     pub config_maps: HashMap<String, Option<Arc<ConfigMap>>>,
     /// Secrets by name.
     pub secrets: HashMap<String, Option<Arc<Secret>>>,
+    /// Texts of files by volume and path; `None` stands for one that cannot be read.
+    pub files: HashMap<(String, String), Option<String>>,
     /// Variables of services, see [`service_variables`].
     pub services: BTreeMap<String, String>,
 }
@@ -64,6 +80,13 @@ pub fn references(container: &Container) -> (Vec<String>, Vec<String>) {
         secrets.extend(source.secret_key_ref.as_ref().map(|r| r.name.clone()));
     }
     (config_maps, secrets)
+}
+
+/// The files `container` takes variables from, by volume and path.
+pub fn files(container: &Container) -> Vec<(String, String)> {
+    let sources = container.env.iter().flatten().filter_map(|e| e.value_from.as_ref());
+    let references = sources.filter_map(|source| source.file_key_ref.as_ref());
+    references.map(|file| (file.volume_name.clone(), file.path.clone())).collect()
 }
 
 /// The environment in order, later entries last and each name once.
@@ -171,6 +194,20 @@ fn one(
             Some(value) => Ok(Some(String::from_utf8_lossy(&value.0).into_owned())),
             None if optional => Ok(None),
             None => Err(missing("Secret", &reference.name, &reference.key)),
+        };
+    }
+    if let Some(reference) = &from.file_key_ref {
+        let place = (reference.volume_name.clone(), reference.path.clone());
+        let text = sources.files.get(&place).ok_or_else(|| Error::NoVolume(place.0.clone()))?;
+        let text = text.as_ref().ok_or(Error::File)?;
+        let value = env_file::value(text, &reference.key).map_err(|error| {
+            tracing::info!(%error, path = place.1, pod = pod::full_name(pod), "cannot read variables");
+            Error::File
+        })?;
+        return match value.as_str() {
+            "" if reference.optional == Some(true) => Ok(None),
+            "" => Err(Error::NotInFile { key: reference.key.clone(), path: place.1 }),
+            _ => Ok(Some(value)),
         };
     }
     Err(Error::Unsupported(variable.name.clone()))
@@ -315,6 +352,41 @@ mod tests {
         sources.secrets.insert("s".into(), Some(Arc::new(Secret::default())));
         let error = resolve(&pod, &c, &sources, &Facts::default()).unwrap_err();
         assert_eq!(error.to_string(), "couldn't find key k in Secret ns/s");
+    }
+
+    #[test]
+    fn variables_come_from_files() {
+        let file = |key: &str, optional: bool| {
+            container(
+                serde_json::json!({"name": "c", "env": [{"name": "X", "valueFrom": {"fileKeyRef":
+                {"volumeName": "v", "path": "a.env", "key": key, "optional": optional}}}]}),
+            )
+        };
+        let mut sources = Sources::default();
+        let told = |c: &Container, sources: &Sources| match resolve(
+            &Pod::default(),
+            c,
+            sources,
+            &Facts::default(),
+        ) {
+            Ok(env) => env.iter().map(|(k, v)| format!("{k}={v}")).collect(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(files(&file("K", false)), [("v".to_owned(), "a.env".to_owned())]);
+        assert_eq!(
+            told(&file("K", false), &sources),
+            "cannot find the volume \"v\" referenced by FileKeyRef"
+        );
+        let text = "K='1'\nL=".to_owned();
+        sources.files.insert(("v".into(), "a.env".into()), Some(text));
+        assert_eq!(told(&file("K", false), &sources), "X=1");
+        assert_eq!(told(&file("L", true), &sources), "couldn't parse env file");
+        sources.files.insert(("v".into(), "a.env".into()), Some(String::new()));
+        assert_eq!(told(&file("K", true), &sources), "");
+        assert_eq!(
+            told(&file("K", false), &sources),
+            "environment variable key \"K\" not found in file \"a.env\""
+        );
     }
 
     #[test]

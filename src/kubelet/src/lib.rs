@@ -24,6 +24,7 @@ mod decide;
 mod dns;
 mod end;
 mod env;
+mod env_file;
 mod eviction;
 mod fields;
 mod hooks;

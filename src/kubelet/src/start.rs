@@ -19,7 +19,7 @@ use crate::pod::{self, Kind};
 use crate::status::Waiting;
 use crate::volumes::mounts;
 use crate::worker::{RETRY, Worker};
-use crate::{dns, env, hooks, probe};
+use crate::{dns, env, env_file, hooks, probe};
 
 /// How long a start waits for the first list of services.
 const SERVICES_TIMEOUT: Duration = Duration::from_secs(5);
@@ -275,6 +275,18 @@ impl Worker {
                 format!("failed to fetch secret {name:?}: {}", crate::api::text(&e))
             })?;
             sources.secrets.insert(name, found);
+        }
+        for (volume, path) in env::files(spec) {
+            let Some(at) = self.mounted.as_ref().and_then(|m| m.paths.get(&volume)).cloned() else {
+                continue;
+            };
+            let file = path.clone();
+            let read = tokio::task::spawn_blocking(move || env_file::read(&at, &file));
+            let read = read.await.map_err(|e| e.to_string())?;
+            if let Err(error) = &read {
+                tracing::info!(%error, volume, path, "cannot read variables");
+            }
+            sources.files.insert((volume, path), read.ok());
         }
         let ready = tokio::time::timeout(SERVICES_TIMEOUT, self.context.services.ready()).await;
         ready.map_err(|_| {

@@ -533,6 +533,12 @@ mod tests {
         };
         let twice = "self.list.all(a, self.list.all(b, a != b))";
         let none = Vec::<String>::new();
+        // The keys of a map are of no length, however long a pattern for them.
+        let map = json!({"type": "object", "maxProperties": 16,
+            "additionalProperties": {"type": "string", "maxLength": 4096}});
+        let pattern =
+            format!("self.list.all(k, k.matches('^({})$'))", "[a-z0-9]([-a-z0-9]*)".repeat(9));
+        assert_eq!(estimate(map, &pattern), none);
         assert_eq!(estimate(texts(Some(100)), twice), none);
         assert_eq!(estimate(texts(None), "self.list.all(a, size(a) > 0)"), none);
         assert_eq!(estimate(texts(None), "self.list.exists(a, a == 'x')"), none);

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::table::{self, CONTAINER, POD_SPEC, PROBE};
+use crate::validation::pod_resources::aggregate;
 use crate::zero::{Zero, default_to};
 
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
@@ -33,7 +34,23 @@ pub fn set_defaults(spec: &mut Value, whole_pod: bool) {
         table::apply(spec, path, value);
     }
     if whole_pod && spec["resources"].is_object() {
+        request_what_containers_need(spec);
         request_what_is_limited(&mut spec["resources"]);
+    }
+}
+
+/// A pod with limits of its own requests what its containers request together, where it doesn't say.
+fn request_what_containers_need(spec: &mut Value) {
+    if spec["resources"]["limits"].entries().next().is_none() {
+        return;
+    }
+    for (name, sum) in aggregate(spec, "requests") {
+        // Huge pages are not promised to more than there are for: their request is the limit.
+        if matches!(name.as_str(), "cpu" | "memory") {
+            let resources = &mut spec["resources"];
+            default_to(resources, "requests", || json!({}));
+            default_to(&mut resources["requests"], &name, || sum.canonical().into());
+        }
     }
 }
 

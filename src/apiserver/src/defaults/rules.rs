@@ -64,6 +64,7 @@ pub fn priority_level(object: &mut Value) {
 
 /// A policy is about ingress, and about egress when it has rules for it.
 pub fn network_policy(object: &mut Value) {
+    default_to(object, "spec", || json!({}));
     let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) else { return };
     if spec["policyTypes"].items().is_empty() {
         let egress = !spec["egress"].items().is_empty();

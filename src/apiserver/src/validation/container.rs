@@ -87,7 +87,7 @@ fn common(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList)
         &["File", "FallbackToLogsOnError"],
     );
     ports(container["ports"].items(), &path.child("ports"), errors);
-    environment(container["env"].items(), &path.child("env"), errors);
+    environment(container["env"].items(), &path.child("env"), pod.volumes, errors);
     environment_from(container["envFrom"].items(), &path.child("envFrom"), errors);
     pod.volumes.validate_mounts(container, path, errors);
     required_one_of(
@@ -220,7 +220,7 @@ fn host_ports(containers: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn environment(env: &[Value], path: &Path, errors: &mut ErrorList) {
+fn environment(env: &[Value], path: &Path, volumes: &Volumes, errors: &mut ErrorList) {
     for (index, variable) in env.iter().enumerate() {
         let path = path.index(index);
         let name = variable["name"].text();
@@ -231,12 +231,18 @@ fn environment(env: &[Value], path: &Path, errors: &mut ErrorList) {
         }
         let from = &variable["valueFrom"];
         if from.is_set() {
-            value_from(variable, from, &path.child("valueFrom"), errors);
+            value_from(variable, from, &path.child("valueFrom"), volumes, errors);
         }
     }
 }
 
-fn value_from(variable: &Value, from: &Value, path: &Path, errors: &mut ErrorList) {
+fn value_from(
+    variable: &Value,
+    from: &Value,
+    path: &Path,
+    volumes: &Volumes,
+    errors: &mut ErrorList,
+) {
     let kinds = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"];
     let given = kinds.iter().filter(|kind| from[**kind].is_set()).count();
     for kind in kinds.iter().filter(|kind| from[**kind].is_set()) {
@@ -259,7 +265,7 @@ fn value_from(variable: &Value, from: &Value, path: &Path, errors: &mut ErrorLis
                 errors,
             ),
             "resourceFieldRef" => resource_reference(reference, &path, false, errors),
-            "fileKeyRef" => {}
+            "fileKeyRef" => volumes.validate_file_key(reference, &path, errors),
             _ => {
                 let key = reference["key"].text();
                 if reference["name"].text().is_empty() {
@@ -435,13 +441,43 @@ pub fn quantity(value: &Value) -> Option<Quantity> {
     }
 }
 
-const STANDARD: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+const OF_CONTAINERS: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+/// Names without a prefix that mean a resource somewhere, be it in a quota alone.
+const STANDARD: [&str; 17] = [
+    "configmaps",
+    "limits.cpu",
+    "limits.ephemeral-storage",
+    "limits.memory",
+    "persistentvolumeclaims",
+    "pods",
+    "replicationcontrollers",
+    "requests.cpu",
+    "requests.ephemeral-storage",
+    "requests.memory",
+    "requests.storage",
+    "resourcequotas",
+    "secrets",
+    "services",
+    "services.loadbalancers",
+    "services.nodeports",
+    "storage",
+];
 
-fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
+/// Whether a name is one of resources at all (`validateResourceName`).
+pub fn any_resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
     let sentences = names::qualified_name(name);
+    let known = OF_CONTAINERS.contains(&name) || STANDARD.contains(&name);
     if !sentences.is_empty() {
         mistakes(errors, path, name, sentences);
-    } else if !name.contains('/') && !STANDARD.contains(&name) && !name.starts_with("hugepages-") {
+    } else if !name.contains('/') && !known && !name.starts_with("hugepages-") {
+        let detail = "must be a standard resource type or fully qualified";
+        errors.push(Error::invalid(path, name, detail));
+    }
+}
+
+fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
+    any_resource_name(name, path, errors);
+    if !name.contains('/') && !OF_CONTAINERS.contains(&name) && !name.starts_with("hugepages-") {
         let detail = "must be a standard resource for containers";
         errors.push(Error::invalid(path, name, detail));
     }
@@ -449,10 +485,20 @@ fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
 
 /// Requests and limits (`ValidateContainerResourceRequirements`).
 pub fn resources(resources: &Value, path: &Path, errors: &mut ErrorList) {
+    amounts(resources, path, resource_name, errors);
+}
+
+/// Requests and limits, whose names `check_name` knows.
+pub fn amounts(
+    resources: &Value,
+    path: &Path,
+    check_name: fn(&str, &Path, &mut ErrorList),
+    errors: &mut ErrorList,
+) {
     let check = |kind: &str, errors: &mut ErrorList| {
         for (name, value) in resources[kind].entries() {
             let path = path.child(kind);
-            resource_name(name, &path, errors);
+            check_name(name, &path.key(name), errors);
             let Some(amount) = quantity(value) else { continue };
             if amount.signum() < 0 {
                 let detail = "must be greater than or equal to 0";

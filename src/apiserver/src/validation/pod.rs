@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::container::{self, List, Pod, id, seccomp};
 use super::volume::Volumes;
-use super::{affinity, metadata, mistakes, required_one_of};
+use super::{affinity, metadata, mistakes, pod_resources, required_one_of};
 use crate::zero::Zero;
 
 const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
@@ -61,6 +61,7 @@ pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
         let at = path.child(key);
         container::validate_list(&spec[key], &at, list, &pod, &mut seen, errors);
     }
+    pod_resources::validate(spec, &path.child("resources"), errors);
     required_one_of(
         errors,
         &path.child("restartPolicy"),
@@ -305,6 +306,22 @@ mod tests {
                         json!([{"name": "v", "emptyDir": {}, "hostPath": {"path": "/"}}]);
                 },
                 "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
+            ),
+            (
+                |s| {
+                    s["volumes"] = json!([{"name": "v", "hostPath": {"path": "/"}}]);
+                    s["containers"][0]["env"] = json!([{"name": "A", "valueFrom": {"fileKeyRef":
+                        {"volumeName": "v", "path": "a.env", "key": "A"}}}]);
+                },
+                "spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName: Invalid value: \"v\": referenced volume must be of type emptyDir",
+            ),
+            (
+                |s| {
+                    s["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+                    s["containers"][0]["env"] = json!([{"name": "A", "valueFrom": {"fileKeyRef":
+                        {"volumeName": "v", "path": "../a", "key": "A"}}}]);
+                },
+                "spec.containers[0].env[0].valueFrom.fileKeyRef.path: Invalid value: \"../a\": must not contain '..'",
             ),
             (
                 |s| s["volumes"] = json!([{"name": "v", "hostPath": {"path": "/../etc"}}]),

@@ -1,6 +1,6 @@
 //! Rules for volumes and their mounts.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::names;
@@ -10,6 +10,8 @@ use super::container::{field_reference, local_path, quantity, resource_reference
 use super::{mistakes, one_of};
 use crate::zero::Zero;
 
+/// The longest key of a variable in a file.
+const FILE_KEY_MAX: usize = 128;
 const HOST_PATH_TYPES: [&str; 8] = [
     "",
     "BlockDevice",
@@ -28,16 +30,20 @@ const FIELDS: [&str; 5] = [
     "metadata.uid",
 ];
 
-/// The volumes of a pod by name, with whether each is a claim (which may be a block device).
-pub struct Volumes(BTreeMap<String, bool>);
+/// The volumes of a pod by name, with whether each is a claim (which may be a block device), and those that
+/// start empty.
+pub struct Volumes(BTreeMap<String, bool>, BTreeSet<String>);
 
 impl Volumes {
     /// Checks the list and remembers the names.
     pub fn validate(volumes: &Value, path: &Path, errors: &mut ErrorList) -> Self {
-        let mut known = BTreeMap::new();
+        let (mut known, mut empty) = (BTreeMap::new(), BTreeSet::new());
         for (index, volume) in volumes.items().iter().enumerate() {
             let path = path.index(index);
             let name = volume["name"].text();
+            if volume["emptyDir"].is_set() {
+                empty.insert(name.to_owned());
+            }
             let before = errors.len();
             if name.is_empty() {
                 errors.push(Error::required(&path.child("name"), ""));
@@ -54,7 +60,35 @@ impl Volumes {
                 known.insert(name.to_owned(), claim);
             }
         }
-        Self(known)
+        Self(known, empty)
+    }
+
+    /// Checks a reference to a variable in a file that a container wrote.
+    pub fn validate_file_key(&self, reference: &Value, path: &Path, errors: &mut ErrorList) {
+        let (key, name) = (reference["key"].text(), reference["volumeName"].text());
+        let at = path.child("key");
+        if key.is_empty() {
+            errors.push(Error::required(&at, ""));
+        } else {
+            mistakes(errors, &at, key, names::env_var_name(key));
+            if key.len() > FILE_KEY_MAX {
+                errors.push(Error::too_long(&at, FILE_KEY_MAX));
+            }
+        }
+        let at = path.child("volumeName");
+        if name.is_empty() {
+            errors.push(Error::required(&at, ""));
+        } else if !self.0.contains_key(name) {
+            errors.push(Error::not_found(&at, name));
+        } else if !self.1.contains(name) {
+            errors.push(Error::invalid(&at, name, "referenced volume must be of type emptyDir"));
+        }
+        let file = reference["path"].text();
+        if file.is_empty() {
+            errors.push(Error::required(&path.child("path"), ""));
+        } else {
+            local_path(file, &path.child("path"), errors);
+        }
     }
 
     /// Checks a container's mounts and devices.

@@ -232,6 +232,12 @@ pub fn own_all(path: &Path, gid: u32, always: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Where a path of the node lies.
+fn on_host(context: &Context, path: &str, kind: &str) -> Result<PathBuf, host_path::Error> {
+    let path = csi::Places::of(context).inside(Path::new(path));
+    host_path::place(path, kind, &context.root_dir.join("host"))
+}
+
 async fn plan(
     context: &Context,
     of: &Pod,
@@ -277,8 +283,7 @@ async fn plan(
     }
     if let Some(source) = &volume.host_path {
         let kind = source.type_.clone().unwrap_or_default();
-        let path = csi::Places::of(context).inside(Path::new(&source.path));
-        return Ok((path, Plan::HostPath(kind)));
+        return Ok((on_host(context, &source.path, &kind)?, Plan::HostPath(kind)));
     }
     if let Some(source) = &volume.csi {
         let inline = csi::Volume::inline(of, &volume.name, source);
@@ -438,10 +443,11 @@ async fn claimed(
     let volume = volumes.get(&name).await.map_err(fetch(format!("persistentvolume {name:?}")))?;
     let spec = volume.spec.unwrap_or_default();
     if let Some(source) = spec.host_path {
-        return Ok((PathBuf::from(source.path), Plan::HostPath(source.type_.unwrap_or_default())));
+        let kind = source.type_.unwrap_or_default();
+        return Ok((on_host(context, &source.path, &kind)?, Plan::HostPath(kind)));
     }
     if let Some(source) = spec.local {
-        let path = PathBuf::from(source.path);
+        let path = on_host(context, &source.path, "Directory")?;
         if spec.volume_mode.as_deref() == Some("Block") {
             return Ok((path, Plan::HostPath("BlockDevice".into())));
         }
