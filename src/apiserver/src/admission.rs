@@ -52,7 +52,7 @@ impl Admission {
     ) -> Result<(), Status> {
         lifecycle::admit(&self.registry, ctx, operation).await?;
         if let Some(object) = object.as_deref_mut() {
-            self.mutate_built_in(ctx, operation, object).await?;
+            self.mutate_built_in(ctx, operation, object, old).await?;
         }
         self.dynamic.mutate(ctx, operation, object, old).await
     }
@@ -62,8 +62,19 @@ impl Admission {
         ctx: &RequestContext,
         operation: Operation,
         object: &mut Value,
+        old: Option<&Value>,
     ) -> Result<(), Status> {
-        if !ctx.subresource.is_empty() || operation != Operation::Create {
+        if !ctx.subresource.is_empty() {
+            return Ok(());
+        }
+        if operation != Operation::Create {
+            if let (Operation::Update, "", "pods", Some(old)) =
+                (operation, ctx.group.as_str(), ctx.plural.as_str(), old)
+            {
+                // Who applies or replaces what they wrote at first doesn't mean to take away what was added then.
+                priority::keep(object, old);
+                tolerations::admit(object);
+            }
             return Ok(());
         }
         match (ctx.group.as_str(), ctx.plural.as_str()) {

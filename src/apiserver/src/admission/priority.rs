@@ -89,6 +89,16 @@ pub fn validate_class(registry: &Registry, class: &Value) -> Result<(), Status> 
     }
 }
 
+/// Keeps the priority that the pod was given, where a change doesn't name one.
+pub fn keep(pod: &mut Value, old: &Value) {
+    for key in ["priority", "preemptionPolicy"] {
+        let was = &old["spec"][key];
+        if pod["spec"].is_object() && !was.is_null() && pod["spec"][key].is_null() {
+            pod["spec"][key] = was.clone();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

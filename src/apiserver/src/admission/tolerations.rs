@@ -52,6 +52,28 @@ pub fn taint_new_node(node: &mut Value) {
 mod tests {
     use super::*;
 
+    /// `kubectl apply` of a file with tolerations sends these alone when it is applied again.
+    #[tokio::test]
+    async fn what_was_added_stays_when_a_pod_is_applied_again() {
+        let f = crate::tests::Fixture::new().await;
+        let account = json!({"metadata": {"name": "default"}});
+        f.post("/api/v1/namespaces/default/serviceaccounts", &account).await;
+        let own = json!([{"key": "k", "operator": "Exists", "effect": "NoSchedule"}]);
+        let pods = "/api/v1/namespaces/default/pods";
+        let pod = json!({"metadata": {"name": "a"}, "spec": {"tolerations": own,
+            "containers": [{"name": "c", "image": "i"}]}});
+        let made = f.post(pods, &pod).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+        let again =
+            json!({"spec": {"tolerations": own, "priority": null, "preemptionPolicy": null}});
+        let patched = f.patch(&format!("{pods}/a"), "strategic-merge", &again).await;
+        assert_eq!(patched.code, 200, "{}", patched.body);
+        for key in ["tolerations", "priority", "preemptionPolicy"] {
+            assert_eq!(patched.body["spec"][key], made.body["spec"][key], "{key}");
+        }
+        assert_eq!(patched.body["metadata"]["generation"], 1);
+    }
+
     #[test]
     fn own_tolerations_are_respected() {
         let cases = [

@@ -121,8 +121,49 @@ fn referenced(registry: &Registry, ctx: &RequestContext, node: &str, verbs: &[&s
     if ctx.namespace.is_empty() {
         return no("can only read namespaced object of this type".into());
     }
-    let related = pods_naming(registry, ctx, node).any(|pod| refers(&pod, &ctx.plural, &ctx.name));
+    let related = match ctx.plural.as_str() {
+        "persistentvolumeclaims" => claims(registry, &ctx.namespace, &ctx.name, node),
+        "secrets" => {
+            pods_naming(registry, ctx, node).any(|pod| refers(&pod, "secrets", &ctx.name))
+                || mounts_with(registry, ctx, node)
+        }
+        plural => pods_naming(registry, ctx, node).any(|pod| refers(&pod, plural, &ctx.name)),
+    };
     if related { yes() } else { unrelated(node) }
+}
+
+/// Whether a pod on `node` has the claim for a volume. The claim of an ephemeral volume is named after pod and
+/// volume, so that its name stands nowhere in the pod.
+fn claims(registry: &Registry, namespace: &str, name: &str, node: &str) -> bool {
+    let wanted = format!("\"{name}\"");
+    let pods = registry.list("", "pods", Some(namespace));
+    pods.iter()
+        .filter(|pod| {
+            contains(&pod.raw, wanted.as_bytes()) || contains(&pod.raw, b"\"ephemeral\":")
+        })
+        .map(|pod| pod.to_value())
+        .any(|pod| pod["spec"]["nodeName"] == *node && refers(&pod, "persistentvolumeclaims", name))
+}
+
+/// Whether a pod on `node` has a volume whose driver is given the secret.
+fn mounts_with(registry: &Registry, ctx: &RequestContext, node: &str) -> bool {
+    let wanted = format!("\"{}\"", ctx.name);
+    let volumes = registry.list("", "persistentvolumes", None);
+    let named = volumes.iter().filter(|volume| contains(&volume.raw, wanted.as_bytes()));
+    named.map(|volume| volume.to_value()).any(|volume| {
+        let claim = &volume["spec"]["claimRef"];
+        let (namespace, name) = (claim["namespace"].as_str(), claim["name"].as_str());
+        given(&volume, &ctx.namespace, &ctx.name)
+            && claims(registry, namespace.unwrap_or_default(), name.unwrap_or_default(), node)
+    })
+}
+
+/// Whether the node's part of a volume's driver is given the secret.
+fn given(volume: &Value, namespace: &str, name: &str) -> bool {
+    let csi = &volume["spec"]["csi"];
+    ["nodePublishSecretRef", "nodeStageSecretRef", "nodeExpandSecretRef"]
+        .iter()
+        .any(|key| csi[key]["namespace"] == *namespace && csi[key]["name"] == *name)
 }
 
 fn runs_as(registry: &Registry, ctx: &RequestContext, node: &str) -> bool {
@@ -239,6 +280,65 @@ mod tests {
         ];
         for (spec, plural, want) in cases {
             assert_eq!(refers(&json!({"spec": spec}), plural, "x"), want, "{spec} {plural}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nodes_see_what_their_pods_mount() {
+        use http::StatusCode;
+        let f = crate::tests::Fixture::new().await;
+        let pods = "/api/v1/namespaces/default/pods";
+        let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
+        let made = |answer: crate::tests::Answer| {
+            assert_eq!(answer.code, StatusCode::CREATED, "{}", answer.body)
+        };
+        made(
+            f.post(
+                "/api/v1/namespaces/default/serviceaccounts",
+                &json!({"metadata": {"name": "default"}}),
+            )
+            .await,
+        );
+        let spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+        for name in ["p-scratch", "other", "held"] {
+            made(f.post(claims, &json!({"metadata": {"name": name}, "spec": spec})).await);
+        }
+        for name in ["staged", "unused"] {
+            let secret = json!({"metadata": {"name": name}});
+            made(f.post("/api/v1/namespaces/default/secrets", &secret).await);
+        }
+        made(
+            f.post(
+                "/api/v1/persistentvolumes",
+                &json!({"metadata": {"name": "v"}, "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+            "claimRef": {"namespace": "default", "name": "held"},
+            "csi": {"driver": "d.example.com", "volumeHandle": "h",
+                "nodeStageSecretRef": {"namespace": "default", "name": "staged"}}}}),
+            )
+            .await,
+        );
+        made(
+            f.post(
+                pods,
+                &json!({"metadata": {"name": "p"}, "spec": {"nodeName": "a",
+            "containers": [{"name": "c", "image": "i"}],
+            "volumes": [{"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": spec}}},
+                {"name": "held", "persistentVolumeClaim": {"claimName": "held"}}]}}),
+            )
+            .await,
+        );
+        let f =
+            f.seen_by(UserInfo::new("system:node:a", &["system:nodes", "system:authenticated"]));
+        for (path, want) in [
+            ("persistentvolumeclaims/p-scratch", StatusCode::OK),
+            ("persistentvolumeclaims/held", StatusCode::OK),
+            ("persistentvolumeclaims/other", StatusCode::FORBIDDEN),
+            ("secrets/staged", StatusCode::OK),
+            ("secrets/unused", StatusCode::FORBIDDEN),
+        ] {
+            let answer = f.get(&format!("/api/v1/namespaces/default/{path}")).await;
+            assert_eq!(answer.code, want, "{path}: {}", answer.body);
         }
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::table::{self, CONTAINER, POD_SPEC, PROBE};
-use crate::validation::pod_resources::aggregate;
+use crate::validation::pod_resources::{aggregate, of_pods};
 use crate::zero::{Zero, default_to};
 
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
@@ -35,7 +35,7 @@ pub fn set_defaults(spec: &mut Value, whole_pod: bool) {
     }
     if whole_pod && spec["resources"].is_object() {
         request_what_containers_need(spec);
-        request_what_is_limited(&mut spec["resources"]);
+        request_what_is_limited(&mut spec["resources"], of_pods);
     }
 }
 
@@ -95,14 +95,14 @@ fn set_container_defaults(container: &mut Value, host_network: bool, whole_pod: 
         }
     }
     if whole_pod && container["resources"].is_object() {
-        request_what_is_limited(&mut container["resources"]);
+        request_what_is_limited(&mut container["resources"], |_| true);
     }
 }
 
 /// A resource with a limit and no request is requested up to its limit.
-fn request_what_is_limited(resources: &mut Value) {
+fn request_what_is_limited(resources: &mut Value, takes: fn(&str) -> bool) {
     let limits = resources["limits"].clone();
-    for (name, limit) in limits.entries() {
+    for (name, limit) in limits.entries().filter(|(name, _)| takes(name)) {
         default_to(resources, "requests", || json!({}));
         default_to(&mut resources["requests"], name, || limit.clone());
     }

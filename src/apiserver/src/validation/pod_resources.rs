@@ -50,13 +50,15 @@ pub fn validate(spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+/// Whether pods as a whole can ask for the resource.
+pub fn of_pods(name: &str) -> bool {
+    matches!(name, "cpu" | "memory") || name.starts_with("hugepages-")
+}
+
 fn name(name: &str, path: &Path, errors: &mut ErrorList) {
     let before = errors.len();
     any_resource_name(name, path, errors);
-    if errors.len() == before
-        && !matches!(name, "cpu" | "memory")
-        && !name.starts_with("hugepages-")
-    {
+    if errors.len() == before && !of_pods(name) {
         errors.push(Error::not_supported(path, name, &["cpu", "hugepages-", "memory"]));
     }
 }
