@@ -284,8 +284,9 @@ fn whatever_is_killed_the_pods_come_back_and_nothing_is_left() {
         }
         settled(&format!("all run again after round {round}"));
     }
-    end("node");
+    // In this order: a daemon starts another node process at once.
     end("daemon");
+    end("node");
     cluster.up(&[]);
     settled("all run again after the node process died");
     cluster.kubectl_ok(&["delete", "deployment", "web"]);

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
@@ -21,6 +22,9 @@ const NOT_FOUND: u8 = 127;
 const SIGNALLED: u8 = 128;
 /// That of programs which run others, env(1) among them, when the failure is their own.
 const OWN_FAILURE: u8 = 125;
+/// How often the guard tries again to remove a cluster, and what it waits before.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Brings a cluster up, runs the command, takes the cluster down, and returns the command's exit code.
 pub fn run(arguments: &cli::args::Ci) -> ExitCode {
@@ -173,7 +177,15 @@ pub fn guard(name: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let held = lock::wait(&paths.lock("up")).context("cannot lock the cluster")?;
-    let deleted = up::delete(&paths);
+    let mut deleted = up::delete(&paths);
+    // A process that its parent had just started may come in between, until it finds that nobody waits for it.
+    for _ in 0..ATTEMPTS {
+        if deleted.is_ok() && !paths.data.exists() && !paths.run.exists() {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        deleted = up::delete(&paths);
+    }
     drop(held);
     deleted
 }

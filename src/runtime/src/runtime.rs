@@ -120,6 +120,10 @@ impl Runtime {
         for sandbox in self.state().sandboxes() {
             let record = sandbox.record();
             if !record.ready {
+                if self.pod_dir(&record.id).exists() {
+                    // Its start, or its stop, was cut short; its shim may wait for orders.
+                    self.tear_down(&sandbox).await;
+                }
                 continue;
             }
             if self.link(&record.id).connect().is_ok() {

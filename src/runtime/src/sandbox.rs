@@ -191,6 +191,8 @@ impl Runtime {
         let others: Vec<SandboxRecord> =
             self.state().sandboxes().iter().map(|other| other.record()).collect();
         self.cgroups().make_pod(&record, &others).map_err(Error::io("make the pod's cgroup"))?;
+        // Whoever finds a sandbox that is not ready and has a folder takes down what had begun.
+        self.save_sandbox(sandbox)?;
         let node_netns = node_netns.as_ref().map(AsFd::as_fd);
         let (pid, pod_pid) = link::spawn(&self.config().executable, &boot, node_netns)
             .await

@@ -3,6 +3,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use k8s_cri::v1;
@@ -416,18 +417,26 @@ async fn lists_and_metrics(runtime: &Runtime, dir: &Path) {
     }
     let request = v1::StartContainerRequest { container_id: container.clone() };
     RuntimeService::start_container(runtime, Request::new(request)).await.unwrap();
-    let request = v1::StreamPodSandboxMetricsRequest {};
-    let stream = runtime.stream_pod_sandbox_metrics(Request::new(request)).await.unwrap();
-    let parts: Vec<_> = stream.into_inner().map(Result::unwrap).collect().await;
-    let metrics = parts.iter().flat_map(|part| &part.pod_sandbox_metrics);
-    let own = metrics.into_iter().find(|metrics| metrics.pod_sandbox_id == pod).unwrap();
-    let value = |name: &str| {
-        let found = own.container_metrics[0].metrics.iter().find(|metric| metric.name == name);
-        found.and_then(|metric| metric.value.as_ref()).map(|value| value.value)
-    };
-    assert!(value("container_memory_working_set_bytes").unwrap() > 0);
-    assert_eq!(value("container_processes"), Some(1));
-    assert!(own.metrics.iter().any(|m| m.name == "container_network_receive_bytes_total"));
+    let until = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        let request = v1::StreamPodSandboxMetricsRequest {};
+        let stream = runtime.stream_pod_sandbox_metrics(Request::new(request)).await.unwrap();
+        let parts: Vec<_> = stream.into_inner().map(Result::unwrap).collect().await;
+        let metrics = parts.iter().flat_map(|part| &part.pod_sandbox_metrics);
+        let own = metrics.into_iter().find(|metrics| metrics.pod_sandbox_id == pod).unwrap();
+        let value = |name: &str| {
+            let found = own.container_metrics[0].metrics.iter().find(|metric| metric.name == name);
+            found.and_then(|metric| metric.value.as_ref()).map(|value| value.value)
+        };
+        assert!(own.metrics.iter().any(|m| m.name == "container_network_receive_bytes_total"));
+        let told = (value("container_memory_working_set_bytes"), value("container_processes"));
+        if matches!(told, (Some(1..), Some(1))) {
+            break;
+        }
+        // Just after the start it may not have a page of its own yet.
+        assert!(tokio::time::Instant::now() < until, "{told:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 
     let resources = v1::LinuxContainerResources { cpu_shares: 512, ..Default::default() };
     let request = v1::UpdatePodSandboxResourcesRequest {
