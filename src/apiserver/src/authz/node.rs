@@ -290,7 +290,7 @@ mod tests {
         let pods = "/api/v1/namespaces/default/pods";
         let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
         let made = |answer: crate::tests::Answer| {
-            assert_eq!(answer.code, StatusCode::CREATED, "{}", answer.body)
+            assert_eq!(answer.code, StatusCode::CREATED, "{}", answer.body);
         };
         made(
             f.post(
