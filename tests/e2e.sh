@@ -20,6 +20,7 @@ cp "$target/rootlet" target/tools/{kubectl,kubectl-old,helm} "$place/"
 cp "$suite" "$place/e2e"
 cp -r examples docs .ci "$place/"
 tests/busybox-image.sh "$place/busybox.tar" localhost/busybox:test
+tests/redis-image.sh "$place/redis.tar" localhost/redis:test
 tests/busybox-image.sh "$place/library.tar" docker.io/library/busybox:1.37
 chmod 755 "$place"/{rootlet,kubectl,kubectl-old,helm,e2e} && chmod -R a+rX "$place"
 as_user env ROOTLET_E2E="$place" RUST_BACKTRACE=0 "$place/e2e" --test-threads=2 "$@"

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{BUSYBOX, Cluster, eventually};
+use crate::harness::{BUSYBOX, Cluster, eventually, place};
 
 /// A pod template with one busybox container that runs `script`.
 fn template(app: &str, restart: &str, script: &str) -> Value {
@@ -61,6 +61,39 @@ fn a_deployment_is_rolled_out_undone_and_collected() {
     cluster.kubectl_ok(&status);
     cluster.kubectl_ok(&["delete", "deployment", "web", "--cascade=foreground"]);
     assert_eq!(count(&cluster, &["replicasets,pods", "-l", "app=web"]), 0);
+}
+
+#[test]
+fn a_service_with_shared_libraries_runs_as_its_own_user() {
+    let cluster = Cluster::ephemeral();
+    let archive = place().join("redis.tar");
+    cluster.rootlet_ok(&["image", "load", archive.to_str().expect("paths are UTF-8")]);
+    let image = "localhost/redis:test";
+    let labels = json!({"app": "redis"});
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "redis"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": {
+            "containers": [{"name": "redis", "image": image,
+                "readinessProbe": {"exec": {"command": ["redis-cli", "ping"]}, "periodSeconds": 1},
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+            "securityContext": {"runAsNonRoot": true, "runAsUser": 999, "fsGroup": 999},
+            "volumes": [{"name": "data", "emptyDir": {}}]}}},
+    });
+    cluster.apply(&deployment.to_string());
+    cluster.kubectl_ok(&["expose", "deployment", "redis", "--port=6379"]);
+    cluster.kubectl_ok(&["rollout", "status", "deployment", "redis", "--timeout=60s"]);
+    let ask = |name: &str, words: &[&str]| {
+        let image = format!("--image={image}");
+        let run = ["run", name, "-i", "--rm", "--quiet", "--restart=Never", &image, "--command"];
+        let client = ["--", "redis-cli", "-h", "redis.default.svc.cluster.local"];
+        cluster.kubectl_ok(&[&run[..], &client, words].concat())
+    };
+    assert_eq!(ask("one", &["set", "greeting", "hello"]), "OK\n");
+    assert_eq!(ask("two", &["get", "greeting"]), "hello\n");
+    assert_eq!(ask("three", &["save"]), "OK\n");
+    let own =
+        cluster.kubectl_ok(&["exec", "deploy/redis", "--", "redis-cli", "config", "get", "dir"]);
+    assert_eq!(own, "dir\n/data\n");
 }
 
 #[test]
