@@ -489,7 +489,14 @@ impl Pod {
         for pid in self.execs.keys().chain(self.pod_pid.as_ref()) {
             kill(*pid, Signal::SIGKILL as i32);
         }
-        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::empty()) {
+        loop {
+            // What was being started as well; a container becomes our child when the process that made it ends.
+            for pid in children() {
+                kill(pid, Signal::SIGKILL as i32);
+            }
+            let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::empty()) else {
+                break;
+            };
             self.exited(pid.as_raw_nonzero().get(), exit_code(status));
         }
         super::unmount_shm(&self.dir.join(SHM));
@@ -525,6 +532,13 @@ impl Container {
 
 fn pidfd(pid: i32) -> Option<OwnedFd> {
     rustix::process::pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
+}
+
+/// The children of this process, which has one thread (proc(5)).
+fn children() -> Vec<i32> {
+    let file = format!("/proc/self/task/{}/children", std::process::id());
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Signals a child of ours that has not been reaped, so that its number is still its own.
