@@ -69,11 +69,10 @@ impl Worker {
     }
 
     fn stop_if_needed(&mut self, observed: &Observed, grace: i64, message: &str) {
-        let deadline = self.context.clock.now() + SignedDuration::from_secs(grace);
-        let slack = SignedDuration::from_secs(MINIMUM_GRACE_SECONDS);
+        let deadline = after(self.context.clock.now(), grace);
         match self.stops.get(&observed.id) {
             // A second deletion may leave less time than the first.
-            Some(stop) if deadline + slack >= stop.deadline => {}
+            Some(stop) if after(deadline, MINIMUM_GRACE_SECONDS) >= stop.deadline => {}
             // Replacing it gives the first one up.
             Some(_) => self.begin_stop(observed, grace, false),
             None => self.stop(observed, grace, message),
@@ -100,7 +99,7 @@ impl Worker {
         let ip = probe::pod_ip(&context, &pod, &self.view);
         let work = async move { stop(&context, &pod, &container, &id, &ip, hook, grace).await };
         let task = Background::spawn(work, self.wake.clone());
-        let deadline = self.context.clock.now() + SignedDuration::from_secs(grace);
+        let deadline = after(self.context.clock.now(), grace);
         self.stops.insert(observed.id.clone(), Stop { deadline, task });
         self.local.stopping.insert(observed.id.clone());
     }
@@ -133,8 +132,7 @@ impl Worker {
         let since = *self.ending_since.get_or_insert(now);
         if self.stop_everything(now, "") {
             self.report(now, false);
-            let deadline =
-                since + SignedDuration::from_secs(self.grace_seconds() + MINIMUM_GRACE_SECONDS);
+            let deadline = after(after(since, self.grace_seconds()), MINIMUM_GRACE_SECONDS);
             *next = (*next).min(deadline.max(now + SignedDuration::from_secs(1)));
             return false;
         }
@@ -232,6 +230,11 @@ impl Worker {
     }
 }
 
+/// So many seconds later; a pod may ask for more than time has.
+fn after(time: Timestamp, seconds: i64) -> Timestamp {
+    time.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
+}
+
 /// The hook of the spec, or of the annotation where the spec is gone.
 fn pre_stop(container: Option<&Container>, observed: &Observed) -> Option<LifecycleHandler> {
     if observed.state != State::Running {
@@ -275,5 +278,17 @@ async fn stop(
         && !error.is_not_found()
     {
         tracing::warn!(container = id, pod = pod::full_name(of), %error, "cannot stop a container");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_grace_is_a_time() {
+        let now = Timestamp::UNIX_EPOCH;
+        assert_eq!(after(now, 30).as_second(), 30);
+        assert_eq!(after(after(now, i64::MAX), MINIMUM_GRACE_SECONDS), Timestamp::MAX);
     }
 }
