@@ -39,12 +39,13 @@ fn another_build_takes_over_and_pods_keep_their_processes() {
     let (inside, daemon) = (processes("sleep 31337"), holder(&cluster, "daemon"));
     assert_eq!(inside.len(), 1);
 
-    // Bytes after its end are no part of a program, but make it another file.
+    // Bytes after its end are no part of a program, but make it another file. Another process writes it: one that
+    // this process forks meanwhile would hold it open for writing, and nobody could run it.
     let other = cluster.path("rootlet-next");
-    let mut bytes = fs::read(place().join("rootlet")).expect("it is there");
-    bytes.push(0);
-    fs::write(&other, bytes).expect("it can be written");
-    run(Command::new("chmod").arg("755").arg(&other));
+    let make = "cp \"$1\" \"$2\" && printf x >> \"$2\" && chmod 755 \"$2\"";
+    let made =
+        run(Command::new("sh").args(["-c", make, "sh"]).arg(place().join("rootlet")).arg(&other));
+    assert_eq!(made.code, Some(0), "{}", made.err);
     let next = |words: &[&str]| {
         let mut command = Command::new(&other);
         cluster.settle(&mut command);
