@@ -9,6 +9,8 @@ use http::Request;
 use kube::Client;
 use serde_json::Value;
 
+use crate::objects::manifest::{is_manifest, parts};
+
 /// Who owns the fields.
 const MANAGER: &str = "rootlet";
 /// How long a kind may take to be served after its definition was applied.
@@ -87,8 +89,7 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let file = entry.map_err(failed)?.path();
-        let manifest = file.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
-        if manifest && file.is_file() {
+        if is_manifest(&file) && file.is_file() {
             files.push(file);
         }
     }
@@ -98,22 +99,10 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// The objects of a file; those of lists one by one.
 fn documents(name: &str, text: &str) -> Result<Vec<Document>, Error> {
-    let mut parts = vec![String::new()];
-    for line in text.lines() {
-        if line == "---" || line.starts_with("--- ") {
-            parts.push(String::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push_str(line);
-            part.push('\n');
-        }
-    }
     let mut found = Vec::new();
-    for (index, part) in parts.iter().enumerate() {
-        let at = format!("{name}, document {}", index + 1);
-        if part.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-            continue;
-        }
-        let value: Value = serde_saphyr::from_str(part)
+    for (number, part) in parts(text) {
+        let at = format!("{name}, document {number}");
+        let (value, _) = apimachinery::decode::yaml_unstructured(&part)
             .map_err(|error| Error::Invalid { at: at.clone(), problem: error.to_string() })?;
         let list = value["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
         match (value, list) {

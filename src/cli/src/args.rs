@@ -822,7 +822,7 @@ mod tests {
             else {
                 panic!("{words}: {:?}", read(words).err());
             };
-            assert_eq!((get.all_namespaces, get.watch), (all, watch), "{words}");
+            assert_eq!((get.scope.all_namespaces, get.watch), (all, watch), "{words}");
         }
         let error = read("get pods --selectro a=b").unwrap_err();
         assert!(error.contains("a similar argument exists: '--selector'"), "{error}");

@@ -176,7 +176,7 @@ pub fn guard(name: &str) -> anyhow::Result<()> {
     if !paths.data.exists() && !paths.run.exists() {
         return Ok(());
     }
-    let held = lock::wait(&paths.lock("up")).context("cannot lock the cluster")?;
+    let held = up::hold(&paths)?;
     let mut deleted = up::delete(&paths);
     // A process that its parent had just started may come in between, until it finds that nobody waits for it.
     for _ in 0..ATTEMPTS {

@@ -11,9 +11,7 @@ use crate::{lock, userns};
 /// Becomes the command.
 pub fn enter(arguments: &cli::args::Enter) -> anyhow::Result<std::convert::Infallible> {
     let paths = Paths::of(&arguments.cluster.name)?;
-    let Some(node) = lock::holder(&paths.lock("node")) else {
-        bail!("cluster {0:?} is not running; start it with `rootlet up --name {0}`", paths.name)
-    };
+    let Some(node) = lock::holder(&paths.lock("node")) else { bail!(paths.not_running()) };
     // A process with other threads may not join a user namespace: this runtime has none.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let network = runtime

@@ -168,7 +168,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
                 say!("There is no cluster {:?}.", paths.name);
                 return Ok(ExitCode::SUCCESS);
             }
-            let held = starting(&paths)?;
+            let held = up::hold(&paths)?;
             up::down(&paths)?;
             drop(held);
             say!(
@@ -179,7 +179,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Objects(Objects::Delete(flags)) if flags.is_of_cluster() => {
             let paths = Paths::of(flags.connection.name.as_deref().unwrap_or("default"))?;
-            let held = starting(&paths)?;
+            let held = up::hold(&paths)?;
             up::delete(&paths)?;
             drop(held);
             say!("Cluster {:?} is deleted.", paths.name);
@@ -231,11 +231,6 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Waits for a start that is under way, and lets no other begin until it is dropped.
-fn starting(paths: &Paths) -> anyhow::Result<lock::Lock> {
-    lock::wait(&paths.lock("up")).context("cannot lock the cluster")
 }
 
 fn manual(folder: &Path) -> anyhow::Result<()> {

@@ -58,7 +58,7 @@ pub fn kubectl(words: &[OsString]) -> anyhow::Result<ExitCode> {
     let (name, words) = name(words)?;
     let paths = Paths::of(&name)?;
     let Some(kubeconfig) = running(&paths) else {
-        bail!("cluster {:?} is not running; start it with `rootlet up`", paths.name);
+        bail!(paths.not_running());
     };
     let error =
         std::process::Command::new("kubectl").args(words).env("KUBECONFIG", kubeconfig).exec();

@@ -71,6 +71,13 @@ impl Paths {
         if self.name == "default" { "rootlet".into() } else { format!("rootlet-{}", self.name) }
     }
 
+    /// What a command says that wants the cluster to run.
+    pub fn not_running(&self) -> String {
+        let flag =
+            if self.name == "default" { String::new() } else { format!(" --name {}", self.name) };
+        format!("cluster {:?} is not running; start it with `rootlet up{flag}`", self.name)
+    }
+
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
         self.data.join("kubeconfig")

@@ -24,10 +24,15 @@ pub fn up(arguments: &cli::args::Up) -> anyhow::Result<()> {
     foreground.map_or(Ok(()), |foreground| foreground.wait(&paths))
 }
 
+/// Waits for a start that is under way, and lets no other begin until the lock is dropped.
+pub fn hold(paths: &Paths) -> anyhow::Result<lock::Lock> {
+    lock::wait(&paths.lock("up")).context("cannot lock the cluster")
+}
+
 /// Starts the cluster unless it runs. Nobody else starts or removes it until the lock is dropped.
 pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Settings, lock::Lock)> {
     paths.create()?;
-    let held = lock::wait(&paths.lock("up")).context("cannot lock the cluster")?;
+    let held = hold(paths)?;
     let settings = settings(arguments, paths.clone())?;
     for role in ["daemon", "runtime", "node"] {
         lock::await_dying(&paths.lock(role));
@@ -213,7 +218,7 @@ fn default_registries() -> Option<PathBuf> {
 
 /// Starts a cluster's daemon again, unless somebody else has.
 pub fn start_again(paths: &Paths) -> anyhow::Result<()> {
-    let _held = lock::wait(&paths.lock("up")).context("cannot lock the cluster")?;
+    let _held = hold(paths)?;
     if lock::holder(&paths.lock("daemon")).is_none() { start(paths) } else { Ok(()) }
 }
 

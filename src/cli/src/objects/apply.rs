@@ -15,7 +15,7 @@ use super::error::Error;
 use super::kinds::{Kinds, Resource};
 use super::manifest::{Document, Files};
 use super::print::{self, Output, json as text};
-use super::selection::Query;
+use super::selection::{Labels, Query};
 use super::session::{Connection, Session};
 use super::{delete, migrate, put};
 
@@ -91,15 +91,9 @@ pub struct Apply {
     /// What to do about unknown fields: strict (or true), warn, ignore (or false).
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_value = "strict", default_missing_value = "strict")]
     pub validate: String,
-    /// Only the manifests' objects with these labels.
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
+    /// By labels.
+    #[command(flatten)]
+    pub labels: Labels,
     /// Delete and create anew what cannot be changed.
     #[arg(long, conflicts_with = "server_side")]
     pub force: bool,
@@ -126,7 +120,7 @@ pub async fn run(session: &Session, flags: &Apply) -> Result<(), Error> {
     }
     let output = Output::parse(&flags.output)?;
     let (mut documents, mut errors) = flags.files.read().await?;
-    let selector = apimachinery::labels::Selector::parse(&flags.selector)
+    let selector = apimachinery::labels::Selector::parse(&flags.labels.selector)
         .map_err(|error| Error::wrong(error.to_string()))?;
     documents.retain(|d| {
         selector.matches_by(|key| d.value["metadata"]["labels"].get(key).and_then(Value::as_str))

@@ -14,7 +14,7 @@ use super::error::Error;
 use super::kinds::Resource;
 use super::manifest::Files;
 use super::put;
-use super::selection::{Query, select};
+use super::selection::{Scope, select};
 use super::session::{Connection, Session};
 use super::wait::{self, Until};
 
@@ -31,21 +31,9 @@ pub struct Delete {
     /// All objects of the types.
     #[arg(long)]
     pub all: bool,
-    /// Of all namespaces.
-    #[arg(short = 'A', long)]
-    pub all_namespaces: bool,
-    /// Only objects with these labels.
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
-    /// Only objects with these fields.
-    #[arg(long, value_name = "SELECTOR", default_value = "", hide_default_value = true)]
-    pub field_selector: String,
+    /// Which of them.
+    #[command(flatten)]
+    pub scope: Scope,
     /// Seconds that pods have to end; negative leaves it to them.
     #[arg(long, value_name = "SECONDS", default_value_t = -1, allow_negative_numbers = true, hide_default_value = true)]
     pub grace_period: i64,
@@ -86,19 +74,20 @@ impl Delete {
             || !files.is_empty()
             || files.recursive
             || self.all
-            || self.all_namespaces
+            || self.scope.all_namespaces
+            || self.scope.is_selective()
             || self.force
             || self.now
             || self.ignore_not_found
             || !self.wait
             || self.grace_period >= 0
-            || self.dry_run != DryRun::None;
-        let texts = [&self.selector, &self.field_selector, &self.output];
+            || self.dry_run != DryRun::None
+            || !self.output.is_empty();
         let named = connection.namespace.is_some()
             || connection.kubeconfig.is_some()
             || connection.context.is_some()
             || connection.server.is_some();
-        !objects && !named && texts.iter().all(|text| text.is_empty())
+        !objects && !named
     }
 }
 
@@ -147,7 +136,6 @@ pub async fn run(session: &Session, flags: &Delete) -> Result<(), Error> {
 }
 
 fn check(flags: &Delete) -> Result<(), Error> {
-    let selective = !(flags.selector.is_empty() && flags.field_selector.is_empty());
     let named = flags.what.len() > 1 || flags.what.iter().any(|word| word.contains('/'));
     let wrong = |text: &str| Err(Error::wrong(text));
     if flags.what.is_empty() && flags.files.is_empty() {
@@ -160,16 +148,13 @@ fn check(flags: &Delete) -> Result<(), Error> {
             "when paths, URLs, or stdin is provided as input, you may not specify resource arguments as well",
         );
     }
-    if flags.files.is_empty() && !named && !flags.all && !selective {
+    if flags.files.is_empty() && !named && !flags.all && !flags.scope.is_selective() {
         return wrong("resource(s) were provided, but no name was specified");
     }
-    if named && flags.all {
+    if named && (flags.all || flags.scope.is_selective()) {
         return wrong("name cannot be provided when a selector is specified");
     }
-    if named && selective {
-        return wrong("name cannot be provided when a selector is specified");
-    }
-    if flags.all && !flags.selector.is_empty() {
+    if flags.all && !flags.scope.labels.selector.is_empty() {
         return wrong("setting 'all' parameter but found a non empty selector. ");
     }
     if flags.now && flags.grace_period >= 0 {
@@ -215,10 +200,7 @@ async fn find(
             doomed.push(Doomed { resource: one.resource, namespace, name, source: None });
             continue;
         }
-        let namespace = (!flags.all_namespaces).then_some(session.namespace.as_str());
-        let query = Query::default()
-            .with("labelSelector", &flags.selector)
-            .with("fieldSelector", &flags.field_selector);
+        let (namespace, query) = (flags.scope.namespace(session), flags.scope.query());
         let path = format!("{}{}", one.resource.path(namespace, ""), query.text());
         let list = session.api.get(&path).await?;
         for item in list["items"].as_array().into_iter().flatten() {

@@ -19,7 +19,7 @@ use super::manifest::Files;
 use super::print::table::{Options, Printer};
 use super::print::{self, Output};
 use super::put;
-use super::selection::{Query, Selected, select};
+use super::selection::{Query, Scope, Selected, select};
 use super::session::{Connection, Session};
 
 /// Flags of `get`.
@@ -35,21 +35,9 @@ pub struct Get {
     /// custom-columns-file=FILE.
     #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     pub output: String,
-    /// Of all namespaces.
-    #[arg(short = 'A', long)]
-    pub all_namespaces: bool,
-    /// Only objects with these labels, such as `app=web,tier in (a,b)`.
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
-    /// Only objects with these fields, such as `status.phase=Running`.
-    #[arg(long, value_name = "SELECTOR", default_value = "", hide_default_value = true)]
-    pub field_selector: String,
+    /// Which of them.
+    #[command(flatten)]
+    pub scope: Scope,
     /// Go on to tell what changes.
     #[arg(short, long)]
     pub watch: bool,
@@ -115,26 +103,26 @@ async fn selection(session: &Session, flags: &Get) -> Result<Vec<Selected>, Erro
             "You must specify the type of resource to get, such as `rootlet get pods`.\n\nerror: Required resource not specified.".into(),
         ));
     }
-    let selected = if flags.files.is_empty() {
-        select(session.kinds().await?, &flags.what)?
-    } else {
-        named_in(session, &flags.files).await?
-    };
+    let selected = meant(session, &flags.what, &flags.files).await?;
     let named = selected.iter().any(|s| s.name.is_some());
-    if named
-        && !(flags.selector.is_empty() && flags.field_selector.is_empty())
-        && flags.files.is_empty()
-    {
+    if named && flags.scope.is_selective() && flags.files.is_empty() {
         return Err(Error::wrong("name cannot be provided when a selector is specified"));
     }
-    if named && flags.all_namespaces && flags.files.is_empty() {
+    if named && flags.scope.all_namespaces && flags.files.is_empty() {
         return Err(Error::wrong("a resource cannot be retrieved by name across all namespaces"));
     }
     Ok(selected)
 }
 
-/// The objects that manifests name.
-pub async fn named_in(session: &Session, files: &Files) -> Result<Vec<Selected>, Error> {
+/// What the words mean or, where there are files, the objects that those name.
+pub async fn meant(
+    session: &Session,
+    words: &[String],
+    files: &Files,
+) -> Result<Vec<Selected>, Error> {
+    if files.is_empty() {
+        return select(session.kinds().await?, words);
+    }
     let (documents, errors) = files.read().await?;
     Error::all(errors)?;
     let mut selected = Vec::new();
@@ -153,7 +141,7 @@ struct Getting<'a> {
 
 impl Getting<'_> {
     fn namespace(&self) -> Option<&str> {
-        (!self.flags.all_namespaces).then_some(self.session.namespace.as_str())
+        self.flags.scope.namespace(self.session)
     }
 
     fn path(&self, selected: &Selected) -> String {
@@ -166,9 +154,7 @@ impl Getting<'_> {
     }
 
     fn query(&self) -> Query {
-        Query::default()
-            .with("labelSelector", &self.flags.selector)
-            .with("fieldSelector", &self.flags.field_selector)
+        self.flags.scope.query()
     }
 
     /// The answers for one selection: one, or as many as the list has chunks.
@@ -214,7 +200,7 @@ impl Getting<'_> {
         Printer::new(Options {
             wide: matches!(self.output, Output::Human { wide: true }),
             no_headers: self.flags.no_headers,
-            namespace: self.flags.all_namespaces && (spaces || resource.namespaced),
+            namespace: self.flags.scope.all_namespaces && (spaces || resource.namespaced),
             labels: self.flags.show_labels,
             label_columns: self.flags.label_columns.clone(),
             kind: (kinds || self.flags.show_kind).then(|| resource.word()),
@@ -258,7 +244,7 @@ impl Getting<'_> {
         }
         if !written && errors.is_empty() && !self.flags.ignore_not_found {
             let namespaced = selected.iter().all(|s| s.resource.namespaced);
-            if namespaced && !self.flags.all_namespaces {
+            if namespaced && !self.flags.scope.all_namespaces {
                 eprintln!("No resources found in {} namespace.", self.session.namespace);
             } else {
                 eprintln!("No resources found");

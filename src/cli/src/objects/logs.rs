@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::error::Error;
 use super::pods::{self, LISTS, meta, names};
-use super::selection::Query;
+use super::selection::{Labels, Query};
 use super::session::{Connection, Session};
 use super::{put_bytes, wait};
 
@@ -43,15 +43,9 @@ pub struct Logs {
     /// Of all the pods of TYPE/NAME.
     #[arg(long)]
     pub all_pods: bool,
-    /// Of the pods with these labels.
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
+    /// By labels.
+    #[command(flatten)]
+    pub labels: Labels,
     /// The last so many lines [default: all, or 10 with a selector].
     #[arg(long, value_name = "LINES", allow_negative_numbers = true)]
     pub tail: Option<i64>,
@@ -90,9 +84,9 @@ pub struct Logs {
 impl Logs {
     /// Whether the cluster's own log is meant: no word and no flag that speaks of pods.
     pub fn is_of_process(&self) -> bool {
-        let Self { what, selector, container, connection, .. } = self;
+        let Self { what, labels, container, connection, .. } = self;
         let pods = !what.is_empty()
-            || !selector.is_empty()
+            || !labels.selector.is_empty()
             || !container.is_empty()
             || self.previous
             || self.all_pods
@@ -157,7 +151,7 @@ fn query(flags: &Logs) -> Result<Query, Error> {
         apimachinery::time::parse(&flags.since_time).map_err(Error::Wrong)?;
     }
     let tail = match flags.tail {
-        None if !flags.selector.is_empty() => SELECTED_TAIL.to_string(),
+        None if !flags.labels.selector.is_empty() => SELECTED_TAIL.to_string(),
         None | Some(-1) => String::new(),
         Some(lines) => lines.to_string(),
     };
@@ -176,19 +170,20 @@ async fn find(session: &Session, flags: &Logs, query: &Query) -> Result<Vec<Log>
     let wrong = |text: &str| Err(Error::wrong(text));
     let mut given = flags.container.clone();
     let pods = match flags.what.as_slice() {
-        [] if flags.selector.is_empty() => {
+        [] if flags.labels.selector.is_empty() => {
             return wrong(
                 "expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'.\nPOD or TYPE/NAME is a required argument for the logs command",
             );
         }
         [] => {
-            let pods = pods::listed(session, Some(&session.namespace), &flags.selector).await?;
+            let pods =
+                pods::listed(session, Some(&session.namespace), &flags.labels.selector).await?;
             if pods.is_empty() {
                 eprintln!("No resources found in {} namespace.", session.namespace);
             }
             pods
         }
-        [_, ..] if !flags.selector.is_empty() => {
+        [_, ..] if !flags.labels.selector.is_empty() => {
             return wrong("only a selector (-l) or a POD name is allowed");
         }
         [word, rest @ ..] => {

@@ -165,7 +165,7 @@ fn walk(folder: &Path, deep: bool, found: &mut Vec<PathBuf>) -> std::io::Result<
             if deep {
                 walk(&path, deep, found)?;
             }
-        } else if path.extension().is_some_and(|e| e == "json" || e == "yaml" || e == "yml") {
+        } else if is_manifest(&path) {
             found.push(path);
         }
     }
@@ -224,6 +224,16 @@ fn values(source: &str, text: &str) -> Result<Vec<Value>, Error> {
             return Ok(all);
         }
     }
+    let parsed = parts(text).map(|(_, part)| {
+        apimachinery::decode::yaml_unstructured(&part)
+            .map(|(value, _)| value)
+            .map_err(|error| failed(error.to_string()))
+    });
+    parsed.collect()
+}
+
+/// The YAML documents of a text with their numbers, which begin with 1; those that say nothing are left out.
+pub fn parts(text: &str) -> impl Iterator<Item = (usize, String)> {
     let mut parts = vec![String::new()];
     for line in text.lines() {
         let separator = line.strip_prefix("---").is_some_and(|rest| {
@@ -236,15 +246,15 @@ fn values(source: &str, text: &str) -> Result<Vec<Value>, Error> {
             part.push('\n');
         }
     }
-    let blank = |part: &String| {
+    let blank = |part: &str| {
         part.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
     };
-    let parsed = parts.iter().filter(|part| !blank(part)).map(|part| {
-        apimachinery::decode::yaml_unstructured(part)
-            .map(|(value, _)| value)
-            .map_err(|error| failed(error.to_string()))
-    });
-    parsed.collect()
+    (1..).zip(parts).filter(move |(_, part)| !blank(part))
+}
+
+/// Whether a file of a folder is a manifest, by its name.
+pub fn is_manifest(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "json" || e == "yaml" || e == "yml")
 }
 
 /// The text at a URL.

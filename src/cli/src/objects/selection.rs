@@ -2,8 +2,58 @@
 //!
 //! Source: `k8s.io/cli-runtime/pkg/resource/builder.go`.
 
+use clap::Args;
+
 use super::error::Error;
 use super::kinds::{Kinds, Resource, escape};
+use super::session::Session;
+
+/// The flag that chooses by labels.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Labels {
+    /// Only what has these labels, such as `app=web,tier in (a,b)`.
+    #[arg(
+        short = 'l',
+        long,
+        value_name = "SELECTOR",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub selector: String,
+}
+
+/// Flags that choose among the objects of a type.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Scope {
+    /// Of all namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// By labels.
+    #[command(flatten)]
+    pub labels: Labels,
+    /// Only objects with these fields, such as `status.phase=Running`.
+    #[arg(long, value_name = "SELECTOR", default_value = "", hide_default_value = true)]
+    pub field_selector: String,
+}
+
+impl Scope {
+    /// Whether labels or fields choose.
+    pub fn is_selective(&self) -> bool {
+        !(self.labels.selector.is_empty() && self.field_selector.is_empty())
+    }
+
+    /// The one namespace that is meant; `None` for all.
+    pub fn namespace<'s>(&self, session: &'s Session) -> Option<&'s str> {
+        (!self.all_namespaces).then_some(session.namespace.as_str())
+    }
+
+    /// What is asked of a list.
+    pub fn query(&self) -> Query {
+        Query::default()
+            .with("labelSelector", &self.labels.selector)
+            .with("fieldSelector", &self.field_selector)
+    }
+}
 
 /// Some objects.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::error::Error;
 use super::print::columns::Columns;
 use super::put;
-use super::selection::Query;
+use super::selection::{Labels, Query};
 use super::session::{Connection, Session};
 
 /// Flags of `top`.
@@ -37,15 +37,9 @@ pub struct Shared {
     /// One alone.
     #[arg(value_name = "NAME")]
     pub one: Option<String>,
-    /// Only those with these labels.
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
+    /// By labels.
+    #[command(flatten)]
+    pub labels: Labels,
     /// Most first: by `cpu` or `memory`.
     #[arg(long, value_name = "WHAT", value_parser = ["cpu", "memory"])]
     pub sort_by: Option<String>,
@@ -143,12 +137,13 @@ async fn metrics(
     shared: &Shared,
     fields: &str,
 ) -> Result<Vec<Value>, Error> {
-    if shared.one.is_some() && !shared.selector.is_empty() {
+    if shared.one.is_some() && !shared.labels.selector.is_empty() {
         return Err(Error::wrong("only one of NAME or --selector can be provided"));
     }
     let name = shared.one.as_ref().map(|n| format!("/{n}")).unwrap_or_default();
-    let query =
-        Query::default().with("labelSelector", &shared.selector).with("fieldSelector", fields);
+    let query = Query::default()
+        .with("labelSelector", &shared.labels.selector)
+        .with("fieldSelector", fields);
     let answer = session
         .api
         .get(&format!("/apis/metrics.k8s.io/v1beta1/{path}{name}{}", query.text()))

@@ -12,10 +12,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::api::JSON;
 use super::error::Error;
-use super::get::named_in;
+use super::get::meant;
 use super::kinds::Resource;
 use super::manifest::Files;
-use super::selection::{Query, Selected, select};
+use super::selection::{Query, Scope, Selected};
 use super::session::{Connection, Session};
 use super::{delete, put};
 
@@ -42,21 +42,9 @@ pub struct Wait {
     /// All objects of the types.
     #[arg(long)]
     pub all: bool,
-    /// Of all namespaces.
-    #[arg(short = 'A', long)]
-    pub all_namespaces: bool,
-    /// Only objects with these labels.
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
-    /// Only objects with these fields.
-    #[arg(long, value_name = "SELECTOR", default_value = "", hide_default_value = true)]
-    pub field_selector: String,
+    /// Which of them.
+    #[command(flatten)]
+    pub scope: Scope,
     /// Which cluster.
     #[command(flatten)]
     pub connection: Connection,
@@ -243,11 +231,7 @@ async fn wait(
 }
 
 async fn find(session: &Session, flags: &Wait) -> Result<Vec<(Selected, Option<String>)>, Error> {
-    let selected = if flags.files.is_empty() {
-        select(session.kinds().await?, &flags.what)?
-    } else {
-        named_in(session, &flags.files).await?
-    };
+    let selected = meant(session, &flags.what, &flags.files).await?;
     if selected.is_empty() {
         return Err(Error::wrong("you must specify what to wait for, such as pod/NAME"));
     }
@@ -258,13 +242,10 @@ async fn find(session: &Session, flags: &Wait) -> Result<Vec<(Selected, Option<S
             found.push((one, own));
             continue;
         }
-        if !flags.all && flags.selector.is_empty() && flags.field_selector.is_empty() {
+        if !flags.all && !flags.scope.is_selective() {
             return Err(Error::wrong("resource(s) were provided, but no name was specified"));
         }
-        let query = Query::default()
-            .with("labelSelector", &flags.selector)
-            .with("fieldSelector", &flags.field_selector);
-        let namespace = own.as_deref().filter(|_| !flags.all_namespaces);
+        let (namespace, query) = (flags.scope.namespace(session), flags.scope.query());
         let path = format!("{}{}", one.resource.path(namespace, ""), query.text());
         for item in session.api.get(&path).await?["items"].as_array().into_iter().flatten() {
             let text = |field: &str| item["metadata"][field].as_str().map(str::to_owned);

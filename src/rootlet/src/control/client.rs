@@ -44,13 +44,13 @@ impl<'a> Archive<'a> {
 /// Speaks with the daemon of one cluster.
 pub struct Client {
     socket: PathBuf,
-    name: String,
+    not_running: String,
 }
 
 impl Client {
     /// A client for the cluster; nothing is opened yet.
     pub fn new(paths: &Paths) -> Self {
-        Self { socket: paths.daemon_socket(), name: paths.name.clone() }
+        Self { socket: paths.daemon_socket(), not_running: paths.not_running() }
     }
 
     /// A client of whoever has the images: the cluster, or a runtime that runs without one.
@@ -59,7 +59,7 @@ impl Client {
             Some(_) => paths.runtime_socket(),
             None => paths.daemon_socket(),
         };
-        Self { socket, name: paths.name.clone() }
+        Self { socket, not_running: paths.not_running() }
     }
 
     /// How the cluster is.
@@ -226,17 +226,9 @@ impl Client {
         path: &str,
         body: Body,
     ) -> anyhow::Result<Response<Incoming>> {
-        let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|error| {
-            anyhow!(error).context(format!(
-                "cluster {:?} is not running; start it with `rootlet up{}`",
-                self.name,
-                if self.name == "default" {
-                    String::new()
-                } else {
-                    format!(" --name {}", self.name)
-                }
-            ))
-        })?;
+        let stream = tokio::net::UnixStream::connect(&self.socket)
+            .await
+            .map_err(|error| anyhow!(error).context(self.not_running.clone()))?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);

@@ -123,7 +123,7 @@ pub fn runtime_alone(paths: &Paths) -> Option<u32> {
 pub async fn api(paths: &Paths) -> anyhow::Result<kube::Client> {
     let file = paths.kubeconfig();
     if !file.exists() || crate::lock::holder(&paths.lock("daemon")).is_none() {
-        anyhow::bail!("cluster {:?} is not running; start it with `rootlet up`", paths.name);
+        anyhow::bail!(paths.not_running());
     }
     Ok(::client::from_kubeconfig(&file, None).await?)
 }

@@ -16,11 +16,11 @@ use clap::Args;
 use serde_json::Value;
 
 use super::error::Error;
-use super::get::named_in;
+use super::get::meant;
 use super::kinds::Resource;
 use super::manifest::Files;
 use super::put;
-use super::selection::{Query, select};
+use super::selection::{Labels, Query};
 use super::session::{Connection, Session};
 
 /// Flags of `describe`.
@@ -35,15 +35,9 @@ pub struct Describe {
     /// Of all namespaces.
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,
-    /// Only objects with these labels.
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
+    /// By labels.
+    #[command(flatten)]
+    pub labels: Labels,
     /// With the events about it.
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     pub show_events: bool,
@@ -62,11 +56,7 @@ pub async fn run(session: &Session, flags: &Describe) -> Result<(), Error> {
             "You must specify the type of resource to describe, such as `rootlet describe pods`.",
         ));
     }
-    let selected = if flags.files.is_empty() {
-        select(session.kinds().await?, &flags.what)?
-    } else {
-        named_in(session, &flags.files).await?
-    };
+    let selected = meant(session, &flags.what, &flags.files).await?;
     let namespace = (!flags.all_namespaces).then_some(session.namespace.as_str());
     let (mut first, mut errors, mut listed) = (true, Vec::new(), true);
     for one in &selected {
@@ -74,7 +64,7 @@ pub async fn run(session: &Session, flags: &Describe) -> Result<(), Error> {
             listed = false;
             named(session, &one.resource, namespace, name).await
         } else {
-            let all = list(session, &one.resource, namespace, &flags.selector).await;
+            let all = list(session, &one.resource, namespace, &flags.labels.selector).await;
             all.map(|all| (all, false))
         };
         let (objects, alike) = match objects {

@@ -129,16 +129,21 @@ fn top(page: &mut Page, object: &Value) {
     page.field(0, "Namespace", str(&meta["namespace"]));
 }
 
-/// Writes a replica set or a replication controller.
-pub async fn replica_set(page: &mut Page, session: &Session, object: &Value) -> Result<(), Error> {
-    let (spec, status) = (&object["spec"], &object["status"]);
+/// The beginning of what another object may control.
+fn controlled(page: &mut Page, object: &Value) {
     top(page, object);
-    page.field(0, "Selector", selector(&spec["selector"], "<none>"));
+    page.field(0, "Selector", selector(&object["spec"]["selector"], "<none>"));
     page.labels(0, "Labels", &object["metadata"]["labels"]);
     page.annotations("Annotations", &object["metadata"]["annotations"]);
     if let Some(owner) = controller(object) {
         page.field(0, "Controlled By", owner);
     }
+}
+
+/// Writes a replica set or a replication controller.
+pub async fn replica_set(page: &mut Page, session: &Session, object: &Value) -> Result<(), Error> {
+    let (spec, status) = (&object["spec"], &object["status"]);
+    controlled(page, object);
     page.field(
         0,
         "Replicas",
@@ -231,13 +236,7 @@ pub async fn daemon_set(page: &mut Page, session: &Session, object: &Value) -> R
 /// Writes a job.
 pub fn job(page: &mut Page, object: &Value) {
     let (spec, status) = (&object["spec"], &object["status"]);
-    top(page, object);
-    page.field(0, "Selector", selector(&spec["selector"], "<none>"));
-    page.labels(0, "Labels", &object["metadata"]["labels"]);
-    page.annotations("Annotations", &object["metadata"]["annotations"]);
-    if let Some(owner) = controller(object) {
-        page.field(0, "Controlled By", owner);
-    }
+    controlled(page, object);
     page.field(0, "Parallelism", or(&spec["parallelism"], "<unset>"));
     page.field(0, "Completions", or(&spec["completions"], "<unset>"));
     for (name, value) in [

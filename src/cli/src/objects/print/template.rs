@@ -117,22 +117,27 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// Where the brace that opens `text` is closed: not within quotes, and not within inner brackets.
-fn closing(text: &str) -> Option<usize> {
-    let mut quote = None;
-    let mut chars = text.char_indices();
-    while let Some((index, c)) = chars.next() {
-        match (quote, c) {
-            (_, '\\') => {
-                chars.next();
-            }
-            (Some(open), c) if c == open => quote = None,
-            (None, '\'' | '"') => quote = Some(c),
-            (None, '}') => return Some(index),
-            _ => {}
+/// The characters of `text` that are neither quoted nor escaped, with their places.
+fn bare(text: &str) -> impl Iterator<Item = (usize, char)> {
+    let (mut quote, mut escaped) = (None, false);
+    text.char_indices().filter(move |(_, c)| {
+        if std::mem::take(&mut escaped) {
+            return false;
         }
-    }
-    None
+        match (quote, *c) {
+            (_, '\\') => escaped = true,
+            (Some(open), c) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '\'' | '"') => quote = Some(*c),
+            (None, _) => return true,
+        }
+        false
+    })
+}
+
+/// Where the brace that opens `text` is closed: not within quotes.
+fn closing(text: &str) -> Option<usize> {
+    bare(text).find(|(_, c)| *c == '}').map(|(index, _)| index)
 }
 
 fn words(inner: &str) -> Result<Vec<Word>, String> {
@@ -168,19 +173,12 @@ fn words(inner: &str) -> Result<Vec<Word>, String> {
 
 /// The first word: to the first blank that is in no bracket and no quotes.
 fn split(text: &str) -> (&str, &str) {
-    let (mut depth, mut quote) = (0_i32, None);
-    let mut chars = text.char_indices();
-    while let Some((index, c)) = chars.next() {
-        match (quote, c) {
-            (_, '\\') => {
-                chars.next();
-            }
-            (Some(open), c) if c == open => quote = None,
-            (Some(_), _) => {}
-            (None, '\'' | '"') => quote = Some(c),
-            (None, '[' | '(') => depth += 1,
-            (None, ']' | ')') => depth -= 1,
-            (None, c) if c.is_whitespace() && depth <= 0 => return text.split_at(index),
+    let mut depth = 0_i32;
+    for (index, c) in bare(text) {
+        match c {
+            '[' | '(' => depth += 1,
+            ']' | ')' => depth -= 1,
+            c if c.is_whitespace() && depth <= 0 => return text.split_at(index),
             _ => {}
         }
     }
