@@ -7,7 +7,7 @@ use std::time::Duration;
 use k8s_cri::v1;
 
 use crate::error::Error;
-use crate::oci::launch::{LAUNCH, Launch, ROOTFS, Root, UserRequest, Volume};
+use crate::oci::launch::{LAUNCH, Launch, ROOTFS, Root, STATE, UserRequest, Volume};
 use crate::runtime::Runtime;
 use crate::sandbox::{namespaces, selected};
 use crate::shim::SHM;
@@ -279,6 +279,7 @@ impl Runtime {
                 Err(Error::Failed(format!("unexpected answer of the shim: {other:?}")))
             }
             Err(error) => {
+                self.kill_left(&record);
                 let message = format!("unable to start container process: {error}");
                 container.update(|record| {
                     record.phase = Phase::Exited;
@@ -384,6 +385,14 @@ impl Runtime {
         }
     }
 
+    /// Kills the process of a container that nobody looks after, also when its start was cut short.
+    fn kill_left(&self, record: &ContainerRecord) {
+        let state = self.bundle(&record.id).join(STATE).join(&record.id).join("state.json");
+        if let Some(process) = record.process.or_else(|| Process::of_state(&state)) {
+            process.kill();
+        }
+    }
+
     /// Settles a container whose shim is gone: by what the shim wrote, else as unknown.
     pub(crate) fn recover_exit(&self, container: &Container) {
         let record = container.record();
@@ -394,10 +403,8 @@ impl Runtime {
         if let Some(exit) = written.and_then(|bytes| serde_json::from_slice::<Exit>(&bytes).ok()) {
             return self.container_exited(&record.id, &exit);
         }
+        self.kill_left(&record);
         if record.phase == Phase::Running {
-            if let Some(process) = record.process {
-                process.kill();
-            }
             self.container_exited(
                 &record.id,
                 &Exit { code: EXIT_UNKNOWN, at_ns: now_ns(), oom: false },

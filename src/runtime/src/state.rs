@@ -42,6 +42,18 @@ impl Process {
         Some(Self { pid, started: fields.split_whitespace().nth(19)?.parse().ok()? })
     }
 
+    /// The process that libcontainer's `state.json` names. One that began after the file was written has the number
+    /// of another that is gone.
+    pub fn of_state(file: &Path) -> Option<Self> {
+        let state: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+        let process = Self::now(state["pid"].as_i64()?.try_into().ok()?)?;
+        let written = std::fs::metadata(file).ok()?.modified().ok()?.elapsed().unwrap_or_default();
+        let booted = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
+        let began = process.started / rustix::param::clock_ticks_per_second();
+        // Both sides are whole seconds.
+        (booted as u64 + 1 >= began + written.as_secs()).then_some(process)
+    }
+
     /// Kills it if it is still the same.
     pub fn kill(self) {
         if Self::now(self.pid) == Some(self) {
@@ -264,6 +276,21 @@ pub fn now_ns() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_the_one_its_file_tells_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state.json");
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(Process::of_state(&file), None, "no file");
+        std::fs::write(&file, format!("{{\"pid\":{own}}}")).unwrap();
+        assert_eq!(Process::of_state(&file), Process::now(own));
+        let before = std::time::SystemTime::now() - std::time::Duration::from_hours(10_000);
+        std::fs::File::open(&file).unwrap().set_modified(before).unwrap();
+        assert_eq!(Process::of_state(&file), None, "the number is used again");
+        std::fs::write(&file, "{\"pid\":null}").unwrap();
+        assert_eq!(Process::of_state(&file), None, "it never had one");
+    }
 
     #[test]
     fn ids_may_be_shortened_while_unique() {

@@ -68,10 +68,14 @@ pub fn container_main() -> ExitCode {
         }
     };
     let descriptors: Vec<_> = master.iter().map(OwnedFd::as_fd).collect();
-    match control.send(&reply, &descriptors) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+    if control.send(&reply, &descriptors).is_ok() {
+        return ExitCode::SUCCESS;
     }
+    if let Reply::Started { pid, .. } = reply {
+        // Its shim is gone: nobody would look after it.
+        let _ = crate::sys::kill(pid, libc::SIGKILL);
+    }
+    ExitCode::FAILURE
 }
 
 type Started = (i32, Identity, Option<OwnedFd>);
