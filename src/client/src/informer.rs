@@ -3,16 +3,15 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use futures::{Stream, StreamExt};
-use kube::runtime::reflector::{self, ObjectRef, Store};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
+
+use crate::list_watch::{Event, Selection, list_watch};
 
 /// Changes a subscriber may lag behind before it is told to read the store again.
 const BACKLOG: usize = 4096;
@@ -38,14 +37,64 @@ impl<K> Clone for Change<K> {
     }
 }
 
+/// Namespace (`""` for cluster-scoped kinds) and name.
+type Key = (String, String);
+
+type Objects<K> = HashMap<Key, Arc<K>>;
+
+/// The objects of one kind as last seen. Clones share them.
+pub struct Store<K>(Arc<RwLock<Objects<K>>>);
+
+impl<K> Clone for Store<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K> Default for Store<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K> Store<K> {
+    fn read<T>(&self, look: impl FnOnce(&Objects<K>) -> T) -> T {
+        look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn write<T>(&self, change: impl FnOnce(&mut Objects<K>) -> T) -> T {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// All objects, in no order.
+    pub fn state(&self) -> Vec<Arc<K>> {
+        self.read(|objects| objects.values().cloned().collect())
+    }
+
+    /// The objects for which `holds` says yes, in no order.
+    pub fn state_filter(&self, holds: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        self.read(|objects| objects.values().filter(|object| holds(object)).cloned().collect())
+    }
+
+    /// An object for which `holds` says yes.
+    pub fn find(&self, holds: impl Fn(&K) -> bool) -> Option<Arc<K>> {
+        self.read(|objects| objects.values().find(|object| holds(object)).cloned())
+    }
+}
+
+fn key<K: Resource>(object: &K) -> Key {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
 /// The objects of one kind, kept current.
-pub struct Informer<K: Resource<DynamicType = ()> + Clone + 'static> {
+pub struct Informer<K> {
     store: Store<K>,
     changes: broadcast::Sender<Change<K>>,
     synced: watch::Receiver<bool>,
 }
 
-impl<K: Resource<DynamicType = ()> + Clone + 'static> Clone for Informer<K> {
+impl<K> Clone for Informer<K> {
     fn clone(&self) -> Self {
         Self {
             store: self.store.clone(),
@@ -59,14 +108,13 @@ impl<K> Informer<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Watches the objects that `api` and `config` select. The task ends when it is aborted or every
-    /// informer and subscriber is gone.
-    pub fn spawn(api: Api<K>, config: watcher::Config) -> (Self, JoinHandle<()>) {
-        let (store, writer) = reflector::store();
+    /// Watches those objects of `api` that are of `selection`, until the task is aborted.
+    pub fn spawn(api: Api<K>, selection: Selection) -> (Self, JoinHandle<()>) {
+        let store = Store::default();
         let (changes, _) = broadcast::channel(BACKLOG);
         let (synced_sender, synced) = watch::channel(false);
         let informer = Self { store: store.clone(), changes: changes.clone(), synced };
-        let task = tokio::spawn(follow(api, config, store, writer, changes, synced_sender));
+        let task = tokio::spawn(follow(api, selection, store, changes, synced_sender));
         (informer, task)
     }
 
@@ -77,11 +125,8 @@ where
 
     /// Object `name` in `namespace` (`""` for cluster-scoped kinds) as last seen.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
-        let mut key = ObjectRef::new(name);
-        if !namespace.is_empty() {
-            key = key.within(namespace);
-        }
-        self.store.get(&key)
+        let key = (namespace.to_owned(), name.to_owned());
+        self.store.read(|objects| objects.get(&key).cloned())
     }
 
     /// Waits until the first complete list is in the store.
@@ -111,35 +156,39 @@ where
 
 async fn follow<K>(
     api: Api<K>,
-    config: watcher::Config,
+    selection: Selection,
     store: Store<K>,
-    mut writer: reflector::store::Writer<K>,
     changes: broadcast::Sender<Change<K>>,
     synced: watch::Sender<bool>,
 ) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static,
 {
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(list_watch(api, selection));
+    let mut listed = Objects::new();
     while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                tracing::debug!(kind = %K::kind(&()), %error, "watch interrupted, trying again");
+        let change = match event {
+            Event::Init => {
+                listed.clear();
                 continue;
             }
-        };
-        writer.apply_watcher_event(&event);
-        let change = match event {
-            watcher::Event::Apply(object) => {
-                let key = ObjectRef::from_obj(&object);
-                Change::Applied(store.get(&key).unwrap_or_else(|| Arc::new(object)))
+            Event::InitApply(object) => {
+                listed.insert(key(&object), Arc::new(object));
+                continue;
             }
-            watcher::Event::Delete(object) => Change::Deleted(Arc::new(object)),
-            watcher::Event::InitDone => {
+            Event::InitDone => {
+                store.write(|objects| *objects = std::mem::take(&mut listed));
                 synced.send_replace(true);
                 Change::Synced
             }
-            watcher::Event::Init | watcher::Event::InitApply(_) => continue,
+            Event::Apply(object) => {
+                let object = Arc::new(object);
+                store.write(|objects| objects.insert(key(object.as_ref()), object.clone()));
+                Change::Applied(object)
+            }
+            Event::Delete(object) => {
+                store.write(|objects| objects.remove(&key(&object)));
+                Change::Deleted(Arc::new(object))
+            }
         };
         // No subscriber is no error: some only read the store.
         let _ = changes.send(change);
@@ -174,7 +223,6 @@ impl Informers {
     pub fn get<K>(&self) -> Informer<K>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-        K::DynamicType: Hash + Eq,
     {
         let mut kinds = self.0.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         let known = kinds.get(&TypeId::of::<K>()).and_then(|any| any.downcast_ref::<Informer<K>>());
@@ -182,7 +230,7 @@ impl Informers {
             return informer.clone();
         }
         let (informer, task) =
-            Informer::spawn(Api::all(self.0.client.clone()), watcher::Config::default());
+            Informer::spawn(Api::all(self.0.client.clone()), Selection::default());
         kinds.insert(TypeId::of::<K>(), Box::new(informer.clone()));
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
         informer

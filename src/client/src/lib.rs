@@ -5,9 +5,11 @@
 mod connect;
 mod election;
 mod informer;
+mod list_watch;
 mod recorder;
 
 pub use connect::{ConnectError, from_kubeconfig, in_process};
 pub use election::{Election, Term};
-pub use informer::{Change, Informer, Informers};
+pub use informer::{Change, Informer, Informers, Store};
+pub use list_watch::{Event, Selection, list_watch};
 pub use recorder::{Recorder, object_reference};

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use client::Informers;
+use client::{Event, Informers, Selection, list_watch};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
@@ -102,14 +101,10 @@ fn tokens(
     api: &Api<Secret>,
     keys: impl Fn(&Secret) -> Vec<String> + Send,
 ) -> impl Stream<Item = Vec<String>> + Send {
-    let config = watcher::Config::default().fields(&format!("type={TYPE}"));
-    watcher(api.clone(), config).default_backoff().map(move |event| match event {
-        Ok(
-            watcher::Event::Apply(secret)
-            | watcher::Event::InitApply(secret)
-            | watcher::Event::Delete(secret),
-        ) => keys(&secret),
-        _ => Vec::new(),
+    let selection = Selection::fields(format!("type={TYPE}"));
+    list_watch(api.clone(), selection).map(move |event| match event {
+        Event::Apply(secret) | Event::InitApply(secret) | Event::Delete(secret) => keys(&secret),
+        Event::Init | Event::InitDone => Vec::new(),
     })
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client::Recorder;
+use client::{Event, Recorder, Selection, list_watch};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -20,7 +20,6 @@ use kube::api::{
 };
 use kube::core::{ApiResource, PartialObjectMeta};
 use kube::discovery::{Discovery, Scope, verbs};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -75,31 +74,26 @@ fn api(client: &Client, of: &Watched, namespace: &str) -> Api<DynamicObject> {
 /// Keeps the objects of one resource in the graph and tells which ones to look at.
 async fn follow(client: Client, of: Watched, world: Shared, changed: mpsc::Sender<Vec<String>>) {
     let api: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &of.resource);
-    let events = watcher(api, watcher::Config::default()).default_backoff();
-    let mut events = std::pin::pin!(events);
+    let mut events = std::pin::pin!(list_watch(api, Selection::default()));
     let kind = (of.resource.api_version.clone(), of.resource.kind.clone());
     let mut listed: HashSet<String> = HashSet::new();
     while let Some(event) = events.next().await {
         let touched = match event {
-            Ok(watcher::Event::Apply(object)) => {
+            Event::Apply(object) => {
                 lock(&world).graph.apply(Node::new(&kind, &object.metadata))
             }
-            Ok(watcher::Event::InitApply(object)) => {
+            Event::InitApply(object) => {
                 listed.extend(object.metadata.uid.clone());
                 lock(&world).graph.apply(Node::new(&kind, &object.metadata))
             }
-            Ok(watcher::Event::Delete(object)) => {
+            Event::Delete(object) => {
                 lock(&world).graph.remove(&object.metadata.uid.unwrap_or_default())
             }
-            Ok(watcher::Event::Init) => {
+            Event::Init => {
                 listed.clear();
                 continue;
             }
-            Ok(watcher::Event::InitDone) => lock(&world).graph.retain(&kind, &listed),
-            Err(error) => {
-                tracing::debug!(kind = %of.resource.kind, %error, "watch interrupted, trying again");
-                continue;
-            }
+            Event::InitDone => lock(&world).graph.retain(&kind, &listed),
         };
         if !touched.is_empty() && changed.send(touched).await.is_err() {
             return;

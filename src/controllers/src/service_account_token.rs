@@ -4,12 +4,11 @@
 //! Source: `pkg/controller/serviceaccount/tokens_controller.go`. The token is asked of the API server, bound
 //! to the Secret and good for as long as that asks for, so that nobody else need know the signing key.
 
-use client::{Informer, Informers};
+use client::{Informer, Informers, Selection};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
-use kube::runtime::watcher;
 use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
@@ -136,7 +135,7 @@ pub async fn run(
 ) {
     let accounts = informers.get::<ServiceAccount>();
     // Of all Secrets only those of this type are kept.
-    let only = watcher::Config::default().fields(&format!("type={TYPE}"));
+    let only = Selection::fields(format!("type={TYPE}"));
     let (secrets, watch) = Informer::<Secret>::spawn(Api::all(client.clone()), only);
     accounts.ready().await;
     let of_account = {

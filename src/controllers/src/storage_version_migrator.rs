@@ -3,12 +3,11 @@
 //!
 //! Source: `pkg/controller/storageversionmigrator`.
 
-use client::Informers;
+use client::{Informers, Selection, list_watch};
 use futures::StreamExt;
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::discovery::{Discovery, Scope};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -128,14 +127,13 @@ async fn migrate(client: &Client, migration: &DynamicObject) -> Result<(), Failu
 
 /// Runs until `shutdown`.
 pub async fn run(client: Client, _: Informers, shutdown: CancellationToken) {
-    let events = watcher(migrations(&client), watcher::Config::default()).default_backoff();
-    let mut events = std::pin::pin!(events.applied_objects());
+    let mut events = std::pin::pin!(list_watch(migrations(&client), Selection::default()));
     loop {
-        let migration = tokio::select! {
+        let event = tokio::select! {
             () = shutdown.cancelled() => return,
-            Some(migration) = events.next() => migration,
+            Some(event) = events.next() => event,
         };
-        let Ok(migration) = migration else { continue };
+        let Some(migration) = event.applied() else { continue };
         if let Err(error) = migrate(&client, &migration).await {
             let name = migration.name_any();
             tracing::warn!(%name, %error, "a storage version migration was not told of");

@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use client::{Event, Selection, list_watch};
 use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio_util::task::AbortOnDropHandle;
@@ -114,27 +114,22 @@ async fn follow<K>(
 ) where
     K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static,
 {
-    let config = watcher::Config::default().fields(&format!("metadata.name={}", key.1));
-    let mut events =
-        std::pin::pin!(kube::runtime::WatchStreamExt::default_backoff(watcher(api, config)));
+    let selection = Selection::fields(format!("metadata.name={}", key.1));
+    let mut events = std::pin::pin!(list_watch(api, selection));
     let mut listed: Option<Arc<K>> = None;
     while let Some(event) = events.next().await {
         let value = match event {
-            Ok(watcher::Event::Init) => {
+            Event::Init => {
                 listed = None;
                 continue;
             }
-            Ok(watcher::Event::InitApply(object)) => {
+            Event::InitApply(object) => {
                 listed = Some(Arc::new(object));
                 continue;
             }
-            Ok(watcher::Event::InitDone) => listed.take(),
-            Ok(watcher::Event::Apply(object)) => Some(Arc::new(object)),
-            Ok(watcher::Event::Delete(_)) => None,
-            Err(error) => {
-                tracing::debug!(%error, namespace = key.0, name = key.1, "watch of a referenced object failed");
-                continue;
-            }
+            Event::InitDone => listed.take(),
+            Event::Apply(object) => Some(Arc::new(object)),
+            Event::Delete(_) => None,
         };
         let Some(entries) = entries.upgrade() else { return };
         let users: Vec<String> = {

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client::{Change, Informer};
+use client::{Change, Informer, Selection};
 use futures::StreamExt;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
-use kube::runtime::watcher;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -79,8 +78,7 @@ impl Workers {
 /// Watches pods and containers until `shutdown`; containers go on running.
 pub async fn run(context: Arc<Context>, workers: Workers, shutdown: CancellationToken) {
     let api: Api<Pod> = Api::all(context.client.clone());
-    let selected =
-        watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
+    let selected = Selection::fields(format!("spec.nodeName={}", context.node_name));
     let (informer, watch) = Informer::spawn(api, selected);
     let _watch = tokio_util::task::AbortOnDropHandle::new(watch);
     let mut changes = Box::pin(informer.subscribe());

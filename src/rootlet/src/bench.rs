@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use client::{Event, Selection, list_watch};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -210,14 +210,13 @@ fn on_simulated(pod: &Pod) -> bool {
 /// Does what kubelets would: tells that pods run, and lets those go that are asked to.
 async fn play(client: Client, told: watch::Sender<Census>, awake: Arc<AtomicBool>) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    let events = watcher(pods, watcher::Config::default()).default_backoff();
-    let mut events = std::pin::pin!(events);
+    let mut events = std::pin::pin!(list_watch(pods, Selection::default()));
     let mut work = JoinSet::new();
     let mut started: HashSet<String> = HashSet::new();
     while let Some(event) = events.next().await {
         let pod = match event {
-            Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => pod,
-            Ok(watcher::Event::Delete(pod)) => {
+            Event::Apply(pod) | Event::InitApply(pod) => pod,
+            Event::Delete(pod) => {
                 let uid = pod.uid().unwrap_or_default();
                 started.remove(&uid);
                 told.send_modify(|census| {
@@ -226,7 +225,7 @@ async fn play(client: Client, told: watch::Sender<Census>, awake: Arc<AtomicBool
                 });
                 continue;
             }
-            _ => continue,
+            Event::Init | Event::InitDone => continue,
         };
         let uid = pod.uid().unwrap_or_default();
         let placed = on_simulated(&pod);
@@ -371,12 +370,11 @@ async fn deployed(
     what: &str,
     holds: impl Fn(&Deployment) -> bool,
 ) -> anyhow::Result<()> {
-    let config = watcher::Config::default().fields("metadata.name=bench");
-    let events = watcher(api.clone(), config).default_backoff().applied_objects();
-    let mut events = std::pin::pin!(events);
+    let selection = Selection::fields("metadata.name=bench");
+    let mut events = std::pin::pin!(list_watch(api.clone(), selection));
     let waiting = async {
         while let Some(event) = events.next().await {
-            if event.is_ok_and(|deployment| holds(&deployment)) {
+            if event.applied().is_some_and(|deployment| holds(&deployment)) {
                 return;
             }
         }
