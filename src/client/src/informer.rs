@@ -71,6 +71,11 @@ impl<K> Store<K> {
         self.read(|objects| objects.values().cloned().collect())
     }
 
+    /// How many objects there are.
+    pub fn count(&self) -> usize {
+        self.read(Objects::len)
+    }
+
     /// The objects for which `holds` says yes, in no order.
     pub fn state_filter(&self, holds: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
         self.read(|objects| objects.values().filter(|object| holds(object)).cloned().collect())

@@ -79,9 +79,7 @@ async fn follow(client: Client, of: Watched, world: Shared, changed: mpsc::Sende
     let mut listed: HashSet<String> = HashSet::new();
     while let Some(event) = events.next().await {
         let touched = match event {
-            Event::Apply(object) => {
-                lock(&world).graph.apply(Node::new(&kind, &object.metadata))
-            }
+            Event::Apply(object) => lock(&world).graph.apply(Node::new(&kind, &object.metadata)),
             Event::InitApply(object) => {
                 listed.extend(object.metadata.uid.clone());
                 lock(&world).graph.apply(Node::new(&kind, &object.metadata))

@@ -31,7 +31,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     nodes.ready().await;
     let changes = touched(&nodes, name);
     queue::run("ttl", changes, shutdown, |key: String| {
-        let wanted = ttl_s(nodes.store().len()).to_string();
+        let wanted = ttl_s(nodes.store().count()).to_string();
         let found = nodes.get("", &key);
         let stale = found.is_some_and(|node| node.annotations().get(TTL) != Some(&wanted));
         let api: Api<Node> = Api::all(client.clone());
