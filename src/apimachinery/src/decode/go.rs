@@ -1,5 +1,7 @@
 //! Go's names for types, and `encoding/json`'s words for broken JSON.
 
+use serde_json::Number;
+
 use crate::schema::{Schema, Shape};
 
 /// String types that have a name of their own in Go, by struct and field: the table only knows strings.
@@ -29,6 +31,26 @@ const NAMED: &[(&str, &str, &str)] = &[
     ("JobSpec", "completionMode", "CompletionMode"),
     ("CronJobSpec", "concurrencyPolicy", "ConcurrencyPolicy"),
 ];
+
+/// A number as Go tells a float64: whole ones without a fraction, those that are too long for one rounded.
+pub(super) fn float(number: &Number) -> Number {
+    /// Whole numbers up to here are floats of their own.
+    const EXACT: u64 = 1 << 53;
+    /// From here on Go tells the exponent.
+    const WRITTEN_OUT: f64 = 1e21;
+    if number.as_i64().is_some_and(|whole| whole.unsigned_abs() <= EXACT) {
+        return number.clone();
+    }
+    let Some(float) = number.as_f64() else { return number.clone() };
+    if float.fract() != 0.0 || float.abs() >= WRITTEN_OUT {
+        return Number::from_f64(float).unwrap_or_else(|| number.clone());
+    }
+    // The shortest digits that mean this float, and zeros after them.
+    let text = float.to_string();
+    let whole = text.parse::<i64>().map(Number::from);
+    let whole = whole.or_else(|_| text.parse::<u64>().map(Number::from));
+    whole.ok().or_else(|| Number::from_f64(float)).unwrap_or_else(|| number.clone())
+}
 
 /// The Go type of `shape` where it is field `field` of struct `of`.
 pub(super) fn type_name(schema: &Schema, of: &str, field: &str, shape: &Shape) -> String {

@@ -276,6 +276,28 @@ mod tests {
     }
 
     #[test]
+    fn floats_are_gos() {
+        let kind = of("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+        for (written, want) in [
+            ("1", "1"),
+            ("1.0", "1"),
+            ("0.5", "0.5"),
+            ("-0.25", "-0.25"),
+            ("9007199254740993", "9007199254740992"),
+            ("9223372036854775807", "9223372036854776000"),
+            ("1e18", "1000000000000000000"),
+        ] {
+            let body = format!(
+                r#"{{"spec":{{"versions":[{{"name":"v1","schema":{{"openAPIV3Schema":{{"maximum":{written}}}}}}}]}}}}"#
+            );
+            let decoded = from_json(builtin(), kind, body.as_bytes(), Validation::Strict);
+            let decoded = decoded.expect("valid").value;
+            let found = &decoded["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["maximum"];
+            assert_eq!(found.to_string(), want, "{written}");
+        }
+    }
+
+    #[test]
     fn what_go_leaves_out_goes_and_what_it_always_writes_comes() {
         let cases = [
             (

@@ -127,9 +127,10 @@ impl Node<'_, '_> {
     fn scalar(self, found: &Value) -> Option<Value> {
         let Self { walk, shape, in_map } = self;
         match (shape, found) {
-            (Shape::String, Value::String(_))
-            | (Shape::Bool, Value::Bool(_))
-            | (Shape::Double, Value::Number(_)) => Some(found.clone()),
+            (Shape::String, Value::String(_)) | (Shape::Bool, Value::Bool(_)) => {
+                Some(found.clone())
+            }
+            (Shape::Double, Value::Number(number)) => Some(go::float(number).into()),
             (Shape::Int32 | Shape::Int64, Value::Number(number)) => {
                 let max = if *shape == Shape::Int32 { i64::from(i32::MAX) } else { i64::MAX };
                 match number.as_i64() {

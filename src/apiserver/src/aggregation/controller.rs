@@ -62,9 +62,11 @@ pub async fn run(aggregator: Arc<Aggregator>, shutdown: CancellationToken) {
             .filter_map(subscribe)
             .collect();
     let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
-    let mut first = true;
+    let own = changes.len();
+    let (mut first, mut woken): (bool, Option<usize>) = (true, None);
     while !shutdown.is_cancelled() {
-        let mut changed = first;
+        // What has woken this task counts as seen.
+        let mut changed = first || woken.is_some_and(|index| index < own);
         for change in &mut changes {
             changed |= change.has_changed().unwrap_or(true);
             change.borrow_and_update();
@@ -87,11 +89,11 @@ pub async fn run(aggregator: Arc<Aggregator>, shutdown: CancellationToken) {
         let others = if seen.is_empty() { 0 } else { places.len() };
         let watched = changes.iter_mut().chain(&mut places[..others]);
         let changed = select_all(watched.map(|change| Box::pin(change.changed())));
-        tokio::select! {
+        woken = tokio::select! {
             () = shutdown.cancelled() => return,
-            () = timer => {}
-            (result, ..) = changed => if result.is_err() { return },
-        }
+            () = timer => None,
+            (result, index, _) = changed => if result.is_ok() { Some(index) } else { return },
+        };
     }
 }
 

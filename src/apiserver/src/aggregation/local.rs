@@ -77,7 +77,9 @@ fn wanted(served: &Served) -> BTreeMap<String, Wanted> {
         if resource.group == GROUP {
             continue;
         }
-        let managed = if resource.custom.is_some() { "true" } else { "onstart" };
+        // Another server of metrics may come and go: then this one's are back at once.
+        let kept = resource.custom.is_some() || resource.group == "metrics.k8s.io";
+        let managed = if kept { "true" } else { "onstart" };
         let (group, version) = (resource.group.clone(), resource.version.clone());
         all.entry(format!("{version}.{group}")).or_insert(Wanted { group, version, managed });
     }
@@ -85,7 +87,7 @@ fn wanted(served: &Served) -> BTreeMap<String, Wanted> {
 }
 
 /// Makes the missing objects, and removes those of groups that are gone. Without `all` only those of
-/// custom resources: what somebody deletes of the others stays away until the next start.
+/// custom resources and of metrics: what somebody deletes of the others stays away until the next start.
 pub async fn sync(registry: &Registry, all: bool) {
     let wanted = wanted(&registry.served());
     let Some(resource) = registry.resource(GROUP, PLURAL) else { return };

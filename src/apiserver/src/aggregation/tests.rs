@@ -170,6 +170,12 @@ async fn this_servers_own_groups_are_listed() {
     assert_eq!(apps.body["spec"]["groupPriorityMinimum"], 17800);
     let label = &apps.body["metadata"]["labels"]["kube-aggregator.kubernetes.io/automanaged"];
     assert_eq!(label, "onstart");
+    // Another server of metrics that is taken away again leaves this one's in its place.
+    let metrics = format!("{API_SERVICES}/v1beta1.metrics.k8s.io");
+    let first = until(&f, &metrics, |a| condition(a).0 == "True").await;
+    assert_eq!(f.request(http::Method::DELETE, &metrics, &json!({})).await.code, 200);
+    let uid = |answer: &Answer| answer.body["metadata"]["uid"].clone();
+    until(&f, &metrics, |a| condition(a).0 == "True" && uid(a) != uid(&first)).await;
 }
 
 #[tokio::test]

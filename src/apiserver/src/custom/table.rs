@@ -11,6 +11,7 @@ use super::Custom;
 use crate::negotiate::Accepted;
 use crate::object::Object;
 use crate::options::Query;
+use crate::printers::descriptions;
 use crate::printers::{self, cells};
 use crate::zero::Zero;
 
@@ -33,7 +34,7 @@ pub fn columns(version: &Value) -> Vec<Column> {
             name: "Age".into(),
             kind: "date".into(),
             format: String::new(),
-            description: "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata".into(),
+            description: descriptions::CREATED.into(),
             priority: 0,
             path: JsonPath::parse(".metadata.creationTimestamp").ok(),
         }];
@@ -105,7 +106,7 @@ pub fn table(custom: &Custom, objects: &[&Object], query: &Query, accepted: Acce
         })
         .collect();
     let mut columns = vec![json!({"name": "Name", "type": "string", "format": "name",
-        "description": "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names",
+        "description": descriptions::NAME,
         "priority": 0})];
     columns.extend(custom.columns.iter().map(|column| {
         json!({"name": column.name, "type": column.kind, "format": column.format,

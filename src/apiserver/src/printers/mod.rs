@@ -4,6 +4,7 @@
 
 pub mod cells;
 mod cluster;
+pub mod descriptions;
 mod fields;
 mod pods;
 mod services;
@@ -63,7 +64,8 @@ pub fn table(resource: &Resource, objects: &[&Object], query: &Query, accepted: 
         .iter()
         .map(|(name, kind, priority)| {
             let format = if *name == "Name" { "name" } else { "" };
-            json!({"name": name, "type": kind, "format": format, "description": "",
+            let description = descriptions::of(&resource.kind, name);
+            json!({"name": name, "type": kind, "format": format, "description": description,
                 "priority": priority})
         })
         .collect();
