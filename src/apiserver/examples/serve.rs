@@ -25,6 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let started = std::time::Instant::now();
     let api = ApiServer::start(Config {
         store,
+        shared: false,
         data_dir: data_dir.clone(),
         listen: vec![std::net::TcpListener::bind(address)?],
         service_cidr: "10.43.0.0/16".into(),
@@ -35,6 +36,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         node_address: Arc::new(|_, _| None),
         dial: apiserver::webhook::direct(),
         access: apiserver::Access::default(),
+        metrics: Box::new(|_| ()),
         in_process: Vec::new(),
         shutdown: shutdown.clone(),
     })

@@ -10,6 +10,8 @@ use crate::audit;
 use crate::authn::configuration::Configuration;
 use crate::authn::static_tokens::StaticTokens;
 use crate::authz::configuration::{self, Link};
+use crate::authz::modes::Modes;
+use crate::encryption;
 use crate::server::Server;
 
 /// How often the files are looked at. inotify's instances are few, and mounted files change behind links.
@@ -24,6 +26,12 @@ pub struct Access {
     pub authentication: Option<PathBuf>,
     /// `--authorization-config`
     pub authorization: Option<PathBuf>,
+    /// `--authorization-mode`, in the place of that file.
+    pub modes: Modes,
+    /// `--encryption-provider-config`
+    pub encryption: Option<PathBuf>,
+    /// `--encryption-provider-config-automatic-reload`
+    pub encryption_reload: bool,
     /// `--audit-…`
     pub audit: audit::Options,
 }
@@ -48,6 +56,9 @@ pub enum Error {
         /// What is wrong, and where.
         problem: String,
     },
+    /// Flags contradict each other, or name what cannot be used.
+    #[error("{0}")]
+    Flags(String),
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] audit::Error),
@@ -126,13 +137,20 @@ fn parsed<T>(path: &Path, parse: Parse<T>, text: &str) -> Result<T, Error> {
     parse(text, base).map_err(|problem| Error::Content { path: path.to_owned(), problem })
 }
 
-/// Follows the files that may change while the server runs, until `shutdown`.
-pub async fn follow(server: Arc<Server>, shutdown: CancellationToken) {
+/// Follows the files that may change while the server runs, until `shutdown`; that of encryption only where
+/// it is asked for.
+pub async fn follow(server: Arc<Server>, reload_encryption: bool, shutdown: CancellationToken) {
     let authentication = server.authenticator.configuration();
     let authorization = server.authorizer.chain();
     server.metrics.configured("authentication", authentication.text().as_deref());
     server.metrics.configured("authorization", authorization.text().as_deref());
-    if authentication.file.is_none() && authorization.file.is_none() {
+    let encryption = server.registry.encryption();
+    if let Some(encryption) = &encryption {
+        let text = encryption.configuration().text();
+        server.metrics.configured("encryption", text.as_deref());
+    }
+    let encryption = encryption.filter(|_| reload_encryption);
+    if authentication.file.is_none() && authorization.file.is_none() && encryption.is_none() {
         return;
     }
     loop {
@@ -144,6 +162,10 @@ pub async fn follow(server: Arc<Server>, shutdown: CancellationToken) {
         tell(&server, "authentication", outcome, &authentication);
         let outcome = authorization.look(|old, new| configuration::may_replace(old, new));
         tell(&server, "authorization", outcome, &authorization);
+        if let Some(encryption) = &encryption {
+            let configuration = encryption.configuration();
+            tell(&server, "encryption", configuration.look(|_, _| Ok(())), configuration);
+        }
     }
 }
 
@@ -188,8 +210,26 @@ impl Access {
         Reloaded::load(self.authentication.as_ref(), parse, Configuration::default)
     }
 
+    /// How values are encrypted in the store, if they are.
+    pub fn encryption(&self) -> Result<Option<Reloaded<encryption::Configuration>>, Error> {
+        if self.encryption.is_none() {
+            return Ok(None);
+        }
+        let parse = |text: &str, _: &Path| encryption::Configuration::parse(text);
+        let otherwise = encryption::Configuration::default;
+        Reloaded::load(self.encryption.as_ref(), parse, otherwise).map(Some)
+    }
+
     /// The authorisers.
     pub fn authorization(&self) -> Result<Reloaded<Vec<Link>>, Error> {
+        if self.modes.any() {
+            if self.authorization.is_some() {
+                return Err(Error::Flags(
+                    "authorization-config can not be specified when --authorization-mode or --authorization-webhook-* flags are defined".into(),
+                ));
+            }
+            return self.modes.links().map(Reloaded::fixed).map_err(Error::Flags);
+        }
         Reloaded::load(self.authorization.as_ref(), configuration::parse, configuration::usual)
     }
 }

@@ -4,8 +4,10 @@
 //! Source: upstream's union of the node and RBAC authorisers
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/authorization/>).
 
+pub mod abac;
 pub mod configuration;
 pub mod escalation;
+pub mod modes;
 pub mod node;
 pub mod rbac;
 pub mod rules;
@@ -16,9 +18,10 @@ use std::sync::Arc;
 use apimachinery::Status;
 
 use crate::access::Reloaded;
-use crate::attributes::RequestContext;
+use crate::attributes::{RequestContext, UserInfo};
 use crate::registry::Registry;
 use configuration::Link;
+use rules::Rule;
 
 /// The answer of one authoriser.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +88,26 @@ impl Authorizer {
         self.chain.clone()
     }
 
+    /// What `user` may do in `namespace` as far as it can be listed, and what kept rules from being found.
+    pub fn rules_for(&self, user: &UserInfo, namespace: &str) -> (Vec<Rule>, Vec<String>) {
+        let (mut rules, mut errors) = (Vec::new(), Vec::new());
+        for link in &*self.chain.get() {
+            match link {
+                Link::Rbac => {
+                    let (more, failed) = self.rbac.rules_for(user, namespace);
+                    rules.extend(more);
+                    errors.extend(failed);
+                }
+                Link::Abac(policies) => rules.extend(policies.rules_for(user, namespace)),
+                Link::AlwaysAllow => {
+                    rules.extend([Rule::from_line("* * *"), Rule::from_line("* url *")])
+                }
+                Link::AlwaysDeny | Link::Node | Link::Webhook(_) => {}
+            }
+        }
+        (rules, errors)
+    }
+
     /// Whether all rules that apply can be listed: not those of another server.
     pub fn lists_all_rules(&self) -> bool {
         !self.chain.get().iter().any(|link| matches!(link, Link::Webhook(_)))
@@ -94,6 +117,7 @@ impl Authorizer {
         match link {
             Link::Node => node::authorize(&self.registry, ctx),
             Link::Rbac => self.rbac.authorize(ctx),
+            Link::Abac(policies) => policies.authorize(ctx),
             Link::AlwaysAllow => Decision::Allow { reason: String::new() },
             Link::AlwaysDeny => {
                 Decision::NoOpinion { reason: "Everything is forbidden.".to_owned() }
@@ -205,7 +229,6 @@ pub fn forbidden(ctx: &RequestContext, reason: &str) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attributes::UserInfo;
 
     #[test]
     fn refusals_read_as_upstreams() {

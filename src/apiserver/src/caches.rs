@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, Objects};
+use crate::encryption;
 use crate::resource::ResourceRef;
 
 /// Everything the API stores lies below this key.
@@ -27,6 +28,8 @@ pub struct Caches {
     store: Store,
     by_prefix: RwLock<HashMap<String, Arc<Cache>>>,
     applied: watch::Sender<u64>,
+    /// Cancelled when nobody follows the store any more.
+    ended: CancellationToken,
     /// Held while changes are taken in, so that a cache can be exchanged between two of them.
     ingesting: Mutex<()>,
 }
@@ -38,6 +41,7 @@ impl Caches {
             store,
             by_prefix: RwLock::default(),
             applied: watch::Sender::new(0),
+            ended: CancellationToken::new(),
             ingesting: Mutex::default(),
         };
         for resource in resources {
@@ -50,12 +54,25 @@ impl Caches {
     /// Loads `resources` from the store.
     pub async fn load(store: Store, resources: &[ResourceRef]) -> Result<Self, store::Error> {
         let caches = Self::empty(store, resources);
-        caches.reload().await?;
+        // A server without the right keys must not start and find a cluster that has lost its secrets.
+        caches.reload(true).await?;
         Ok(caches)
     }
 
     fn write(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<String, Arc<Cache>>> {
         self.by_prefix.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many objects there are of each resource, in the order of their names.
+    pub fn counts(&self) -> Vec<(ResourceRef, usize)> {
+        let caches = self.by_prefix.read().unwrap_or_else(PoisonError::into_inner);
+        let mut counts: Vec<(ResourceRef, usize)> = caches
+            .values()
+            .map(|cache| (cache.resource.clone(), cache.snapshot().objects.size()))
+            .collect();
+        drop(caches);
+        counts.sort_by(|(a, _), (b, _)| (&a.group, &a.plural).cmp(&(&b.group, &b.plural)));
+        counts
     }
 
     /// The cache of a resource.
@@ -129,13 +146,15 @@ impl Caches {
         self.applied.subscribe()
     }
 
-    /// Waits until the caches are complete up to `revision`.
+    /// Waits until the caches are complete up to `revision`, or will never be, as the server stops.
     pub async fn reached(&self, revision: u64) {
         if self.applied() >= revision {
             return;
         }
         // The sender lives in self, so this cannot fail.
-        let _ = self.applied.subscribe().wait_for(|applied| *applied >= revision).await;
+        let mut applied = self.applied.subscribe();
+        let reached = applied.wait_for(|applied| *applied >= revision);
+        let _ = self.ended.run_until_cancelled(reached).await;
     }
 
     /// The cache a key belongs to, and the key below the resource's prefix.
@@ -151,8 +170,8 @@ impl Caches {
         by_prefix.get(&key[..second]).map(|cache| (cache.clone(), &key[second..]))
     }
 
-    /// Reads everything anew from the store.
-    async fn reload(&self) -> Result<u64, store::Error> {
+    /// Reads everything anew from the store; fails where a value cannot be decrypted, if that is asked for.
+    async fn reload(&self, strict: bool) -> Result<u64, store::Error> {
         let mut loaded: HashMap<String, Objects> = HashMap::new();
         let mut range = Range { limit: LOAD_PAGE, ..Range::prefix(ROOT) };
         let revision = self.store.revision().await?;
@@ -166,6 +185,12 @@ impl Caches {
             }
             for kv in page.kvs {
                 let Some((cache, key)) = self.route(&kv.key) else { continue };
+                if strict && encryption::is_sealed(&kv.value) {
+                    return Err(store::Error::Unreadable {
+                        key: String::from_utf8_lossy(&kv.key).into_owned(),
+                        detail: "no provider of --encryption-provider-config can decrypt it".into(),
+                    });
+                }
                 match cache.decode(kv.value, kv.mod_revision) {
                     Ok(object) => loaded
                         .entry(cache.resource.key_prefix.clone())
@@ -198,6 +223,7 @@ impl Caches {
 
     /// Follows the store until `shutdown` or until the store is closed.
     pub async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
+        let _ended = self.ended.clone().drop_guard();
         let end = Range::prefix(ROOT).end;
         while !shutdown.is_cancelled() {
             let from = self.applied() + 1;
@@ -227,7 +253,7 @@ impl Caches {
                 Some(store::Error::WatcherLagged) => {}
                 Some(error) => {
                     tracing::warn!(%error, "the watch of the store broke off; reading everything anew");
-                    if let Err(error) = self.reload().await {
+                    if let Err(error) = self.reload(false).await {
                         tracing::error!(%error, "cannot read the store");
                         tokio::select! {
                             () = shutdown.cancelled() => return,

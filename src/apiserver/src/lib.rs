@@ -25,6 +25,7 @@ mod custom;
 pub mod defaults;
 mod deletion;
 mod discovery;
+mod encryption;
 mod expiry;
 mod fields;
 mod flow;
@@ -32,6 +33,7 @@ mod gate;
 mod gzip;
 mod health;
 mod in_process;
+mod kubeconfig;
 mod leftover;
 mod metadata;
 mod metrics;
@@ -67,7 +69,10 @@ mod zero;
 
 pub use access::Access;
 pub use attributes::{RequestContext, UserInfo};
-pub use audit::Options as AuditOptions;
+pub use audit::{
+    Options as AuditOptions, WebhookMode as AuditWebhookMode, WebhookOptions as AuditWebhookOptions,
+};
+pub use authz::modes::Modes;
 pub use gate::{Gate, Operation};
 pub use in_process::InProcess;
 pub use object::Object;

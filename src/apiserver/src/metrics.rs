@@ -2,6 +2,10 @@
 //!
 //! Source: `k8s.io/apiserver/pkg/endpoints/metrics`.
 
+mod collected;
+mod observed;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +17,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use sha2::{Digest, Sha256};
+use store::Store;
+
+use crate::caches::Caches;
 
 /// Buckets of the request durations, in seconds.
 const SECONDS: [f64; 16] =
@@ -122,6 +129,9 @@ pub struct Metrics {
     in_flight: Family<InFlight, Gauge<i64, AtomicI64>>,
     authentication: Configuration,
     authorization: Configuration,
+    encryption: Configuration,
+    sli: Family<Labels, Histogram, Buckets>,
+    store: observed::Durations,
 }
 
 impl Default for Metrics {
@@ -141,6 +151,19 @@ impl Default for Metrics {
             "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component",
             durations.clone(),
         );
+        let sli = Family::new_with_constructor(Buckets);
+        registry.register(
+            "apiserver_request_sli_duration_seconds",
+            "Response latency distribution (not counting webhook duration and priority & fairness queue wait times) in seconds for each verb, group, version, resource, subresource, scope and component",
+            sli.clone(),
+        );
+        let store = observed::Durations::new_with_constructor(observed::Buckets);
+        registry.register(
+            "etcd_request_duration_seconds",
+            "Etcd request latency in seconds for each operation and object type",
+            store.clone(),
+        );
+        registry.register_collector(Box::new(collected::Process));
         registry.register(
             "apiserver_longrunning_requests",
             "Gauge of all active watches by group, version and kind",
@@ -153,7 +176,19 @@ impl Default for Metrics {
         );
         let authentication = Configuration::new(&mut registry, "authentication");
         let authorization = Configuration::new(&mut registry, "authorization");
-        Self { registry, requests, durations, watchers, in_flight, authentication, authorization }
+        let encryption = Configuration::new(&mut registry, "encryption");
+        Self {
+            registry,
+            requests,
+            durations,
+            watchers,
+            in_flight,
+            authentication,
+            authorization,
+            encryption,
+            sli,
+            store,
+        }
     }
 }
 
@@ -167,10 +202,27 @@ impl Drop for Guard {
 }
 
 impl Metrics {
-    /// A request was answered; watches are not timed.
-    pub fn answered(&self, labels: Labels, code: u16, took: Duration) {
+    /// Times what is done with `store`.
+    pub fn observe(&self, store: Store) -> Store {
+        observed::observed(store, self.store.clone())
+    }
+
+    /// Adds what others tell.
+    pub fn add(&mut self, register: impl FnOnce(&mut Registry)) {
+        register(&mut self.registry);
+    }
+
+    /// Counts the objects of `caches`.
+    pub fn count(&mut self, caches: &Arc<Caches>) {
+        self.registry.register_collector(Box::new(collected::Objects(caches.clone())));
+    }
+
+    /// A request was answered after it had `waited` for its turn; watches are not timed.
+    pub fn answered(&self, labels: Labels, code: u16, took: Duration, waited: Duration) {
         if labels.verb != "WATCH" {
             self.durations.get_or_create(&labels).observe(took.as_secs_f64());
+            let own = took.saturating_sub(waited);
+            self.sli.get_or_create(&labels).observe(own.as_secs_f64());
         }
         let Labels { verb, group, version, resource, subresource, scope, component } = labels;
         let answered =
@@ -195,7 +247,11 @@ impl Metrics {
     }
 
     fn configuration(&self, what: &str) -> &Configuration {
-        if what == "authentication" { &self.authentication } else { &self.authorization }
+        match what {
+            "authentication" => &self.authentication,
+            "encryption" => &self.encryption,
+            _ => &self.authorization,
+        }
     }
 
     /// The text of a configuration is in force; there may be none.

@@ -6,6 +6,7 @@
 
 mod files;
 pub mod jwt;
+pub mod shared;
 pub mod tls;
 
 use std::collections::BTreeSet;

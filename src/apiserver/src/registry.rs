@@ -15,6 +15,7 @@ use crate::attributes::RequestContext;
 use crate::cache::{Cache, Snapshot};
 use crate::caches::Caches;
 use crate::deletion::{self, Step};
+use crate::encryption::Encryption;
 use crate::expiry::Leases;
 use crate::gate::{Gate, Open, Operation};
 use crate::object::{self, Object};
@@ -46,6 +47,7 @@ struct Inner {
     leases: Leases,
     services: Allocator,
     webhooks: Webhooks,
+    encryption: Option<Arc<Encryption>>,
 }
 
 /// What deleting did.
@@ -105,6 +107,7 @@ impl Default for Registry {
                 leases: Leases::default(),
                 services: Allocator::new(Network::default()),
                 webhooks: Webhooks::new(crate::webhook::direct()),
+                encryption: None,
             }),
         }
     }
@@ -122,19 +125,26 @@ fn stored(served: &Served) -> Vec<ResourceRef> {
 }
 
 impl Registry {
-    /// A registry of `served` resources, loaded from `store`; Services get addresses in `network`.
+    /// A registry of `served` resources, loaded from `store`, which may be that of `encryption`; Services
+    /// get addresses in `network`.
     pub async fn load(
         store: Store,
         served: Served,
         network: Network,
         webhooks: Webhooks,
+        encryption: Option<Arc<Encryption>>,
     ) -> Result<Self, store::Error> {
         let caches = Arc::new(Caches::load(store.clone(), &stored(&served)).await?);
         let services = Allocator::new(network);
         let served = RwLock::new(Arc::new(served));
         let leases = Leases::default();
-        let inner = Inner { store, caches, served, leases, services, webhooks };
+        let inner = Inner { store, caches, served, leases, services, webhooks, encryption };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// How values are encrypted in the store.
+    pub fn encryption(&self) -> Option<Arc<Encryption>> {
+        self.inner.encryption.clone()
     }
 
     /// Calls to webhooks.
@@ -514,7 +524,7 @@ impl Registry {
     ) -> Result<Written, Status> {
         let (raw, _) = self.encode(resource, object).await?;
         let finished = deletion::is_finished(resource, object);
-        if raw == before.raw && !finished {
+        if raw == before.raw && !finished && !self.is_stale(key).await? {
             return self.at_version(resource, before.clone()).await.map(Written::Done);
         }
         if ctx.dry_run {
@@ -541,6 +551,14 @@ impl Registry {
             TxnOutcome::Conflict { current, .. } => {
                 Ok(Written::Conflict(self.found(resource, current)?))
             }
+        }
+    }
+
+    /// Whether the same value is to be written again, because it would be encrypted otherwise today.
+    async fn is_stale(&self, key: &[u8]) -> Result<bool, Status> {
+        match &self.inner.encryption {
+            Some(encryption) => encryption.is_stale(key).await.map_err(store_failure),
+            None => Ok(false),
         }
     }
 

@@ -8,6 +8,19 @@ use apimachinery::schema;
 use crate::conversion;
 use crate::custom::Custom;
 
+/// Groups whose names are no domains.
+const PLAIN_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "policy"];
+
+/// The group and the plural name of the resource that a key of the store belongs to.
+pub fn of_key(key: &[u8]) -> Option<(&str, &str)> {
+    let mut segments = std::str::from_utf8(key).ok()?.strip_prefix("/registry/")?.split('/');
+    let first = segments.next().filter(|first| !first.is_empty())?;
+    if first.contains('.') || PLAIN_GROUPS.contains(&first) {
+        return Some((first, segments.next()?));
+    }
+    Some(("", first))
+}
+
 /// A subresource of a [`Resource`], such as `status` or `binding`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subresource {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use apimachinery::{Status, trace};
 use futures::FutureExt;
@@ -87,6 +87,7 @@ struct Way {
     accepted: Accepted,
     labels: Labels,
     turn: Turn,
+    waited: Duration,
     record: Option<Arc<Record>>,
     audit_id: Option<String>,
 }
@@ -165,7 +166,8 @@ impl Server {
         if let Some(id) = way.audit_id.and_then(|id| HeaderValue::try_from(id).ok()) {
             response.headers_mut().insert(AUDIT_ID, id);
         }
-        self.metrics.answered(way.labels, response.status().as_u16(), started.elapsed());
+        let code = response.status().as_u16();
+        self.metrics.answered(way.labels, code, started.elapsed(), way.waited);
         if head {
             *response.body_mut() = Body::Empty;
         } else if compressible {
@@ -204,7 +206,10 @@ impl Server {
         ctx.warnings = way.warnings.clone();
         ctx.field_manager = user_agent_name(&parts);
         self.impersonate(&mut ctx, &parts)?;
-        match self.flow.enter(&ctx).await {
+        let began = Instant::now();
+        let entered = self.flow.enter(&ctx).await;
+        way.waited = began.elapsed();
+        match entered {
             Ok(turn) => way.turn = turn,
             Err(refusal) => return Ok(*refusal),
         }

@@ -22,6 +22,7 @@ use crate::authn::Authenticator;
 use crate::authz::Authorizer;
 use crate::bootstrap;
 use crate::custom;
+use crate::encryption::Encryption;
 use crate::flow::{self, Flow};
 use crate::health::Health;
 use crate::in_process::InProcess;
@@ -76,6 +77,8 @@ impl KubeletAddress {
 pub struct Config {
     /// Where objects are kept.
     pub store: Store,
+    /// Whether other servers may work on that store: then all have the same authority and keys.
+    pub shared: bool,
     /// `pki` lies below it.
     pub data_dir: PathBuf,
     /// Bound sockets to serve HTTPS on.
@@ -96,6 +99,8 @@ pub struct Config {
     pub access: Access,
     /// Parts of the control plane that are tasks of this process: `scheduler`, `controller-manager`.
     pub in_process: Vec<String>,
+    /// Adds what other parts of this process tell of themselves to the metrics.
+    pub metrics: Box<dyn FnOnce(&mut prometheus_client::registry::Registry) + Send>,
     /// Stops the server.
     pub shutdown: CancellationToken,
 }
@@ -109,6 +114,9 @@ pub enum Error {
     /// Keys and certificates cannot be had.
     #[error("cannot set up the cluster's certificates")]
     Pki(#[from] pki::Error),
+    /// The servers on one store cannot have the same keys.
+    #[error(transparent)]
+    Shared(#[from] pki::shared::Disagreement),
     /// A listening socket cannot be used.
     #[error("cannot listen")]
     Listen(#[source] std::io::Error),
@@ -140,18 +148,31 @@ impl ApiServer {
         let network = Network::parse(&config.service_cidr)
             .ok_or_else(|| Error::ServiceCidr { cidr: config.service_cidr.clone() })?;
         let service_ip = network.first();
-        let pki = Pki::load_or_create(&config.data_dir.join("pki"))?;
+        let access = &config.access;
+        let encryption = access
+            .encryption()?
+            .map(|configuration| Arc::new(Encryption::new(configuration, config.store.clone())));
+        let mut metrics = Metrics::default();
+        metrics.add(config.metrics);
+        let store = encryption.as_ref().map_or_else(|| config.store.clone(), Encryption::store);
+        let store = metrics.observe(store);
+        let keys = config.data_dir.join("pki");
+        if config.shared {
+            pki::shared::agree(&store, &keys).await?;
+        }
+        let pki = Pki::load_or_create(&keys)?;
         let registry = Registry::load(
-            config.store.clone(),
+            store,
             Served::builtin(),
             network,
             Webhooks::new(config.dial),
+            encryption,
         )
         .await?;
+        metrics.count(registry.caches());
         custom::controller::publish(&registry).await?;
         let mut tasks = JoinSet::new();
         tasks.spawn(registry.caches().clone().follow(config.shutdown.clone()));
-        let access = &config.access;
         let authorizer = Authorizer::with_chain(registry.clone(), access.authorization()?);
         let authenticator = Authenticator::new(
             pki.clone(),
@@ -159,7 +180,11 @@ impl ApiServer {
             access.static_tokens()?,
             access.authentication()?,
         );
-        let auditor = Auditor::open(&access.audit).map_err(access::Error::from)?.map(Arc::new);
+        let auditor = Auditor::open(&access.audit, &registry).map_err(access::Error::from)?;
+        let auditor = auditor.map(Arc::new);
+        if let Some(auditor) = &auditor {
+            tasks.spawn(auditor.clone().run(config.shutdown.clone()));
+        }
         let options = bootstrap::Options {
             service_cidr: config.service_cidr.clone(),
             service_ip,
@@ -186,7 +211,7 @@ impl ApiServer {
             registry,
             authenticator,
             authorizer,
-            metrics: Metrics::default(),
+            metrics,
             health: Health::default(),
             advertise: config.advertise.to_string(),
             jwks: pki.tokens().jwks(),
@@ -208,7 +233,8 @@ impl ApiServer {
         }
         tasks.spawn(custom::controller::run(server.registry.clone(), config.shutdown.clone()));
         tasks.spawn(type_check::run(server.registry.clone(), config.shutdown.clone()));
-        tasks.spawn(access::follow(server.clone(), config.shutdown.clone()));
+        let reload = config.access.encryption_reload;
+        tasks.spawn(access::follow(server.clone(), reload, config.shutdown.clone()));
         tasks.spawn(flow::run(flow, config.shutdown.clone()));
         tasks.spawn(aggregation::run(aggregator, config.shutdown.clone()));
         tasks.spawn(compact(config.store, config.shutdown));

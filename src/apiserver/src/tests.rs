@@ -49,9 +49,18 @@ impl Fixture {
         node_address: crate::NodeAddress,
         access: crate::Access,
     ) -> Self {
+        Self::try_start(store, node_address, access).await.expect("starts")
+    }
+
+    pub async fn try_start(
+        store: store::Store,
+        node_address: crate::NodeAddress,
+        access: crate::Access,
+    ) -> Result<Self, crate::Error> {
         let dir = tempfile::tempdir().expect("a directory");
         let api = ApiServer::start(Config {
             store,
+            shared: true,
             data_dir: dir.path().to_owned(),
             listen: Vec::new(),
             service_cidr: "10.43.0.0/16".into(),
@@ -62,12 +71,12 @@ impl Fixture {
             dial: crate::webhook::direct(),
             access,
             in_process: vec!["controller-manager".into()],
+            metrics: Box::new(|_| ()),
             shutdown: CancellationToken::new(),
         })
-        .await
-        .expect("starts");
+        .await?;
         let admin = api.as_user(UserInfo::new("kubernetes-admin", &["system:masters"]));
-        Self { api, admin, _dir: dir }
+        Ok(Self { api, admin, _dir: dir })
     }
 
     pub async fn send(&self, request: http::request::Builder, body: impl Into<Body>) -> Answer {
@@ -337,6 +346,7 @@ async fn two_servers_share_a_store() {
         Fixture::over(store.clone(), Arc::new(|_, _| None)),
         Fixture::over(store, Arc::new(|_, _| None)),
     );
+    assert_eq!(one.api.pki().ca_pem(), other.api.pki().ca_pem());
     let mut watch = other.watch(&format!("{MAPS}?watch=true&labelSelector=shared")).await;
     let mut map = config_map("a");
     map["metadata"]["labels"] = json!({"shared": ""});
@@ -364,4 +374,26 @@ async fn two_servers_share_a_store() {
         ports.insert(answer.body["spec"]["ports"][0]["nodePort"].to_string());
     }
     assert_eq!((addresses.len(), ports.len()), (40, 40));
+}
+
+#[tokio::test]
+async fn metrics_have_the_names_that_dashboards_look_for() {
+    let f = Fixture::new().await;
+    assert_eq!(f.post(MAPS, &config_map("a")).await.code, 201);
+    let text = f.get("/metrics").await.body.as_str().expect("text").to_owned();
+    for name in [
+        r#"apiserver_request_total{verb="POST",group="",version="v1",resource="configmaps""#,
+        "apiserver_request_duration_seconds_bucket{",
+        "apiserver_request_sli_duration_seconds_bucket{",
+        r#"etcd_request_duration_seconds_count{operation="create",group="",resource="configmaps"} "#,
+        r#"apiserver_resource_objects{group="",resource="configmaps"} "#,
+        r#"apiserver_storage_objects{resource="clusterroles.rbac.authorization.k8s.io"} "#,
+        "apiserver_current_inflight_requests{",
+        "process_resident_memory_bytes ",
+        "process_cpu_seconds_total ",
+        "process_start_time_seconds ",
+        "process_open_fds ",
+    ] {
+        assert!(text.contains(name), "{name} is not in {text}");
+    }
 }

@@ -46,6 +46,7 @@ mod volume_expand;
 mod volume_protection;
 
 pub use certificates::{Order, Sign};
+pub use queue::register as register_metrics;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -3,16 +3,20 @@
 //!
 //! Source of behaviour: `k8s.io/client-go/util/workqueue` (deduplication, exponential back-off per key).
 
+mod metrics;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::{DelayQueue, delay_queue};
+
+pub use metrics::register;
 
 /// First delay after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(5);
@@ -50,7 +54,9 @@ pub async fn run<K, F>(
 {
     let mut changes = std::pin::pin!(changes.fuse());
     let mut ready: VecDeque<K> = VecDeque::new();
-    let mut waiting: HashSet<K> = HashSet::new();
+    // Since when each waits.
+    let mut waiting: HashMap<K, Instant> = HashMap::new();
+    let measured = metrics::Queue::new(name);
     let mut busy: HashSet<K> = HashSet::new();
     let mut delayed: DelayQueue<K> = DelayQueue::new();
     // At most one later look at each key: the last outcome decides when.
@@ -62,10 +68,12 @@ pub async fn run<K, F>(
         while running.len() < WORKERS
             && let Some(key) = ready.pop_front()
         {
-            waiting.remove(&key);
+            if let Some(since) = waiting.remove(&key) {
+                measured.taken(since, waiting.len());
+            }
             busy.insert(key.clone());
-            let work = reconcile(key.clone());
-            running.push(async move { (key, work.await) });
+            let (work, began) = (reconcile(key.clone()), Instant::now());
+            running.push(async move { (key, work.await, began) });
         }
         let mut wanted = Vec::new();
         tokio::select! {
@@ -76,9 +84,10 @@ pub async fn run<K, F>(
                 timers.remove(&key);
                 wanted.push(key);
             }
-            Some((key, outcome)) = running.next(), if !running.is_empty() => {
+            Some((key, outcome, began)) = running.next(), if !running.is_empty() => {
+                measured.worked(began.elapsed());
                 busy.remove(&key);
-                if waiting.contains(&key) {
+                if waiting.contains_key(&key) {
                     ready.push_back(key.clone());
                 }
                 if let Some(timer) = timers.remove(&key) {
@@ -96,6 +105,7 @@ pub async fn run<K, F>(
                         let count = failures.entry(key.clone()).or_default();
                         tracing::debug!(controller = name, ?key, %error, "trying again");
                         *count += 1;
+                        measured.again();
                         Some(backoff(*count - 1))
                     }
                 };
@@ -105,7 +115,12 @@ pub async fn run<K, F>(
             }
         }
         for key in wanted {
-            if waiting.insert(key.clone()) && !busy.contains(&key) {
+            if waiting.contains_key(&key) {
+                continue;
+            }
+            waiting.insert(key.clone(), Instant::now());
+            measured.added(waiting.len());
+            if !busy.contains(&key) {
                 ready.push_back(key);
             }
         }
@@ -142,6 +157,32 @@ mod tests {
         })
         .await;
         assert_eq!(*seen.lock().unwrap(), ["bad", "good", "bad", "bad", "bad"]);
+    }
+
+    #[tokio::test]
+    async fn queues_are_measured() {
+        let stop = CancellationToken::new();
+        let changes =
+            futures::stream::iter([vec!["a", "b", "a"]]).chain(futures::stream::pending());
+        let (end, done) = (stop.clone(), Arc::new(AtomicU32::new(0)));
+        run("measured", changes, stop, move |_| {
+            if done.fetch_add(1, Ordering::Relaxed) == 1 {
+                end.cancel();
+            }
+            Box::pin(async { Ok(Next::Done) })
+        })
+        .await;
+        let mut registry = prometheus_client::registry::Registry::default();
+        register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"workqueue_adds_total{name="measured"} 2"#,
+            r#"workqueue_depth{name="measured"} 0"#,
+            r#"workqueue_queue_duration_seconds_count{name="measured"} 2"#,
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 
     #[test]

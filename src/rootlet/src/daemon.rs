@@ -124,8 +124,15 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
         node: SocketAddr::new(plan.node, port),
         host: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
     };
-    let forwards: Vec<_> =
+    let mut forwards: Vec<_> =
         [Some(api_port), kubelet_port].into_iter().flatten().map(forward).collect();
+    if settings.store.is_some() && api_port != API_PORT {
+        // Servers on one store say the same of where the API is; on each node that leads to its own one.
+        forwards.push(netns::Forward {
+            node: SocketAddr::new(plan.node, API_PORT),
+            host: SocketAddr::from((Ipv4Addr::LOCALHOST, api_port)),
+        });
+    }
     network.set_forwards(forwards.clone()).await.context("cannot lead pods to the API server")?;
 
     let (server, store) =
@@ -449,10 +456,13 @@ async fn start_api(
             .context("cannot open the store")?
     };
     let own = settings.paths.context();
+    let shared = settings.store.is_some();
+    let port = if shared { API_PORT } else { listener.local_addr()?.port() };
     let server = ApiServer::start(apiserver::Config {
         store: store.clone(),
+        shared,
         data_dir: settings.paths.data.clone(),
-        advertise: SocketAddr::new(plan.node, listener.local_addr()?.port()),
+        advertise: SocketAddr::new(plan.node, port),
         listen: vec![listener],
         service_cidr: plan.services.clone(),
         cluster_domain: DOMAIN.into(),
@@ -472,6 +482,7 @@ async fn start_api(
             .filter(|component| settings.runs(*component))
             .filter_map(|component| Some(component.to_possible_value()?.get_name().to_owned()))
             .collect(),
+        metrics: Box::new(controllers::register_metrics),
         shutdown: shutdown.clone(),
     })
     .await
@@ -485,13 +496,43 @@ fn access(files: &cli::access::Access) -> apiserver::Access {
         tokens: files.token_auth_file.clone(),
         authentication: files.authentication_config.clone(),
         authorization: files.authorization_config.clone(),
+        modes: apiserver::Modes {
+            modes: files.authorization_mode.clone(),
+            policy_file: files.authorization_policy_file.clone(),
+            webhook_config_file: files.authorization_webhook_config_file.clone(),
+            webhook_authorized_ttl: files.authorization_webhook_cache_authorized_ttl.clone(),
+            webhook_unauthorized_ttl: files.authorization_webhook_cache_unauthorized_ttl.clone(),
+        },
+        encryption: files.encryption_provider_config.clone(),
+        encryption_reload: files.encryption_provider_config_automatic_reload.unwrap_or_default(),
         audit: apiserver::AuditOptions {
             policy: files.audit_policy_file.clone(),
             path: files.audit_log_path.clone(),
             max_age_days: files.audit_log_maxage.unwrap_or_default(),
             max_backups: files.audit_log_maxbackup.unwrap_or_default(),
             max_size_megabytes: files.audit_log_maxsize.unwrap_or_default(),
+            compress: files.audit_log_compress.unwrap_or_default(),
+            webhook: files.audit_webhook_config_file.clone().map(|file| audit_webhook(file, files)),
         },
+    }
+}
+
+fn audit_webhook(
+    config_file: PathBuf,
+    files: &cli::access::Access,
+) -> apiserver::AuditWebhookOptions {
+    let usual = apiserver::AuditWebhookOptions::new(config_file);
+    let seconds = |given: Option<u64>, usual| given.map_or(usual, Duration::from_secs);
+    apiserver::AuditWebhookOptions {
+        mode: match files.audit_webhook_mode.as_deref() {
+            Some("blocking") => apiserver::AuditWebhookMode::Blocking,
+            _ => apiserver::AuditWebhookMode::Batch,
+        },
+        buffer_size: files.audit_webhook_batch_buffer_size.unwrap_or(usual.buffer_size),
+        max_size: files.audit_webhook_batch_max_size.unwrap_or(usual.max_size).max(1),
+        max_wait: seconds(files.audit_webhook_batch_max_wait, usual.max_wait),
+        initial_backoff: seconds(files.audit_webhook_initial_backoff, usual.initial_backoff),
+        ..usual
     }
 }
 

@@ -79,6 +79,14 @@ pub enum Error {
         /// What they said.
         detail: String,
     },
+    /// A value cannot be encrypted, or not be decrypted.
+    #[error("the value of {key} cannot be read or written: {detail}")]
+    Unreadable {
+        /// The key.
+        key: String,
+        /// Why.
+        detail: String,
+    },
     /// Reading or writing failed. A write that fails like this did not happen.
     #[error("could not {operation} {}", path.display())]
     Io {
@@ -115,6 +123,9 @@ impl Error {
             Self::Locked { path } => Self::Locked { path: path.clone() },
             Self::Closed => Self::Closed,
             Self::Address { address } => Self::Address { address: address.clone() },
+            Self::Unreadable { key, detail } => {
+                Self::Unreadable { key: key.clone(), detail: detail.clone() }
+            }
             Self::Remote { operation, address, detail } => {
                 Self::Remote { operation, address: address.clone(), detail: detail.clone() }
             }

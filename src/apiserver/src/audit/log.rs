@@ -9,11 +9,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::Value;
 
 use super::{Error, Options};
 
 const DEFAULT_MEGABYTES: u64 = 100;
+/// What compressed files end in.
+const COMPRESSED: &str = ".gz";
 
 /// An open log.
 pub struct Log {
@@ -21,6 +25,7 @@ pub struct Log {
     limit: u64,
     max_age: Option<Duration>,
     max_backups: usize,
+    compress: bool,
     open: Mutex<Option<(File, u64)>>,
 }
 
@@ -37,6 +42,7 @@ impl Log {
             limit: megabytes << 20,
             max_age: (days > 0).then(|| Duration::from_secs(days * 24 * 60 * 60)),
             max_backups: options.max_backups,
+            compress: options.compress,
             open: Mutex::new(None),
         };
         if !log.is_standard_output() {
@@ -79,8 +85,17 @@ impl Log {
         }
         if open.as_ref().is_some_and(|(_, size)| size + line.len() as u64 > self.limit) {
             *open = None;
-            fs::rename(&self.path, self.aside())?;
+            let aside = self.aside();
+            fs::rename(&self.path, &aside)?;
             self.forget();
+            if self.compress {
+                std::thread::spawn(move || {
+                    if let Err(error) = compress(&aside) {
+                        let path = aside.display();
+                        tracing::warn!(%path, %error, "cannot compress an old audit log");
+                    }
+                });
+            }
         }
         if open.is_none() {
             *open = Some(self.append()?);
@@ -117,6 +132,7 @@ impl Log {
             .filter(|path| {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 name.strip_prefix(&prefix)
+                    .map(|rest| rest.strip_suffix(COMPRESSED).unwrap_or(rest))
                     .and_then(|rest| rest.strip_suffix(&extension))
                     .is_some_and(|time| time.starts_with(|c: char| c.is_ascii_digit()))
             })
@@ -134,6 +150,19 @@ impl Log {
                 tracing::warn!(path = %path.display(), %error, "cannot remove an old audit log");
             }
         }
+    }
+}
+
+/// Puts the compressed file in the place of the plain one, which is there until the other is whole.
+fn compress(plain: &Path) -> std::io::Result<()> {
+    let mut name = plain.as_os_str().to_owned();
+    name.push(COMPRESSED);
+    let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).clone();
+    let mut out = GzEncoder::new(options.open(&name)?, Compression::default());
+    let done = std::io::copy(&mut File::open(plain)?, &mut out).and_then(|_| out.finish());
+    match done {
+        Ok(file) => file.sync_all().and_then(|()| fs::remove_file(plain)),
+        Err(error) => fs::remove_file(&name).and(Err(error)),
     }
 }
 
@@ -165,5 +194,23 @@ mod tests {
         assert_eq!(files.last().map(String::as_str), Some("audit.log"));
         let last = fs::read_to_string(&path).expect("text");
         assert!(last.contains("\"number\":7") && last.lines().count() == 1, "{last}");
+    }
+
+    #[test]
+    fn files_that_are_put_aside_are_compressed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let plain = dir.path().join("audit-2026-01-31T12-00-00.000.log");
+        fs::write(&plain, "{}\n".repeat(100)).expect("written");
+        compress(&plain).expect("compressed");
+        assert!(!plain.exists());
+        let packed = File::open(dir.path().join("audit-2026-01-31T12-00-00.000.log.gz"));
+        let unpacked = std::io::read_to_string(flate2::read::GzDecoder::new(packed.expect("it")));
+        assert_eq!(unpacked.expect("text"), "{}\n".repeat(100));
+        // They count among the old ones.
+        let options = Options { max_backups: 1, ..Options::default() };
+        let log = Log::open(&dir.path().join("audit.log"), &options).expect("a log");
+        fs::write(dir.path().join("audit-2026-02-01T12-00-00.000.log"), "").expect("written");
+        log.forget();
+        assert!(!dir.path().join("audit-2026-01-31T12-00-00.000.log.gz").exists());
     }
 }

@@ -8,6 +8,7 @@ mod log;
 mod policy;
 #[cfg(test)]
 mod tests;
+mod webhook;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,13 +18,17 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::attributes::{RequestContext, UserInfo};
 use crate::authz::Decision;
 use crate::body::{Body, Response};
+use crate::registry::Registry;
 
 pub use log::Log;
 pub use policy::{Level, Policy, Stage};
+use webhook::Webhook;
+pub use webhook::{Mode as WebhookMode, Options as WebhookOptions};
 
 /// Where the log is written, and how its files are kept.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +43,10 @@ pub struct Options {
     pub max_backups: usize,
     /// A file that would grow beyond so many megabytes is put aside; 0 stands for 100.
     pub max_size_megabytes: u64,
+    /// Whether files that are put aside are compressed.
+    pub compress: bool,
+    /// Another server that is told (`--audit-webhook-…`).
+    pub webhook: Option<WebhookOptions>,
 }
 
 /// What cannot be set up.
@@ -54,6 +63,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The other server's kubeconfig cannot be used.
+    #[error("--audit-webhook-config-file: {0}")]
+    Webhook(String),
     /// The policy is not one.
     #[error("{path} is not an audit policy: {problem}", path = path.display())]
     Policy {
@@ -67,13 +79,17 @@ pub enum Error {
 /// Records requests by a policy.
 pub struct Auditor {
     policy: Policy,
-    log: Log,
+    log: Option<Log>,
+    webhook: Option<Webhook>,
 }
 
 impl Auditor {
-    /// The auditor that `options` describe; nobody when they name no log or no policy.
-    pub fn open(options: &Options) -> Result<Option<Self>, Error> {
-        let (Some(policy), Some(path)) = (&options.policy, &options.path) else { return Ok(None) };
+    /// The auditor that `options` describe; nobody when they name no policy, or nobody to tell.
+    pub fn open(options: &Options, registry: &Registry) -> Result<Option<Self>, Error> {
+        let Some(policy) = &options.policy else { return Ok(None) };
+        if options.path.is_none() && options.webhook.is_none() {
+            return Ok(None);
+        }
         let text = std::fs::read_to_string(policy).map_err(|source| Error::Io {
             action: "read",
             path: policy.clone(),
@@ -81,7 +97,27 @@ impl Auditor {
         })?;
         let parsed = Policy::parse(&text)
             .map_err(|problem| Error::Policy { path: policy.clone(), problem })?;
-        Ok(Some(Self { policy: parsed, log: Log::open(path, options)? }))
+        let log = options.path.as_ref().map(|path| Log::open(path, options)).transpose()?;
+        let webhook = options.webhook.as_ref();
+        let webhook = webhook.map(|webhook| Webhook::open(webhook, registry)).transpose();
+        let webhook = webhook.map_err(Error::Webhook)?;
+        Ok(Some(Self { policy: parsed, log, webhook }))
+    }
+
+    /// Tells the other server, if there is one, until `shutdown`.
+    pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
+        if let Some(webhook) = &self.webhook {
+            webhook.run(shutdown).await;
+        }
+    }
+
+    fn write(&self, event: Value) {
+        if let Some(log) = &self.log {
+            log.write(&event);
+        }
+        if let Some(webhook) = &self.webhook {
+            webhook.write(event);
+        }
     }
 
     /// Begins the record of a request, if the policy wants one.
@@ -189,7 +225,7 @@ impl Record {
         let state = self.state();
         let event = event::complete(self, &state, stage, code);
         drop(state);
-        self.auditor.log.write(&event);
+        self.auditor.write(event);
     }
 
     /// Writes the end of the request: at once, or when its stream ends.

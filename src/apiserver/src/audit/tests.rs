@@ -119,3 +119,58 @@ async fn requests_are_logged_with_their_objects() {
     assert!(made["responseObject"]["metadata"].get("managedFields").is_none());
     assert_eq!(events[1]["responseStatus"]["reason"], "AlreadyExists");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_is_told_many_events_at_once() {
+    use base64::Engine as _;
+
+    use crate::tests::https;
+    use crate::zero::Zero;
+
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let (port, ca) = https::serve(None, move |parts, body| {
+        let list: Value = serde_json::from_slice(body).expect("a list");
+        assert_eq!(parts.uri.path(), "/audit");
+        tell.send(list).expect("somebody listens");
+        json!({})
+    })
+    .await;
+    let dir = tempfile::tempdir().expect("a folder");
+    let ca = base64::engine::general_purpose::STANDARD.encode(ca);
+    let kubeconfig = dir.path().join("webhook.kubeconfig");
+    let text = format!(
+        "apiVersion: v1\nkind: Config\nclusters: [{{name: c, cluster: {{server: 'https://localhost:{port}/audit', certificate-authority-data: {ca}}}}}]\nusers: [{{name: u, user: {{}}}}]\ncontexts: [{{name: x, context: {{cluster: c, user: u}}}}]\ncurrent-context: x\n"
+    );
+    std::fs::write(&kubeconfig, text).expect("written");
+    let policy = dir.path().join("policy.yaml");
+    std::fs::write(&policy, POLICY).expect("written");
+    let webhook = WebhookOptions {
+        max_wait: std::time::Duration::from_millis(200),
+        ..WebhookOptions::new(kubeconfig)
+    };
+    let audit = Options { policy: Some(policy), webhook: Some(webhook), ..Options::default() };
+    let f = Fixture::with_access(crate::Access { audit, ..crate::Access::default() }).await;
+    let names = ["a", "b", "c"];
+    let mut seen = Vec::new();
+    let mut requests = 0;
+    for name in names {
+        f.post("/api/v1/namespaces/default/configmaps", &config_map(name)).await;
+    }
+    // What waits when the server stops is told as well.
+    f.api.shutdown().await;
+    while let Ok(list) = told.try_recv() {
+        assert_eq!(
+            (&list["kind"], &list["apiVersion"]),
+            (&json!("EventList"), &json!("audit.k8s.io/v1"))
+        );
+        requests += 1;
+        for event in list["items"].items() {
+            assert_eq!(event["stage"], "ResponseComplete");
+            seen.push(event["objectRef"]["name"].text().to_owned());
+        }
+    }
+    assert!(requests <= 2, "{requests}");
+    for name in names {
+        assert!(seen.iter().any(|seen| seen == name), "{name} of {seen:?}");
+    }
+}

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::abac::Abac;
 use super::webhook::Webhook;
 use crate::zero::Zero;
 
@@ -15,6 +16,8 @@ pub enum Link {
     Node,
     /// Roles and bindings.
     Rbac,
+    /// Policies of a file, where flags and not a configuration name the authorisers.
+    Abac(Abac),
     /// Everybody, everything.
     AlwaysAllow,
     /// Nobody, nothing.
@@ -43,10 +46,11 @@ pub fn may_replace(old: &[Link], new: &[Link]) -> Result<(), String> {
 
 impl Link {
     /// Its type, as the file has it.
-    fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Node => "Node",
             Self::Rbac => "RBAC",
+            Self::Abac(_) => "ABAC",
             Self::AlwaysAllow => "AlwaysAllow",
             Self::AlwaysDeny => "AlwaysDeny",
             Self::Webhook(_) => "Webhook",

@@ -106,3 +106,89 @@ impl Flow {
         Err(Box::new(response))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::attributes::UserInfo;
+
+    fn flow() -> Flow {
+        let flow = Flow::new(Registry::default());
+        let of = |plural: &str| -> Vec<Value> {
+            let objects = objects::all().into_iter().filter(|(kind, _)| *kind == plural);
+            objects
+                .map(|(_, mut object)| {
+                    object["metadata"]["uid"] = object["metadata"]["name"].clone();
+                    object
+                })
+                .collect()
+        };
+        let (schemas, levels) = (of(SCHEMAS), of(LEVELS));
+        flow.levels.configure(&levels);
+        *flow.schemas.write().expect("no panic") = Arc::new(Schemas::new(&schemas, &levels));
+        flow
+    }
+
+    fn ctx(user: &str, group: &str, verb: &'static str, plural: &str) -> RequestContext {
+        RequestContext {
+            user: Arc::new(UserInfo::new(user, &[group])),
+            verb,
+            plural: plural.into(),
+            ..RequestContext::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_holds_up_neither_kubelets_nor_controllers() {
+        let flow = flow();
+        let flooding = ctx("eve", "system:authenticated", "list", "pods");
+        // As many as run at once, and as many again that wait.
+        let (mut running, mut waiting) = (Vec::new(), Vec::new());
+        while waiting.len() < 200 {
+            let mut turn = Box::pin(flow.enter(&flooding));
+            match (&mut turn).now_or_never() {
+                Some(Ok(turn)) => running.push(turn),
+                Some(Err(_)) => break,
+                None => waiting.push(turn),
+            }
+        }
+        assert!(!running.is_empty() && !waiting.is_empty());
+        let node = "system:node:a";
+        let mut others = Vec::new();
+        for (user, group, verb, plural) in [
+            (node, "system:nodes", "list", "pods"),
+            (node, "system:nodes", "update", "nodes"),
+            ("system:kube-scheduler", "system:authenticated", "list", "pods"),
+            ("system:kube-controller-manager", "system:authenticated", "list", "pods"),
+            ("system:serviceaccount:a:b", "system:serviceaccounts", "get", "pods"),
+            ("admin", "system:masters", "list", "pods"),
+        ] {
+            let ctx = ctx(user, group, verb, plural);
+            let turn = flow.enter(&ctx).now_or_never();
+            let Some(Ok(turn)) = turn else { panic!("{user} waits behind the flood") };
+            others.push(turn);
+        }
+        // Somebody else of the flooded level is served before most of the flood.
+        let quiet = ctx("jane", "system:authenticated", "list", "pods");
+        let mut quiet = Box::pin(flow.enter(&quiet));
+        let mut freed = 0;
+        while (&mut quiet).now_or_never().is_none() {
+            assert!(freed < 20, "it waits behind the flood");
+            drop(running.pop());
+            freed += 1;
+            // Those of the flood whose turn it is begin to run.
+            let mut still = Vec::new();
+            for mut turn in waiting {
+                match (&mut turn).now_or_never() {
+                    Some(Ok(turn)) => running.push(turn),
+                    Some(Err(_)) => {}
+                    None => still.push(turn),
+                }
+            }
+            waiting = still;
+        }
+    }
+}

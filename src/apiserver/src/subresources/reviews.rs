@@ -219,7 +219,7 @@ fn rules_review(call: &Call, review: &Value) -> Result<Value, Status> {
     if namespace.is_empty() {
         return Err(Status::bad_request("no namespace on request"));
     }
-    let (rules, errors) = call.server.authorizer.rbac().rules_for(&call.ctx.user, namespace);
+    let (rules, errors) = call.server.authorizer.rules_for(&call.ctx.user, namespace);
     let (mut resources, mut paths) = (Vec::new(), Vec::new());
     for rule in rules {
         if !rule.resources.is_empty() {

@@ -16,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::body::Body;
 
-/// Answers requests with what `answer` makes of them, as `localhost` and `api.default.svc`; asks for
+/// Answers requests with what `answer` makes of them, JSON or a text, as `localhost` and `api.default.svc`; asks for
 /// client certificates of `client_ca` if given. Returns its port and its certificate.
 pub async fn serve<F>(client_ca: Option<&str>, answer: F) -> (u16, String)
 where
@@ -59,7 +59,11 @@ where
                     async move {
                         let (parts, body) = request.into_parts();
                         let body = body.collect().await.expect("a body").to_bytes();
-                        let text = answer(&parts, &body).to_string();
+                        // A text is sent as it is.
+                        let text = match answer(&parts, &body) {
+                            Value::String(text) => text,
+                            other => other.to_string(),
+                        };
                         Ok::<_, Infallible>(http::Response::new(Body::from(text)))
                     }
                 });

@@ -3,42 +3,35 @@
 //! Source: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/#openid-connect-tokens>
 //! and `k8s.io/apiserver/plugin/pkg/authenticator/token/oidc`.
 
+mod discovered;
 mod keys;
 mod mapping;
 #[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 
 use crate::attributes::UserInfo;
-use crate::body::Body;
 use crate::pki::tls::Bundle;
 use crate::registry::Registry;
-use crate::webhook::{Target, client_config};
 use crate::zero::Zero;
 
-use keys::Key;
+use discovered::Discovered;
 use mapping::{Mapping, Rule, Source};
 
-const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
-/// Unknown keys make the set be fetched again, but not more often than this.
-const REFETCH_AFTER: Duration = Duration::from_secs(10);
-/// Keys that an issuer takes back are forgotten within this time.
-const KEEP: Duration = Duration::from_mins(10);
+/// Issuers of distributed claims whose keys are remembered.
+const DISTRIBUTORS_MAX: usize = 16;
 
 /// One entry of `jwt`.
 pub struct Issuer {
-    url: String,
-    discovery: String,
+    discovered: Discovered,
     audiences: Vec<String>,
-    trust: Arc<Bundle>,
     mapping: Mapping,
-    keys: Mutex<Option<(Instant, Arc<[Key]>)>>,
+    distributors: Mutex<Vec<Arc<Discovered>>>,
 }
 
 impl Issuer {
@@ -48,13 +41,13 @@ impl Issuer {
         let url = issuer["url"].text();
         https(url, &format!("{path}.issuer.url"))?;
         let discovery = match issuer["discoveryURL"].text() {
-            "" => format!("{}/.well-known/openid-configuration", url.trim_end_matches('/')),
+            "" => None,
             other => {
                 https(other, &format!("{path}.issuer.discoveryURL"))?;
                 if other.trim_end_matches('/') == url.trim_end_matches('/') {
                     return Err(format!("{path}.issuer.discoveryURL: must be different from URL"));
                 }
-                other.to_owned()
+                Some(other)
             }
         };
         let audiences: Vec<String> = issuer["audiences"].texts().map(str::to_owned).collect();
@@ -72,18 +65,16 @@ impl Issuer {
                 .map_err(|error| format!("{path}.issuer.certificateAuthority: {error}"))?,
         };
         Ok(Self {
-            url: url.to_owned(),
-            discovery,
+            discovered: Discovered::new(url, discovery, Arc::new(trust)),
             audiences,
-            trust: Arc::new(trust),
             mapping: mapping_of(entry, path)?,
-            keys: Mutex::new(None),
+            distributors: Mutex::default(),
         })
     }
 
     /// Its name.
     pub fn url(&self) -> &str {
-        &self.url
+        &self.discovered.url
     }
 
     /// The user whose token it is and the audiences that it shares with `wanted`; nothing when another
@@ -95,14 +86,20 @@ impl Issuer {
         now: i64,
     ) -> Result<Option<UserInfo>, String> {
         let Some((header, claims)) = parts(token) else { return Ok(None) };
-        if claims["iss"] != self.url.as_str() {
+        if claims["iss"] != self.url() {
             return Ok(None);
         }
-        self.verify(registry, token, &header).await.map_err(|e| format!("oidc: {e}"))?;
-        self.judge(&claims, now).map(Some).map_err(|error| format!("oidc: {error}"))
+        let user = async {
+            self.discovered.verify(registry, token, &header).await?;
+            self.check(&claims, now)?;
+            let claims = self.resolved(registry, claims, now).await?;
+            self.mapping.user(&claims)
+        };
+        user.await.map(Some).map_err(|error| format!("oidc: {error}"))
     }
 
-    fn judge(&self, claims: &Value, now: i64) -> Result<UserInfo, String> {
+    /// Whether claims are for this cluster, now.
+    fn check(&self, claims: &Value, now: i64) -> Result<(), String> {
         let audiences: Vec<&str> = match &claims["aud"] {
             Value::String(one) => vec![one.as_str()],
             many => many.texts().collect(),
@@ -125,63 +122,56 @@ impl Issuer {
         if seconds("nbf").is_some_and(|begin| begin > now + 300) {
             return Err("verify token: oidc: current time is before the nbf time".into());
         }
-        self.mapping.user(claims)
+        Ok(())
     }
 
-    async fn verify(&self, registry: &Registry, token: &str, header: &Value) -> Result<(), String> {
-        let (signed, signature) = token.rsplit_once('.').ok_or("malformed token")?;
-        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|error| error.to_string())?;
-        let (id, algorithm) = (header["kid"].text(), header["alg"].text());
-        let matches = |keys: &[Key]| {
-            keys.iter()
-                .filter(|key| id.is_empty() || key.id.is_empty() || key.id == id)
-                .any(|key| key.verifies(algorithm, signed.as_bytes(), &signature))
-        };
-        let known = self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let age = known.as_ref().map(|(at, _)| at.elapsed());
-        if age.is_some_and(|age| age < KEEP)
-            && let Some((_, keys)) = &known
-            && matches(keys)
-        {
-            return Ok(());
+    /// The claims with the groups that another server tells, where the token says only where to ask.
+    ///
+    /// Source: OpenID Connect Core 1.0, section 5.6.2.
+    async fn resolved(
+        &self,
+        registry: &Registry,
+        mut claims: Value,
+        now: i64,
+    ) -> Result<Value, String> {
+        let Some(Source::Claim(name, _)) = &self.mapping.groups else { return Ok(claims) };
+        let source = claims["_claim_names"][name.as_str()].text();
+        if claims.get(name).is_some() || source.is_empty() {
+            return Ok(claims);
         }
-        if age.is_none_or(|age| age >= REFETCH_AFTER) {
-            let keys: Arc<[Key]> = self.fetch_keys(registry).await?.into();
-            let found = matches(&keys);
-            *self.keys.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((Instant::now(), keys));
-            if found {
-                return Ok(());
-            }
+        let endpoint = &claims["_claim_sources"][source];
+        let url = endpoint["endpoint"].text();
+        if url.is_empty() {
+            return Err(format!("_claim_sources: no source {source:?} for the claim {name:?}"));
         }
-        Err("verify token: failed to verify signature: failed to verify id token signature".into())
+        let access = endpoint["access_token"].text();
+        let answer = self.discovered.fetch(registry, url, access).await?;
+        let token = std::str::from_utf8(&answer).map_err(|error| error.to_string())?.trim();
+        let (header, told) =
+            parts(token).ok_or_else(|| format!("{url}: the answer is no token"))?;
+        let issuer = told["iss"].text();
+        https(issuer, "iss")?;
+        self.distributor(issuer).verify(registry, token, &header).await?;
+        self.check(&told, now)?;
+        let groups = told.get(name).cloned();
+        let groups = groups.ok_or_else(|| format!("{url}: the token has no claim {name:?}"))?;
+        claims[name.as_str()] = groups;
+        Ok(claims)
     }
 
-    async fn fetch_keys(&self, registry: &Registry) -> Result<Vec<Key>, String> {
-        let document = self.fetch(registry, &self.discovery).await?;
-        if document["issuer"] != self.url.as_str() {
-            return Err(format!(
-                "issuer did not match the issuer returned by provider, expected {:?} got {}",
-                self.url, document["issuer"]
-            ));
+    /// The issuer of a claim that is told elsewhere.
+    fn distributor(&self, url: &str) -> Arc<Discovered> {
+        let mut known = self.distributors.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.iter().find(|found| found.url == url) {
+            return found.clone();
         }
-        let set = self.fetch(registry, document["jwks_uri"].text()).await?;
-        Ok(Key::parse_all(&set))
-    }
-
-    async fn fetch(&self, registry: &Registry, url: &str) -> Result<Value, String> {
-        let target = Target::of_url(url).map_err(|error| error.to_string())?;
-        let tls = client_config(self.trust.clone()).map_err(|error| error.to_string())?;
-        let request = http::Request::get("/").header(http::header::ACCEPT, "application/json");
-        let (code, bytes) = registry
-            .webhooks()
-            .send(&target, tls, request, Body::Empty, FETCH_TIMEOUT)
-            .await
-            .map_err(|error| error.to_string())?;
-        if !code.is_success() {
-            return Err(format!("{url}: {code}"));
+        // Tokens of the issuer name these; still they shall not fill the memory.
+        if known.len() >= DISTRIBUTORS_MAX {
+            known.clear();
         }
-        serde_json::from_slice(&bytes).map_err(|error| format!("{url}: {error}"))
+        let found = Arc::new(Discovered::new(url, None, self.discovered.trust.clone()));
+        known.push(found.clone());
+        found
     }
 }
 

@@ -138,3 +138,46 @@ async fn tokens_of_an_issuer_become_users() {
     let status = f.post("/apis/authentication.k8s.io/v1/tokenreviews", &body).await.body;
     assert!(status["status"]["error"].text().contains("failed to verify"), "{status}");
 }
+
+#[tokio::test]
+async fn groups_may_be_told_elsewhere() {
+    let provider = Provider::start().await;
+    // Whoever keeps the groups signs with the same key here, and is trusted by the same authority.
+    let groups = provider.token(&json!({"roles": ["dev", "ops"]}));
+    let short = provider.token(&json!({"roles": ["dev"], "exp": 5}));
+    let (port, ca) = https::serve(None, move |request, _| {
+        let path = request.uri.path();
+        match (path, request.headers.get("authorization").and_then(|v| v.to_str().ok())) {
+            ("/groups", Some("Bearer secret")) => groups.clone().into(),
+            ("/expired", _) => short.clone().into(),
+            _ => json!({}),
+        }
+    })
+    .await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("authentication.yaml");
+    let rules = r#"
+  claimMappings:
+    username: {claim: sub, prefix: ""}
+    groups: {claim: roles, prefix: ""}
+"#;
+    let both = format!("{}\n{ca}", provider.ca);
+    let configuration = Provider { ca: both, ..provider };
+    std::fs::write(&file, configuration.configuration(rules)).expect("written");
+    let provider = configuration;
+    let access = crate::Access { authentication: Some(file), ..crate::Access::default() };
+    let f = Fixture::with_access(access).await;
+    let review = async |path: &str| {
+        let claims = json!({"sub": "jane", "_claim_names": {"roles": "elsewhere"},
+            "_claim_sources": {"elsewhere": {
+                "endpoint": format!("https://localhost:{port}{path}"), "access_token": "secret"}}});
+        let body = json!({"spec": {"token": provider.token(&claims)}});
+        f.post("/apis/authentication.k8s.io/v1/tokenreviews", &body).await.body["status"].clone()
+    };
+    let status = review("/groups").await;
+    assert_eq!(status["user"]["groups"], json!(["dev", "ops", "system:authenticated"]), "{status}");
+    for (path, want) in [("/expired", "token is expired"), ("/other", "the answer is no token")] {
+        let status = review(path).await;
+        assert!(status["error"].text().contains(want), "{status}");
+    }
+}
