@@ -29,7 +29,15 @@ pub fn doctor(arguments: &cli::args::Doctor) -> anyhow::Result<ExitCode> {
 /// Everything there is to look at on this machine.
 fn checks() -> Vec<Check> {
     let user = user();
-    let mut checks = vec![user_namespaces(&user), subordinate_ids(&user), newuidmap()];
+    let problem = try_role(&["probe-namespaces"]).err();
+    let refused = problem.as_deref().filter(|problem| {
+        ["newuidmap refused", "newgidmap refused"].iter().any(|blame| problem.contains(blame))
+    });
+    let mut checks = vec![
+        user_namespaces(&user, problem.is_none() || refused.is_some()),
+        subordinate_ids(&user),
+        newuidmap(refused),
+    ];
     checks.extend(probe());
     checks.push(cgroups(&user));
     checks.extend([inotify(), low_ports(), ping()]);
@@ -45,7 +53,7 @@ fn number(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-fn user_namespaces(user: &str) -> Check {
+fn user_namespaces(user: &str, possible: bool) -> Check {
     const NAME: &str = "user namespaces";
     if userns::is_root() {
         return Check::ok(NAME, "not needed: running as root");
@@ -66,10 +74,10 @@ fn user_namespaces(user: &str) -> Check {
              sudo sysctl --system",
         );
     }
-    let restricted = number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1);
-    if try_role(&["probe-namespaces"]).is_ok() {
+    if possible {
         return Check::ok(NAME, format!("user {user} can make them"));
     }
+    let restricted = number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1);
     if restricted {
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/rootlet"));
         return Check::broken(
@@ -126,10 +134,20 @@ fn give_ids(user: &str, uid: u32, given: &str) -> String {
     }
 }
 
-fn newuidmap() -> Check {
+fn newuidmap(refused: Option<&str>) -> Check {
     const NAME: &str = "newuidmap";
     if userns::is_root() {
         return Check::ok(NAME, "not needed: running as root");
+    }
+    if let Some(problem) = refused {
+        return Check::broken(
+            NAME,
+            problem,
+            "in a container that is not privileged, where setuid does not suffice, as its root:\n\
+             chmod u-s /usr/bin/newuidmap /usr/bin/newgidmap\n\
+             setcap cap_setuid+ep /usr/bin/newuidmap\n\
+             setcap cap_setgid+ep /usr/bin/newgidmap",
+        );
     }
     let missing: Vec<&str> =
         ["newuidmap", "newgidmap"].into_iter().filter(|program| !on_path(program)).collect();

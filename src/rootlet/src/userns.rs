@@ -50,15 +50,33 @@ pub fn first_free(text: &str) -> u32 {
 }
 
 fn parse_subordinate(text: &str, uid: u32, name: Option<&str>) -> Vec<Range> {
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.trim().split(':');
-            let owner = fields.next()?;
-            let range =
-                Range { start: fields.next()?.parse().ok()?, count: fields.next()?.parse().ok()? };
-            (Some(owner) == name || owner.parse() == Ok(uid)).then_some(range)
-        })
-        .collect()
+    let ranges = text.lines().filter_map(|line| {
+        let mut fields = line.trim().split(':');
+        let owner = fields.next()?;
+        let range =
+            Range { start: fields.next()?.parse().ok()?, count: fields.next()?.parse().ok()? };
+        (Some(owner) == name || owner.parse() == Ok(uid)).then_some(range)
+    });
+    // The kernel takes no id twice, but files have lines twice.
+    ranges.fold(Vec::new(), |mut known, range| {
+        let new = known.iter().fold(vec![range], |parts, taken| without(parts, *taken));
+        known.extend(new);
+        known
+    })
+}
+
+/// What of `parts` is not in `taken`.
+fn without(parts: Vec<Range>, taken: Range) -> Vec<Range> {
+    let pieces = parts.into_iter().flat_map(|part| {
+        let (start, end) = (u64::from(part.start), u64::from(part.start) + u64::from(part.count));
+        let from = u64::from(taken.start);
+        let to = from + u64::from(taken.count);
+        [(start, end.min(from)), (start.max(to), end)]
+    });
+    let pieces = pieces.filter(|(start, end)| start < end).filter_map(|(start, end)| {
+        Some(Range { start: start.try_into().ok()?, count: (end - start).try_into().ok()? })
+    });
+    pieces.collect()
 }
 
 /// Whether this process may do without a user namespace of its own: it is root with full privileges.
@@ -235,7 +253,7 @@ fn map_subordinate(pid: u32) -> anyhow::Result<bool> {
         };
         if !output.status.success() {
             bail!(
-                "{program} refused: {}; check {file} and that {program} is setuid root",
+                "{program} refused: {}; check {file} and that {program} is setuid root; `rootlet doctor` tells more",
                 String::from_utf8_lossy(&output.stderr).trim()
             );
         }
@@ -276,6 +294,11 @@ mod tests {
         );
         assert_eq!(parse_subordinate(text, 7, Some("you")), [range(165_536, 65536)]);
         assert!(parse_subordinate(text, 7, None).is_empty());
+        let overlapping = "me:100:50\nme:100:50\nme:120:100\nme:90:200\n";
+        assert_eq!(
+            parse_subordinate(overlapping, 1, Some("me")),
+            [range(100, 50), range(150, 70), range(90, 10), range(220, 70)]
+        );
     }
 
     #[test]
