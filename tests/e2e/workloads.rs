@@ -289,3 +289,40 @@ fn a_secret_holds_a_token_of_its_account() {
         other => Err(format!("{other:?}")),
     });
 }
+
+#[test]
+fn a_namespace_ends_with_its_pods_first() {
+    let cluster = Cluster::ephemeral();
+    let mut held = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "held",
+        "namespace": "ending", "finalizers": ["example.com/hold"]}});
+    held["spec"] = template("held", "Never", STAY)["spec"].take();
+    cluster.kubectl_ok(&["create", "namespace", "ending"]);
+    cluster.kubectl_ok(&["create", "configmap", "kept", "-n", "ending"]);
+    cluster.apply(&held.to_string());
+    wait(&cluster, "the pod", &["pod", "held", "-n", "ending"], |p| {
+        p["status"]["phase"] == "Running"
+    });
+    cluster.kubectl_ok(&["delete", "namespace", "ending", "--wait=false"]);
+    let has = |namespace: &Value, kind: &str, reason: &str| {
+        let told = namespace["status"]["conditions"].as_array();
+        told.is_some_and(|told| told.iter().any(|c| c["type"] == kind && c["reason"] == reason))
+    };
+    wait(&cluster, "what the deletion waits for", &["namespace", "ending"], |namespace| {
+        has(namespace, "NamespaceDeletionContentFailure", "ContentDeleted")
+            && has(namespace, "NamespaceContentRemaining", "SomeResourcesRemain")
+            && has(namespace, "NamespaceFinalizersRemaining", "SomeFinalizersRemain")
+    });
+    cluster.kubectl_ok(&["get", "configmap", "kept", "-n", "ending"]);
+    let patch = r#"{"metadata":{"finalizers":null}}"#;
+    cluster.kubectl_ok(&["patch", "pod", "held", "-n", "ending", "--type=merge", "-p", patch]);
+    cluster.kubectl_ok(&["wait", "--for=delete", "namespace/ending", "--timeout=30s"]);
+
+    // What controllers write, their roles let them write; a namespace that ends takes nothing new.
+    let metrics = cluster.kubectl_ok(&["get", "--raw", "/metrics"]);
+    let refused = |line: &&str| {
+        line.starts_with("apiserver_request_total")
+            && line.contains(r#"code="403""#)
+            && !line.contains(r#"verb="POST""#)
+    };
+    assert_eq!(metrics.lines().filter(refused).collect::<Vec<_>>(), Vec::<&str>::new());
+}

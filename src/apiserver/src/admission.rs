@@ -5,6 +5,7 @@
 
 mod certificates;
 mod claim_resize;
+mod device_admin;
 pub mod dynamic;
 mod ingress_class;
 mod lifecycle;
@@ -122,6 +123,11 @@ impl Admission {
                     claim_resize::admit(&self.registry, object, old)?;
                 }
                 limit_ranger::validate(&self.registry, ctx, object)
+            }
+            ("resource.k8s.io", "resourceclaims" | "resourceclaimtemplates")
+                if operation == Operation::Create =>
+            {
+                device_admin::admit(&self.registry, ctx, object)
             }
             ("scheduling.k8s.io", "priorityclasses") => {
                 priority::validate_class(&self.registry, object)

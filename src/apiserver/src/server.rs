@@ -152,9 +152,17 @@ impl Server {
         let started = Instant::now();
         let mutating = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
         let in_flight = self.metrics.in_flight(mutating);
+        let limit = time_limit(&parts);
         // Boxed: a large future would be copied along the way, at each layer.
         let answering = Box::pin(self.answer(parts, body, peer, received, &mut way));
-        let result = recovered(answering).await;
+        let result = match limit {
+            Ok(None) => recovered(answering).await,
+            Ok(Some(limit)) => within(limit, recovered(answering)).await,
+            Err(status) => {
+                drop(answering);
+                Err(status)
+            }
+        };
         drop(in_flight);
         let mut response = result.unwrap_or_else(|status| respond::failure(&status, way.accepted));
         respond::add_warnings(&mut response, &way.warnings);
@@ -236,7 +244,9 @@ impl Server {
         {
             return Err(rest::not_found_path());
         }
-        if info.verb.is_empty() {
+        // What is behind a proxy may know methods that are no verbs of the API.
+        let forwarded = parts.method == Method::OPTIONS && info.subresource == "proxy";
+        if info.verb.is_empty() && !forwarded {
             return Err(rest::method_not_allowed());
         }
         if let Some(warning) = warnings::deprecated(&resource) {
@@ -353,6 +363,39 @@ where
     let panicked = "This request caused apiserver to panic. Look in the logs for details.";
     let answered = AssertUnwindSafe(answering).catch_unwind().await;
     answered.unwrap_or_else(|_| Err(Status::internal(panicked)))
+}
+
+/// The most that a request may ask for (`--request-timeout`).
+const TIME_LIMIT_MAX: Duration = Duration::from_mins(1);
+
+/// The time in which the client wants its answer; what lasts as long as its connection has all of it.
+fn time_limit(parts: &http::request::Parts) -> Result<Option<Duration>, Status> {
+    let query = parts.uri.query().filter(|query| query.contains("timeout="));
+    let query = Query::parse(query);
+    let text = query.get("timeout");
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let info = request_info::parse(&parts.method, parts.uri.path(), query.flag("watch"))?;
+    let streams = ["attach", "exec", "log", "portforward", "proxy"];
+    if info.verb == "watch" || streams.contains(&info.subresource) {
+        return Ok(None);
+    }
+    let limit = apimachinery::time::duration(text).ok_or_else(|| {
+        let why = format!("time: invalid duration {text:?}");
+        Status::bad_request(format!("invalid timeout specified in the request URL - {why}"))
+    })?;
+    Ok(Some(limit.min(TIME_LIMIT_MAX)).filter(|limit| !limit.is_zero()))
+}
+
+/// The answer, or that it did not come in time.
+async fn within<F>(limit: Duration, answering: F) -> Result<Response, Status>
+where
+    F: Future<Output = Result<Response, Status>>,
+{
+    let late =
+        "Timeout: request did not complete within requested timeout - context deadline exceeded";
+    tokio::time::timeout(limit, answering).await.unwrap_or_else(|_| Err(Status::timeout(late, 0)))
 }
 
 const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");

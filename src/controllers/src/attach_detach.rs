@@ -100,6 +100,14 @@ fn source(attachment: &VolumeAttachment) -> Option<&str> {
     attachment.spec.source.persistent_volume_name.as_deref()
 }
 
+/// Whether the attachment has a name as `Volume::attachment` makes them. What others made is theirs to delete.
+fn is_ours(attachment: &VolumeAttachment) -> bool {
+    let digest = attachment.metadata.name.as_deref().and_then(|name| name.strip_prefix("csi-"));
+    digest.is_some_and(|digest| {
+        digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit())
+    })
+}
+
 fn is_out_of_service(node: &Node) -> bool {
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     taints.into_iter().any(|taint| taint.key == OUT_OF_SERVICE)
@@ -133,7 +141,7 @@ fn decide(
     for attachment in view.own {
         let name = attachment.name_any();
         let wanted = view.wanted.iter().any(|volume| volume.attachment(view.name) == name);
-        if wanted || attachment.metadata.deletion_timestamp.is_some() {
+        if wanted || !is_ours(attachment) || attachment.metadata.deletion_timestamp.is_some() {
             continue;
         }
         let volume = source(attachment).and_then(|volume| unique.get(volume));
@@ -459,6 +467,9 @@ mod tests {
         let now: Timestamp = "2026-01-01T00:10:00Z".parse().expect("a time");
         let long: Timestamp = "2026-01-01T00:00:00Z".parse().expect("a time");
         let since = |time| BTreeMap::from([(w.attachment("n"), time)]);
+        let mut foreign = attachment(&w, "n");
+        foreign.metadata.name = Some("somebodys".to_owned());
+        let foreign = Arc::new(foreign);
         let busy = json!([w.unique()]);
         let run = |ready: &str,
                    in_use: &Value,
@@ -479,6 +490,7 @@ mod tests {
             (run("True", &free, &[], &[at(&v, "m")], &[&v], now), (0, 1, 0, false)),
             (run("True", &free, &[], &[at(&shared, "m")], &[&shared], now), (1, 0, 0, false)),
             (run("True", &free, &[at(&w, "n")], &[], &[], now), (0, 0, 1, false)),
+            (run("True", &free, &[foreign], &[], &[], long), (0, 0, 0, false)),
             (run("True", &busy, &[at(&w, "n")], &[], &[], long), (0, 0, 0, true)),
             (run("Unknown", &busy, &[at(&w, "n")], &[], &[], now), (0, 0, 0, true)),
             (run("Unknown", &busy, &[at(&w, "n")], &[], &[], long), (0, 0, 1, false)),

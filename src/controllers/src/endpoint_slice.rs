@@ -108,7 +108,7 @@ fn endpoint(service: &Service, pod: &Pod, family: &str, zones: &Zones) -> Option
     let spec = service.spec.as_ref()?;
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let publish = spec.publish_not_ready_addresses == Some(true);
-    let serving = is_ready(pod) || publish;
+    let serving = is_ready(pod);
     let pod_spec = pod.spec.as_ref()?;
     // Only pods that name the Service as their subdomain have a name below it.
     let hostname = pod_spec
@@ -430,6 +430,28 @@ mod tests {
         let changed = decide(&service, &[&ready], &[&slice], &Zones::new());
         assert_eq!(changed.update.len(), 1);
         assert_eq!(first_ready(&changed.update[0]), Some(true));
+    }
+
+    #[test]
+    fn conditions_tell_of_readiness_and_of_the_end() {
+        for (ready, terminating, publish, want) in [
+            ("True", false, false, (true, true)),
+            ("True", true, false, (false, true)),
+            ("False", false, false, (false, false)),
+            ("False", false, true, (true, false)),
+            ("False", true, true, (true, false)),
+        ] {
+            let mut service = service(&json!([{"port": 80}]));
+            service.spec.as_mut().unwrap().publish_not_ready_addresses = Some(publish);
+            let mut pod = pod("10.0.0.1", ready, 80);
+            pod.metadata.deletion_timestamp =
+                terminating.then(|| serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+            let made = decide(&service, &[&pod], &[], &Zones::new()).create;
+            let endpoint = made[0].endpoints.as_ref().unwrap()[0].clone();
+            let told = endpoint.conditions.unwrap();
+            assert_eq!((told.ready, told.serving), (Some(want.0), Some(want.1)));
+            assert_eq!(told.terminating, Some(terminating));
+        }
     }
 
     #[test]

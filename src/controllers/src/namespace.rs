@@ -5,18 +5,17 @@
 use std::time::Duration;
 
 use client::Informers;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::ApiResource;
 use kube::discovery::{Discovery, Scope, verbs};
 use kube::{Client, ResourceExt};
-use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{self, Failure, Next};
-use crate::{name, touched, unless_code};
+use crate::{name, pods, touched, unless_code};
 
 /// The finalizer that stands for a namespace's content.
 const FINALIZER: &str = "kubernetes";
@@ -37,30 +36,44 @@ struct Left {
     resources: Vec<String>,
     /// `example.com/hold in 1 resource instances`, by finalizer.
     finalizers: Vec<String>,
+    /// What went wrong with resources.
+    failures: Vec<String>,
 }
 
 /// The conditions that tell people what a deletion waits for.
-fn conditions(left: &Left, now: Timestamp) -> Value {
+fn conditions(left: &Left, now: Timestamp) -> Vec<NamespaceCondition> {
     let condition = |kind: &str, holds: bool, reason: (&str, &str), message: String| {
-        json!({"type": kind, "status": if holds { "True" } else { "False" },
-            "reason": if holds { reason.0 } else { reason.1 }, "message": message,
-            "lastTransitionTime": Time(now)})
+        let reason = if holds { reason.0 } else { reason.1 };
+        NamespaceCondition {
+            type_: kind.to_owned(),
+            status: if holds { "True" } else { "False" }.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_transition_time: Some(Time(now)),
+        }
     };
     let told = |start: &str, what: &[String], none: &str| {
         if what.is_empty() { none.to_owned() } else { format!("{start}{}", what.join(", ")) }
     };
-    json!([
+    vec![
         condition(
             "NamespaceDeletionDiscoveryFailure",
             false,
             ("DiscoveryFailed", "ResourcesDiscovered"),
-            "All resources successfully discovered".into()
+            "All resources successfully discovered".into(),
         ),
         condition(
             "NamespaceDeletionContentFailure",
-            false,
+            !left.failures.is_empty(),
             ("ContentDeletionFailed", "ContentDeleted"),
-            "All content successfully deleted, may be waiting on finalization".into()
+            told(
+                &format!(
+                    "Failed to delete all resource types, {} remaining: ",
+                    left.failures.len()
+                ),
+                &left.failures,
+                "All content successfully deleted, may be waiting on finalization",
+            ),
         ),
         condition(
             "NamespaceContentRemaining",
@@ -69,8 +82,8 @@ fn conditions(left: &Left, now: Timestamp) -> Value {
             told(
                 "Some resources are remaining: ",
                 &left.resources,
-                "All content successfully removed"
-            )
+                "All content successfully removed",
+            ),
         ),
         condition(
             "NamespaceFinalizersRemaining",
@@ -79,10 +92,31 @@ fn conditions(left: &Left, now: Timestamp) -> Value {
             told(
                 "Some content in the namespace has finalizers remaining: ",
                 &left.finalizers,
-                "All content-preserving finalizers finished"
-            )
+                "All content-preserving finalizers finished",
+            ),
         ),
-    ])
+    ]
+}
+
+/// The namespace with `told` among its conditions, if that changes it.
+fn telling(namespace: &Namespace, told: Vec<NamespaceCondition>) -> Option<Namespace> {
+    let mut namespace = namespace.clone();
+    let status = namespace.status.get_or_insert_default();
+    let known = status.conditions.get_or_insert_default();
+    let mut changed = false;
+    for mut condition in told {
+        let Some(place) = known.iter_mut().find(|old| old.type_ == condition.type_) else {
+            known.push(condition);
+            changed = true;
+            continue;
+        };
+        if place.status == condition.status {
+            condition.last_transition_time.clone_from(&place.last_transition_time);
+        }
+        changed |= *place != condition;
+        *place = condition;
+    }
+    changed.then_some(namespace)
 }
 
 /// Deletes everything of one resource in `namespace` and counts what stays for the time being.
@@ -120,16 +154,25 @@ async fn empty(
     Ok(())
 }
 
+/// Pods go first: what they use, and the policies about them, stay until none is left.
 async fn delete_content(client: &Client, namespace: &str) -> Result<Left, Failure> {
-    let discovery = Discovery::new(client.clone()).run_aggregated().await?;
     let mut left = Left::default();
+    let pods = ApiResource::erase::<Pod>(&());
+    if let Err(error) = empty(client, namespace, &pods, &mut left).await {
+        left.failures.push(pods::text(&error));
+    }
+    if left != Left::default() {
+        return Ok(left);
+    }
+    let discovery = Discovery::new(client.clone()).run_aggregated().await?;
     for group in discovery.groups() {
         for (resource, capabilities) in group.recommended_resources() {
             if capabilities.scope == Scope::Namespaced
                 && capabilities.supports_operation(verbs::DELETE_COLLECTION)
                 && capabilities.supports_operation(verbs::LIST)
+                && let Err(error) = empty(client, namespace, &resource, &mut left).await
             {
-                empty(client, namespace, &resource, &mut left).await?;
+                left.failures.push(pods::text(&error));
             }
         }
     }
@@ -167,11 +210,16 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 finalize(&client, Namespace::clone(&namespace)).await?;
                 return Ok(Next::Done);
             }
-            let api: Api<Namespace> = Api::all(client);
-            let patch = json!({"status": {"conditions": conditions(&left, Timestamp::now())}});
-            let (parameters, patch) = (PatchParams::default(), Patch::Strategic(patch));
-            unless_code(api.patch_status(&key, &parameters, &patch).await, 404)?;
-            Ok(Next::After(WAIT))
+            // Its role lets the controller replace the status, not patch it.
+            if let Some(telling) = telling(&namespace, conditions(&left, Timestamp::now())) {
+                let api: Api<Namespace> = Api::all(client);
+                let parameters = PostParams::default();
+                unless_code(api.replace_status(&key, &parameters, &telling).await, 404)?;
+            }
+            if left.failures.is_empty() {
+                return Ok(Next::After(WAIT));
+            }
+            Err(left.failures.join(", ").into())
         })
     })
     .await;
@@ -183,22 +231,40 @@ mod tests {
 
     #[test]
     fn what_a_deletion_waits_for_is_told() {
-        let left =
+        let mut left =
             Left { resources: vec!["pods. has 2 resource instances".into()], ..Left::default() };
-        let told = conditions(&left, Timestamp::UNIX_EPOCH);
-        assert_eq!(told[2]["status"], "True");
-        assert_eq!(
-            told[2]["message"],
-            "Some resources are remaining: pods. has 2 resource instances"
-        );
-        assert_eq!(told[3]["reason"], "ContentHasNoFinalizers");
+        let summary = |left: &Left| -> Vec<(String, String)> {
+            let told = conditions(left, Timestamp::UNIX_EPOCH).into_iter();
+            told.map(|c| (c.reason.unwrap_or_default(), c.message.unwrap_or_default())).collect()
+        };
+        let told = summary(&left);
+        let remaining = "Some resources are remaining: pods. has 2 resource instances";
+        assert_eq!(told[2], ("SomeResourcesRemain".into(), remaining.into()));
+        assert_eq!(told[3].0, "ContentHasNoFinalizers");
+        left.failures.push("pods is forbidden".into());
+        let failed = "Failed to delete all resource types, 1 remaining: pods is forbidden";
+        assert_eq!(summary(&left)[1], ("ContentDeletionFailed".into(), failed.into()));
+    }
+
+    #[test]
+    fn conditions_are_written_when_they_change() {
+        let (early, late) = (Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH + Duration::from_secs(1));
+        let mut left = Left { resources: vec!["pods".into()], ..Left::default() };
+        let first = telling(&Namespace::default(), conditions(&left, early)).expect("a change");
+        assert_eq!(telling(&first, conditions(&left, late)), None);
+        left.finalizers.push("example.com/hold in 1 resource instances".into());
+        let second = telling(&first, conditions(&left, late)).expect("a change");
+        let times = second.status.expect("a status").conditions.expect("conditions");
+        let times: Vec<_> = times.into_iter().map(|c| c.last_transition_time).collect();
+        let [early, late] = [early, late].map(|time| Some(Time(time)));
+        assert_eq!(times, [early.clone(), early.clone(), early, late]);
     }
 
     #[test]
     fn only_namespaces_on_their_way_out_are_emptied() {
         let namespace = |deleted: bool, finalizer: &str| -> Namespace {
             let deleted = deleted.then_some("2026-01-01T00:00:00Z");
-            serde_json::from_value(json!({
+            serde_json::from_value(serde_json::json!({
                 "metadata": {"deletionTimestamp": deleted}, "spec": {"finalizers": [finalizer]}}))
             .unwrap()
         };

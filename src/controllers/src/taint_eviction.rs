@@ -2,6 +2,8 @@
 //!
 //! Source: `pkg/controller/tainteviction/taint_eviction.go`.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client::{Informers, Recorder, object_reference};
@@ -24,7 +26,9 @@ enum Fate {
     Leave(Duration),
 }
 
-fn fate(pod: &Pod, node: &Node, now: Timestamp) -> Fate {
+/// `seen` is when the node was first seen to have taints that the pod does not bear for ever: taints
+/// need not tell when they were added.
+fn fate(pod: &Pod, node: &Node, seen: Timestamp, now: Timestamp) -> Fate {
     let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
     let taints: Vec<&Taint> = taints.iter().filter(|taint| taint.effect == "NoExecute").collect();
     if taints.is_empty() {
@@ -41,7 +45,7 @@ fn fate(pod: &Pod, node: &Node, now: Timestamp) -> Fate {
         }
         // The shortest of the tolerations counts; one without an end does not shorten it.
         let Some(seconds) = matching.filter_map(|t| t.toleration_seconds).min() else { continue };
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
+        let since = taint.time_added.as_ref().map_or(seen, |time| time.0);
         let end = since + SignedDuration::from_secs(seconds.max(0));
         first = Some(first.map_or(end, |known| known.min(end)));
     }
@@ -68,18 +72,38 @@ async fn evict(client: &Client, events: &Recorder, pod: &Pod) -> Result<(), Fail
     Ok(())
 }
 
+/// Since when pods have been on their way out, with their uids.
+type Seen = Arc<Mutex<HashMap<Key, (Option<String>, Timestamp)>>>;
+
+/// What is to become of the pod, and a note of when that began.
+fn judge(seen: &Seen, key: &Key, pod: &Pod, node: &Node, now: Timestamp) -> Fate {
+    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = seen.get(key).filter(|(uid, _)| *uid == pod.uid()).map(|(_, since)| *since);
+    let since = known.unwrap_or(now);
+    let fate = fate(pod, node, since, now);
+    if fate == Fate::Stay {
+        seen.remove(key);
+    } else {
+        seen.insert(key.clone(), (pod.uid(), since));
+    }
+    fate
+}
+
 /// Runs until `shutdown`.
 pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
     let (nodes, pods) = (informers.get::<Node>(), informers.get::<Pod>());
     let events = Recorder::new(client.clone(), "taint-eviction-controller", "");
+    let seen = Seen::default();
     nodes.ready().await;
     pods.ready().await;
     let of_node = {
-        let pods = pods.clone();
+        let (pods, seen) = (pods.clone(), seen.clone());
         move |node: &Node| {
             let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
             if !taints.into_iter().any(|taint| taint.effect == "NoExecute") {
-                return Vec::new();
+                // Who was on the way out from here may stay.
+                let seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                return seen.keys().cloned().collect();
             }
             let name = node.name_any();
             let here = pods.store().state_filter(|pod| pods::node(pod) == name);
@@ -94,10 +118,13 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     queue::run("taint-eviction", changes, shutdown, |key: Key| {
         let pod = pods.get(&key.0, &key.1).filter(|pod| pods::is_active(pod));
         let node = pod.as_ref().and_then(|pod| nodes.get("", pods::node(pod)));
-        let (client, events) = (client.clone(), events.clone());
+        let (client, events, seen) = (client.clone(), events.clone(), seen.clone());
         Box::pin(async move {
-            let (Some(pod), Some(node)) = (pod, node) else { return Ok(Next::Done) };
-            match fate(&pod, &node, Timestamp::now()) {
+            let (Some(pod), Some(node)) = (pod, node) else {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                return Ok(Next::Done);
+            };
+            match judge(&seen, &key, &pod, &node, Timestamp::now()) {
                 Fate::Stay => Ok(Next::Done),
                 Fate::Leave(rest) if rest.is_zero() => {
                     evict(&client, &events, &pod).await?;
@@ -127,7 +154,7 @@ mod tests {
         };
         let down =
             json!([{"key": "down", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
-        let now = "2026-01-01T00:01:00Z".parse().expect("a time");
+        let now: Timestamp = "2026-01-01T00:01:00Z".parse().expect("a time");
         let bears = |seconds: Option<i64>| json!([{"key": "down", "operator": "Exists", "tolerationSeconds": seconds}]);
         for (taints, tolerations, want) in [
             (json!([]), json!([]), Fate::Stay),
@@ -138,10 +165,25 @@ mod tests {
             (down, bears(Some(30)), Fate::Leave(Duration::ZERO)),
         ] {
             assert_eq!(
-                fate(&pod(tolerations.clone()), &node(taints.clone()), now),
+                fate(&pod(tolerations.clone()), &node(taints.clone()), now, now),
                 want,
                 "{taints} {tolerations}"
             );
+        }
+
+        // A taint that does not tell its time counts from when it was seen.
+        let (seen, key) = (Seen::default(), ("n".to_owned(), "p".to_owned()));
+        let (pod, untimed) =
+            (pod(bears(Some(30))), json!([{"key": "down", "effect": "NoExecute"}]));
+        let at = |seconds| now + SignedDuration::from_secs(seconds);
+        for (seconds, taints, want) in [
+            (0, untimed.clone(), Fate::Leave(Duration::from_secs(30))),
+            (20, untimed.clone(), Fate::Leave(Duration::from_secs(10))),
+            (21, json!([]), Fate::Stay),
+            (22, untimed.clone(), Fate::Leave(Duration::from_secs(30))),
+            (60, untimed, Fate::Leave(Duration::ZERO)),
+        ] {
+            assert_eq!(judge(&seen, &key, &pod, &node(taints), at(seconds)), want, "{seconds}");
         }
     }
 }

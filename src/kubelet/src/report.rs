@@ -144,15 +144,16 @@ fn patch(old: &PodStatus, new: &PodStatus) -> Option<Value> {
         if old.get(key) == Some(value) {
             continue;
         }
-        // Lists that merge by key would keep what is gone.
+        // Lists that merge by key would keep what is gone. Where there is no list, older servers would take
+        // a directive for an item.
+        let was = old.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
         let value = match (key.as_str(), value) {
-            ("podIPs" | "hostIPs", Value::Array(items)) => {
+            ("podIPs" | "hostIPs", Value::Array(items)) if !was.is_empty() => {
                 let mut items = items.clone();
                 items.push(json!({"$patch": "replace"}));
                 Value::Array(items)
             }
             ("conditions", Value::Array(items)) => {
-                let was = old.get(key).and_then(Value::as_array).cloned().unwrap_or_default();
                 let changed = items.iter().filter(|item| !was.contains(item)).cloned();
                 let gone = |was: &&Value| !items.iter().any(|item| item["type"] == was["type"]);
                 let gone = was.iter().filter(gone);
@@ -202,5 +203,7 @@ mod tests {
                 "conditions": [{"type": "B", "status": "True", "reason": null, "message": null},
                     {"$patch": "delete", "type": "C"}]})
         );
+        let first = patch(&status(json!({"phase": "Running"})), &new).unwrap();
+        assert_eq!(first["podIPs"], json!([{"ip": "2"}]));
     }
 }

@@ -21,7 +21,7 @@ use crate::authz::Authorizer;
 use crate::gate::Operation;
 use crate::registry::Registry;
 
-pub use policies::check_policy;
+pub use policies::{check_policy, check_webhook_conditions};
 
 const GROUP: &str = "admissionregistration.k8s.io";
 const KINDS: [&str; 6] = [

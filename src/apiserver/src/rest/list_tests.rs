@@ -123,3 +123,25 @@ async fn large_lists_are_compressed_for_those_who_ask() {
         |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).expect("JSON")["items"].clone();
     assert_eq!(read(&text), read(&plain));
 }
+
+#[tokio::test]
+async fn an_answer_may_be_wanted_in_time() {
+    let (f, _) = filled().await;
+    for timeout in ["3m", "500ms", "0s"] {
+        assert_eq!(f.get(&format!("{MAPS}?timeout={timeout}")).await.code, 200, "{timeout}");
+    }
+    let refused = f.get(&format!("{MAPS}?timeout=invalid")).await;
+    assert_eq!(
+        (refused.code.as_u16(), &refused.body["message"]),
+        (
+            400,
+            &json!(
+                "invalid timeout specified in the request URL - time: invalid duration \"invalid\""
+            )
+        )
+    );
+    // A list of a version that does not come waits longer than that.
+    let late = f.get(&format!("{MAPS}?timeout=10ms&resourceVersion=99999")).await;
+    assert_eq!((late.code.as_u16(), &late.body["reason"]), (504, &json!("Timeout")));
+    assert!(late.body["message"].as_str().is_some_and(|m| m.contains("deadline exceeded")));
+}

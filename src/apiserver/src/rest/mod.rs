@@ -67,6 +67,7 @@ impl Call {
         let allowed = match self.ctx.subresource.as_str() {
             "" => self.resource.allows(verb),
             name => match self.resource.subresource(name) {
+                Some(_) if name == "proxy" && verb.is_empty() => true,
                 Some(subresource) => subresource.verbs.iter().any(|v| v == verb),
                 None => return Err(not_found_path()),
             },
@@ -199,16 +200,12 @@ pub fn not_found_path() -> Status {
 
 /// Kinds whose strategies say `AllowCreateOnUpdate`.
 fn creates_on_update(resource: &Resource) -> bool {
+    let plural = resource.plural.as_str();
     match resource.group.as_str() {
-        "" => {
-            matches!(
-                resource.plural.as_str(),
-                "endpoints" | "events" | "limitranges" | "persistentvolumes" | "services"
-            ) && resource.plural != "persistentvolumes"
-        }
+        "" => matches!(plural, "endpoints" | "events" | "limitranges" | "services"),
         "rbac.authorization.k8s.io" => true,
-        "coordination.k8s.io" => resource.plural == "leases",
-        "discovery.k8s.io" => true,
+        "coordination.k8s.io" => plural == "leases",
+        "node.k8s.io" => plural == "runtimeclasses",
         _ => false,
     }
 }
@@ -230,6 +227,22 @@ fn must_be_versioned(resource: &Resource) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_kinds_are_made_by_an_update() {
+        let registry = crate::registry::Registry::default();
+        for (group, plural, want) in [
+            ("", "endpoints", true),
+            ("", "services", true),
+            ("", "configmaps", false),
+            ("discovery.k8s.io", "endpointslices", false),
+            ("node.k8s.io", "runtimeclasses", true),
+            ("coordination.k8s.io", "leases", true),
+        ] {
+            let resource = registry.resource(group, plural).expect("a resource");
+            assert_eq!(creates_on_update(&resource), want, "{plural}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_never_ends_is_given_up() {

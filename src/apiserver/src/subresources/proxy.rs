@@ -240,6 +240,12 @@ mod tests {
             (answer.code.as_u16(), &answer.body),
             (200, &json!("GET /a/b?c=d HTTP/1.1 false"))
         );
+        for method in ["DELETE", "OPTIONS", "PATCH", "POST", "PUT"] {
+            let path = format!("{base}/web:http/proxy/a");
+            let request = http::Request::builder().method(method).uri(path);
+            let answer = f.send(request, Body::Empty).await;
+            assert_eq!(answer.body, json!(format!("{method} /a HTTP/1.1 false")));
+        }
         let moved = f.get(&format!("{base}/web/proxy")).await;
         assert_eq!(moved.code, 301);
         assert_eq!(moved.headers["location"], format!("{base}/web/proxy/"));

@@ -22,6 +22,8 @@ pub struct Pod<'a> {
     pub host_network: bool,
     /// Its `restartPolicy`.
     pub restart_policy: &'a str,
+    /// Its `terminationGracePeriodSeconds`; none where that is missing, which is told elsewhere.
+    pub grace_seconds: Option<i64>,
 }
 
 /// Which of the three lists a container is in.
@@ -62,7 +64,7 @@ pub fn validate_list(
         common(container, &path, pod, errors);
         match list {
             List::Main => main_only(container, &path, pod, errors),
-            List::Init => init_only(container, &path, errors),
+            List::Init => init_only(container, &path, pod, errors),
             List::Ephemeral => ephemeral_only(container, &path, errors),
         }
     }
@@ -112,9 +114,10 @@ fn common(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList)
 }
 
 fn main_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList) {
-    lifecycle(&container["lifecycle"], &path.child("lifecycle"), errors);
+    lifecycle(&container["lifecycle"], &path.child("lifecycle"), pod, errors);
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         probe(&container[name], &path.child(name), errors);
+        readiness_grace(container, path, name, errors);
         let threshold = &container[name]["successThreshold"];
         if name != "readinessProbe" && threshold.is_set() && threshold.int() != 1 {
             let path = path.child(name).child("successThreshold");
@@ -133,16 +136,17 @@ fn main_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorLi
     }
 }
 
-fn init_only(container: &Value, path: &Path, errors: &mut ErrorList) {
+fn init_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList) {
     let policy = container["restartPolicy"].text();
     let sidecar = policy == "Always";
     if !policy.is_empty() {
         one_of(errors, &path.child("restartPolicy"), policy, &["Always", "OnFailure", "Never"]);
     }
     if sidecar {
-        lifecycle(&container["lifecycle"], &path.child("lifecycle"), errors);
+        lifecycle(&container["lifecycle"], &path.child("lifecycle"), pod, errors);
         for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
             probe(&container[name], &path.child(name), errors);
+            readiness_grace(container, path, name, errors);
         }
         return;
     }
@@ -392,11 +396,31 @@ fn probe(probe: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn lifecycle(lifecycle: &Value, path: &Path, errors: &mut ErrorList) {
+/// A readiness probe ends nothing, so it has no grace.
+fn readiness_grace(container: &Value, path: &Path, probe: &str, errors: &mut ErrorList) {
+    let grace = &container[probe]["terminationGracePeriodSeconds"];
+    if probe == "readinessProbe" && grace.is_set() {
+        let path = path.child(probe).child("terminationGracePeriodSeconds");
+        errors.push(Error::invalid(&path, grace.int(), "must not be set for readinessProbes"));
+    }
+}
+
+fn lifecycle(lifecycle: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList) {
     for name in ["postStart", "preStop"] {
         if lifecycle[name].is_set() {
             let kinds = ["exec", "httpGet", "tcpSocket", "sleep"];
-            handler(&lifecycle[name], &path.child(name), &kinds, errors);
+            let (hook, path) = (&lifecycle[name], path.child(name));
+            handler(hook, &path, &kinds, errors);
+            let seconds = hook["sleep"]["seconds"].int();
+            if let Some(grace) = pod.grace_seconds
+                && hook["sleep"].is_set()
+                && !(0..=grace).contains(&seconds)
+            {
+                let detail = format!(
+                    "must be non-negative and less than terminationGracePeriodSeconds ({grace})"
+                );
+                errors.push(Error::invalid(&path.child("sleep"), seconds, detail));
+            }
         }
     }
 }
@@ -423,7 +447,6 @@ fn handler(handler: &Value, path: &Path, kinds: &[&str], errors: &mut ErrorList)
             }
             "tcpSocket" => port_reference(&action["port"], &path.child("port"), errors),
             "grpc" => port_number(action["port"].int(), &path.child("port"), errors),
-            "sleep" => non_negative(errors, &path.child("seconds"), &action["seconds"]),
             _ => {}
         }
     }

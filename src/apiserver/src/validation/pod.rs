@@ -51,6 +51,7 @@ pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
         volumes: &volumes,
         host_network: spec["hostNetwork"].flag(),
         restart_policy: spec["restartPolicy"].text(),
+        grace_seconds: spec["terminationGracePeriodSeconds"].as_i64(),
     };
     let mut seen = HashSet::new();
     for (key, list) in [
@@ -150,15 +151,7 @@ fn security(spec: &Value, path: &Path, errors: &mut ErrorList) {
         super::one_of(errors, &at.child("fsGroupChangePolicy"), change, &known);
     }
     seccomp(&context["seccompProfile"], &at.child("seccompProfile"), errors);
-    let mut seen = HashSet::new();
-    for (index, sysctl) in context["sysctls"].items().iter().enumerate() {
-        let at = at.child("sysctls").index(index).child("name");
-        match sysctl["name"].text() {
-            "" => errors.push(Error::required(&at, "")),
-            name if !seen.insert(name) => errors.push(Error::duplicate(&at, name)),
-            _ => {}
-        }
-    }
+    sysctls(spec, &context["sysctls"], &at.child("sysctls"), errors);
     if spec["shareProcessNamespace"].flag() && spec["hostPID"].flag() {
         let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
         errors.push(Error::invalid(&at.child("shareProcessNamespace"), true, detail));
@@ -168,6 +161,48 @@ fn security(spec: &Value, path: &Path, errors: &mut ErrorList) {
             if spec[key].flag() {
                 let detail = "when `hostUsers` is false";
                 errors.push(Error::forbidden(&at.child(key), detail));
+            }
+        }
+    }
+}
+
+const SYSCTL_BYTES_MAX: usize = 253;
+const SYSCTL_FORMAT: &str =
+    "^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+
+/// The names of kernel parameters, with dots or slashes between their parts; not those of a namespace
+/// that is the host's (`validateSysctls`).
+fn sysctls(spec: &Value, list: &Value, path: &Path, errors: &mut ErrorList) {
+    let is_part = |part: &str| {
+        let bytes = part.as_bytes();
+        let edge =
+            |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+        let inner = |b: &u8| b.is_ascii_digit() || b.is_ascii_lowercase() || b"-_".contains(b);
+        edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(inner)
+    };
+    let is_name =
+        |name: &str| name.len() <= SYSCTL_BYTES_MAX && name.split(['.', '/']).all(is_part);
+    let mut seen = HashSet::new();
+    for (index, sysctl) in list.items().iter().enumerate() {
+        let at = path.index(index).child("name");
+        let name = sysctl["name"].text();
+        if name.is_empty() {
+            errors.push(Error::required(&at, ""));
+        } else if !is_name(name) {
+            let detail = format!(
+                "must have at most {SYSCTL_BYTES_MAX} characters and match regex {SYSCTL_FORMAT}"
+            );
+            errors.push(Error::invalid(&at, name, detail));
+        } else if !seen.insert(name) {
+            errors.push(Error::duplicate(&at, name));
+        }
+        let dotted = name.replace('/', ".");
+        let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|p| dotted.starts_with(p))
+            || dotted == "kernel.sem";
+        for (key, concerned) in [("hostNetwork", dotted.starts_with("net.")), ("hostIPC", ipc)] {
+            if concerned && spec[key].flag() {
+                let detail = format!("may not be specified when '{key}' is true");
+                errors.push(Error::invalid(&at, name, detail));
             }
         }
     }
@@ -269,6 +304,16 @@ mod tests {
     }
 
     #[test]
+    fn kernel_parameters_have_dots_or_slashes() {
+        for name in ["kernel.shm_rmid_forced", "net/ipv4/ip_local_port_range", "safe-and-unsafe"] {
+            let change = |s: &mut Value| {
+                s["securityContext"] = json!({"sysctls": [{"name": name, "value": "1"}]});
+            };
+            assert_eq!(errors_of(change), Vec::<String>::new(), "{name}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_told_in_upstreams_words() {
         type Case = (fn(&mut Value), &'static str);
         let cases: &[Case] = &[
@@ -291,6 +336,35 @@ mod tests {
             (
                 |s| s["restartPolicy"] = "Sometimes".into(),
                 "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+            ),
+            (
+                |s| {
+                    s["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 31}}})
+                },
+                "spec.containers[0].lifecycle.preStop.sleep: Invalid value: 31: must be non-negative and less than terminationGracePeriodSeconds (30)",
+            ),
+            (
+                |s| {
+                    s["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": 80},
+                        "terminationGracePeriodSeconds": 5})
+                },
+                "spec.containers[0].readinessProbe.terminationGracePeriodSeconds: Invalid value: 5: must not be set for readinessProbes",
+            ),
+            (
+                |s| s["securityContext"] = json!({"sysctls": [{"name": "foo-", "value": "1"}]}),
+                "spec.securityContext.sysctls[0].name: Invalid value: \"foo-\": must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*",
+            ),
+            (
+                |s| s["securityContext"] = json!({"sysctls": [{"name": "bar..", "value": "1"}]}),
+                "spec.securityContext.sysctls[0].name: Invalid value: \"bar..\": must have",
+            ),
+            (
+                |s| {
+                    s["hostNetwork"] = true.into();
+                    s["securityContext"] =
+                        json!({"sysctls": [{"name": "net/core/somaxconn", "value": "1"}]});
+                },
+                "spec.securityContext.sysctls[0].name: Invalid value: \"net/core/somaxconn\": may not be specified when 'hostNetwork' is true",
             ),
             (
                 |s| s["dnsPolicy"] = "None".into(),

@@ -9,6 +9,7 @@ use apimachinery::names;
 use serde_json::Value;
 
 use super::{label_selector, mistakes, one_of};
+use crate::admission::dynamic::check_webhook_conditions;
 use crate::webhook;
 use crate::zero::Zero;
 
@@ -59,6 +60,7 @@ fn one(hook: &Value, path: &Path, errors: &mut ErrorList) {
     for key in ["namespaceSelector", "objectSelector"] {
         label_selector(errors, &path.child(key), &hook[key]);
     }
+    check_webhook_conditions(&hook["matchConditions"], &path.child("matchConditions"), errors);
     webhook::validate_client(&hook["clientConfig"], &path.child("clientConfig"), errors);
 }
 
@@ -144,6 +146,15 @@ mod tests {
     use crate::validation::told;
 
     #[test]
+    fn conditions_compile() {
+        let hook = json!({"webhooks": [{"name": "a.b.c", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+            "clientConfig": {"url": "https://example.com/x"},
+            "matchConditions": [{"name": "a", "expression": "... [] bad expression"}]}]});
+        let told = told(|e| validate(&hook, e)).join("; ");
+        assert!(told.starts_with("webhooks[0].matchConditions[0].expression: Invalid value: \"... [] bad expression\": compilation failed: "), "{told}");
+    }
+
+    #[test]
     fn webhooks_are_checked() {
         let hook = |extra: Value| {
             let mut hook = json!({"name": "a.b.c", "sideEffects": "None", "admissionReviewVersions": ["v1"],
@@ -200,6 +211,18 @@ mod tests {
                 "rules[0].apiGroups: Invalid value: []string{\"*\", \"apps\"}: if '*' is present, must not specify other API groups",
             ),
             (rule(json!({"resources": []})), "rules[0].resources: Required value"),
+            (
+                hook(
+                    json!({"matchConditions": [{"name": "a", "expression": "object.kind"}, {"expression": "true"}]}),
+                ),
+                "matchConditions[1].name: Required value",
+            ),
+            (
+                hook(
+                    json!({"matchConditions": [{"name": "a", "expression": "1"}, {"name": "a", "expression": "true"}]}),
+                ),
+                "matchConditions[0].expression: Invalid value: \"1\": must evaluate to bool; webhooks[0].matchConditions[1].name: Duplicate value: \"a\"",
+            ),
         ] {
             let want = if want.is_empty() { String::new() } else { format!("webhooks[0].{want}") };
             assert_eq!(told(|e| validate(&object, e)).join("; "), want);

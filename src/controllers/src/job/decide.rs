@@ -228,9 +228,10 @@ pub fn decide(job: &Job, own: &[impl AsRef<Pod>], now: Timestamp) -> Plan {
         }
     }
     let leaving = plan.delete.len();
+    // Pods that are about to be deleted count as active no more, so they do not count as ready either.
     let ready = view.active.iter().filter(|p| pods::ready_since(p).is_some()).count();
     plan.status.active = (active > 0).then_some(active as i32);
-    plan.status.ready = Some(if end.is_some() { 0 } else { ready as i32 });
+    plan.status.ready = Some(if end.is_some() { 0 } else { ready.min(active) as i32 });
     plan.status.terminating = Some((view.terminating + leaving) as i32);
     track(&view, &counts, end.as_ref(), &mut plan);
     if let Some(end) = end {

@@ -176,6 +176,10 @@ fn suspension_is_told() {
         (conditions(&stopped), stopped.events[0].reason.as_str()),
         (vec!["Suspended".into()], "Suspended")
     );
+    let mut running = pod("a", "Running");
+    running["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    let stopping = plan(&job(json!({"suspend": true}), json!({})), &[running]).status;
+    assert_eq!((stopping.active, stopping.ready, stopping.terminating), (None, Some(0), Some(1)));
     let mut job = job(json!({}), json!({}));
     job.status = Some(stopped.status);
     let resumed = plan(&job, &[]);

@@ -200,8 +200,11 @@ impl Keeper {
                 body["status"]["allocatable"][name] = Value::Null;
             }
         }
-        // Addresses merge by type; the list as a whole is the kubelet's.
-        if old.addresses != new.addresses
+        // Addresses merge by type; the list as a whole is the kubelet's. Where there is none, older servers
+        // would take the directive for an address.
+        let had = old.addresses.as_ref().is_some_and(|addresses| !addresses.is_empty());
+        if had
+            && old.addresses != new.addresses
             && let Some(addresses) = body["status"]["addresses"].as_array_mut()
         {
             addresses.push(json!({"$patch": "replace"}));

@@ -2,6 +2,8 @@
 //!
 //! Source: `k8s.io/apiserver/pkg/admission/plugin/policy/validating`.
 
+use std::collections::BTreeSet;
+
 use apimachinery::cel::{self, Program, TOTAL_LIMIT};
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::labels::Selector;
@@ -11,8 +13,12 @@ use serde_json::{Value, json};
 
 use super::matching::{Condition, Matcher};
 use super::variables::{NAMES, Variables, compile as compile_cel, request_value};
+use super::webhooks::CONDITION_NAMES;
 use super::{Asked, Dynamic};
 use crate::zero::Zero;
+
+/// As many conditions a policy or webhook may have.
+const CONDITIONS_MAX: usize = 64;
 
 /// One of `validations`.
 pub struct Validation {
@@ -395,30 +401,74 @@ impl Policy {
     }
 }
 
+/// Whether an expression compiles to one of the types `wanted`, or to any where none is named.
+fn check_expression(
+    text: &str,
+    names: &[&str],
+    wanted: &[&str],
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    if text.trim().is_empty() {
+        errors.push(Error::required(path, "expression is not specified"));
+        return;
+    }
+    match compile_cel(text, names) {
+        Err(error) => {
+            errors.push(Error::invalid(path, text, format!("compilation failed: {error}")));
+        }
+        Ok(program) if program.result() != "dyn" => {
+            if let Some(first) = wanted.first()
+                && !wanted.contains(&program.result())
+            {
+                errors.push(Error::invalid(path, text, format!("must evaluate to {first}")));
+            }
+        }
+        Ok(_) => {}
+    }
+}
+
+/// The rules for the `matchConditions` of a webhook.
+pub fn check_webhook_conditions(conditions: &Value, path: &Path, errors: &mut ErrorList) {
+    check_conditions(conditions, &CONDITION_NAMES, path, errors);
+}
+
+/// Conditions have names of their own and expressions that are true or false (`validateMatchConditions`).
+fn check_conditions(conditions: &Value, names: &[&str], path: &Path, errors: &mut ErrorList) {
+    let list = conditions.items();
+    if list.len() > CONDITIONS_MAX {
+        errors.push(Error::too_many(path, list.len(), CONDITIONS_MAX));
+    }
+    let mut seen = BTreeSet::new();
+    for (index, condition) in list.iter().enumerate() {
+        let at = path.index(index);
+        check_expression(
+            condition["expression"].text(),
+            names,
+            &["bool"],
+            &at.child("expression"),
+            errors,
+        );
+        let (name, at) = (condition["name"].text(), at.child("name"));
+        if name.is_empty() {
+            errors.push(Error::required(&at, ""));
+            continue;
+        }
+        let sentences = apimachinery::names::qualified_name(name);
+        errors.extend(sentences.into_iter().map(|sentence| Error::invalid(&at, name, sentence)));
+        if !seen.insert(name) {
+            errors.push(Error::duplicate(&at, name));
+        }
+    }
+}
+
 /// The rules for policies themselves: what they need, and expressions that compile.
 pub fn check_policy(plural: &str, object: &Value, errors: &mut ErrorList) {
     let (spec, path) = (&object["spec"], Path::new("spec"));
     let names = names();
+    check_conditions(&spec["matchConditions"], &names, &path.child("matchConditions"), errors);
     let mut expression = |path: Path, value: &Value, wanted: &[&str]| {
-        let text = value.text();
-        if text.trim().is_empty() {
-            errors.push(Error::required(&path, "expression is not specified"));
-            return;
-        }
-        match compile_cel(text, &names) {
-            Err(error) => {
-                errors.push(Error::invalid(&path, text, format!("compilation failed: {error}")));
-            }
-            Ok(program)
-                if program.result() != "dyn"
-                    && !wanted.contains(&program.result())
-                    && !wanted.is_empty() =>
-            {
-                let detail = format!("must evaluate to {}", wanted[0]);
-                errors.push(Error::invalid(&path, text, detail));
-            }
-            Ok(_) => {}
-        }
+        check_expression(value.text(), &names, wanted, &path, errors);
     };
     let each = |key: &str| -> Vec<(Path, Value)> {
         let list = spec[key].items().iter().enumerate();
@@ -426,9 +476,6 @@ pub fn check_policy(plural: &str, object: &Value, errors: &mut ErrorList) {
     };
     for (path, variable) in each("variables") {
         expression(path.child("expression"), &variable["expression"], &[]);
-    }
-    for (path, condition) in each("matchConditions") {
-        expression(path.child("expression"), &condition["expression"], &["bool"]);
     }
     match plural {
         "validatingadmissionpolicies" => {

@@ -18,7 +18,8 @@ use crate::resource::Resource;
 use crate::zero::Zero;
 
 const DEFAULT_TIMEOUT_SECONDS: u64 = 10;
-const CONDITION_NAMES: [&str; 4] = ["object", "oldObject", "request", "authorizer"];
+/// What the conditions of webhooks may name.
+pub const CONDITION_NAMES: [&str; 4] = ["object", "oldObject", "request", "authorizer"];
 
 /// One webhook of one configuration.
 #[derive(Debug)]
