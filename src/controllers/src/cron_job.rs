@@ -11,8 +11,9 @@ use client::{Informers, Recorder, object_reference};
 use k8s_openapi::api::batch::v1::{CronJob, CronJobSpec, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::{SignedDuration, Timestamp, tz::TimeZone};
-use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use k8s_openapi::jiff::tz::{Offset, TimeZone};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use kube::api::{Api, DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +54,16 @@ fn zone(spec: &CronJobSpec) -> Result<TimeZone, String> {
             TimeZone::get(name).map_err(|error| format!("invalid timeZone: {name:?}: {error}"))
         }
     }
+}
+
+/// Whether the caches may be behind: a Job runs that the status does not name, or one that it names is
+/// not there.
+fn is_doubtful(cron: &CronJob, own: &[Arc<Job>]) -> bool {
+    let active = cron.status.as_ref().and_then(|status| status.active.as_deref());
+    let active = active.unwrap_or_default();
+    own.iter().any(|job| {
+        !job::is_finished(job) && !active.iter().any(|known| known.uid == job.metadata.uid)
+    }) || active.iter().any(|known| !own.iter().any(|job| job.metadata.uid == known.uid))
 }
 
 /// Brings `status.active` up to date with the Jobs that there are.
@@ -160,6 +171,7 @@ fn decide(cron: &CronJob, own: &[Arc<Job>], now: Timestamp) -> Plan {
     again(&mut plan);
     let Some(due) = due else { return plan };
     if deadline.is_some_and(|deadline| due + deadline < now) {
+        let due = due.strftime("%a, %d %b %Y %H:%M:%S %z");
         let message = format!("Missed scheduled time to start a job: {due}");
         plan.events.push((true, "MissSchedule", message));
         return plan;
@@ -189,11 +201,14 @@ fn decide(cron: &CronJob, own: &[Arc<Job>], now: Timestamp) -> Plan {
 fn new_job(cron: &CronJob, spec: &CronJobSpec, time: Timestamp) -> Job {
     let meta = spec.job_template.metadata.clone().unwrap_or_default();
     let mut annotations = meta.annotations.unwrap_or_default();
-    let told = match zone(spec) {
-        Ok(zone) if spec.time_zone.is_some() => {
-            time.display_with_offset(zone.to_offset(time)).to_string()
-        }
-        _ => time.to_string(),
+    let offset = match zone(spec) {
+        Ok(zone) if spec.time_zone.is_some() => zone.to_offset(time),
+        _ => Offset::UTC,
+    };
+    // Go writes no offset at all as `Z`.
+    let told = match offset {
+        Offset::UTC => time.to_string(),
+        offset => time.display_with_offset(offset).to_string(),
     };
     annotations.insert(SCHEDULED.into(), told);
     Job {
@@ -243,9 +258,19 @@ impl Controller {
     async fn sync(&self, cron: &CronJob) -> Result<Next, Failure> {
         let spec = &cron.spec;
         let namespace = cron.namespace().unwrap_or_default();
-        let own = self.jobs.store().state_filter(|job| ownership::is_controlled_by(job, cron));
-        let mut plan = decide(cron, &own, Timestamp::now());
         let api: Api<Job> = Api::namespaced(self.client.clone(), &namespace);
+        let crons: Api<CronJob> = Api::namespaced(self.client.clone(), &namespace);
+        let mut own = self.jobs.store().state_filter(|job| ownership::is_controlled_by(job, cron));
+        let fresh;
+        let mut cron = cron;
+        if is_doubtful(cron, &own) {
+            let Some(found) = crons.get_opt(&cron.name_any()).await? else { return Ok(Next::Done) };
+            fresh = found;
+            cron = &fresh;
+            let all = api.list(&ListParams::default()).await?.items.into_iter().map(Arc::new);
+            own = all.filter(|job| ownership::is_controlled_by(job.as_ref(), cron)).collect();
+        }
+        let mut plan = decide(cron, &own, Timestamp::now());
         for name in &plan.cleanup {
             self.delete(cron, &api, name).await?;
         }
@@ -270,8 +295,10 @@ impl Controller {
                     })
                 }
                 Err(error) => {
-                    let message = format!("Error creating job: {}", pods::text(&error));
-                    self.tell(cron, (true, "FailedCreate", message));
+                    if !pods::is_ending(&error) {
+                        let message = format!("Error creating job: {}", pods::text(&error));
+                        self.tell(cron, (true, "FailedCreate", message));
+                    }
                     return Err(error.into());
                 }
             };
@@ -287,9 +314,8 @@ impl Controller {
         if cron.status.clone().unwrap_or_default() != plan.status {
             let mut told = cron.clone();
             told.status = Some(plan.status);
-            let api: Api<CronJob> = Api::namespaced(self.client.clone(), &namespace);
             let parameters = PostParams::default();
-            unless_code(api.replace_status(&cron.name_any(), &parameters, &told).await, 404)?;
+            unless_code(crons.replace_status(&cron.name_any(), &parameters, &told).await, 404)?;
         }
         for told in plan.events {
             self.tell(cron, told);
@@ -376,6 +402,32 @@ mod tests {
         assert_eq!(plan.start, Some(at("2026-01-01T05:00:00Z")));
         let strict = cron(json!({"startingDeadlineSeconds": 30}), json!({}));
         assert_eq!(decide(&strict, &[], at("2026-01-01T05:01:00Z")).start, None);
+    }
+
+    #[test]
+    fn a_job_names_its_time_in_the_zone_of_the_schedule() {
+        for (zone, want) in [
+            (json!(null), "2026-01-01T05:00:00Z"),
+            (json!("Etc/UTC"), "2026-01-01T05:00:00Z"),
+            (json!("America/New_York"), "2026-01-01T00:00:00-05:00"),
+        ] {
+            let cron = cron(json!({"timeZone": zone}), json!({}));
+            let job = new_job(&cron, &cron.spec, at("2026-01-01T05:00:00Z"));
+            assert_eq!(job.annotations()[SCHEDULED], want);
+        }
+    }
+
+    #[test]
+    fn what_the_caches_may_not_show_yet_is_asked_for() {
+        let status = json!({"active": [{"name": "a", "uid": "a"}]});
+        for (jobs, want) in [
+            (vec![job("a", None)], false),
+            (vec![job("a", Some("Complete")), job("b", Some("Failed"))], false),
+            (vec![], true),
+            (vec![job("a", None), job("b", None)], true),
+        ] {
+            assert_eq!(is_doubtful(&cron(json!({}), status.clone()), &jobs), want);
+        }
     }
 
     #[test]

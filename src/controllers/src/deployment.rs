@@ -23,10 +23,21 @@ use crate::{history, ownership, pods, share, touched, unless_code};
 
 const HASH: &str = "pod-template-hash";
 const REVISION: &str = "deployment.kubernetes.io/revision";
+/// The revisions that a set was before it was rolled back to.
+const HISTORY: &str = "deployment.kubernetes.io/revision-history";
+/// The length of that list.
+const HISTORY_MAX: usize = 2000;
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 const MAX: &str = "deployment.kubernetes.io/max-replicas";
 /// Annotations that say something about the Deployment itself and are not handed to its sets.
-const OWN: &[&str] = &["kubectl.kubernetes.io/last-applied-configuration", REVISION, DESIRED, MAX];
+const OWN: &[&str] = &[
+    "kubectl.kubernetes.io/last-applied-configuration",
+    "deprecated.deployment.rollback.to",
+    REVISION,
+    HISTORY,
+    DESIRED,
+    MAX,
+];
 
 /// The template without the label that tells sets apart.
 fn bare(template: &PodTemplateSpec) -> PodTemplateSpec {
@@ -70,6 +81,20 @@ fn size(set: &ReplicaSet) -> i32 {
 
 fn revision(set: &ReplicaSet) -> i64 {
     set.annotations().get(REVISION).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// The list of revisions that a set was, with one more; the oldest make way where it grows too long.
+fn remembered(known: &str, revision: &str) -> String {
+    let mut all = format!("{known},{revision}");
+    if known.is_empty() {
+        revision.clone_into(&mut all);
+    }
+    while all.len() > HISTORY_MAX
+        && let Some(comma) = all.find(',')
+    {
+        all.drain(..=comma);
+    }
+    all
 }
 
 fn available(set: &ReplicaSet) -> i32 {
@@ -407,9 +432,10 @@ fn status(
         ready_replicas: some(ready),
         available_replicas: some(usable),
         unavailable_replicas: some((sum(&all, size).max(wanted) - usable).max(0)),
-        terminating_replicas: some(sum(&all, |s| {
-            s.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0)
-        })),
+        terminating_replicas: all
+            .iter()
+            .map(|set| set.status.as_ref().map_or(Some(0), |status| status.terminating_replicas))
+            .sum(),
         collision_count: before.collision_count,
         conditions: Some(conditions),
     }
@@ -586,8 +612,12 @@ impl Controller {
         let annotations = changed.annotations_mut();
         annotations.insert(DESIRED.into(), replicas(spec).to_string());
         annotations.insert(MAX.into(), (replicas(spec) + bounds(spec).0).to_string());
-        if let Some(revision) = revision {
-            annotations.insert(REVISION.into(), revision.to_string());
+        if let Some(revision) = revision
+            && let Some(before) = annotations.insert(REVISION.into(), revision.to_string())
+        {
+            let known = annotations.get(HISTORY).map_or("", String::as_str);
+            let known = remembered(known, &before);
+            annotations.insert(HISTORY.into(), known);
         }
         if current {
             let own =
@@ -720,6 +750,19 @@ mod tests {
             "spec": {"replicas": size, "selector": {}},
             "status": {"replicas": size, "availableReplicas": available, "readyReplicas": available}}))
         .expect("a set")
+    }
+
+    #[test]
+    fn earlier_revisions_are_remembered() {
+        let long = "1234567,".repeat(250);
+        for (known, want) in [
+            ("", "3".to_owned()),
+            ("1", "1,3".to_owned()),
+            ("1,2", "1,2,3".to_owned()),
+            (long.trim_end_matches(','), format!("{}3", &long[8..])),
+        ] {
+            assert_eq!(remembered(known, "3"), want);
+        }
     }
 
     #[test]

@@ -14,9 +14,10 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatu
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, ResourceExt};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::ownership::{self, Key};
@@ -55,26 +56,36 @@ fn needs_scale(budget: &PodDisruptionBudget) -> bool {
     })
 }
 
-/// Evictions that are still under way, and when the next of them is given up.
-fn disrupted(
-    budget: &PodDisruptionBudget,
-    pods: &[&Pod],
-    now: Timestamp,
-) -> (BTreeMap<String, Time>, Option<Duration>) {
+/// Evictions that were granted, as a look at them finds them.
+#[derive(Debug, Default)]
+struct Disrupted {
+    /// Those still under way.
+    pending: BTreeMap<String, Time>,
+    /// Pods that have not gone in time.
+    stayed: Vec<String>,
+    /// When the next is given up.
+    again: Option<Duration>,
+}
+
+fn disrupted(budget: &PodDisruptionBudget, pods: &[&Pod], now: Timestamp) -> Disrupted {
     let mut all =
         budget.status.as_ref().and_then(|status| status.disrupted_pods.clone()).unwrap_or_default();
-    let mut again = None;
+    let (mut again, mut stayed) = (None, Vec::new());
     all.retain(|name, since| {
         let Some(pod) = pods.iter().find(|pod| pod.name_any() == *name) else { return false };
         let rest = EVICTION_S - now.duration_since(since.0).as_secs();
-        if pod.metadata.deletion_timestamp.is_some() || rest <= 0 {
+        if pod.metadata.deletion_timestamp.is_some() {
+            return false;
+        }
+        if rest <= 0 {
+            stayed.push(name.clone());
             return false;
         }
         let rest = Duration::from_secs(rest as u64);
         again = Some(again.map_or(rest, |known: Duration| known.min(rest)));
         true
     });
-    (all, again)
+    Disrupted { pending: all, stayed, again }
 }
 
 fn condition(
@@ -111,22 +122,21 @@ fn status(
     budget: &PodDisruptionBudget,
     pods: &[&Pod],
     scale: Result<i32, String>,
+    disrupted: BTreeMap<String, Time>,
     now: Timestamp,
-) -> (PodDisruptionBudgetStatus, Option<Duration>) {
+) -> PodDisruptionBudgetStatus {
     let scale = match scale {
         Ok(scale) => scale,
         Err(problem) => {
-            let status = PodDisruptionBudgetStatus {
+            return PodDisruptionBudgetStatus {
                 conditions: Some(condition(budget, 0, Some(&problem), now)),
                 observed_generation: budget.metadata.generation,
                 disruptions_allowed: Some(0),
                 ..budget.status.clone().unwrap_or_default()
             };
-            return (status, None);
         }
     };
     let demand = demand(budget, pods.len() as i32, scale);
-    let (disrupted, again) = disrupted(budget, pods, now);
     let healthy = pods.iter().filter(|pod| {
         pod.metadata.deletion_timestamp.is_none()
             && !disrupted.contains_key(&pod.name_any())
@@ -134,7 +144,7 @@ fn status(
     });
     let healthy = healthy.count() as i32;
     let allowed = if demand.expected <= 0 { 0 } else { (healthy - demand.healthy).max(0) };
-    let status = PodDisruptionBudgetStatus {
+    PodDisruptionBudgetStatus {
         conditions: Some(condition(budget, allowed, None, now)),
         current_healthy: Some(healthy),
         desired_healthy: Some(demand.healthy),
@@ -142,8 +152,52 @@ fn status(
         disruptions_allowed: Some(allowed),
         expected_pods: Some(demand.expected),
         observed_generation: budget.metadata.generation,
+    }
+}
+
+/// How long until it is clear that the pod is not disrupted after all, though something said it would be;
+/// `None` where nothing did, or it goes, or only the kubelet can tell.
+fn until_stale(pod: &Pod, now: Timestamp) -> Option<Duration> {
+    if pod.metadata.deletion_timestamp.is_some() || pods::is_finished(pod) {
+        return None;
+    }
+    let told = pods::condition(pod, "DisruptionTarget").filter(|told| told.status == "True")?;
+    if told.reason.as_deref() == Some("TerminationByKubelet") {
+        return None;
+    }
+    let since = told.last_transition_time.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    let rest_s = EVICTION_S - now.duration_since(since).as_secs();
+    Some(Duration::from_secs(rest_s.max(0) as u64))
+}
+
+/// Takes back what was said about pods that have stayed, until `shutdown`.
+async fn take_back(client: Client, pods: Informer<Pod>, shutdown: CancellationToken) {
+    let told = |pod: &Pod| {
+        until_stale(pod, Timestamp::now()).map(|_| ownership::key(pod)).into_iter().collect()
     };
-    (status, again)
+    let changes = touched(&pods, told);
+    queue::run("stale_pod_disruption", changes, shutdown, |key: Key| {
+        let (api, found) =
+            (Api::<Pod>::namespaced(client.clone(), &key.0), pods.get(&key.0, &key.1));
+        Box::pin(async move {
+            let now = Timestamp::now();
+            let Some(pod) = found else { return Ok(Next::Done) };
+            match until_stale(&pod, now) {
+                None => Ok(Next::Done),
+                Some(rest) if !rest.is_zero() => Ok(Next::After(rest)),
+                Some(_) => {
+                    let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [{
+                        "type": "DisruptionTarget", "status": "False", "reason": null,
+                        "message": null, "lastTransitionTime": Time(now)}]}});
+                    let patch = Patch::Strategic(patch);
+                    let told = api.patch_status(&key.1, &PatchParams::default(), &patch).await;
+                    unless_code(told, 404)?;
+                    Ok(Next::Done)
+                }
+            }
+        })
+    })
+    .await;
 }
 
 struct Controller {
@@ -223,6 +277,19 @@ impl Controller {
         Ok((owner.uid.clone(), size))
     }
 
+    /// Tells that some of the pods belong to nobody whose size could be known.
+    fn tell_of_strays(&self, budget: &PodDisruptionBudget, pods: &[&Pod]) {
+        let stray = |pod: &&Pod| ownership::controller_of(*pod).is_none();
+        if needs_scale(budget) && pods.iter().any(stray) {
+            let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+            let selector = serde_json::to_string(&selector).unwrap_or_default();
+            let message = format!(
+                "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value."
+            );
+            self.events.warning(object_reference(budget), "UnmanagedPods", message);
+        }
+    }
+
     async fn sync(&self, budget: &PodDisruptionBudget) -> Result<Next, Failure> {
         let (namespace, name) = ownership::key(budget);
         let picks = picks(budget);
@@ -244,7 +311,15 @@ impl Controller {
                 message,
             );
         }
-        let (status, again) = status(budget, &found, scale, Timestamp::now());
+        self.tell_of_strays(budget, &found);
+        let now = Timestamp::now();
+        let Disrupted { pending, stayed, again } = disrupted(budget, &found, now);
+        for pod in found.iter().filter(|pod| stayed.contains(&pod.name_any())) {
+            let message =
+                format!("Pod was expected by PDB {namespace}/{name} to be deleted but it wasn't");
+            self.events.warning(object_reference(*pod), "NotDeleted", message);
+        }
+        let status = status(budget, &found, scale, pending, now);
         if budget.status.as_ref() != Some(&status) {
             let api: Api<PodDisruptionBudget> = Api::namespaced(self.client.clone(), &namespace);
             let told = PodDisruptionBudget { status: Some(status), ..budget.clone() };
@@ -306,7 +381,8 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         touched(&budgets, |budget| vec![ownership::key(budget)]),
         futures::stream::select(touched(&controller.pods, of_pod), sizes),
     );
-    queue::run("disruption", changes, shutdown, |key: Key| {
+    let stale = take_back(controller.client.clone(), controller.pods.clone(), shutdown.clone());
+    let counted = queue::run("disruption", changes, shutdown, |key: Key| {
         let (controller, found) = (controller.clone(), budgets.get(&key.0, &key.1));
         Box::pin(async move {
             match found {
@@ -314,13 +390,13 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 None => Ok(Next::Done),
             }
         })
-    })
-    .await;
+    });
+    tokio::join!(stale, counted);
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
 
@@ -353,8 +429,8 @@ mod tests {
         ] {
             let pods = pods(ready);
             let found: Vec<&Pod> = pods.iter().collect();
-            let (told, _) =
-                status(&budget(spec.clone(), json!({})), &found, Ok(scale), Timestamp::UNIX_EPOCH);
+            let budget = budget(spec.clone(), json!({}));
+            let told = status(&budget, &found, Ok(scale), BTreeMap::new(), Timestamp::UNIX_EPOCH);
             let got = (told.disruptions_allowed, told.desired_healthy, told.expected_pods);
             assert_eq!(got, (Some(want.0), Some(want.1), Some(want.2)), "{spec}");
             let reason = &told.conditions.expect("a condition")[0].reason;
@@ -368,20 +444,51 @@ mod tests {
         let budget = budget(json!({"minAvailable": 1}), since);
         let pods = pods(&[true, true]);
         let found: Vec<&Pod> = pods.iter().collect();
-        let at = |text: &str| status(&budget, &found, Ok(2), text.parse().expect("a time"));
-        let (early, again) = at("2026-01-01T00:01:00Z");
+        let at = |text: &str| {
+            let now = text.parse().expect("a time");
+            let Disrupted { pending, stayed, again } = disrupted(&budget, &found, now);
+            (status(&budget, &found, Ok(2), pending, now), stayed, again)
+        };
+        let (early, stayed, again) = at("2026-01-01T00:01:00Z");
         assert_eq!((early.disruptions_allowed, again), (Some(0), Some(Duration::from_mins(1))));
-        assert_eq!(early.disrupted_pods.map(|pods| pods.len()), Some(1));
-        let (late, again) = at("2026-01-01T00:03:00Z");
+        assert_eq!((early.disrupted_pods.map(|pods| pods.len()), stayed.len()), (Some(1), 0));
+        let (late, stayed, again) = at("2026-01-01T00:03:00Z");
         assert_eq!((late.disruptions_allowed, again), (Some(1), None));
+        assert_eq!(stayed, ["p0"]);
+    }
+
+    #[test]
+    fn what_was_said_of_a_pod_that_stays_is_taken_back() {
+        let pod = |phase: &str, status: &str, reason: &str, gone: Option<&str>| -> Pod {
+            serde_json::from_value(json!({"metadata": {"name": "p", "deletionTimestamp": gone},
+                "status": {"phase": phase, "conditions": [{"type": "DisruptionTarget",
+                    "status": status, "reason": reason,
+                    "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}))
+            .expect("a pod")
+        };
+        let soon = Some(Duration::from_mins(1));
+        let gone = Some("2026-01-01T00:00:00Z");
+        for (pod, want) in [
+            (pod("Running", "True", "EvictionByEvictionAPI", None), soon),
+            (pod("Running", "False", "EvictionByEvictionAPI", None), None),
+            (pod("Running", "True", "TerminationByKubelet", None), None),
+            (pod("Running", "True", "EvictionByEvictionAPI", gone), None),
+            (pod("Failed", "True", "EvictionByEvictionAPI", None), None),
+        ] {
+            assert_eq!(until_stale(&pod, "2026-01-01T00:01:00Z".parse().expect("a time")), want);
+        }
+        let late = pod("Running", "True", "PreemptionByScheduler", None);
+        let now = "2026-01-01T01:00:00Z".parse().expect("a time");
+        assert_eq!(until_stale(&late, now), Some(Duration::ZERO));
     }
 
     #[test]
     fn without_a_size_nothing_is_allowed() {
-        let (told, _) = status(
+        let told = status(
             &budget(json!({"maxUnavailable": 1}), json!({})),
             &[],
             Err("no".into()),
+            BTreeMap::new(),
             Timestamp::UNIX_EPOCH,
         );
         assert_eq!(told.disruptions_allowed, Some(0));

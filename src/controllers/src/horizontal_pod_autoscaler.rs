@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::limits::{Past, limited};
-use self::metrics::Target;
+use self::metrics::{Target, Tolerances};
 use crate::ownership::{self, Key};
 use crate::queue::{self, Failure, Next};
 use crate::{pods, touched, unless_code};
@@ -44,10 +44,29 @@ const PERIOD: Duration = Duration::from_secs(15);
 /// How long recommendations and changes are remembered.
 const MEMORY_S: i64 = 3600;
 
+/// What is scaled, as metrics see it.
+#[derive(Clone, Copy)]
+struct Sight<'a> {
+    namespace: &'a str,
+    /// The selector of its pods: written, and to be asked.
+    labels: &'a str,
+    picks: &'a Selector,
+    current: i32,
+    tolerances: Tolerances,
+}
+
 /// Why a metric gives no size: the reason of the condition and event, and what went wrong.
 struct Problem {
     reason: &'static str,
     message: String,
+    /// The message of the event about all metrics together.
+    summary: String,
+}
+
+impl Problem {
+    fn plain(reason: &'static str, message: String) -> Self {
+        Self { reason, summary: message.clone(), message }
+    }
 }
 
 /// Sets a condition; its time stays while its status does.
@@ -106,6 +125,8 @@ struct Controller {
     pods: Informer<Pod>,
     events: Recorder,
     past: Mutex<HashMap<Key, Past>>,
+    /// Which pods are whose, so that none has two masters.
+    selectors: Mutex<BTreeMap<Key, Selector>>,
 }
 
 /// What is scaled: its API, and its size as read.
@@ -136,11 +157,10 @@ impl Controller {
     /// What one metric asks for: replicas, what it is called, and its present value.
     async fn evaluate(
         &self,
-        namespace: &str,
+        sight: Sight<'_>,
         metric: &MetricSpec,
-        (labels, picks): (&str, &Selector),
-        current: i32,
     ) -> Result<(i32, String, MetricStatus), Problem> {
+        let Sight { namespace, labels, picks, current, tolerances } = sight;
         let (resource, container, wanted, reason) =
             match (&metric.resource, &metric.container_resource) {
                 (Some(source), _) => {
@@ -158,13 +178,19 @@ impl Controller {
                         "Object" => "FailedGetObjectMetric",
                         _ => "FailedGetExternalMetric",
                     };
-                    let asked = self.evaluate_custom(namespace, metric, (labels, picks), current);
-                    return asked.await.map_err(|message| Problem { reason, message });
+                    let asked = self.evaluate_custom(sight, metric);
+                    return asked.await.map_err(|message| Problem::plain(reason, message));
                 }
             };
-        let problem = |message: String| Problem {
-            reason,
-            message: format!("failed to get {resource} utilization: {message}"),
+        let problem = |message: String| {
+            let whole = wanted.average_utilization.is_none();
+            let aspect = if whole { "usage" } else { "utilization" };
+            let message = format!("failed to get {resource} {aspect}: {message}");
+            let summary = container.map_or_else(
+                || format!("failed to get {resource} resource metric value: {message}"),
+                |name| format!("failed to get {name} container metric value: {message}"),
+            );
+            Problem { reason, message, summary }
         };
         let target = target(wanted).ok_or_else(|| problem("the target has no value".into()))?;
         let query: String = labels.bytes().map(|byte| format!("%{byte:02X}")).collect();
@@ -189,8 +215,9 @@ impl Controller {
             pod.metadata.namespace.as_deref() == Some(namespace) && picks.matches(pod.labels())
         });
         let what = (resource.as_str(), container);
-        let outcome = metrics::replicas(&near, &used, what, target, current, Timestamp::now())
-            .map_err(problem)?;
+        let outcome =
+            metrics::replicas(&near, &used, what, target, (current, tolerances), Timestamp::now())
+                .map_err(problem)?;
         let value = MetricValueStatus {
             average_utilization: outcome.utilization.map(|percent| percent as i32),
             average_value: Some(Text(Quantity::milli(outcome.average).canonical())),
@@ -227,18 +254,20 @@ impl Controller {
         current: i32,
         status: &mut HorizontalPodAutoscalerStatus,
     ) -> Result<(i32, String), Problem> {
-        let labels = scale.status.as_ref().and_then(|status| status.selector.clone());
-        let labels = labels.unwrap_or_default();
-        let Some(picks) = Selector::parse(&labels).ok().filter(|_| !labels.is_empty()) else {
-            return Err(Problem {
-                reason: "InvalidSelector",
-                message: "selector is required".into(),
-            });
-        };
+        let (labels, picks) = self.selector(of, scale)?;
         let namespace = of.namespace().unwrap_or_default();
-        let (mut best, mut problem, mut told) = (None::<(i32, String)>, None, Vec::new());
-        for metric in of.spec.metrics.iter().flatten() {
-            match self.evaluate(&namespace, metric, (&labels, &picks), current).await {
+        let sight = Sight {
+            namespace: &namespace,
+            labels: &labels,
+            picks: &picks,
+            current,
+            tolerances: Tolerances::new(of.spec.behavior.as_ref()),
+        };
+        let (mut best, mut told) = (None::<(i32, String)>, Vec::new());
+        let (mut problem, mut invalid) = (None, 0);
+        let metrics = of.spec.metrics.as_deref().unwrap_or_default();
+        for metric in metrics {
+            match self.evaluate(sight, metric).await {
                 Ok((replicas, called, value)) => {
                     told.push(value);
                     if best.as_ref().is_none_or(|(known, _)| replicas > *known) {
@@ -248,9 +277,18 @@ impl Controller {
                 Err(found) => {
                     self.events.warning(object_reference(of), found.reason, found.message.clone());
                     problem.get_or_insert(found);
+                    invalid += 1;
                 }
             }
         }
+        let problem = problem.map(|first| Problem {
+            summary: format!(
+                "invalid metrics ({invalid} invalid out of {}), first error is: {}",
+                metrics.len(),
+                first.summary
+            ),
+            ..first
+        });
         status.current_metrics = Some(told).filter(|told| !told.is_empty());
         match (best, problem) {
             (Some((replicas, called)), problem) if problem.is_none() || replicas >= current => {
@@ -261,11 +299,68 @@ impl Controller {
                 Ok((replicas, called))
             }
             (_, Some(problem)) => Err(problem),
-            (best, None) => best.ok_or_else(|| Problem {
-                reason: "InvalidMetricSourceType",
-                message: "no metrics are given".into(),
+            (best, None) => best.ok_or_else(|| {
+                Problem::plain("InvalidMetricSourceType", "no metrics are given".into())
             }),
         }
+    }
+
+    /// The selector of the pods of what is scaled, which must be no other autoscaler's too.
+    fn selector(
+        &self,
+        of: &HorizontalPodAutoscaler,
+        scale: &Scale,
+    ) -> Result<(String, Selector), Problem> {
+        let refuse = |event: &'static str, reason: &'static str, message: String| {
+            self.events.warning(object_reference(of), event, message.clone());
+            Err(Problem::plain(reason, message))
+        };
+        let labels = scale.status.as_ref().and_then(|status| status.selector.clone());
+        let labels = labels.unwrap_or_default();
+        if labels.is_empty() {
+            let message = "selector is required".to_owned();
+            return refuse("SelectorRequired", "InvalidSelector", message);
+        }
+        let picks = match Selector::parse(&labels) {
+            Ok(picks) => picks,
+            Err(error) => {
+                let message = format!(
+                    "couldn't convert selector into a corresponding internal selector object: {error}"
+                );
+                return refuse("InvalidSelector", "InvalidSelector", message);
+            }
+        };
+        let key = ownership::key(of);
+        let rivals = self.rivals(&key, &picks);
+        if !rivals.is_empty() {
+            let all =
+                rivals.iter().chain([&key]).map(|(namespace, name)| format!("{namespace}/{name}"));
+            let all: Vec<String> = all.collect();
+            let message = format!(
+                "pods by selector {labels} are controlled by multiple HPAs: [{}]",
+                all.join(" ")
+            );
+            return refuse("AmbiguousSelector", "AmbiguousSelector", message);
+        }
+        Ok((labels, picks))
+    }
+
+    /// The other autoscalers that have one of the pods which `picks` picks for the autoscaler `key`.
+    fn rivals(&self, key: &Key, picks: &Selector) -> Vec<Key> {
+        let mut all = self.selectors.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(key.clone(), picks.clone());
+        let others: Vec<_> =
+            all.iter().filter(|(other, _)| other.0 == key.0 && *other != key).collect();
+        if others.is_empty() {
+            return Vec::new();
+        }
+        let near = self.pods.store().state_filter(|pod| {
+            pod.metadata.namespace.as_deref() == Some(&key.0) && picks.matches(pod.labels())
+        });
+        let rival = |(other, theirs): (&Key, &Selector)| {
+            near.iter().any(|pod| theirs.matches(pod.labels())).then(|| other.clone())
+        };
+        others.into_iter().filter_map(rival).collect()
     }
 
     async fn sync(&self, of: &HorizontalPodAutoscaler) -> Result<Next, Failure> {
@@ -301,7 +396,13 @@ impl Controller {
                 Ok((replicas, called)) => {
                     let behavior = of.spec.behavior.as_ref();
                     let now = Timestamp::now().as_second();
-                    let past = self.remember(of, |past| past.recommended.push((now, replicas)));
+                    let past = self.remember(of, |past| {
+                        // What was there before counts as recommended, so that nothing shrinks at once.
+                        if past.recommended.is_empty() {
+                            past.recommended.push((now, current));
+                        }
+                        past.recommended.push((now, replicas));
+                    });
                     let (to, told) = limited(behavior, &past, (replicas, current), (min, max), now);
                     for (kind, holds, reason, message) in told {
                         set_condition(&mut status, kind, holds, reason, message);
@@ -315,16 +416,8 @@ impl Controller {
                         problem.message
                     );
                     set_condition(&mut status, "ScalingActive", false, problem.reason, message);
-                    let message = format!(
-                        "invalid metrics (1 invalid out of {}), first error is: {}",
-                        of.spec.metrics.as_ref().map_or(0, Vec::len),
-                        problem.message
-                    );
-                    self.events.warning(
-                        object_reference(of),
-                        "FailedComputeMetricsReplicas",
-                        message,
-                    );
+                    let reason = "FailedComputeMetricsReplicas";
+                    self.events.warning(object_reference(of), reason, problem.summary);
                     return self.tell(of, status).await;
                 }
             }
@@ -417,7 +510,8 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         }
         vec![ownership::key(of)]
     });
-    let controller = Arc::new(Controller { client, pods, events, past: Mutex::default() });
+    let (past, selectors) = (Mutex::default(), Mutex::default());
+    let controller = Arc::new(Controller { client, pods, events, past, selectors });
     queue::run("horizontal-pod-autoscaler", changes, shutdown, |key: Key| {
         let (controller, found) = (controller.clone(), all.get(&key.0, &key.1));
         Box::pin(async move {
@@ -425,6 +519,9 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 controller.sync(&of).await
             } else {
                 controller.past.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                let mut selectors =
+                    controller.selectors.lock().unwrap_or_else(PoisonError::into_inner);
+                selectors.remove(&key);
                 Ok(Next::Done)
             }
         })

@@ -8,8 +8,6 @@ mod indexes;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
 use client::{Informers, Recorder, object_reference};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
@@ -28,6 +26,8 @@ use crate::{touched, unless_code};
 
 pub use self::decide::{holds, is_finished};
 
+/// What the API server leaves of a `generateName`.
+const PREFIX_MAX: usize = 58;
 /// Another controller looks after Jobs with another value of `spec.managedBy`.
 const OURSELVES: &str = "kubernetes.io/job-controller";
 
@@ -36,15 +36,18 @@ fn is_ours(job: &Job) -> bool {
     manager.is_none_or(|manager| manager == OURSELVES)
 }
 
+/// How the name of a pod of `index` begins. The API server would cut a longer one; the index shall stay
+/// readable.
+fn prefix(name: &str, index: i32) -> String {
+    let end = format!("-{index}-");
+    format!("{}{end}", &name[..name.len().min(PREFIX_MAX - end.len())])
+}
+
 /// The pod for one place in the Job.
 fn pod(job: &Job, wanted: &Wanted) -> Pod {
     let template = job.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
     let name = job.name_any();
-    let prefix = match wanted.index {
-        // The API server cuts names at 63; the index shall stay readable.
-        Some(index) => format!("{}-{index}-", &name[..name.len().min(50)]),
-        None => format!("{name}-"),
-    };
+    let prefix = wanted.index.map_or_else(|| format!("{name}-"), |index| prefix(&name, index));
     let mut pod = pods::from_template(&template, ownership::owner_reference(job), Some(prefix));
     let finalizers = pod.finalizers_mut();
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
@@ -99,7 +102,15 @@ async fn sync(job: &Job, hands: &Hands<'_>) -> Result<Next, Failure> {
     }
     let Some(spec) = job.spec.as_ref() else { return Ok(Next::Done) };
     let picks = pods::selector(&spec.selector.clone().unwrap_or_default());
-    let own = hands.claim(job, &picks).await?;
+    let own = ownership::claim_with(
+        hands.client,
+        job,
+        hands.pods.store().state(),
+        |pod| picks.matches(pod.labels()),
+        |pod| pod.metadata.deletion_timestamp.is_none(),
+        Some(FINALIZER),
+    )
+    .await?;
     let mut plan = decide(job, &own, Timestamp::now());
     let wanted: Vec<Pod> = plan.create.iter().map(|wanted| pod(job, wanted)).collect();
     let unwanted: Vec<&Pod> =
@@ -138,21 +149,35 @@ async fn sync(job: &Job, hands: &Hands<'_>) -> Result<Next, Failure> {
     Ok(plan.again.map_or(Next::Done, Next::After))
 }
 
-/// Frees the pods of a Job that is gone or finished: nobody will count them.
-async fn forget(key: &Key, hands: &Hands<'_>, jobs: &client::Informer<Job>) -> Result<(), Failure> {
-    let (namespace, name) = key;
-    let api: Api<Pod> = Api::namespaced(hands.client.clone(), namespace);
-    for pod in hands.pods.store().state() {
-        let held = pod.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
-        if !held || ownership::controller_key(pod.as_ref(), "Job").as_ref() != Some(key) {
-            continue;
-        }
-        let owner = ownership::controller_of(pod.as_ref()).map(|owner| owner.uid.clone());
-        if jobs.get(namespace, name).is_none_or(|job| job.uid() != owner || is_finished(&job)) {
-            release(&api, &pod).await?;
-        }
+/// Whether nobody will count the pod's end: it has no Job, or one that is finished. The end of a pod of
+/// somebody else's is somebody else's to count.
+fn is_forsaken(pod: &Pod, jobs: &client::Informer<Job>) -> bool {
+    if !pod.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+        return false;
     }
-    Ok(())
+    let Some(owner) = ownership::controller_of(pod) else { return true };
+    if owner.kind != "Job" || !owner.api_version.starts_with("batch/") {
+        return false;
+    }
+    let job = jobs.get(&pod.namespace().unwrap_or_default(), &owner.name);
+    match job.filter(|job| job.uid().as_ref() == Some(&owner.uid)) {
+        Some(job) => is_ours(&job) && is_finished(&job),
+        None => true,
+    }
+}
+
+/// What is looked after: a Job, or a pod whose end somebody waits for that may be nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Subject {
+    Job(Key),
+    Pod(Key),
+}
+
+/// The pods that a change of the Job concerns: those that wait for a count it will not make.
+fn waiting(job: &Job, pods: &client::Informer<Pod>) -> Vec<Subject> {
+    let held = |pod: &Pod| pod.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let own = pods.store().state_filter(|pod| held(pod) && ownership::is_controlled_by(pod, job));
+    own.iter().map(|pod| Subject::Pod(ownership::key(pod.as_ref()))).collect()
 }
 
 /// Runs until `shutdown`.
@@ -164,26 +189,46 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let of_pod = {
         let jobs = jobs.clone();
         move |pod: &Pod| {
-            pods::owners(pod, "Job", &jobs, |job: &Job| job.spec.as_ref()?.selector.clone())
+            let owners =
+                pods::owners(pod, "Job", &jobs, |job: &Job| job.spec.as_ref()?.selector.clone());
+            let mut subjects: Vec<Subject> = owners.into_iter().map(Subject::Job).collect();
+            if is_forsaken(pod, &jobs) {
+                subjects.push(Subject::Pod(ownership::key(pod)));
+            }
+            subjects
         }
     };
-    let changes = futures::stream::select(
-        touched(&jobs, |job| vec![ownership::key(job)]),
-        touched(&pods, of_pod),
-    );
-    queue::run("job", changes, shutdown, |key: Key| {
+    let of_job = {
+        let (jobs, pods) = (jobs.clone(), pods.clone());
+        move |job: &Job| {
+            let key = ownership::key(job);
+            let gone = jobs.get(&key.0, &key.1).is_none_or(|found| found.uid() != job.uid());
+            let mut subjects = vec![Subject::Job(key)];
+            if gone || is_finished(job) {
+                subjects.extend(waiting(job, &pods));
+            }
+            subjects
+        }
+    };
+    let changes = futures::stream::select(touched(&jobs, of_job), touched(&pods, of_pod));
+    queue::run("job", changes, shutdown, |subject: Subject| {
         let (client, pods, events) = (client.clone(), pods.clone(), events.clone());
         let jobs = jobs.clone();
         Box::pin(async move {
             let hands = Hands { client: &client, pods: &pods, events: &events };
-            let job: Option<Arc<Job>> = jobs.get(&key.0, &key.1);
-            let stale = job.as_ref().is_none_or(|job| is_finished(job));
-            if stale {
-                forget(&key, &hands, &jobs).await?;
-            }
-            match job {
-                Some(job) => sync(&job, &hands).await,
-                None => Ok(Next::Done),
+            match subject {
+                Subject::Job(key) => match jobs.get(&key.0, &key.1) {
+                    Some(job) => sync(&job, &hands).await,
+                    None => Ok(Next::Done),
+                },
+                Subject::Pod(key) => {
+                    let pod = pods.get(&key.0, &key.1).filter(|pod| is_forsaken(pod, &jobs));
+                    if let Some(pod) = pod {
+                        let api: Api<Pod> = Api::namespaced(client.clone(), &key.0);
+                        release(&api, &pod).await?;
+                    }
+                    Ok(Next::Done)
+                }
             }
         })
     })

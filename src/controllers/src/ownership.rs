@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Namespace and name of an object.
 pub type Key = (String, String);
@@ -84,6 +84,24 @@ fn fate<K: Resource, O: Resource<DynamicType = ()>>(
     }
 }
 
+/// What a change of owner writes. A `finalizer` goes with the ownership: it comes with an adoption and
+/// leaves with a release, and the write then holds for the version that was looked at.
+fn change_of_owner<K: Resource>(
+    object: &K,
+    references: &[OwnerReference],
+    adopted: bool,
+    finalizer: Option<&str>,
+) -> Value {
+    let mut metadata = json!({"uid": object.meta().uid, "ownerReferences": references});
+    if let Some(finalizer) = finalizer {
+        let kept = object.finalizers().iter().map(String::as_str).filter(|f| *f != finalizer);
+        let finalizers: Vec<&str> = kept.chain(adopted.then_some(finalizer)).collect();
+        metadata["finalizers"] = json!(finalizers);
+        metadata["resourceVersion"] = json!(object.meta().resource_version);
+    }
+    json!({"metadata": metadata})
+}
+
 /// The objects among `all` that `owner` controls, by name. Orphans of its namespace that it `picks` are
 /// adopted where `adoptable` allows; objects it no longer picks are let go.
 pub async fn claim<K, O>(
@@ -92,6 +110,28 @@ pub async fn claim<K, O>(
     all: Vec<Arc<K>>,
     picks: impl Fn(&K) -> bool,
     adoptable: impl Fn(&K) -> bool,
+) -> Result<Vec<Arc<K>>, kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+    O: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned,
+{
+    claim_with(client, owner, all, picks, adoptable, None).await
+}
+
+/// As [`claim`]; what the owner has also bears `finalizer`.
+pub async fn claim_with<K, O>(
+    client: &Client,
+    owner: &O,
+    all: Vec<Arc<K>>,
+    picks: impl Fn(&K) -> bool,
+    adoptable: impl Fn(&K) -> bool,
+    finalizer: Option<&str>,
 ) -> Result<Vec<Arc<K>>, kube::Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -134,7 +174,7 @@ where
                 continue;
             }
         }
-        let patch = json!({"metadata": {"uid": object.uid(), "ownerReferences": references}});
+        let patch = change_of_owner(object.as_ref(), &references, adopted, finalizer);
         match api.patch(&object.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
             Ok(patched) if adopted => own.push(Arc::new(patched)),
             Ok(_) => {}
@@ -173,5 +213,22 @@ mod tests {
         assert_eq!(fate(&owner, &pod(json!([])), true, false), Fate::Leave);
         let adopted = Fate::Adopt(vec![owner_reference(&owner)]);
         assert_eq!(fate(&owner, &pod(json!([])), true, true), adopted);
+    }
+
+    #[test]
+    fn a_finalizer_comes_and_goes_with_the_owner() {
+        let pod: Pod = serde_json::from_value(
+            json!({"metadata": {"name": "p", "resourceVersion": "7", "finalizers": ["a", "b"]}}),
+        )
+        .expect("a pod");
+        for (adopted, finalizer, want) in [
+            (true, None, json!(null)),
+            (true, Some("c"), json!(["a", "b", "c"])),
+            (true, Some("b"), json!(["a", "b"])),
+            (false, Some("b"), json!(["a"])),
+        ] {
+            let written = change_of_owner(&pod, &[], adopted, finalizer);
+            assert_eq!(written["metadata"]["finalizers"], want, "{adopted} {finalizer:?}");
+        }
     }
 }

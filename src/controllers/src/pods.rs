@@ -2,6 +2,7 @@
 //!
 //! Source: `pkg/controller/controller_utils.go`.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use futures::{Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Client, Resource, ResourceExt};
 
@@ -118,15 +119,25 @@ pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
-/// When all containers had ended; the deletion, where they never started.
+/// When all containers had ended. Where that is not known, when the pod ceased to be ready, or was asked to
+/// go.
 pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    let ends = statuses.into_iter().flatten().filter_map(|status| {
-        Some(status.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0)
-    });
-    ends.max()
-        .or_else(|| condition(pod, "Ready")?.last_transition_time.as_ref().map(|time| time.0))
-        .or_else(|| pod.metadata.deletion_timestamp.as_ref().map(|time| time.0))
+    let ends: Option<Vec<Timestamp>> = statuses
+        .into_iter()
+        .flatten()
+        .map(|s| Some(s.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref()?.0))
+        .collect();
+    let ceased = || {
+        let ready = condition(pod, "Ready").filter(|ready| ready.status == "False")?;
+        ready.last_transition_time.as_ref().map(|time| time.0)
+    };
+    let asked = || {
+        let end = pod.metadata.deletion_timestamp.as_ref()?.0;
+        let grace_s = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+        Some(end - SignedDuration::from_secs(grace_s))
+    };
+    ends.and_then(|ends| ends.into_iter().max()).or_else(ceased).or_else(asked)
 }
 
 /// Since when the pod has been ready.
@@ -142,32 +153,57 @@ pub fn is_available(pod: &Pod, min_ready_s: i32, now: Timestamp) -> bool {
         .is_some_and(|since| now.duration_since(since).as_secs() >= i64::from(min_ready_s))
 }
 
-/// Which of two pods goes first when there are too many: the one that is less use
-/// (`ActivePodsWithRanks`).
-pub fn deletion_order(a: &Pod, b: &Pod) -> std::cmp::Ordering {
-    let node = |pod: &Pod| pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
-    let stage = |pod: &Pod| match phase(pod) {
+/// What makes a pod of use, in the order in which it counts: a node, its phase, that it is ready.
+fn use_of(pod: &Pod) -> (bool, u8, bool) {
+    let stage = match phase(pod) {
         "Pending" => 0,
         "Unknown" => 1,
         _ => 2,
     };
-    let cost = |pod: &Pod| -> i32 {
-        let text = pod.annotations().get("controller.kubernetes.io/pod-deletion-cost");
-        text.and_then(|text| text.parse().ok()).unwrap_or(0)
-    };
-    let restarts = |pod: &Pod| -> i32 {
-        let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
-        statuses.map_or(0, |all| all.iter().map(|s| s.restart_count).max().unwrap_or(0))
-    };
-    let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    (node(a).cmp(&node(b)))
-        .then_with(|| stage(a).cmp(&stage(b)))
-        .then_with(|| ready_since(a).is_some().cmp(&ready_since(b).is_some()))
-        .then_with(|| cost(a).cmp(&cost(b)))
+    (!node(pod).is_empty(), stage, ready_since(pod).is_some())
+}
+
+fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
+    statuses.map_or(0, |all| all.iter().map(|s| s.restart_count).max().unwrap_or(0))
+}
+
+fn created(pod: &Pod) -> Option<Timestamp> {
+    pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
+}
+
+/// Which of two pods goes first when there are too many: the one that is less use (`ActivePods`).
+pub fn deletion_order(a: &Pod, b: &Pod) -> Ordering {
+    (use_of(a).cmp(&use_of(b)))
         .then_with(|| ready_since(b).cmp(&ready_since(a)))
         .then_with(|| restarts(b).cmp(&restarts(a)))
         .then_with(|| created(b).cmp(&created(a)))
         .then_with(|| b.name_any().cmp(&a.name_any()))
+}
+
+/// As [`deletion_order`], for pods of which each is as good as another: what their deletion is said to cost
+/// counts, and the crowds they are in; and age only by its order of magnitude (`ActivePodsWithRanks`).
+pub fn ranked_deletion_order(
+    (a, crowd_a): (&Pod, usize),
+    (b, crowd_b): (&Pod, usize),
+    now: Timestamp,
+) -> Ordering {
+    let cost = |pod: &Pod| -> i32 {
+        let text = pod.annotations().get("controller.kubernetes.io/pod-deletion-cost");
+        text.and_then(|text| text.parse().ok()).unwrap_or(0)
+    };
+    let age = |since: Option<Timestamp>| {
+        let age_ns = since.map_or(0, |since| now.duration_since(since).as_nanos());
+        u128::try_from(age_ns).ok().and_then(u128::checked_ilog2).map_or(-1, i64::from)
+    };
+    (use_of(a).cmp(&use_of(b)))
+        .then_with(|| cost(a).cmp(&cost(b)))
+        .then_with(|| crowd_b.cmp(&crowd_a))
+        .then_with(|| age(ready_since(a)).cmp(&age(ready_since(b))))
+        .then_with(|| restarts(b).cmp(&restarts(a)))
+        .then_with(|| age(created(a)).cmp(&age(created(b))))
+        // Of about the same age any may go, so that it is not always the oldest that stays.
+        .then_with(|| a.metadata.uid.cmp(&b.metadata.uid))
 }
 
 /// Waits until the cache shows what was written: `created` objects, and `deleted` ones gone or going.
@@ -262,8 +298,11 @@ impl Hands<'_> {
                         created.push(pod.uid().unwrap_or_default());
                     }
                     Err(error) => {
-                        let message = format!("Error creating: {}", text(&error));
-                        self.events.warning(about.clone(), "FailedCreate", message);
+                        // The end of a namespace is no failure of anybody's.
+                        if !is_ending(&error) {
+                            let message = format!("Error creating: {}", text(&error));
+                            self.events.warning(about.clone(), "FailedCreate", message);
+                        }
                         outcome = Err(error);
                     }
                 }
@@ -318,6 +357,13 @@ async fn remove(api: &Api<Pod>, pod: &Pod) -> (String, String, Result<(), kube::
     (name, uid, removed)
 }
 
+/// Whether something was refused because its namespace is being deleted.
+pub fn is_ending(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+}
+
 /// The API's own words for a failure.
 pub fn text(error: &kube::Error) -> String {
     match error {
@@ -355,6 +401,36 @@ mod tests {
         all.sort_by(deletion_order);
         let names: Vec<String> = all.iter().map(ResourceExt::name_any).collect();
         assert_eq!(names, ["unassigned", "unready", "new", "old"]);
+    }
+
+    #[test]
+    fn cost_crowds_and_orders_of_magnitude_decide_between_equals() {
+        let now = "2026-01-02T00:00:00Z".parse().expect("a time");
+        let ready = |uid: &str, since: &str, cost: i32| {
+            pod(json!({"metadata": {"name": uid, "uid": uid,
+                    "annotations": {"controller.kubernetes.io/pod-deletion-cost": cost.to_string()}},
+                "spec": {"containers": [], "nodeName": "n"},
+                "status": {"phase": "Running", "conditions": [
+                    {"type": "Ready", "status": "True", "lastTransitionTime": since}]}}))
+        };
+        let (old, older, new) =
+            ("2026-01-01T01:00:00Z", "2026-01-01T00:00:00Z", "2026-01-01T23:59:50Z");
+        for (a, b, want) in [
+            ((ready("a", new, 5), 1), (ready("b", old, 0), 1), Ordering::Greater),
+            ((ready("a", old, 0), 2), (ready("b", new, 0), 1), Ordering::Less),
+            ((ready("b", new, 0), 1), (ready("a", old, 0), 1), Ordering::Less),
+            ((ready("b", old, 0), 1), (ready("a", older, 0), 1), Ordering::Greater),
+        ] {
+            assert_eq!(ranked_deletion_order((&a.0, a.1), (&b.0, b.1), now), want);
+        }
+        // Sorting many that differ a little works: the order is one.
+        let mut many: Vec<Pod> = (0..200)
+            .map(|n| {
+                ready(&format!("{:03}", n * 37 % 200), if n % 3 == 0 { old } else { older }, 0)
+            })
+            .collect();
+        many.sort_by(|a, b| ranked_deletion_order((a, 1), (b, 1), now));
+        assert_eq!(many[0].metadata.uid.as_deref(), Some("000"));
     }
 
     #[test]

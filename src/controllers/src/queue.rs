@@ -5,14 +5,16 @@
 
 mod metrics;
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use futures::{Stream, StreamExt};
+use futures::{FutureExt, Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::{DelayQueue, delay_queue};
 
@@ -36,6 +38,17 @@ pub enum Next {
 
 /// What went wrong with a key: usually the API's answer.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A defect: the handling of one key panicked. The others' goes on.
+#[derive(Debug, thiserror::Error)]
+#[error("panicked: {0}")]
+struct Panicked(String);
+
+fn panicked(panic: &(dyn Any + Send)) -> Failure {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    Panicked(text.unwrap_or_else(|| "without a message".into())).into()
+}
 
 /// The delay before try number `failures` + 1.
 fn backoff(failures: u32) -> Duration {
@@ -72,8 +85,12 @@ pub async fn run<K, F>(
                 measured.taken(since, waiting.len());
             }
             busy.insert(key.clone());
-            let (work, began) = (reconcile(key.clone()), Instant::now());
-            running.push(async move { (key, work.await, began) });
+            let work = AssertUnwindSafe(reconcile(key.clone())).catch_unwind();
+            let began = Instant::now();
+            running.push(async move {
+                let outcome = work.await.unwrap_or_else(|panic| Err(panicked(panic.as_ref())));
+                (key, outcome, began)
+            });
         }
         let mut wanted = Vec::new();
         tokio::select! {
@@ -102,6 +119,9 @@ pub async fn run<K, F>(
                         }
                     }
                     Err(error) => {
+                        if error.is::<Panicked>() {
+                            tracing::error!(controller = name, ?key, %error, "trying again");
+                        }
                         let count = failures.entry(key.clone()).or_default();
                         tracing::debug!(controller = name, ?key, %error, "trying again");
                         *count += 1;
@@ -183,6 +203,32 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in {text}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_whose_handling_panics_is_tried_again_and_others_go_on() {
+        let seen: Arc<Mutex<Vec<&str>>> = Arc::default();
+        let stop = CancellationToken::new();
+        let (log, end) = (seen.clone(), stop.clone());
+        let changes =
+            futures::stream::iter([vec!["bad", "good"]]).chain(futures::stream::pending());
+        run("test", changes, stop, move |key| {
+            let (log, end) = (log.clone(), end.clone());
+            Box::pin(async move {
+                let tries = {
+                    let mut log = log.lock().unwrap();
+                    log.push(key);
+                    log.iter().filter(|seen| **seen == key).count()
+                };
+                assert!(key != "bad" || tries > 1, "a defect");
+                if key == "bad" {
+                    end.cancel();
+                }
+                Ok(Next::Done)
+            })
+        })
+        .await;
+        assert_eq!(*seen.lock().unwrap(), ["bad", "good", "bad"]);
     }
 
     #[test]

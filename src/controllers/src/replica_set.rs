@@ -2,11 +2,12 @@
 //!
 //! Source: `pkg/controller/replicaset`.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::{Informers, Recorder};
+use client::{Informer, Informers, Recorder};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
@@ -33,7 +34,14 @@ struct Plan {
     delete: Vec<String>,
 }
 
-fn plan(set: &ReplicaSet, own: &[Arc<Pod>]) -> Plan {
+/// Decides. `crowds` tells how many active pods of the same Deployment are on which node: of two pods that
+/// are otherwise of the same use, the one in the larger crowd goes first.
+fn plan(
+    set: &ReplicaSet,
+    own: &[Arc<Pod>],
+    crowds: impl FnOnce() -> HashMap<String, usize>,
+    now: Timestamp,
+) -> Plan {
     if set.metadata.deletion_timestamp.is_some() {
         return Plan::default();
     }
@@ -42,7 +50,9 @@ fn plan(set: &ReplicaSet, own: &[Arc<Pod>]) -> Plan {
     if active.len() <= wanted {
         return Plan { create: (wanted - active.len()).min(BURST), delete: Vec::new() };
     }
-    active.sort_by(|a, b| pods::deletion_order(a, b));
+    let crowds = crowds();
+    let rank = |pod: &Pod| crowds.get(pods::node(pod)).copied().unwrap_or(0);
+    active.sort_by(|a, b| pods::ranked_deletion_order((a, rank(a)), (b, rank(b)), now));
     let surplus = (active.len() - wanted).min(BURST);
     Plan { create: 0, delete: active[..surplus].iter().map(|pod| pod.name_any()).collect() }
 }
@@ -50,7 +60,7 @@ fn plan(set: &ReplicaSet, own: &[Arc<Pod>]) -> Plan {
 fn status(
     set: &ReplicaSet,
     own: &[Arc<Pod>],
-    failure: Option<&str>,
+    failure: Option<(&str, &str)>,
     now: Timestamp,
 ) -> ReplicaSetStatus {
     let spec = set.spec.clone().unwrap_or_default();
@@ -66,10 +76,10 @@ fn status(
     let known = conditions.iter().any(|c| c.type_ == "ReplicaFailure");
     match failure {
         None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
-        Some(message) if !known => conditions.push(ReplicaSetCondition {
+        Some((reason, message)) if !known => conditions.push(ReplicaSetCondition {
             type_: "ReplicaFailure".into(),
             status: "True".into(),
-            reason: Some("FailedCreate".into()),
+            reason: Some(reason.into()),
             message: Some(message.into()),
             last_transition_time: Some(Time(now)),
         }),
@@ -86,7 +96,7 @@ fn status(
         })),
         ready_replicas: some(count(&|pod| pods::ready_since(pod).is_some())),
         available_replicas: some(count(&|pod| pods::is_available(pod, min_ready_s, now))),
-        terminating_replicas: some(terminating),
+        terminating_replicas: Some(terminating),
         observed_generation: set.metadata.generation,
         conditions: (!conditions.is_empty()).then_some(conditions),
     }
@@ -128,12 +138,41 @@ impl Replicated for ReplicaSet {
     }
 }
 
-async fn sync<R: Replicated>(owner: &R, hands: &Hands<'_>) -> Result<Next, Failure> {
+/// How many active pods there are on each node of the sets that have the same controller as `set`, or of
+/// the set alone.
+fn crowds(
+    set: &ReplicaSet,
+    sets: &Informer<ReplicaSet>,
+    pods: &Informer<Pod>,
+) -> HashMap<String, usize> {
+    let deployment = ownership::controller_of(set).map(|owner| owner.uid.as_str());
+    let siblings = sets.store().state_filter(|other| {
+        let owner = ownership::controller_of(other).map(|owner| owner.uid.as_str());
+        owner.is_some() && owner == deployment
+    });
+    let family: HashSet<String> =
+        siblings.iter().filter_map(|other| other.uid()).chain(set.uid()).collect();
+    let mut crowds = HashMap::new();
+    let related = pods.store().state_filter(|pod| {
+        pods::is_active(pod)
+            && ownership::controller_of(pod).is_some_and(|owner| family.contains(&owner.uid))
+    });
+    for pod in related {
+        *crowds.entry(pods::node(&pod).to_owned()).or_default() += 1;
+    }
+    crowds
+}
+
+async fn sync<R: Replicated>(
+    owner: &R,
+    sets: &Informer<ReplicaSet>,
+    hands: &Hands<'_>,
+) -> Result<Next, Failure> {
     let set = owner.as_set();
     let Some(spec) = set.spec.as_ref() else { return Ok(Next::Done) };
     let picks = pods::selector(&spec.selector);
     let own = hands.claim(owner, &picks).await?;
-    let plan = plan(&set, &own);
+    let plan = plan(&set, &own, || crowds(&set, sets, hands.pods), Timestamp::now());
     let template = spec.template.clone().unwrap_or_default();
     let pod = pods::from_template(
         &template,
@@ -145,8 +184,10 @@ async fn sync<R: Replicated>(owner: &R, hands: &Hands<'_>) -> Result<Next, Failu
     let more = plan.create;
     let (_, outcome) = hands.change(owner, vec![pod; more], &unwanted).await;
     let failure = outcome.as_ref().err().map(pods::text);
+    let reason = if more > 0 { "FailedCreate" } else { "FailedDelete" };
     let own = hands.pods.store().state_filter(|pod| ownership::is_controlled_by(pod, owner));
-    let status = status(&set, &own, failure.as_deref(), Timestamp::now());
+    let status =
+        status(&set, &own, failure.as_deref().map(|text| (reason, text)), Timestamp::now());
     let mut next = next_look(&set, &status);
     if more == BURST {
         // There is more to make than one go allows.
@@ -176,10 +217,11 @@ pub async fn run_for<R: Replicated>(
     shutdown: CancellationToken,
 ) {
     let sets = informers.get::<R>();
-    let pods = informers.get::<Pod>();
+    let (pods, siblings) = (informers.get::<Pod>(), informers.get::<ReplicaSet>());
     let events = Recorder::new(client.clone(), component, "");
     sets.ready().await;
     pods.ready().await;
+    siblings.ready().await;
     let of_pod = {
         let sets = sets.clone();
         move |pod: &Pod| {
@@ -193,10 +235,11 @@ pub async fn run_for<R: Replicated>(
     queue::run(component, changes, shutdown, |key: Key| {
         let set = sets.get(&key.0, &key.1);
         let (client, pods, events) = (client.clone(), pods.clone(), events.clone());
+        let siblings = siblings.clone();
         Box::pin(async move {
             let Some(set) = set else { return Ok(Next::Done) };
             let hands = Hands { client: &client, pods: &pods, events: &events };
-            sync(set.as_ref(), &hands).await
+            sync(set.as_ref(), &siblings, &hands).await
         })
     })
     .await;
@@ -231,7 +274,7 @@ mod tests {
         for (replicas, create, delete) in
             [(2, 0, &[][..]), (5, 3, &[]), (1, 0, &["b"]), (0, 0, &["b", "a"])]
         {
-            let plan = plan(&set(replicas), &pods);
+            let plan = plan(&set(replicas), &pods, HashMap::new, Timestamp::UNIX_EPOCH);
             assert_eq!(
                 (plan.create, plan.delete),
                 (create, delete.iter().map(|s| (*s).into()).collect())
@@ -240,10 +283,23 @@ mod tests {
     }
 
     #[test]
+    fn crowded_nodes_are_thinned_out_first() {
+        let on = |name: &str, node: &str| {
+            let mut pod = Pod::clone(&pod(name, "Running", true));
+            pod.spec.get_or_insert_default().node_name = Some(node.into());
+            Arc::new(pod)
+        };
+        let pods = [on("a", "n1"), on("b", "n2"), on("c", "n2")];
+        let crowds = || HashMap::from([("n1".to_owned(), 1), ("n2".to_owned(), 2)]);
+        let plan = plan(&set(1), &pods, crowds, Timestamp::UNIX_EPOCH);
+        assert!(!plan.delete.contains(&"a".to_owned()), "{plan:?}");
+    }
+
+    #[test]
     fn the_status_counts_active_pods() {
         let pods =
             [pod("a", "Running", true), pod("b", "Pending", false), pod("c", "Failed", false)];
-        let status = status(&set(2), &pods, Some("no"), Timestamp::UNIX_EPOCH);
+        let status = status(&set(2), &pods, Some(("FailedCreate", "no")), Timestamp::UNIX_EPOCH);
         assert_eq!((status.replicas, status.ready_replicas), (2, Some(1)));
         assert_eq!((status.available_replicas, status.observed_generation), (Some(1), Some(2)));
         assert_eq!(status.conditions.expect("a failure")[0].message.as_deref(), Some("no"));

@@ -16,8 +16,9 @@ use client::{Informer, Informers, Recorder, object_reference};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::decide::{Plan, Revisions, decide, status};
@@ -103,6 +104,15 @@ impl Controller {
         let mut outcome = Ok(());
         let going = (plan.restart.iter().map(|(n, _)| n)).chain(&plan.condemn).chain(&plan.update);
         let going: Vec<i32> = going.copied().collect();
+        for pod in own.iter().filter(|pod| pods::is_active(pod)) {
+            let missing = ordinal(set, pod).and_then(|n| identity::missing_labels(pod, n));
+            let Some(labels) = missing else { continue };
+            let api: Api<Pod> =
+                Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+            let patch = Patch::Merge(json!({"metadata": {"uid": pod.uid(), "labels": labels}}));
+            let told = api.patch(&pod.name_any(), &PatchParams::default(), &patch).await;
+            unless_code(told, 404)?;
+        }
         // A pod that waits for a claim that somebody has deleted would wait for ever.
         for pod in own.iter().filter(|p| pods::is_active(p) && pods::phase(p) == "Pending") {
             if let Some(number) = ordinal(set, pod) {
@@ -119,7 +129,11 @@ impl Controller {
             };
             let message =
                 format!("StatefulSet {told} is recreating {state} Pod {}-{number}", set.name_any());
-            self.events.warning(object_reference(set), reason, message);
+            if *failed {
+                self.events.warning(object_reference(set), reason, message);
+            } else {
+                self.events.normal(object_reference(set), reason, message);
+            }
         }
         for pod in own.iter().filter(|pod| ordinal(set, pod).is_some_and(|n| going.contains(&n))) {
             match self.delete(set, pod).await {

@@ -26,6 +26,13 @@ enum Fate {
     Leave(Duration),
 }
 
+/// When the pod was given its node.
+fn came(pod: &Pod) -> Option<Timestamp> {
+    let scheduled = pods::condition(pod, "PodScheduled").filter(|told| told.status == "True");
+    let scheduled = scheduled.and_then(|told| told.last_transition_time.as_ref());
+    scheduled.or(pod.metadata.creation_timestamp.as_ref()).map(|time| time.0)
+}
+
 /// `seen` is when the node was first seen to have taints that the pod does not bear for ever: taints
 /// need not tell when they were added.
 fn fate(pod: &Pod, node: &Node, seen: Timestamp, now: Timestamp) -> Fate {
@@ -45,7 +52,9 @@ fn fate(pod: &Pod, node: &Node, seen: Timestamp, now: Timestamp) -> Fate {
         }
         // The shortest of the tolerations counts; one without an end does not shorten it.
         let Some(seconds) = matching.filter_map(|t| t.toleration_seconds).min() else { continue };
-        let since = taint.time_added.as_ref().map_or(seen, |time| time.0);
+        // A pod that came after the taint bears it from then on.
+        let tainted = taint.time_added.as_ref().map_or(seen, |time| time.0);
+        let since = came(pod).map_or(tainted, |came| came.max(tainted));
         let end = since + SignedDuration::from_secs(seconds.max(0));
         first = Some(first.map_or(end, |known| known.min(end)));
     }
@@ -142,6 +151,26 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn a_pod_bears_a_taint_from_when_it_came() {
+        let node: Node = serde_json::from_value(json!({"spec": {"taints": [
+            {"key": "k", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]}}))
+        .expect("a node");
+        let pod = |created: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {"creationTimestamp": created}, "spec": {
+                "containers": [], "tolerations": [
+                    {"key": "k", "operator": "Exists", "tolerationSeconds": 300}]}}))
+            .expect("a pod")
+        };
+        let now: Timestamp = "2026-01-01T01:00:00Z".parse().expect("a time");
+        for (created, want) in [
+            ("2026-01-01T00:59:00Z", Duration::from_mins(4)),
+            ("2025-01-01T00:00:00Z", Duration::ZERO),
+        ] {
+            assert_eq!(fate(&pod(created), &node, now, now), Fate::Leave(want));
+        }
+    }
 
     #[test]
     fn tolerations_end() {

@@ -99,7 +99,8 @@ fn runs_on(spec: &DaemonSetSpec, node: &Node) -> (bool, bool) {
     (!untolerated(&["NoSchedule", "NoExecute"]), !untolerated(&["NoExecute"]))
 }
 
-/// One node and the daemons on it or meant for it, oldest first.
+/// One node and the daemons on it or meant for it: those that are there before those that wait, and the
+/// oldest first.
 struct Place<'a> {
     name: String,
     wanted: bool,
@@ -138,10 +139,16 @@ fn is_new(pod: &Pod, hash: &str) -> bool {
 fn places<'a>(spec: &DaemonSetSpec, nodes: &[impl AsRef<Node>], own: &[&'a Pod]) -> Vec<Place<'a>> {
     let mut by_node: BTreeMap<&str, Vec<&Pod>> = BTreeMap::new();
     for pod in own {
-        by_node.entry(target(pod).unwrap_or_default()).or_default().push(pod);
+        // What has ended and goes stands in nobody's way, whatever holds it back.
+        if !(pods::is_finished(pod) && pod.metadata.deletion_timestamp.is_some()) {
+            by_node.entry(target(pod).unwrap_or_default()).or_default().push(pod);
+        }
     }
     for pods in by_node.values_mut() {
-        pods.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+        pods.sort_by_key(|pod| {
+            let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            (pods::node(pod).is_empty(), created, pod.name_any())
+        });
     }
     let mut places: Vec<Place<'_>> = nodes
         .iter()
@@ -183,7 +190,7 @@ pub fn decide(
     }
     if is_rolling(spec) && set.metadata.deletion_timestamp.is_none() {
         if surge > 0 {
-            surge_update(&places, hash, surge, &available, &mut plan);
+            surge_update(&places, hash, (surge, desired), &available, &mut plan);
         } else {
             update(&places, hash, down, &available, &mut plan);
         }
@@ -230,7 +237,7 @@ fn keep_one(
     let (first_new, first_old) = (new.next(), old.next());
     plan.delete.extend(new.chain(old).map(|pod| pod.name_any()));
     if let (Some(old), Some(new)) = (first_old, first_new)
-        && (available(new) || !available(old))
+        && (available(new) || pods::ready_since(old).is_none())
     {
         plan.delete.insert(old.name_any());
     }
@@ -271,26 +278,37 @@ fn update(
     plan.delete.extend(broken.into_iter().chain(candidates));
 }
 
-/// An update that puts the new pod beside the old one first.
+/// An update that puts the new pod beside the old one first. Where a daemon may stay but would not be put
+/// any more, the old pod goes: at once when it does not serve, else when enough others do.
 fn surge_update(
     places: &[Place<'_>],
     hash: &str,
-    surge: usize,
+    (surge, desired): (usize, usize),
     available: &impl Fn(&Pod) -> bool,
     plan: &mut Plan,
 ) {
-    let mut surging = 0;
-    let (mut broken, mut candidates) = (Vec::new(), Vec::new());
-    for place in places.iter().filter(|place| place.wanted) {
-        match generations(place, hash) {
-            None => surging += 1,
-            Some((_, None)) => {}
-            Some((None, Some(old))) if !available(old) => broken.push(place.name.clone()),
-            Some((None, Some(_))) => candidates.push(place.name.clone()),
-            Some((Some(new), Some(_))) if !available(new) => surging += 1,
-            Some((Some(_), Some(old))) => drop(plan.delete.insert(old.name_any())),
+    let (mut surging, mut serving) = (0, 0);
+    let (mut broken, mut candidates, mut leaving) = (Vec::new(), Vec::new(), Vec::new());
+    for place in places.iter().filter(|place| place.wanted || !place.pods.is_empty()) {
+        let Some((new, old)) = generations(place, hash) else {
+            surging += 1;
+            continue;
+        };
+        serving += usize::from(old.or(new).is_some_and(available));
+        match (new, old) {
+            (_, None) => {}
+            (None, Some(old)) if !place.wanted && !available(old) => {
+                plan.delete.insert(old.name_any());
+            }
+            (None, Some(old)) if !place.wanted => leaving.push(old.name_any()),
+            (None, Some(old)) if !available(old) => broken.push(place.name.clone()),
+            (None, Some(_)) => candidates.push(place.name.clone()),
+            (Some(new), Some(_)) if !available(new) => surging += 1,
+            (Some(_), Some(old)) => drop(plan.delete.insert(old.name_any())),
         }
     }
+    leaving.truncate(serving.saturating_sub(desired));
+    plan.delete.extend(leaving);
     candidates.truncate(surge.saturating_sub(surging));
     plan.create.extend(broken.into_iter().chain(candidates));
 }
@@ -322,10 +340,10 @@ pub fn status(
         told.desired_number_scheduled += 1;
         let Some(first) = place.pods.first() else { continue };
         told.current_number_scheduled += 1;
-        // With two of them the node is served when either serves.
-        told.number_ready += count(place.pods.iter().any(|p| pods::ready_since(p).is_some()));
-        available += count(place.pods.iter().any(|p| pods::is_available(p, min_ready_s, now)));
-        updated += count(place.pods.iter().any(|pod| is_new(pod, hash)) && is_new(first, hash));
+        // Of two the older speaks for the node.
+        told.number_ready += count(pods::ready_since(first).is_some());
+        available += count(pods::is_available(first, min_ready_s, now));
+        updated += count(is_new(first, hash));
     }
     let some = |number: i32| (number > 0).then_some(number);
     told.number_available = some(available);

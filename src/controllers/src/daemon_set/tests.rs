@@ -106,6 +106,51 @@ fn a_surge_puts_the_new_beside_the_old() {
 }
 
 #[test]
+fn a_surge_leaves_nodes_that_no_longer_fit() {
+    let set = set(json!({"updateStrategy": {"type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}}));
+    let shut = json!([{"key": "k", "effect": "NoSchedule"}]);
+    let nodes = [node("shut", json!({}), shut), node("n1", json!({}), json!([]))];
+    let old = |ready| pod("a", "shut", "old", "Running", ready);
+    for (pods, want) in [
+        // It goes at once when it serves nobody, else when as many serve as should without it.
+        (vec![old(false)], vec!["a"]),
+        (vec![old(true), pod("b", "n1", "new", "Running", false)], vec![]),
+        (vec![old(true), pod("b", "n1", "new", "Running", true)], vec!["a"]),
+        (vec![pod("c", "shut", "new", "Running", true)], vec![]),
+    ] {
+        assert_eq!(names(&run(&set, &nodes, &pods)).1, want);
+    }
+}
+
+#[test]
+fn what_has_ended_and_goes_makes_room() {
+    let mut held = pod("a", "n1", "new", "Failed", false);
+    held.metadata.deletion_timestamp =
+        serde_json::from_value(json!("2026-01-01T00:00:00Z")).expect("a time");
+    assert_eq!(names(&run(&set(json!({})), &nodes(1), &[held.clone()])).0, ["n1"]);
+    held.status.as_mut().expect("a status").phase = Some("Running".into());
+    assert!(names(&run(&set(json!({})), &nodes(1), &[held])).0.is_empty());
+}
+
+#[test]
+fn of_two_daemons_the_older_speaks_for_the_node() {
+    let at = |mut pod: Pod, hour: u8| {
+        let time = json!(format!("2026-01-01T0{hour}:00:00Z"));
+        pod.metadata.creation_timestamp = serde_json::from_value(time).expect("a time");
+        pod
+    };
+    let old = at(pod("old", "n1", "old", "Running", true), 1);
+    let new = at(pod("new", "n1", "new", "Running", false), 2);
+    let told = |pods: &[&Pod]| {
+        let told = status(&set(json!({})), &nodes(1), pods, "new", Timestamp::UNIX_EPOCH);
+        (told.number_ready, told.updated_number_scheduled)
+    };
+    assert_eq!(told(&[&new, &old]), (1, None));
+    assert_eq!(told(&[&new]), (0, Some(1)));
+}
+
+#[test]
 fn daemons_wait_for_their_node() {
     let mut spec: PodSpec =
         serde_json::from_value(json!({"containers": [], "hostNetwork": true})).expect("a spec");

@@ -19,8 +19,8 @@ use kube::core::{ApiResource, GroupVersionKind};
 use kube::discovery::{Scope, pinned_kind};
 use serde_json::Value;
 
-use super::metrics::{self, TOLERANCE, Target};
-use super::{Controller, milli};
+use super::metrics::{self, Target, Tolerances};
+use super::{Controller, Sight, milli};
 use crate::pods;
 
 const CUSTOM: &str = "/apis/custom.metrics.k8s.io";
@@ -91,19 +91,24 @@ async fn custom(client: &Client, rest: &str) -> Result<Value, String> {
 /// The replicas at which `value` would be what `target` says.
 ///
 /// `ready` pods do the work now.
-fn for_value(value: i64, target: &MetricTarget, current: i32, ready: i32) -> Result<i32, String> {
+fn for_value(
+    value: i64,
+    target: &MetricTarget,
+    (current, tolerances): (i32, Tolerances),
+    ready: i32,
+) -> Result<i32, String> {
     if let Some(wanted) = &target.value {
         let ratio = value as f64 / milli(wanted).max(1) as f64;
         if current == 0 {
             return Ok(ratio.ceil() as i32);
         }
-        let small = (ratio - 1.0).abs() <= TOLERANCE;
+        let small = tolerances.allow(ratio);
         return Ok(if small { current } else { (ratio * f64::from(ready)).ceil() as i32 });
     }
     if let Some(wanted) = &target.average_value {
         let each = milli(wanted).max(1) as f64;
         let ratio = value as f64 / (each * f64::from(current.max(1)));
-        let small = current > 0 && (ratio - 1.0).abs() <= TOLERANCE;
+        let small = current > 0 && tolerances.allow(ratio);
         return Ok(if small { current } else { (value as f64 / each).ceil() as i32 });
     }
     Err("the target has neither a value nor an average value".into())
@@ -123,13 +128,13 @@ impl Controller {
     /// What a metric of type Pods, Object or External asks for. The error is for people.
     pub(super) async fn evaluate_custom(
         &self,
-        namespace: &str,
+        sight: Sight<'_>,
         metric: &MetricSpec,
-        pods: (&str, &Selector),
-        current: i32,
     ) -> Result<Asked, String> {
+        let Sight { namespace, picks, current, tolerances, .. } = sight;
+        let now = (current, tolerances);
         if let Some(source) = &metric.pods {
-            let asked = self.of_pods(namespace, &source.metric, &source.target, pods, current);
+            let asked = self.of_pods(sight, &source.metric, &source.target);
             return asked.await.map_err(|error| {
                 format!(
                     "failed to get pods metric value: unable to get metric {}: {error}",
@@ -145,8 +150,7 @@ impl Controller {
                     source.metric.name
                 )
             })?;
-            let replicas =
-                for_value(value, &source.target, current, self.ready(namespace, pods.1))?;
+            let replicas = for_value(value, &source.target, now, self.ready(namespace, picks))?;
             let called = format!("{} metric {}", source.described_object.kind, source.metric.name);
             let told = MetricStatus {
                 type_: "Object".into(),
@@ -179,7 +183,7 @@ impl Controller {
             ));
         }
         let value: i64 = all.iter().map(|(_, value)| value).sum();
-        let replicas = for_value(value, &source.target, current, self.ready(namespace, pods.1))?;
+        let replicas = for_value(value, &source.target, now, self.ready(namespace, picks))?;
         let told = MetricStatus {
             type_: "External".into(),
             external: Some(ExternalMetricStatus {
@@ -204,11 +208,9 @@ impl Controller {
 
     async fn of_pods(
         &self,
-        namespace: &str,
+        Sight { namespace, labels, picks, current, tolerances }: Sight<'_>,
         metric: &MetricIdentifier,
         target: &MetricTarget,
-        (labels, picks): (&str, &Selector),
-        current: i32,
     ) -> Result<Asked, String> {
         let wanted = target.average_value.as_ref().ok_or("the target has no average value")?;
         let rest = format!(
@@ -228,6 +230,7 @@ impl Controller {
         });
         let target = Target::Average(milli(wanted));
         let now = Timestamp::now();
+        let current = (current, tolerances);
         let outcome = metrics::replicas(&near, &used, ("", None), target, current, now)?;
         let told = MetricStatus {
             type_: "Pods".into(),
@@ -305,9 +308,10 @@ mod tests {
             (31_000, each("10"), 3, 3, 3),
             (31_000, each("10"), 0, 0, 4),
         ] {
-            assert_eq!(for_value(value, &target, current, ready), Ok(want), "{value} {target:?}");
+            let now = (current, Tolerances::new(None));
+            assert_eq!(for_value(value, &target, now, ready), Ok(want), "{value} {target:?}");
         }
-        assert!(for_value(1, &MetricTarget::default(), 1, 1).is_err());
+        assert!(for_value(1, &MetricTarget::default(), (1, Tolerances::new(None)), 1).is_err());
     }
 
     #[test]

@@ -124,13 +124,25 @@ fn stabilised(
     };
     let low = recent(up).chain([wanted]).min().unwrap_or(wanted);
     let high = recent(down).chain([wanted]).max().unwrap_or(wanted);
-    let held = current.max(low).min(high);
+    // Without behaviours the highest recommendation counts in either direction.
+    let held = if behavior.is_none() { high } else { current.max(low).min(high) };
     let told = match held.cmp(&wanted) {
         std::cmp::Ordering::Equal => READY,
         std::cmp::Ordering::Greater => HELD_UP,
         std::cmp::Ordering::Less => HELD_DOWN,
     };
     (held, told)
+}
+
+/// The size to take where no behaviour is asked for: it may double, and go from few to four, at every look.
+fn plainly_limited(held: i32, current: i32, (min, max): (i32, i32)) -> (i32, Told) {
+    let fast = (2 * current).max(4);
+    let (most, over) = if max > fast { (fast, FAST_UP) } else { (max, MANY) };
+    match held {
+        held if held < min => (min, FEW),
+        held if held > most => (most, over),
+        held => (held, WITHIN),
+    }
 }
 
 /// The size to take now, given the size that the metrics ask for and the present one.
@@ -142,6 +154,10 @@ pub fn limited(
     now: i64,
 ) -> (i32, [Told; 2]) {
     let (held, able) = stabilised(behavior, past, (wanted, current), now);
+    if behavior.is_none() {
+        let (size, told) = plainly_limited(held, current, (min, max));
+        return (size, [able, told]);
+    }
     if held > current {
         let rules = behavior.and_then(|b| b.scale_up.as_ref());
         let rate = bound(rules, past, current, now, true).max(current);
@@ -179,8 +195,11 @@ mod tests {
         );
         for (behavior, wanted, current, want, reason) in [
             (None, 3, 2, 3, "DesiredWithinRange"),
-            (None, 50, 2, 6, "ScaleUpLimit"),
+            (None, 50, 1, 4, "ScaleUpLimit"),
+            (None, 50, 3, 6, "ScaleUpLimit"),
             (None, 50, 8, 10, "TooManyReplicas"),
+            (None, 0, 8, 1, "TooFewReplicas"),
+            (Some(&quick), 50, 2, 6, "ScaleUpLimit"),
             (Some(&quick), 0, 5, 1, "TooFewReplicas"),
             (Some(&quick), 3, 5, 3, "DesiredWithinRange"),
             (Some(&slow), 9, 2, 3, "ScaleUpLimit"),
@@ -197,6 +216,7 @@ mod tests {
         assert_eq!((got, told[0].2), (6, "ScaleDownStabilized"));
         // 4 of the 8 came just now: the start of the period had 4, which may double.
         let past = Past { grown: vec![(995, 4)], ..Past::default() };
-        assert_eq!(limited(None, &past, (20, 8), (1, 99), 1000).0, 8);
+        let usual = HorizontalPodAutoscalerBehavior::default();
+        assert_eq!(limited(Some(&usual), &past, (20, 8), (1, 99), 1000).0, 8);
     }
 }

@@ -4,15 +4,42 @@
 
 use std::collections::BTreeMap;
 
-use apimachinery::quantity::Quantity;
+use k8s_openapi::api::autoscaling::v2::{HPAScalingRules, HorizontalPodAutoscalerBehavior};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::pods;
 
-/// Deviations smaller than this are left alone.
-pub const TOLERANCE: f64 = 0.1;
+/// Deviations smaller than this are left alone, where the autoscaler does not say otherwise.
+const TOLERANCE: f64 = 0.1;
+
+/// How far the use may be from what is aimed at, downwards and upwards, before the size changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerances {
+    down: f64,
+    up: f64,
+}
+
+impl Tolerances {
+    /// Those that the behaviour asks for.
+    pub fn new(behavior: Option<&HorizontalPodAutoscalerBehavior>) -> Self {
+        let of = |rules: Option<&HPAScalingRules>| {
+            let text = rules.and_then(|rules| rules.tolerance.as_ref());
+            text.map_or(TOLERANCE, |text| super::milli(text) as f64 / 1000.0)
+        };
+        Self {
+            down: of(behavior.and_then(|b| b.scale_down.as_ref())),
+            up: of(behavior.and_then(|b| b.scale_up.as_ref())),
+        }
+    }
+
+    /// Whether a ratio of use to aim is left alone.
+    pub fn allow(self, ratio: f64) -> bool {
+        (1.0 - self.down..=1.0 + self.up).contains(&ratio)
+    }
+}
 /// After their start pods use more than they will: they are not counted before they are ready.
 const INITIALISATION_S: i64 = 300;
 const FIRST_READINESS_S: i64 = 30;
@@ -44,25 +71,30 @@ pub struct Outcome {
     pub average: i64,
 }
 
-/// Thousandths that the pod, or one container of it, asks for.
-fn request(pod: &Pod, resource: &str, container: Option<&str>) -> Option<i64> {
-    let spec = pod.spec.as_ref()?;
+/// Thousandths that the pod, or one container of it, asks for; or the container that asks for nothing.
+fn request(pod: &Pod, resource: &str, container: Option<&str>) -> Result<i64, String> {
+    let Some(spec) = pod.spec.as_ref() else { return Ok(0) };
+    let asked = |list: Option<&BTreeMap<String, Text>>| list?.get(resource).map(super::milli);
+    let whole = spec.resources.as_ref().and_then(|all| asked(all.requests.as_ref()));
+    if let (None, Some(whole)) = (container, whole) {
+        return Ok(whole);
+    }
     let sidecars = spec.init_containers.iter().flatten();
     let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let mut sum = 0;
     for found in spec.containers.iter().chain(sidecars) {
         if container.is_none_or(|name| name == found.name) {
-            let text = found.resources.as_ref()?.requests.as_ref()?.get(resource)?;
-            sum += text.0.parse::<Quantity>().ok()?.milli_value();
+            let own = found.resources.as_ref().and_then(|all| asked(all.requests.as_ref()));
+            sum += own.ok_or_else(|| found.name.clone())?;
         }
     }
-    Some(sum)
+    Ok(sum)
 }
 
 /// Whether a pod's use says nothing yet.
 fn is_unready(pod: &Pod, resource: &str, now: Timestamp) -> bool {
-    if resource != "cpu" || pods::phase(pod) == "Pending" {
-        return pods::phase(pod) == "Pending";
+    if resource != "cpu" {
+        return false;
     }
     let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
     let (Some(ready), Some(started)) = (pods::condition(pod, "Ready"), started) else {
@@ -80,7 +112,7 @@ pub fn replicas(
     used: &BTreeMap<String, i64>,
     (resource, container): (&str, Option<&str>),
     target: Target,
-    current: i32,
+    (current, tolerances): (i32, Tolerances),
     now: Timestamp,
 ) -> Result<Outcome, String> {
     let alive = pods.iter().map(AsRef::as_ref).filter(|pod: &&Pod| {
@@ -89,19 +121,19 @@ pub fn replicas(
     let (mut measured, mut unready, mut missing) = (Vec::new(), Vec::new(), Vec::new());
     for pod in alive {
         let asked = match (target, request(pod, resource, container)) {
-            (Target::Utilization(_), None) => {
-                let place = container.map_or(String::new(), |name| format!(" in container {name}"));
+            (Target::Utilization(_), Err(silent)) => {
                 return Err(format!(
-                    "missing request for {resource}{place} of Pod {}",
+                    "missing request for {resource} in container {silent} of Pod {}",
                     pod.name_any()
                 ));
             }
             (_, asked) => asked.unwrap_or(0),
         };
         match used.get(&pod.name_any()) {
-            _ if is_unready(pod, resource, now) => unready.push(asked),
-            Some(used) => measured.push((*used, asked)),
+            _ if pods::phase(pod) == "Pending" => unready.push(asked),
             None => missing.push(asked),
+            Some(_) if is_unready(pod, resource, now) => unready.push(asked),
+            Some(used) => measured.push((*used, asked)),
         }
     }
     if measured.is_empty() {
@@ -121,10 +153,9 @@ pub fn replicas(
             .then(|| (sum * 100).checked_div(asked).unwrap_or(0)),
         average: sum / measured.len() as i64,
     };
-    let small = |ratio: f64| (ratio - 1.0).abs() <= TOLERANCE;
     if missing.is_empty() && (unready.is_empty() || first <= 1.0) {
         let wanted = (first * measured.len() as f64).ceil() as i32;
-        return Ok(outcome(if small(first) { current } else { wanted }));
+        return Ok(outcome(if tolerances.allow(first) { current } else { wanted }));
     }
     // What is not known is taken to speak against a change.
     let mut all = measured.clone();
@@ -141,7 +172,8 @@ pub fn replicas(
     let wanted = (second * all.len() as f64).ceil() as i32;
     let turned = (first < 1.0) != (second < 1.0);
     let backwards = (second < 1.0 && wanted > current) || (second > 1.0 && wanted < current);
-    Ok(outcome(if small(second) || turned || backwards { current } else { wanted }))
+    let stays = tolerances.allow(second) || turned || backwards;
+    Ok(outcome(if stays { current } else { wanted }))
 }
 
 #[cfg(test)]
@@ -163,7 +195,8 @@ mod tests {
     fn run(pods: &[Box<Pod>], used: &[(&str, i64)], target: Target) -> Result<Outcome, String> {
         let used = used.iter().map(|(name, used)| ((*name).to_owned(), *used)).collect();
         let now = "2026-01-01T01:00:00Z".parse().expect("a time");
-        replicas(pods, &used, ("cpu", None), target, pods.len() as i32, now)
+        let current = (pods.len() as i32, Tolerances::new(None));
+        replicas(pods, &used, ("cpu", None), target, current, now)
     }
 
     #[test]
@@ -186,11 +219,49 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_may_ask_as_a_whole() {
+        let mut whole = pod("a", "True");
+        let spec = whole.spec.as_mut().expect("a spec");
+        spec.containers[0].resources = None;
+        spec.resources = serde_json::from_value(json!({"requests": {"cpu": "2"}})).expect("some");
+        let outcome = run(&[whole], &[("a", 1000)], Target::Utilization(50)).expect("metrics");
+        assert_eq!((outcome.utilization, outcome.replicas), (Some(50), 1));
+    }
+
+    #[test]
+    fn each_direction_has_a_tolerance_of_its_own() {
+        let behavior = serde_json::from_value(
+            json!({"scaleUp": {"tolerance": "50m"}, "scaleDown": {"tolerance": "0.3"}}),
+        )
+        .expect("a behaviour");
+        let (plain, own) = (Tolerances::new(None), Tolerances::new(Some(&behavior)));
+        for (ratio, usual, special) in [
+            (1.0, true, true),
+            (1.07, true, false),
+            (1.2, false, false),
+            (0.85, false, true),
+            (0.6, false, false),
+        ] {
+            assert_eq!((plain.allow(ratio), own.allow(ratio)), (usual, special), "{ratio}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_not_measured_is_missing_before_it_is_unready() {
+        // Shrinking, what is missing is taken to use its due; what is not ready is left out.
+        let pods = [pod("a", "True"), pod("b", "True"), pod("c", "False")];
+        let used = [("a", 100), ("b", 100)];
+        assert_eq!(run(&pods, &used, Target::Utilization(50)).expect("metrics").replicas, 3);
+        let used = [("a", 100), ("b", 100), ("c", 0)];
+        assert_eq!(run(&pods, &used, Target::Utilization(50)).expect("metrics").replicas, 1);
+    }
+
+    #[test]
     fn what_is_missing_is_told() {
         let mut plain = pod("a", "True");
         plain.spec.as_mut().expect("a spec").containers[0].resources = None;
         let problem = run(&[plain], &[("a", 1)], Target::Utilization(50)).expect_err("no request");
-        assert_eq!(problem, "missing request for cpu of Pod a");
+        assert_eq!(problem, "missing request for cpu in container c of Pod a");
         assert!(run(&[pod("a", "False")], &[("a", 1)], Target::Utilization(50)).is_err());
     }
 }

@@ -6,7 +6,7 @@
 //! Source: `pkg/controller/job/job_controller.go` (`syncJob`, `manageJob`,
 //! `trackJobStatusAndRemoveFinalizers`), `backoff_utils.go`, `success_policy.go`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus};
@@ -26,6 +26,8 @@ const BACKOFF_MIN_S: i64 = 10;
 const BACKOFF_MAX_S: i64 = 600;
 /// Most pods made or deleted in one go.
 const BURST: usize = 500;
+/// Most ends noted in the status at one time, so that it stays small.
+const UNCOUNTED_MAX: usize = 500;
 
 /// A pod to be made.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -229,9 +231,11 @@ pub fn decide(job: &Job, own: &[impl AsRef<Pod>], now: Timestamp) -> Plan {
     }
     let leaving = plan.delete.len();
     // Pods that are about to be deleted count as active no more, so they do not count as ready either.
-    let ready = view.active.iter().filter(|p| pods::ready_since(p).is_some()).count();
+    let stays = |pod: &&&Pod| !plan.delete.contains(&pod.name_any());
+    let ready =
+        view.active.iter().filter(stays).filter(|pod| pods::ready_since(pod).is_some()).count();
     plan.status.active = (active > 0).then_some(active as i32);
-    plan.status.ready = Some(if end.is_some() { 0 } else { ready.min(active) as i32 });
+    plan.status.ready = Some(ready as i32);
     plan.status.terminating = Some((view.terminating + leaving) as i32);
     track(&view, &counts, end.as_ref(), &mut plan);
     if let Some(end) = end {
@@ -397,8 +401,9 @@ fn populate(view: &View<'_>, counts: &Counts, plan: &mut Plan) {
         None => parallelism,
         Some(completions) => ((completions - counts.succeeded).max(0) as usize).min(parallelism),
     };
-    if active > wanted {
-        plan.delete = superfluous(view, (active - wanted).min(BURST));
+    plan.delete = superfluous(view, active.saturating_sub(wanted));
+    if !plan.delete.is_empty() {
+        plan.delete.truncate(BURST);
         return;
     }
     let replaced_late = if only_failed_are_replaced(spec) { view.terminating } else { 0 };
@@ -425,10 +430,9 @@ fn populate(view: &View<'_>, counts: &Counts, plan: &mut Plan) {
         taken.extend(going.filter_map(|pod| view.index(pod)));
     }
     let last = view.last_failures(&counts.succeeded_indexes);
-    for index in (0..view.completions.unwrap_or(0)).filter(|index| !taken.contains(index)) {
-        if plan.create.len() == missing {
-            break;
-        }
+    let free = (0..view.completions.unwrap_or(0)).filter(|index| !taken.contains(index));
+    // An index that waits after a failure keeps its place: none beyond takes it.
+    for index in free.take(missing) {
         let mut wanted = Wanted { index: Some(index), failures: None };
         if view.per_index().is_some() {
             let Some(failures) = successor(view, last.get(&index).copied(), plan) else { continue };
@@ -468,21 +472,23 @@ fn backoff_rest_s(view: &View<'_>) -> i64 {
     backoff_s(failures.len() as i32) - view.now.duration_since(*last).as_secs()
 }
 
-/// The `count` active pods that are least use: doubles of an index and indexes beyond the end first.
+/// The active pods that go: doubles of an index and those of no valid one, and as many of the others, the
+/// least useful first, as it takes to make `count`.
 fn superfluous(view: &View<'_>, count: usize) -> Vec<String> {
-    let mut sorted = view.active.clone();
-    sorted.sort_by(|a, b| pods::deletion_order(a, b));
+    let mut left = view.active.clone();
+    left.sort_by(|a, b| pods::deletion_order(a, b));
+    let mut gone: Vec<&Pod> = Vec::new();
     if view.indexed {
         let mut seen = Indexes::new();
-        let mut rank: HashMap<String, bool> = HashMap::new();
         // From the most useful down: the first of an index stays.
-        for pod in sorted.iter().rev() {
-            let keeps = view.index(pod).is_some_and(|index| seen.insert(index));
-            rank.insert(pod.name_any(), keeps);
-        }
-        sorted.sort_by_key(|pod| rank.get(&pod.name_any()).copied());
+        let (kept, doubles): (Vec<&Pod>, Vec<&Pod>) = left
+            .iter()
+            .rev()
+            .partition(|pod| view.index(pod).is_some_and(|index| seen.insert(index)));
+        (left, gone) = (kept.into_iter().rev().collect(), doubles);
     }
-    sorted.iter().take(count).map(|pod| pod.name_any()).collect()
+    let more = count.saturating_sub(gone.len());
+    gone.iter().chain(left.iter().take(more)).map(|pod| pod.name_any()).collect()
 }
 
 fn tell_suspension(plan: &mut Plan, suspended: bool, now: Timestamp) {
@@ -498,10 +504,13 @@ fn tell_suspension(plan: &mut Plan, suspended: bool, now: Timestamp) {
         (_, true) => ("JobSuspended", "Job suspended", "Suspended"),
         (_, false) => ("JobResumed", "Job resumed", "Resumed"),
     };
-    conditions.retain(|c| c.type_ != "Suspended");
     let status = if suspended { "True" } else { "False" };
-    let made = condition("Suspended", reason, message, now);
-    conditions.push(JobCondition { status: status.into(), ..made });
+    let made =
+        JobCondition { status: status.into(), ..condition("Suspended", reason, message, now) };
+    match conditions.iter_mut().find(|c| c.type_ == "Suspended") {
+        Some(known) => *known = made,
+        None => conditions.push(made),
+    }
     plan.status.start_time = (!suspended).then_some(Time(now));
     plan.events.push(Told { warning: false, reason: event.into(), message: message.into() });
 }
@@ -528,6 +537,10 @@ fn track(view: &View<'_>, counts: &Counts, end: Option<&JobCondition>, plan: &mu
         let uid = pod.uid().unwrap_or_default();
         if kept.values().any(|last| last.metadata.uid == pod.metadata.uid) {
             continue;
+        }
+        if plan.release.len() >= UNCOUNTED_MAX {
+            // The others follow when these are counted: the write makes the next look.
+            break;
         }
         plan.release.push(pod.name_any());
         let (list, counted) = if succeeded {
@@ -587,7 +600,7 @@ fn finish(view: &View<'_>, spec: &JobSpec, end: JobCondition, quiet: bool, plan:
     let told = if succeeded {
         status.completion_time = time;
         if spec.completions.is_some_and(|wanted| status.succeeded.unwrap_or(0) > wanted) {
-            let message = "Too many succeeded pods appeared".into();
+            let message = "Too many succeeded pods running after completion count reached".into();
             let reason = "TooManySucceededPods".into();
             plan.events.push(Told { warning: true, reason, message });
         }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::decide::{FINALIZER, Plan, decide, holds};
 use super::indexes::{FAILURES, INDEX};
+use super::prefix;
 
 fn now() -> Timestamp {
     "2026-01-01T01:00:00Z".parse().expect("a time")
@@ -185,4 +186,62 @@ fn suspension_is_told() {
     let resumed = plan(&job, &[]);
     assert_eq!((conditions(&resumed), resumed.events[0].reason.as_str()), (vec![], "Resumed"));
     assert_eq!(resumed.create.len(), 2);
+}
+
+#[test]
+fn doubles_of_an_index_and_indexes_beyond_the_end_go() {
+    let spec = json!({"completionMode": "Indexed", "completions": 2, "parallelism": 2});
+    let (a, b, c) =
+        (indexed("a", "Running", 0), indexed("b", "Pending", 0), indexed("c", "Running", 2));
+    for (pods, want) in [
+        (vec![a.clone(), b.clone()], vec!["b"]),
+        (vec![a.clone(), c.clone()], vec!["c"]),
+        (vec![pod("x", "Running"), a.clone()], vec!["x"]),
+        (vec![a, indexed("d", "Running", 1)], vec![]),
+    ] {
+        let plan = plan(&job(spec.clone(), json!({})), &pods);
+        assert_eq!(
+            (plan.delete, plan.create.len()),
+            (want.iter().map(|n| (*n).into()).collect(), 0)
+        );
+    }
+}
+
+#[test]
+fn pods_that_go_are_not_ready() {
+    let mut ready = pod("a", "Running");
+    ready["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+    for (spec, want) in
+        [(json!({}), 1), (json!({"suspend": true}), 0), (json!({"parallelism": 0}), 0)]
+    {
+        assert_eq!(plan(&job(spec, json!({})), &[ready.clone()]).status.ready, Some(want));
+    }
+}
+
+#[test]
+fn an_index_that_waits_keeps_its_place() {
+    let spec = json!({"completionMode": "Indexed", "completions": 3, "parallelism": 2,
+        "backoffLimitPerIndex": 1, "backoffLimit": i32::MAX});
+    let mut failed = indexed("a", "Failed", 0);
+    failed["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] =
+        json!("2026-01-01T00:59:57Z");
+    let waiting = plan(&job(spec, json!({})), &[failed, indexed("b", "Running", 1)]);
+    assert_eq!((waiting.create.len(), waiting.again), (0, Some(Duration::from_secs(7))));
+}
+
+#[test]
+fn many_ends_are_noted_bit_by_bit() {
+    let pods: Vec<Value> = (0..600).map(|n| pod(&format!("p{n}"), "Succeeded")).collect();
+    let first = plan(&job(json!({"completions": 600}), json!({})), &pods);
+    let noted = first.status.uncounted_terminated_pods.and_then(|u| u.succeeded);
+    assert_eq!((noted.map(|uids| uids.len()), first.release.len()), (Some(500), 500));
+}
+
+#[test]
+fn the_index_in_a_name_stays_readable() {
+    for (length, index, want) in [(5, 3, 8), (54, 3, 57), (55, 3, 58), (63, 12, 58)] {
+        let made = prefix(&"x".repeat(length), index);
+        assert_eq!(made.len(), want, "{made}");
+        assert!(made.ends_with(&format!("x-{index}-")), "{made}");
+    }
 }

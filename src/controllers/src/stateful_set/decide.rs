@@ -84,13 +84,12 @@ fn made_anew(
     if revisions.current == revisions.update || !is_rolling(spec) {
         return true;
     }
-    let start = ordinals(spec).start;
-    let bound = if partition(spec) > 0 {
-        start + partition(spec)
-    } else {
-        start + status.current_replicas.unwrap_or(0)
+    let rolling = spec.update_strategy.as_ref().and_then(|s| s.rolling_update.as_ref());
+    let kept = match rolling {
+        Some(_) => partition(spec),
+        None => status.current_replicas.unwrap_or(0),
     };
-    ordinal >= bound
+    ordinal >= ordinals(spec).start + kept
 }
 
 /// Decides.

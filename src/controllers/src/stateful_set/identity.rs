@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{
     PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
 };
 use kube::ResourceExt;
+use serde_json::{Value, json};
 
 use crate::history::HASH;
 use crate::{ownership, pods};
@@ -73,6 +74,14 @@ pub fn pod(set: &StatefulSet, template: &PodTemplateSpec, revision: &str, ordina
     volumes.retain(|volume| !claims.iter().any(|claim| claim.name == volume.name));
     volumes.extend(claims);
     pod
+}
+
+/// The labels that tell who the pod is, unless it has them.
+pub fn missing_labels(pod: &Pod, ordinal: i32) -> Option<Value> {
+    let (name, index) = (pod.name_any(), ordinal.to_string());
+    let has = |key: &str, value: &str| pod.labels().get(key).is_some_and(|found| found == value);
+    let known = has(POD_NAME, &name) && has(POD_INDEX, &index);
+    (!known).then(|| json!({POD_NAME: name, POD_INDEX: index}))
 }
 
 /// The claims of one ordinal.

@@ -101,6 +101,12 @@ fn a_lost_pod_comes_back_at_its_revision() {
     );
     assert_eq!(plan(&partial, "1old 2", ROLLING).create, [(0, false)]);
     assert_eq!(plan(&partial, "0old 1old", ROLLING).create, [(2, true)]);
+    // Without a part that stays the update goes on with whatever is missing.
+    let mut whole = set(
+        json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}}}),
+    );
+    whole.status.get_or_insert_default().current_replicas = Some(2);
+    assert_eq!(plan(&whole, "1old 2", ROLLING).create, [(0, true)]);
     let manual = set(json!({"updateStrategy": {"type": "OnDelete"}}));
     // Whoever deleted it wanted it anew.
     assert_eq!(plan(&manual, "1old 2old", ROLLING).create, [(0, true)]);
@@ -119,6 +125,19 @@ fn the_status_follows_the_pods() {
     assert_eq!(during.current_revision.as_deref(), Some("old"));
     let done = tell("0 1 2");
     assert_eq!((done.current_replicas, done.current_revision.as_deref()), (Some(3), Some("new")));
+}
+
+#[test]
+fn a_pod_that_forgot_who_it_is_is_told() {
+    let mut pod = pods("1").remove(0);
+    let want =
+        json!({"statefulset.kubernetes.io/pod-name": "w-1", "apps.kubernetes.io/pod-index": "1"});
+    assert_eq!(identity::missing_labels(&pod, 1), Some(want));
+    for key in ["statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index"] {
+        let value = if key.ends_with("name") { "w-1" } else { "1" };
+        pod.labels_mut().insert(key.into(), value.into());
+    }
+    assert_eq!(identity::missing_labels(&pod, 1), None);
 }
 
 #[test]
