@@ -1,19 +1,21 @@
 //! Which devices a node gives to claims: a search through the combinations, which is pure.
 //!
-//! Source: `k8s.io/dynamic-resource-allocation/structured` (the allocator), KEP 4381. Devices are given whole:
-//! shares of a device's capacity, and counters that partitions of a device draw on, are not reckoned with, and
-//! devices that need them are left alone.
+//! Source: `k8s.io/dynamic-resource-allocation/structured` (the allocator), KEP 4381.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 use k8s_openapi::api::resource::v1::{
-    AllocationResult, DeviceAllocationConfiguration, DeviceAllocationResult, DeviceConstraint,
-    DeviceRequestAllocationResult, DeviceSelector, DeviceToleration, ResourceClaim,
+    AllocationResult, CapacityRequirements, DeviceAllocationConfiguration, DeviceAllocationResult,
+    DeviceConstraint, DeviceRequestAllocationResult, DeviceSelector, DeviceToleration,
+    ResourceClaim,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
-use crate::devices::{Chooser, DeviceId, Devices, Offer, attribute, tolerates};
+use crate::capacity::{self, Amounts, Counters};
+use crate::devices::{Chooser, DeviceId, Devices, Offer, Taken, attribute, tolerates};
 use crate::node::NodeInfo;
 
 /// Steps after which a search is given up.
@@ -29,6 +31,8 @@ struct Alternative {
     count: Option<usize>,
     admin: bool,
     tolerations: Vec<DeviceToleration>,
+    /// What each device must have, or what the share of it must have.
+    capacity: Amounts,
 }
 
 /// A request, with the ways to satisfy it in the order of preference.
@@ -51,6 +55,7 @@ struct Asked<'a> {
     count: Option<i64>,
     admin: bool,
     tolerations: &'a [DeviceToleration],
+    capacity: Option<&'a CapacityRequirements>,
 }
 
 fn alternative(asked: &Asked<'_>, devices: &Devices) -> Result<Alternative, String> {
@@ -71,6 +76,7 @@ fn alternative(asked: &Asked<'_>, devices: &Devices) -> Result<Alternative, Stri
         count,
         admin: asked.admin,
         tolerations: asked.tolerations.to_vec(),
+        capacity: capacity::asked(asked.capacity),
     })
 }
 
@@ -90,6 +96,7 @@ impl Wish {
                     count: exact.count,
                     admin: exact.admin_access == Some(true),
                     tolerations: exact.tolerations.as_deref().unwrap_or_default(),
+                    capacity: exact.capacity.as_ref(),
                 });
             }
             for sub in request.first_available.iter().flatten() {
@@ -101,6 +108,7 @@ impl Wish {
                     count: sub.count,
                     admin: false,
                     tolerations: sub.tolerations.as_deref().unwrap_or_default(),
+                    capacity: sub.capacity.as_ref(),
                 });
             }
             let alternatives: Result<_, _> =
@@ -125,12 +133,24 @@ struct Given {
     offer: usize,
 }
 
+/// What has become of an offer.
+#[derive(Default)]
+struct Stock {
+    /// How many have it, or a share of it.
+    holders: usize,
+    /// What their shares come to.
+    used: Amounts,
+}
+
 struct Search<'a> {
     wishes: &'a [Wish],
     offers: Vec<Offer<'a>>,
     ids: Vec<DeviceId>,
-    taken: Vec<bool>,
+    stock: Vec<Stock>,
+    counters: Counters,
     given: Vec<Given>,
+    /// The share of each device given, where it is shared.
+    shares: Vec<Option<Amounts>>,
     steps: usize,
 }
 
@@ -149,9 +169,26 @@ impl<'a> Search<'a> {
     fn suits(&self, alternative: &Alternative, at: usize) -> bool {
         let offer = &self.offers[at];
         let taints = offer.device.taints.as_deref().unwrap_or_default();
-        offer.device.consumes_counters.as_ref().is_none_or(Vec::is_empty)
-            && tolerates(taints, &alternative.tolerations)
-            && alternative.chooser.takes(offer)
+        tolerates(taints, &alternative.tolerations) && alternative.chooser.takes(offer)
+    }
+
+    /// Whether there is enough of the device for the request, and the share that it would get of one that is
+    /// shared.
+    fn left(&self, alternative: &Alternative, at: usize) -> Option<Option<Amounts>> {
+        let (offer, stock) = (&self.offers[at], &self.stock[at]);
+        let driver = &offer.slice.driver;
+        if alternative.admin {
+            return Some(None);
+        }
+        if stock.holders == 0 && !self.counters.suffice(offer.slice, offer.device) {
+            return None;
+        }
+        if offer.is_shared() {
+            let asked = &alternative.capacity;
+            return capacity::share(offer.device, driver, asked, &stock.used).map(Some);
+        }
+        let free = stock.holders == 0;
+        (free && capacity::covers(offer.device, driver, &alternative.capacity)).then_some(None)
     }
 
     /// Whether the claim's constraints allow the device beside those given to it already.
@@ -207,15 +244,17 @@ impl<'a> Search<'a> {
                 return false;
             }
             let given = Given { offer, ..place };
-            let free = alternative.admin || !self.taken[offer];
-            if !free || !self.suits(alternative, offer) || !self.allowed(given) {
+            let Some(share) = self.left(alternative, offer) else { continue };
+            if !self.suits(alternative, offer) || !self.allowed(given) {
                 continue;
             }
-            self.take(given, true);
-            if self.give(Given { offer: offer + 1, ..place }, count - 1) {
+            // A shared device may be given once more.
+            let next = offer + usize::from(share.is_none());
+            self.take(given, share);
+            if self.give(Given { offer: next, ..place }, count - 1) {
                 return true;
             }
-            self.take(given, false);
+            self.take_back();
         }
         false
     }
@@ -229,10 +268,10 @@ impl<'a> Search<'a> {
         let possible = !all.is_empty()
             && all.iter().all(|offer| {
                 let given = Given { offer: *offer, ..place };
-                let free = alternative.admin || !self.taken[*offer];
-                let possible = free && self.allowed(given);
-                if possible {
-                    self.take(given, true);
+                let left = self.left(alternative, *offer).filter(|_| self.allowed(given));
+                let possible = left.is_some();
+                if let Some(share) = left {
+                    self.take(given, share);
                 }
                 possible
             });
@@ -240,20 +279,37 @@ impl<'a> Search<'a> {
             return true;
         }
         while self.given.len() > before {
-            let last = self.given[self.given.len() - 1];
-            self.take(last, false);
+            self.take_back();
         }
         false
     }
 
-    fn take(&mut self, given: Given, take: bool) {
-        if take {
-            self.given.push(given);
-        } else {
-            self.given.pop();
+    fn take(&mut self, given: Given, share: Option<Amounts>) {
+        let (offer, stock) = (&self.offers[given.offer], &mut self.stock[given.offer]);
+        let admin =
+            self.wishes[given.wish].requests[given.request].alternatives[given.alternative].admin;
+        if !admin {
+            if stock.holders == 0 {
+                self.counters.draw(offer.slice, offer.device);
+            }
+            stock.holders += 1;
+            capacity::add(&mut stock.used, share.as_ref().unwrap_or(&Amounts::new()));
         }
-        if !self.alternative(given).admin {
-            self.taken[given.offer] = take;
+        self.given.push(given);
+        self.shares.push(share);
+    }
+
+    /// Undoes the last step.
+    fn take_back(&mut self) {
+        let (Some(given), Some(share)) = (self.given.pop(), self.shares.pop()) else { return };
+        if self.alternative(given).admin {
+            return;
+        }
+        let (offer, stock) = (&self.offers[given.offer], &mut self.stock[given.offer]);
+        stock.holders -= 1;
+        capacity::subtract(&mut stock.used, share.as_ref().unwrap_or(&Amounts::new()));
+        if stock.holders == 0 {
+            self.counters.give_back(offer.slice, offer.device);
         }
     }
 }
@@ -262,13 +318,28 @@ impl<'a> Search<'a> {
 pub fn allocate(
     wishes: &[Wish],
     devices: &Devices,
-    taken: &BTreeSet<DeviceId>,
+    taken: &Taken,
     node: &NodeInfo,
 ) -> Option<Vec<AllocationResult>> {
     let offers = devices.offers(node);
     let ids: Vec<DeviceId> = offers.iter().map(Offer::id).collect();
-    let taken = ids.iter().map(|id| taken.contains(id)).collect();
-    let mut search = Search { wishes, offers, ids, taken, given: Vec::new(), steps: 0 };
+    let stock = ids.iter().map(|id| Stock {
+        holders: usize::from(taken.has(id)),
+        used: taken.shared.get(id).cloned().unwrap_or_default(),
+    });
+    let draws = |offer: &Offer<'_>| offer.device.consumes_counters.is_some();
+    let counters =
+        if offers.iter().any(draws) { devices.counters(taken) } else { Counters::default() };
+    let mut search = Search {
+        wishes,
+        stock: stock.collect(),
+        offers,
+        ids,
+        counters,
+        given: Vec::new(),
+        shares: Vec::new(),
+        steps: 0,
+    };
     if !search.solve(0, 0) {
         return None;
     }
@@ -284,18 +355,27 @@ fn result(
     devices: &Devices,
     node: &NodeInfo,
 ) -> AllocationResult {
-    let given: Vec<Given> = search.given.iter().copied().filter(|g| g.wish == at).collect();
+    let own = search.given.iter().zip(&search.shares).filter(|(given, _)| given.wish == at);
+    let (given, shares): (Vec<Given>, Vec<Option<Amounts>>) =
+        own.map(|(given, share)| (*given, share.clone())).unzip();
     let mut results = Vec::new();
     let mut classes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for one in &given {
+    for (one, share) in given.iter().zip(shares) {
         let alternative = search.alternative(*one);
         let (driver, pool, device) = search.ids[one.offer].clone();
         let names = classes.entry(&alternative.class).or_default();
         if !names.contains(&alternative.name) {
             names.push(alternative.name.clone());
         }
+        let share_id = share.is_some().then(|| share_id(&wish.claim, results.len()));
+        let part = share.map(|share| {
+            let texts = share.into_iter().map(|(name, part)| (name, Text(part.canonical())));
+            texts.collect()
+        });
         results.push(DeviceRequestAllocationResult {
             admin_access: alternative.admin.then_some(true),
+            consumed_capacity: part,
+            share_id,
             device,
             driver,
             pool,
@@ -329,6 +409,18 @@ fn result(
         node_selector: if local { Some(only(&node.name)) } else { shared(search, &given) },
         ..AllocationResult::default()
     }
+}
+
+/// Tells the share of a device that the claim gets by its result of this number from all others: in the
+/// form of a UUID, the same for the same.
+fn share_id(claim: &ResourceClaim, number: usize) -> String {
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, &claim.metadata.uid, number).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    };
+    let (a, b) = (half(0), half(1));
+    format!("{}-{}-{}-{}-{}", &a[..8], &a[8..12], &a[12..], &b[..4], &b[4..])
 }
 
 fn only(node: &str) -> NodeSelector {

@@ -13,6 +13,7 @@ use k8s_openapi::api::resource::v1::{
     ResourceSlice, ResourceSliceSpec,
 };
 
+use crate::capacity::{self, Amounts, Counters};
 use crate::node::NodeInfo;
 use crate::plugins::selects;
 
@@ -46,9 +47,30 @@ impl Offer<'_> {
         (slice.driver.clone(), slice.pool.name.clone(), self.device.name.clone())
     }
 
+    /// Several may have a share of it.
+    pub fn is_shared(&self) -> bool {
+        self.device.allow_multiple_allocations == Some(true)
+    }
+
     /// It is tied to one node.
     pub fn is_local(&self) -> bool {
         self.slice.node_name.is_some() || self.device.node_name.is_some()
+    }
+}
+
+/// What of the devices is given away.
+#[derive(Clone, Debug, Default)]
+pub struct Taken {
+    /// Devices that somebody has to himself.
+    pub whole: BTreeSet<DeviceId>,
+    /// Devices that several share, with what they take of its capacities together.
+    pub shared: BTreeMap<DeviceId, Amounts>,
+}
+
+impl Taken {
+    /// Whether somebody has the device, or a share of it.
+    pub fn has(&self, id: &DeviceId) -> bool {
+        self.whole.contains(id) || self.shared.contains_key(id)
     }
 }
 
@@ -58,22 +80,45 @@ impl Devices {
         self.claims.get(&(namespace.to_owned(), name.to_owned()))
     }
 
-    /// The devices that somebody has to himself.
-    pub fn taken(&self) -> BTreeSet<DeviceId> {
+    /// What is given away.
+    pub fn taken(&self) -> Taken {
         let allocations = self.claims.values().filter_map(|claim| {
             claim.status.as_ref()?.allocation.as_ref()?.devices.as_ref()?.results.as_ref()
         });
-        allocations
-            .flatten()
-            // An administrator looks on; the device stays free for others.
-            .filter(|result| result.admin_access != Some(true))
-            .map(|result| (result.driver.clone(), result.pool.clone(), result.device.clone()))
-            .collect()
+        let mut taken = Taken::default();
+        // An administrator looks on; the device stays free for others.
+        for result in allocations.flatten().filter(|result| result.admin_access != Some(true)) {
+            let id = (result.driver.clone(), result.pool.clone(), result.device.clone());
+            if result.share_id.is_none() {
+                taken.whole.insert(id);
+                continue;
+            }
+            let part = result.consumed_capacity.iter().flatten();
+            let part = part.map(|(name, text)| (name.clone(), capacity::quantity(text))).collect();
+            capacity::add(taken.shared.entry(id).or_default(), &part);
+        }
+        taken
     }
 
-    /// The devices on offer for `node`. Of each pool only the newest generation counts, and that only when
-    /// it is complete.
-    pub fn offers<'a>(&'a self, node: &NodeInfo) -> Vec<Offer<'a>> {
+    /// What is left of the counters on which devices draw.
+    pub fn counters(&self, taken: &Taken) -> Counters {
+        let mut counters = Counters::default();
+        for slice in self.current() {
+            counters.bring(slice);
+        }
+        for slice in self.current() {
+            for device in slice.devices.iter().flatten() {
+                if taken.has(&Offer { slice, device }.id()) {
+                    counters.draw(slice, device);
+                }
+            }
+        }
+        counters
+    }
+
+    /// The slices that count. Of each pool only the newest generation does, and that only when it is
+    /// complete.
+    fn current(&self) -> Vec<&ResourceSliceSpec> {
         let mut newest: BTreeMap<(&str, &str), (i64, i64)> = BTreeMap::new();
         for slice in &self.slices {
             let pool = &slice.spec.pool;
@@ -85,14 +130,18 @@ impl Devices {
                 known.1 += 1;
             }
         }
-        let counts = |spec: &ResourceSliceSpec| {
+        let counts = |spec: &&ResourceSliceSpec| {
             let known = newest.get(&(spec.driver.as_str(), spec.pool.name.as_str()));
             let want = (spec.pool.generation, spec.pool.resource_slice_count);
             known.is_some_and(|known| *known == want)
         };
-        let specs = self.slices.iter().map(|slice| &slice.spec).filter(|spec| counts(spec));
+        self.slices.iter().map(|slice| &slice.spec).filter(counts).collect()
+    }
+
+    /// The devices on offer for `node`.
+    pub fn offers<'a>(&'a self, node: &NodeInfo) -> Vec<Offer<'a>> {
         let mut offers = Vec::new();
-        for slice in specs {
+        for slice in self.current() {
             let each = slice.per_device_node_selection == Some(true);
             if !each
                 && !reaches(

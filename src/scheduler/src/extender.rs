@@ -5,6 +5,7 @@
 //! fields have no JSON names of their own. Answers are read whatever the case of their keys, as Go does.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,6 +104,21 @@ fn with_tls(
     Ok(if tls.insecure { builder.tls_danger_accept_invalid_certs(true) } else { builder })
 }
 
+/// The URL with `name` in the place of its host, and the address that is meant by both.
+fn called(url: &str, name: &str) -> Result<(String, IpAddr), String> {
+    let mut parsed = reqwest::Url::parse(url).map_err(|error| format!("urlPrefix: {error}"))?;
+    let host = parsed.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let address = match host {
+        "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+        host => host.parse().ok(),
+    };
+    let address = address
+        .ok_or("tlsConfig.serverName: the host of urlPrefix must be an address beside it")?;
+    let named = parsed.set_host(Some(name));
+    named.map_err(|error| format!("tlsConfig.serverName: {name:?}: {error}"))?;
+    Ok((parsed.to_string(), address))
+}
+
 impl Extender {
     /// The extender that `config` names.
     pub fn new(config: &Config) -> Result<Self, Error> {
@@ -118,6 +134,13 @@ impl Extender {
         let mut builder = reqwest::Client::builder().timeout(timeout).no_proxy();
         if let Some(tls) = &config.tls_config {
             builder = with_tls(builder, tls).map_err(settings)?;
+            if !tls.server_name.is_empty() {
+                let (url, address) =
+                    called(&config.url_prefix, &tls.server_name).map_err(settings)?;
+                // The port is the URL's.
+                builder = builder.resolve(&tls.server_name, SocketAddr::new(address, 0));
+                config.url_prefix = url;
+            }
         }
         let client = builder.build().map_err(|error| settings(error.to_string()))?;
         Ok(Self { config, client })
@@ -307,4 +330,36 @@ fn told(error: &reqwest::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_may_be_called_by_another_name() {
+        for (url, name, want) in [
+            (
+                "https://127.0.0.1:9443/x",
+                "extender.example",
+                Some(("https://extender.example:9443/x", "127.0.0.1")),
+            ),
+            (
+                "https://[::1]:9443",
+                "extender.example",
+                Some(("https://extender.example:9443/", "::1")),
+            ),
+            (
+                "https://localhost",
+                "extender.example",
+                Some(("https://extender.example/", "127.0.0.1")),
+            ),
+            ("https://other.example/x", "extender.example", None),
+            ("https://127.0.0.1", "not a name", None),
+        ] {
+            let got = called(url, name).ok();
+            let want = want.map(|(url, ip)| (url.to_owned(), ip.parse().expect("an address")));
+            assert_eq!(got, want, "{url} {name}");
+        }
+    }
 }

@@ -9,6 +9,7 @@
 pub mod affinity;
 pub mod allocation;
 pub mod cache;
+pub mod capacity;
 pub mod cluster;
 pub mod configuration;
 pub mod devices;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use apimachinery::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 /// What a container without a CPU request counts for when nodes are compared.
@@ -97,9 +97,25 @@ impl Resource {
     }
 }
 
-fn container_requests(container: &Container, defaults: bool) -> Resource {
+/// What a container asks for. While it is being resized it is taken to need the most of what it asked for,
+/// asks for, and was given; what it cannot be given does not count.
+fn container_requests(
+    container: &Container,
+    told: Option<&ContainerStatus>,
+    (infeasible, defaults): (bool, bool),
+) -> Resource {
     let list = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-    let mut resource = Resource::from_list(list);
+    let actual = told.and_then(|told| told.resources.as_ref()?.requests.as_ref());
+    let granted = told.and_then(|told| told.allocated_resources.as_ref());
+    let known = actual.is_some() || granted.is_some();
+    let mut resource =
+        if infeasible && known { Resource::default() } else { Resource::from_list(list) };
+    for other in [actual, granted].into_iter().filter(|other| other.is_some() && *other != list) {
+        resource.raise_to(&Resource::from_list(other));
+    }
+    if infeasible && known && (actual == list || granted == list) {
+        resource.raise_to(&Resource::from_list(list));
+    }
     let missing = |name: &str| list.is_none_or(|list| !list.contains_key(name));
     if defaults && missing("cpu") {
         resource.milli_cpu = DEFAULT_MILLI_CPU;
@@ -110,18 +126,36 @@ fn container_requests(container: &Container, defaults: bool) -> Resource {
     resource
 }
 
+/// Whether the node has said that it can never give what the pod was resized to.
+fn is_infeasible(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|told| {
+        told.type_ == "PodResizePending" && told.reason.as_deref() == Some("Infeasible")
+    })
+}
+
 /// What a running pod needs at most at one time: its containers and sidecars together, or one init
 /// container with the sidecars started before it; what the pod as a whole asks for overrules that.
-fn requests(spec: &PodSpec, defaults: bool) -> Resource {
+fn requests<'a>(pod: &'a Pod, defaults: bool) -> Resource {
+    let Some(spec) = pod.spec.as_ref() else { return Resource::default() };
+    let how = (is_infeasible(pod), defaults);
+    let status = pod.status.as_ref();
+    let told = |statuses: Option<&'a Vec<ContainerStatus>>, name: &str| {
+        statuses.and_then(|all| all.iter().find(|told| told.name == name))
+    };
     let mut total = Resource::default();
     for container in &spec.containers {
-        total.add(&container_requests(container, defaults));
+        let told = told(status.and_then(|s| s.container_statuses.as_ref()), &container.name);
+        total.add(&container_requests(container, told, how));
     }
     let mut sidecars = Resource::default();
     let mut starting = Resource::default();
     for container in spec.init_containers.iter().flatten() {
-        let own = container_requests(container, defaults);
-        if container.restart_policy.as_deref() == Some("Always") {
+        let is_sidecar = container.restart_policy.as_deref() == Some("Always");
+        let statuses = status.and_then(|s| s.init_container_statuses.as_ref());
+        let told = told(statuses.filter(|_| is_sidecar), &container.name);
+        let own = container_requests(container, told, how);
+        if is_sidecar {
             total.add(&own);
             sidecars.add(&own);
             starting.raise_to(&sidecars);
@@ -143,13 +177,13 @@ fn requests(spec: &PodSpec, defaults: bool) -> Resource {
 
 /// What the pod asks for.
 pub fn pod_requests(pod: &Pod) -> Resource {
-    pod.spec.as_ref().map(|spec| requests(spec, false)).unwrap_or_default()
+    requests(pod, false)
 }
 
 /// What the pod counts for when nodes are compared: containers that ask for no CPU or memory are
 /// taken to need some.
 pub fn pod_requests_or_default(pod: &Pod) -> Resource {
-    pod.spec.as_ref().map(|spec| requests(spec, true)).unwrap_or_default()
+    requests(pod, true)
 }
 
 #[cfg(test)]
@@ -204,6 +238,29 @@ mod tests {
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).expect("a pod");
             let got = pod_requests(&pod);
             assert_eq!((got.milli_cpu, got.memory_bytes), (milli_cpu, memory_bytes), "{spec}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_being_resized_needs_the_most_of_what_it_may_have() {
+        let pod = |asked: &str, actual: &str, granted: &str, reason: &str| -> Pod {
+            serde_json::from_value(json!({"spec": {"containers": [container(asked, "1")]},
+                "status": {"conditions": [
+                        {"type": "PodResizePending", "status": "True", "reason": reason}],
+                    "containerStatuses": [{"name": "c", "image": "", "imageID": "", "ready": true,
+                        "restartCount": 0, "allocatedResources": {"cpu": granted, "memory": "1"},
+                        "resources": {"requests": {"cpu": actual, "memory": "1"}}}]}}))
+            .expect("a pod")
+        };
+        for (asked, actual, granted, reason, want) in [
+            ("2", "1", "1", "Deferred", 2000),
+            ("1", "2", "2", "Deferred", 2000),
+            ("1", "2", "1", "", 2000),
+            ("4", "1", "2", "Infeasible", 2000),
+            ("1", "1", "1", "Infeasible", 1000),
+        ] {
+            let got = pod_requests(&pod(asked, actual, granted, reason)).milli_cpu;
+            assert_eq!(got, want, "{asked} {actual} {granted} {reason}");
         }
     }
 

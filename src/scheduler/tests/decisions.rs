@@ -349,10 +349,12 @@ fn volumes_have_zones_and_exclusive_users() {
         decided("ReadWriteOnce", "north", false),
         "0/2 nodes are available: 2 node(s) had no available volume zone."
     );
+    // A claim for one pod is in use wherever its pod is.
     assert_eq!(
         decided("ReadWriteOncePod", "west", true),
-        "0/2 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode, 1 node(s) had no available volume zone."
+        "0/2 nodes are available: 2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode."
     );
+    assert_eq!(decided("ReadWriteOncePod", "west", false), "b");
 }
 
 /// What preemption comes to, as text.

@@ -67,10 +67,13 @@ fn devices(claims: &[Arc<ResourceClaim>]) -> Devices {
 }
 
 fn given(wanted: Value, others: &[Arc<ResourceClaim>], on: &str) -> Option<String> {
-    let devices = devices(others);
-    let wish = Wish::new(claim("c", wanted, json!(null)), &devices).expect("a right claim");
+    given_of(&devices(others), wanted, on)
+}
+
+fn given_of(devices: &Devices, wanted: Value, on: &str) -> Option<String> {
+    let wish = Wish::new(claim("c", wanted, json!(null)), devices).expect("a right claim");
     let node = NodeInfo::new(node(on, json!({})));
-    let results = allocate(&[wish], &devices, &devices.taken(), &node)?;
+    let results = allocate(&[wish], devices, &devices.taken(), &node)?;
     let results = results[0].devices.as_ref()?.results.as_ref()?;
     let named = results.iter().map(|result| format!("{}={}", result.request, result.device));
     Some(named.collect::<Vec<_>>().join(" "))
@@ -128,6 +131,97 @@ fn requests_get_the_devices_they_choose() {
     assert_eq!(given(exactly(json!({"allocationMode": "All"})), &taken, "b"), None);
     let looking_on = exactly(json!({"adminAccess": true, "count": 3}));
     assert_eq!(given(looking_on, &taken, "b").as_deref(), Some("r=large0 r=large1 r=large2"));
+}
+
+/// Devices of which several have shares, and partitions that draw on the same counters.
+fn divided(claims: &[Arc<ResourceClaim>]) -> Devices {
+    let part = |name: &str, slices: &str| {
+        json!({"name": name, "consumesCounters": [
+            {"counterSet": "gpu0", "counters": {"slices": {"value": slices}}}]})
+    };
+    let shared = json!({"name": "nic", "allowMultipleAllocations": true, "capacity": {"bandwidth": {
+        "value": "10G", "requestPolicy": {"default": "1G", "validRange": {"min": "1G", "step": "1G"}}}}});
+    let spec = |more: Value| {
+        let mut spec = json!({"driver": "gpu.example.com", "nodeName": "a",
+            "pool": {"name": "a", "generation": 1, "resourceSliceCount": 2}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        of(json!({"metadata": {"name": "s"}, "spec": spec}))
+    };
+    Devices {
+        slices: vec![
+            spec(json!({"sharedCounters": [
+                {"name": "gpu0", "counters": {"slices": {"value": "7"}}}]})),
+            spec(json!({"devices": [
+                part("whole", "7"), part("half", "4"), part("third", "3"), part("small", "1"), shared]})),
+        ],
+        ..devices(claims)
+    }
+}
+
+#[test]
+fn partitions_of_a_device_draw_on_the_same_counters() {
+    let held = |device: &str| {
+        let result =
+            json!({"request": "r", "driver": "gpu.example.com", "pool": "a", "device": device});
+        claim("held", exactly(json!({})), json!({"allocation": {"devices": {"results": [result]}}}))
+    };
+    let named = |names: &str| {
+        json!({"selectors": [{"cel": {"expression":
+        format!("!device.allowMultipleAllocations && {names}")}}]})
+    };
+    let any = |count: i64| {
+        let mut asked = named("true");
+        asked["count"] = count.into();
+        exactly(asked)
+    };
+    for (wanted, others, want) in [
+        (any(1), vec![], Some("r=whole")),
+        // The whole leaves nothing to the others; the search goes on without it.
+        (any(2), vec![], Some("r=half r=third")),
+        (any(3), vec![], None),
+        (any(1), vec![held("half")], Some("r=third")),
+        (any(2), vec![held("third")], None),
+        (any(1), vec![held("whole")], None),
+    ] {
+        let told = format!("{wanted}");
+        assert_eq!(given_of(&divided(&others), wanted, "a").as_deref(), want, "{told}");
+    }
+}
+
+#[test]
+fn shares_of_a_device_are_no_more_than_it_has() {
+    let nic = |bandwidth: &str, count: i64| {
+        exactly(json!({"count": count, "capacity": {"requests": {"bandwidth": bandwidth}},
+            "selectors": [{"cel": {"expression": "device.allowMultipleAllocations"}}]}))
+    };
+    let allocated = |name: &str, wanted: Value, others: &[Arc<ResourceClaim>]| {
+        let devices = divided(others);
+        let wish = Wish::new(claim(name, wanted.clone(), json!(null)), &devices).expect("a claim");
+        let on = NodeInfo::new(node("a", json!({})));
+        let result = allocate(&[wish], &devices, &devices.taken(), &on)?.remove(0);
+        Some(claim(name, wanted, json!({"allocation": serde_json::to_value(result).ok()?})))
+    };
+    let results = |claim: &ResourceClaim| {
+        let allocation = claim.status.clone().and_then(|status| status.allocation);
+        allocation.and_then(|given| given.devices?.results).expect("results")
+    };
+    let first = allocated("first", nic("5500M", 1), &[]).expect("a share");
+    let share = &results(&first)[0];
+    let part = share.consumed_capacity.as_ref().map(|part| part["bandwidth"].0.clone());
+    assert_eq!(part.as_deref(), Some("6G"));
+    assert_eq!(
+        share.share_id.as_ref().map(|id| id.split('-').map(str::len).collect()),
+        Some(vec![8, 4, 4, 4, 12])
+    );
+
+    assert!(allocated("second", nic("5G", 1), &[Arc::clone(&first)]).is_none());
+    let second = allocated("second", nic("2G", 2), &[Arc::clone(&first)]).expect("two shares");
+    let ids: Vec<_> = results(&second).into_iter().filter_map(|share| share.share_id).collect();
+    assert!(ids.len() == 2 && ids[0] != ids[1] && Some(&ids[0]) != share.share_id.as_ref());
+    assert!(allocated("third", nic("1G", 1), &[first, second]).is_none());
+    assert!(allocated("fourth", nic("11G", 1), &[]).is_none());
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //!
 //! Source: `pkg/scheduler/framework/plugins/dynamicresources/dynamicresources.go`.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::PodResourceClaim;
@@ -10,7 +9,7 @@ use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
 use crate::allocation::{Wish, allocate};
 use crate::cluster::Cluster;
-use crate::devices::{DeviceId, Devices};
+use crate::devices::{Devices, Taken};
 use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::plugins::selects;
@@ -103,7 +102,7 @@ struct Claimed<'a> {
     open: Vec<Arc<ResourceClaim>>,
     wishes: Vec<Wish>,
     devices: &'a Devices,
-    taken: BTreeSet<DeviceId>,
+    taken: Taken,
 }
 
 fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Option<Claimed<'a>>, Rejection> {
@@ -116,7 +115,7 @@ fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Option<Claimed<'a>
     let wishes: Result<Vec<Wish>, String> =
         open.iter().map(|claim| Wish::new(Arc::clone(claim), devices)).collect();
     let wishes = wishes.map_err(Rejection::unresolvable)?;
-    let taken = if open.is_empty() { BTreeSet::new() } else { devices.taken() };
+    let taken = if open.is_empty() { Taken::default() } else { devices.taken() };
     Ok(Some(Claimed { allocated, open, wishes, devices, taken }))
 }
 

@@ -114,6 +114,9 @@ impl Plugin for NodeAffinity {
         if !selects && required(pod).is_none() && added.is_none() {
             return Ok(None);
         }
+        if named_nodes(pod).is_some_and(|names| names.is_empty()) {
+            return Err(Rejection::unresolvable("pod affinity terms conflict"));
+        }
         Ok(Some(Box::new(Required { pod, added })))
     }
 

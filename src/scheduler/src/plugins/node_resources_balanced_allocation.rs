@@ -41,7 +41,8 @@ impl Score for Balance<'_> {
         let share = |name: &str| {
             let (asked, all) = (asked.amount(name), all.amount(name));
             // Resources that neither the pod nor the node has do not count.
-            let counts = all != 0 && (asked != 0 || matches!(name, "cpu" | "memory"));
+            let counts =
+                all != 0 && (asked != 0 || matches!(name, "cpu" | "memory" | "ephemeral-storage"));
             counts.then(|| ((used.amount(name) + asked) as f64 / all as f64).min(1.0))
         };
         let shares: Vec<f64> = self.names.iter().filter_map(|name| share(name)).collect();

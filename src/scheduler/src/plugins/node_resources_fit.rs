@@ -167,7 +167,8 @@ impl Score for Request<'_> {
             let name = resource.name.as_str();
             let (asked, all) = (asked.amount(name), all.amount(name));
             // What the pod does not ask for, and the node does not have, does not count.
-            let counts = all != 0 && (asked != 0 || matches!(name, "cpu" | "memory"));
+            let counts =
+                all != 0 && (asked != 0 || matches!(name, "cpu" | "memory" | "ephemeral-storage"));
             counts.then(|| (resource.weight, used.amount(name) + asked, all))
         });
         rate(scoring, uses)

@@ -69,6 +69,10 @@ impl Constraint {
 
     /// How many pods on `node` it is about.
     fn matching(&self, node: &NodeInfo, namespace: &str) -> i64 {
+        // One that picks everything counts nothing, as upstream has it.
+        if self.selector.is_everything() {
+            return 0;
+        }
         let mut known = self.known.borrow_mut();
         let mut about = |pod: &PodInfo| {
             *known
