@@ -28,7 +28,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         registry.sync().await?;
         let object = registry
             .get(&resource.group, &resource.plural, &call.ctx.namespace, &call.ctx.name)
-            .ok_or_else(|| Status::not_found(&resource.group, &resource.plural, &call.ctx.name))?;
+            .ok_or_else(|| absent(&resource, &call.ctx.name))?;
         let object = registry.at_version(&resource, object).await?;
         let scale = scale_of(&resource, &object.to_value())?;
         return Ok(respond::value(StatusCode::OK, &scale, call.accepted));
@@ -83,6 +83,12 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         Ok(object)
     };
     write(call, &mut change).await
+}
+
+/// That there is no such scale: upstream's own workloads speak of the subresource.
+fn absent(resource: &Resource, name: &str) -> Status {
+    let suffix = if resource.custom.is_some() { "" } else { "/scale" };
+    Status::not_found(&resource.group, &format!("{}{suffix}", resource.plural), name)
 }
 
 /// Changes the workload and answers with its scale.
