@@ -103,3 +103,130 @@ fn helm_installs_upgrades_rolls_back_and_removes() {
     helm(&["uninstall", "r"]);
     assert!(cluster.kubectl(&["get", "configmap", "r"]).err.contains("NotFound"));
 }
+
+#[test]
+fn helm_looks_around_runs_hooks_and_goes_back_when_it_fails() {
+    let cluster = Cluster::ephemeral();
+    let chart = cluster.path("chart");
+    fs::create_dir_all(chart.join("templates")).expect("a folder");
+    fs::create_dir_all(chart.join("crds")).expect("a folder");
+    let write = |name: &str, text: &str| fs::write(chart.join(name), text).expect("a file");
+    write("Chart.yaml", "apiVersion: v2\nname: c\nversion: 0.1.0\nkubeVersion: '>=1.30.0-0'\n");
+    write("values.yaml", "replicas: 1\nimage: localhost/busybox:test\n");
+    write("crds/crd.yaml", WIDGETS);
+    write("templates/all.yaml", CHART);
+    let helm = |words: &[&str]| {
+        let mut command = Command::new(place().join("helm"));
+        cluster.settle(&mut command);
+        run(command.env("KUBECONFIG", cluster.path("kubeconfig")).args(words))
+    };
+    let helm_ok = |words: &[&str]| {
+        let answer = helm(words);
+        assert_eq!(answer.code, Some(0), "helm {words:?}: {}{}", answer.out, answer.err);
+        answer.out
+    };
+    let path = chart.to_str().expect("paths are UTF-8");
+    let seen = |field: &str| {
+        cluster.kubectl_ok(&["get", "configmap", "r", "-o", &format!("jsonpath={{.data.{field}}}")])
+    };
+    helm_ok(&["install", "r", path, "--wait", "--timeout", "60s"]);
+    assert_eq!(
+        (seen("widgets"), seen("absent"), seen("system")),
+        ("true".into(), "false".into(), "kube-system".into())
+    );
+    assert!(seen("version").starts_with("v1.36."), "{}", seen("version"));
+    assert!(cluster.kubectl(&["get", "job", "r-hook"]).err.contains("NotFound"));
+    assert!(helm_ok(&["test", "r", "--logs"]).contains("all is well"));
+
+    let kept = cluster.kubectl_ok(&["get", "secret", "r", "-o", "jsonpath={.data.password}"]);
+    helm_ok(&["upgrade", "r", path, "--set", "replicas=2", "--wait", "--timeout", "60s"]);
+    let now = cluster.kubectl_ok(&["get", "secret", "r", "-o", "jsonpath={.data.password}"]);
+    assert_eq!(now, kept, "what is looked up is not made anew");
+    let failed = helm(&[
+        "upgrade",
+        "r",
+        path,
+        "--set-string",
+        "hook=false",
+        "--wait",
+        "--timeout",
+        "20s",
+        "--rollback-on-failure",
+    ]);
+    assert!(
+        failed.code == Some(1) && failed.err.contains("has been rolled back"),
+        "{}",
+        failed.err
+    );
+    let replicas = || {
+        cluster.kubectl_ok(&["get", "deployment", "r", "-o", "jsonpath={.status.readyReplicas}"])
+    };
+    assert_eq!(replicas(), "2");
+
+    // What somebody else has set is not taken without being told to.
+    cluster.kubectl_ok(&["scale", "deployment", "r", "--replicas=3"]);
+    let conflict = helm(&["upgrade", "r", path]);
+    assert!(conflict.err.contains(".spec.replicas"), "{}", conflict.err);
+    helm_ok(&["upgrade", "r", path, "--force-conflicts", "--wait", "--timeout", "60s"]);
+    helm_ok(&["uninstall", "r", "--wait", "--timeout", "60s"]);
+    assert_eq!(cluster.kubectl_ok(&["get", "deployments", "-o", "name"]), "");
+    cluster.kubectl_ok(&["get", "secret", "r"]);
+}
+
+const WIDGETS: &str = "apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  names: {kind: Widget, plural: widgets}
+  scope: Namespaced
+  versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]
+";
+
+/// A chart that looks something up, asks what the cluster can do, and has hooks.
+const CHART: &str = r#"{{- $known := lookup "v1" "Secret" .Release.Namespace .Release.Name }}
+apiVersion: v1
+kind: Secret
+metadata: {name: {{ .Release.Name }}, annotations: {helm.sh/resource-policy: keep}}
+data: {password: {{ if $known }}{{ $known.data.password }}{{ else }}{{ randAlphaNum 10 | b64enc }}{{ end }}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: {{ .Release.Name }}}
+data:
+  version: {{ .Capabilities.KubeVersion.Version | quote }}
+  widgets: {{ .Capabilities.APIVersions.Has "example.com/v1/Widget" | quote }}
+  absent: {{ .Capabilities.APIVersions.Has "absent.example.com/v1" | quote }}
+  system: {{ (lookup "v1" "Namespace" "" "kube-system").metadata.name | quote }}
+---
+apiVersion: example.com/v1
+kind: Widget
+metadata: {name: {{ .Release.Name }}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: {{ .Release.Name }}}
+spec:
+  replicas: {{ .Values.replicas }}
+  selector: {matchLabels: {app: {{ .Release.Name }}}}
+  template:
+    metadata: {labels: {app: {{ .Release.Name }}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers: [{name: c, image: {{ .Values.image }}, command: [sleep, "1000"]}]
+---
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: {{ .Release.Name }}-hook
+  annotations: {helm.sh/hook: "pre-install,pre-upgrade", helm.sh/hook-delete-policy: "before-hook-creation,hook-succeeded"}
+spec:
+  backoffLimit: 0
+  template:
+    spec: {restartPolicy: Never, containers: [{name: c, image: {{ .Values.image }}, command: [{{ .Values.hook | default "true" | quote }}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: {{ .Release.Name }}-test, annotations: {helm.sh/hook: test}}
+spec: {restartPolicy: Never, containers: [{name: c, image: {{ .Values.image }}, command: [echo, all is well]}]}
+"#;

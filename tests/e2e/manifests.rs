@@ -1,4 +1,4 @@
-//! A folder that is kept applied, and what `status` and `logs` tell of it.
+//! A folder that is kept applied, and what `status` and `logs` tell of it; manifests as strangers write them.
 
 use std::fs;
 
@@ -117,4 +117,82 @@ fn what_is_published_and_what_is_not_well_is_told() {
         1,
         "a log that nobody writes to any more has an end: {followed}"
     );
+}
+
+/// The odd parts of well-known operators' manifests.
+const OPERATORS: &str = include_str!("strangers/operators.yaml");
+
+#[test]
+fn operators_manifests_are_taken_as_they_are() {
+    let cluster = Cluster::prepared();
+    cluster.up(&["--ephemeral"]);
+    let file = cluster.path("operators.yaml");
+    fs::write(&file, OPERATORS).expect("it is written");
+    let file = file.to_str().expect("UTF-8");
+    let generations = || {
+        let objects = cluster.get(&["-f", file]).expect("they are there");
+        let objects = objects["items"].as_array().cloned().unwrap_or_default();
+        objects.iter().map(|object| object["metadata"]["generation"].clone()).collect::<Vec<_>>()
+    };
+    let applied = cluster.kubectl_ok(&["apply", "-f", file]);
+    let made = OPERATORS.matches("\nkind: ").count();
+    assert_eq!(applied.matches(" created\n").count(), made, "{applied}");
+    let before = generations();
+    cluster.kubectl_ok(&["apply", "-f", file]);
+    cluster.kubectl_ok(&["diff", "-f", file]);
+    cluster.kubectl_ok(&["apply", "--server-side", "--force-conflicts", "-f", file]);
+    cluster.kubectl_ok(&["diff", "--server-side", "--force-conflicts", "-f", file]);
+    assert_eq!(generations(), before, "nothing was changed by applying the same again");
+
+    eventually("what others may see is gathered", || {
+        let role = cluster.get(&["clusterrole", "operators-all"])?;
+        let groups = role["rules"].to_string();
+        if groups.contains("db.example.com") { Ok(()) } else { Err(groups) }
+    });
+    let custom = "apiVersion: db.example.com/v1\nkind: Cluster\nmetadata: {name: pg}\nspec: {instances: 3, mode: quorum, size: 1Gi, volumes: [{name: a, path: /a}], template: {apiVersion: v1, kind: Pod, metadata: {name: x}, spec: {any: [1]}}}\n";
+    cluster.apply(custom);
+    let refused =
+        |patch: &str| cluster.kubectl(&["patch", "dbc", "pg", "--type=merge", "-p", patch]).err;
+    for (patch, want) in [
+        ("{\"spec\":{\"instances\":2}}", "instances must be odd, not 2"),
+        ("{\"spec\":{\"mode\":\"any\"}}", "the mode is for good"),
+        ("{\"spec\":{\"size\":true}}", "spec.size"),
+        ("{\"spec\":{\"volumes\":[{\"name\":\"a\"},{\"name\":\"a\"}]}}", "Duplicate value"),
+    ] {
+        let told = refused(patch);
+        assert!(told.contains(want), "{patch}: {told}");
+    }
+    cluster.kubectl_ok(&["scale", "dbc", "pg", "--replicas=5"]);
+    let found =
+        cluster.kubectl_ok(&["get", "dbc", "--field-selector=spec.mode=quorum", "--no-headers"]);
+    assert_eq!(found.split_whitespace().collect::<Vec<_>>(), ["pg", "5"]);
+}
+
+#[test]
+fn a_definition_too_large_for_an_annotation_is_applied_by_the_server() {
+    let cluster = Cluster::prepared();
+    cluster.up(&["--ephemeral"]);
+    let words = "A field as operators describe it, at length. ".repeat(4);
+    let fields: String = (0..1500)
+        .map(|n| format!("              f{n}: {{type: string, description: \"{words}\"}}\n"))
+        .collect();
+    let definition = format!(
+        "apiVersion: apiextensions.k8s.io/v1\nkind: CustomResourceDefinition\nmetadata: {{name: monitors.example.com}}\nspec:\n  group: example.com\n  names: {{kind: Monitor, plural: monitors}}\n  scope: Namespaced\n  versions:\n  - name: v1\n    served: true\n    storage: true\n    schema:\n      openAPIV3Schema:\n        type: object\n        properties:\n          spec:\n            type: object\n            properties:\n{fields}"
+    );
+    assert!(definition.len() > 262_144);
+    let file = cluster.path("monitors.yaml");
+    fs::write(&file, definition).expect("it is written");
+    let file = file.to_str().expect("UTF-8");
+    let refused = cluster.kubectl(&["apply", "-f", file]);
+    assert!(
+        refused.err.contains("metadata.annotations: Too long: may not be more than 262144 bytes"),
+        "{}",
+        refused.err
+    );
+    for _ in 0..2 {
+        cluster.kubectl_ok(&["apply", "--server-side", "-f", file]);
+    }
+    cluster.kubectl_ok(&["wait", "--for=condition=Established", "crd/monitors.example.com"]);
+    let told = cluster.kubectl_ok(&["explain", "monitor.spec.f1499"]);
+    assert!(told.contains("as operators describe it"), "{told}");
 }

@@ -150,6 +150,22 @@ fn jobs_count_what_succeeded() {
 }
 
 #[test]
+fn pods_that_a_job_leaves_behind_go_when_they_are_asked() {
+    let cluster = Cluster::ephemeral();
+    let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "left"},
+        "spec": {"template": template("left", "Never", "sleep 1000")}});
+    cluster.apply(&job.to_string());
+    eventually("its pod", || match count(&cluster, &["pods", "-l", "app=left"]) {
+        1 => Ok(()),
+        some => Err(format!("{some} pods")),
+    });
+    cluster.kubectl_ok(&["delete", "job", "left", "--cascade=orphan"]);
+    let pods = cluster.get(&["pods", "-l", "app=left"]).expect("they are there");
+    assert_eq!(pods["items"].as_array().map(Vec::len), Some(1), "{pods}");
+    cluster.kubectl_ok(&["delete", "pods", "-l", "app=left", "--grace-period=1", "--timeout=60s"]);
+}
+
+#[test]
 fn daemons_and_stateful_pods_are_updated_and_keep_their_data() {
     let cluster = Cluster::ephemeral();
     let daemons = json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "agent"},
