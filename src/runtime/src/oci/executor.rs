@@ -11,6 +11,7 @@ use std::str::FromStr;
 use caps::{CapSet, Capability};
 use libcontainer::oci_spec::runtime::{Process, Spec};
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::sys::signal::SigSet;
 use rustix::fs::Access;
 
 use super::launch::Launch;
@@ -124,6 +125,11 @@ impl Executor for BpfExecutor {
         let (Some(arguments), Ok(file)) = (arguments, file) else {
             fail("an argument contains a NUL byte".into(), EXIT_NOT_FOUND)
         };
+        // The shim takes SIGCHLD through a descriptor and so has it blocked. Handed down, it would leave
+        // shells that wait for their jobs waiting for ever.
+        if let Err(errno) = SigSet::empty().thread_set_mask() {
+            fail(format!("unblock signals: {}", errno.desc()), EXIT_EXEC_FAILED);
+        }
         if let Err(message) = self.enter(process.no_new_privileges().unwrap_or(false)) {
             fail(message, EXIT_EXEC_FAILED);
         }
