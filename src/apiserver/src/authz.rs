@@ -100,7 +100,7 @@ impl Authorizer {
                 }
                 Link::Abac(policies) => rules.extend(policies.rules_for(user, namespace)),
                 Link::AlwaysAllow => {
-                    rules.extend([Rule::from_line("* * *"), Rule::from_line("* url *")])
+                    rules.extend([Rule::from_line("* * *"), Rule::from_line("* url *")]);
                 }
                 Link::AlwaysDeny | Link::Node | Link::Webhook(_) => {}
             }

@@ -277,13 +277,13 @@ impl Follower {
         }
         let items = page.items.into_iter().flatten();
         self.told.extend(items.map(|item| Event::InitApply(part(&text, item))));
-        self.state = match page.metadata.r#continue.filter(|token| !token.is_empty()) {
-            Some(token) => State::List(Some(token)),
-            None => {
-                self.version = page.metadata.resource_version.unwrap_or_default();
-                self.told.push_back(Event::InitDone);
-                State::Watch
-            }
+        let more = page.metadata.r#continue.filter(|token| !token.is_empty());
+        self.state = if more.is_some() {
+            State::List(more)
+        } else {
+            self.version = page.metadata.resource_version.unwrap_or_default();
+            self.told.push_back(Event::InitDone);
+            State::Watch
         };
         Ok(())
     }

@@ -142,6 +142,14 @@ struct Stock {
     used: Amounts,
 }
 
+/// What a request gets of a device.
+enum Part {
+    /// The device, for itself alone or beside others.
+    Whole,
+    /// So much of its capacity.
+    Share(Amounts),
+}
+
 struct Search<'a> {
     wishes: &'a [Wish],
     offers: Vec<Offer<'a>>,
@@ -172,23 +180,23 @@ impl<'a> Search<'a> {
         tolerates(taints, &alternative.tolerations) && alternative.chooser.takes(offer)
     }
 
-    /// Whether there is enough of the device for the request, and the share that it would get of one that is
-    /// shared.
-    fn left(&self, alternative: &Alternative, at: usize) -> Option<Option<Amounts>> {
+    /// What of the device the request would get; nothing where there is not enough of it.
+    fn left(&self, alternative: &Alternative, at: usize) -> Option<Part> {
         let (offer, stock) = (&self.offers[at], &self.stock[at]);
         let driver = &offer.slice.driver;
         if alternative.admin {
-            return Some(None);
+            return Some(Part::Whole);
         }
         if stock.holders == 0 && !self.counters.suffice(offer.slice, offer.device) {
             return None;
         }
         if offer.is_shared() {
             let asked = &alternative.capacity;
-            return capacity::share(offer.device, driver, asked, &stock.used).map(Some);
+            return capacity::share(offer.device, driver, asked, &stock.used).map(Part::Share);
         }
         let free = stock.holders == 0;
-        (free && capacity::covers(offer.device, driver, &alternative.capacity)).then_some(None)
+        (free && capacity::covers(offer.device, driver, &alternative.capacity))
+            .then_some(Part::Whole)
     }
 
     /// Whether the claim's constraints allow the device beside those given to it already.
@@ -244,13 +252,13 @@ impl<'a> Search<'a> {
                 return false;
             }
             let given = Given { offer, ..place };
-            let Some(share) = self.left(alternative, offer) else { continue };
+            let Some(part) = self.left(alternative, offer) else { continue };
             if !self.suits(alternative, offer) || !self.allowed(given) {
                 continue;
             }
             // A shared device may be given once more.
-            let next = offer + usize::from(share.is_none());
-            self.take(given, share);
+            let next = offer + usize::from(matches!(part, Part::Whole));
+            self.take(given, part);
             if self.give(Given { offer: next, ..place }, count - 1) {
                 return true;
             }
@@ -270,8 +278,8 @@ impl<'a> Search<'a> {
                 let given = Given { offer: *offer, ..place };
                 let left = self.left(alternative, *offer).filter(|_| self.allowed(given));
                 let possible = left.is_some();
-                if let Some(share) = left {
-                    self.take(given, share);
+                if let Some(part) = left {
+                    self.take(given, part);
                 }
                 possible
             });
@@ -284,7 +292,11 @@ impl<'a> Search<'a> {
         false
     }
 
-    fn take(&mut self, given: Given, share: Option<Amounts>) {
+    fn take(&mut self, given: Given, part: Part) {
+        let share = match part {
+            Part::Whole => None,
+            Part::Share(amounts) => Some(amounts),
+        };
         let (offer, stock) = (&self.offers[given.offer], &mut self.stock[given.offer]);
         let admin =
             self.wishes[given.wish].requests[given.request].alternatives[given.alternative].admin;

@@ -339,14 +339,15 @@ mod tests {
             ),
             (
                 |s| {
-                    s["containers"][0]["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 31}}})
+                    s["containers"][0]["lifecycle"] =
+                        json!({"preStop": {"sleep": {"seconds": 31}}});
                 },
                 "spec.containers[0].lifecycle.preStop.sleep: Invalid value: 31: must be non-negative and less than terminationGracePeriodSeconds (30)",
             ),
             (
                 |s| {
                     s["containers"][0]["readinessProbe"] = json!({"tcpSocket": {"port": 80},
-                        "terminationGracePeriodSeconds": 5})
+                        "terminationGracePeriodSeconds": 5});
                 },
                 "spec.containers[0].readinessProbe.terminationGracePeriodSeconds: Invalid value: 5: must not be set for readinessProbes",
             ),

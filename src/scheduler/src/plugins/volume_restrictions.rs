@@ -153,7 +153,7 @@ mod tests {
         let rbd = |monitor: &str, image: &str| {
             volume(json!({"rbd": {"monitors": ["m", monitor], "image": image, "pool": "rbd"}}))
         };
-        for (one, other, want) in [
+        let cases = vec![
             (gce("a", false), gce("a", true), true),
             (gce("a", true), gce("a", true), false),
             (gce("a", false), gce("b", false), false),
@@ -163,7 +163,8 @@ mod tests {
             (rbd("x", "i"), rbd("y", "i"), true),
             (rbd("x", "i"), rbd("y", "j"), false),
             (gce("a", false), ebs("a"), false),
-        ] {
+        ];
+        for (one, other, want) in cases {
             assert_eq!(clash(&one, &other), want, "{one:?} {other:?}");
         }
     }
