@@ -12,6 +12,7 @@ use crate::authn::static_tokens::StaticTokens;
 use crate::authz::configuration::{self, Link};
 use crate::authz::modes::Modes;
 use crate::encryption;
+use crate::pki::shared;
 use crate::server::Server;
 
 /// How often the files are looked at. inotify's instances are few, and mounted files change behind links.
@@ -164,7 +165,14 @@ pub async fn follow(server: Arc<Server>, reload_encryption: bool, shutdown: Canc
         tell(&server, "authorization", outcome, &authorization);
         if let Some(encryption) = &encryption {
             let configuration = encryption.configuration();
-            tell(&server, "encryption", configuration.look(|_, _| Ok(())), configuration);
+            let outcome = configuration.look(|_, _| Ok(()));
+            let changed = matches!(outcome, Some(Ok(())));
+            if changed
+                && let Err(error) = shared::refresh(server.registry.store(), encryption).await
+            {
+                tracing::warn!(%error, "the servers' shared keys are not encrypted by the new key yet");
+            }
+            tell(&server, "encryption", outcome, configuration);
         }
     }
 }

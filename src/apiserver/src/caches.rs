@@ -186,10 +186,7 @@ impl Caches {
             for kv in page.kvs {
                 let Some((cache, key)) = self.route(&kv.key) else { continue };
                 if strict && encryption::is_sealed(&kv.value) {
-                    return Err(store::Error::Unreadable {
-                        key: String::from_utf8_lossy(&kv.key).into_owned(),
-                        detail: "no provider of --encryption-provider-config can decrypt it".into(),
-                    });
+                    return Err(encryption::unreadable(&kv.key));
                 }
                 match cache.decode(kv.value, kv.mod_revision) {
                     Ok(object) => loaded

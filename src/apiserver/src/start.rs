@@ -159,6 +159,9 @@ impl ApiServer {
         let keys = config.data_dir.join("pki");
         if config.shared {
             pki::shared::agree(&store, &keys).await?;
+            if let Some(encryption) = &encryption {
+                pki::shared::refresh(&store, encryption).await?;
+            }
         }
         let pki = Pki::load_or_create(&keys)?;
         let registry = Registry::load(

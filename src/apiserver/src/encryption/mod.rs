@@ -27,6 +27,14 @@ pub fn is_sealed(value: &[u8]) -> bool {
     value.starts_with(provider::ENCRYPTED)
 }
 
+/// What is said of a value that [`is_sealed`].
+pub fn unreadable(key: &[u8]) -> Error {
+    Error::Unreadable {
+        key: String::from_utf8_lossy(key).into_owned(),
+        detail: "no provider of --encryption-provider-config can decrypt it".into(),
+    }
+}
+
 /// The configuration in force, and the store below.
 pub struct Encryption {
     configuration: Reloaded<Configuration>,

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use store::{Store, Txn, TxnOutcome};
 
 use super::{Error, Pki, files};
+use crate::encryption::{self, Encryption};
 
 /// The key below which they are.
 pub const KEY: &[u8] = b"/registry/rootlet/pki";
@@ -53,6 +54,9 @@ pub async fn agree(store: &Store, dir: &Path) -> Result<(), Disagreement> {
         }
     }
     let Some(found) = found else { return Ok(()) };
+    if encryption::is_sealed(&found.value) {
+        return Err(encryption::unreadable(KEY).into());
+    }
     let shared: BTreeMap<String, String> =
         serde_json::from_slice(&found.value).map_err(Disagreement::Damaged)?;
     files::private_directory(dir)?;
@@ -68,6 +72,18 @@ pub async fn agree(store: &Store, dir: &Path) -> Result<(), Disagreement> {
             );
         }
         files::write(&path, text)?;
+    }
+    Ok(())
+}
+
+/// Writes what is shared anew where it would be encrypted otherwise today: nobody else does, and the key that
+/// it has may be taken away next.
+pub async fn refresh(store: &Store, encryption: &Encryption) -> Result<(), store::Error> {
+    if encryption.is_stale(KEY).await?
+        && let Some(kv) = store.get(KEY, None).await?
+    {
+        // Another server that is quicker does the same.
+        store.txn(Txn::swap(Bytes::from_static(KEY), kv.value, kv.mod_revision)).await?;
     }
     Ok(())
 }
