@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::ApiResource;
+use kube::core::discovery::v2::APIGroupDiscoveryList;
 use kube::discovery::{Discovery, Scope, verbs};
 use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,8 @@ struct Left {
     finalizers: Vec<String>,
     /// What went wrong with resources.
     failures: Vec<String>,
+    /// Versions of groups of which is not known what they have, as their server does not answer.
+    undiscovered: Vec<String>,
 }
 
 /// The conditions that tell people what a deletion waits for.
@@ -58,9 +61,16 @@ fn conditions(left: &Left, now: Timestamp) -> Vec<NamespaceCondition> {
     vec![
         condition(
             "NamespaceDeletionDiscoveryFailure",
-            false,
+            !left.undiscovered.is_empty(),
             ("DiscoveryFailed", "ResourcesDiscovered"),
-            "All resources successfully discovered".into(),
+            told(
+                &format!(
+                    "Discovery failed for some groups, {} failing: unable to retrieve the complete list of server APIs: ",
+                    left.undiscovered.len()
+                ),
+                &left.undiscovered,
+                "All resources successfully discovered",
+            ),
         ),
         condition(
             "NamespaceDeletionContentFailure",
@@ -154,6 +164,20 @@ async fn empty(
     Ok(())
 }
 
+/// The versions of groups whose server does not answer.
+fn stale(groups: &APIGroupDiscoveryList) -> Vec<String> {
+    let mut stale = Vec::new();
+    for group in &groups.items {
+        let name = group.metadata.as_ref().and_then(|metadata| metadata.name.as_deref());
+        let versions = group.versions.iter();
+        for version in versions.filter(|v| v.freshness.as_deref() == Some("Stale")) {
+            let version = version.version.as_deref().unwrap_or_default();
+            stale.push(format!("{}/{version}", name.unwrap_or_default()));
+        }
+    }
+    stale
+}
+
 /// Pods go first: what they use, and the policies about them, stay until none is left.
 async fn delete_content(client: &Client, namespace: &str) -> Result<Left, Failure> {
     let mut left = Left::default();
@@ -164,18 +188,22 @@ async fn delete_content(client: &Client, namespace: &str) -> Result<Left, Failur
     if left != Left::default() {
         return Ok(left);
     }
+    let stale = stale(&client.list_api_groups_aggregated().await?);
     let discovery = Discovery::new(client.clone()).run_aggregated().await?;
     for group in discovery.groups() {
         for (resource, capabilities) in group.recommended_resources() {
             if capabilities.scope == Scope::Namespaced
                 && capabilities.supports_operation(verbs::DELETE_COLLECTION)
                 && capabilities.supports_operation(verbs::LIST)
+                && !stale.contains(&resource.api_version)
                 && let Err(error) = empty(client, namespace, &resource, &mut left).await
             {
                 left.failures.push(pods::text(&error));
             }
         }
     }
+    let told = |version| format!("{version}: stale GroupVersion discovery: {version}");
+    left.undiscovered = stale.iter().map(told).collect();
     Ok(left)
 }
 
@@ -216,10 +244,10 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 let parameters = PostParams::default();
                 unless_code(api.replace_status(&key, &parameters, &telling).await, 404)?;
             }
-            if left.failures.is_empty() {
+            if left.failures.is_empty() && left.undiscovered.is_empty() {
                 return Ok(Next::After(WAIT));
             }
-            Err(left.failures.join(", ").into())
+            Err([left.failures, left.undiscovered].concat().join(", ").into())
         })
     })
     .await;
@@ -258,6 +286,23 @@ mod tests {
         let times: Vec<_> = times.into_iter().map(|c| c.last_transition_time).collect();
         let [early, late] = [early, late].map(|time| Some(Time(time)));
         assert_eq!(times, [early.clone(), early.clone(), early, late]);
+    }
+
+    #[test]
+    fn groups_that_do_not_answer_are_told() {
+        let groups: APIGroupDiscoveryList = serde_json::from_value(serde_json::json!({"items": [
+            {"metadata": {"name": "apps"},
+                "versions": [{"version": "v1", "freshness": "Current", "resources": []}]},
+            {"metadata": {"name": "example.com"}, "versions": [
+                {"version": "v1", "freshness": "Stale", "resources": []},
+                {"version": "v2", "freshness": "Current", "resources": []}]}]}))
+        .unwrap();
+        assert_eq!(stale(&groups), ["example.com/v1"]);
+        let left = Left { undiscovered: stale(&groups), ..Left::default() };
+        let told = conditions(&left, Timestamp::UNIX_EPOCH);
+        let first = (told[0].reason.as_deref(), told[0].message.as_deref());
+        let message = "Discovery failed for some groups, 1 failing: unable to retrieve the complete list of server APIs: example.com/v1";
+        assert_eq!(first, (Some("DiscoveryFailed"), Some(message)));
     }
 
     #[test]
