@@ -415,12 +415,13 @@ mod tests {
         };
         let (old, older, new) =
             ("2026-01-01T01:00:00Z", "2026-01-01T00:00:00Z", "2026-01-01T23:59:50Z");
-        for (a, b, want) in [
+        let cases = vec![
             ((ready("a", new, 5), 1), (ready("b", old, 0), 1), Ordering::Greater),
             ((ready("a", old, 0), 2), (ready("b", new, 0), 1), Ordering::Less),
             ((ready("b", new, 0), 1), (ready("a", old, 0), 1), Ordering::Less),
             ((ready("b", old, 0), 1), (ready("a", older, 0), 1), Ordering::Greater),
-        ] {
+        ];
+        for (a, b, want) in cases {
             assert_eq!(ranked_deletion_order((&a.0, a.1), (&b.0, b.1), now), want);
         }
         // Sorting many that differ a little works: the order is one.
