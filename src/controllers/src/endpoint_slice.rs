@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use client::{Informers, object_reference};
+use client::{Informers, Recorder, object_reference};
 use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ownership;
 use crate::queue::{self, Next};
+use crate::topology::{self, Shares};
 use crate::{touched, unless_code};
 
 /// Most endpoints of one slice.
@@ -25,9 +26,6 @@ pub const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 pub const HEADLESS: &str = "service.kubernetes.io/headless";
 const ZONE: &str = "topology.kubernetes.io/zone";
-/// Asks for hints of another kind, which go before the Service's distribution of traffic.
-const TOPOLOGY_MODE: [&str; 2] =
-    ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
 
 pub type Labels = BTreeMap<String, String>;
 
@@ -80,8 +78,8 @@ type Zones = BTreeMap<String, String>;
 ///
 /// Source: `staging/src/k8s.io/endpointslice/trafficdist`.
 fn hints(service: &Service, endpoint: &Endpoint) -> Option<EndpointHints> {
-    let auto = TOPOLOGY_MODE.iter().find_map(|key| service.annotations().get(*key));
-    if auto.is_some_and(|mode| mode.eq_ignore_ascii_case("auto")) {
+    // Hints of another kind go before this one.
+    if topology::is_automatic(service) {
         return None;
     }
     let distribution = service.spec.as_ref()?.traffic_distribution.as_deref()?;
@@ -285,17 +283,39 @@ pub fn reconcile<O: Resource<DynamicType = ()>>(
     changes
 }
 
-fn decide(service: &Service, pods: &[&Pod], found: &[&EndpointSlice], zones: &Zones) -> Changes {
+/// The changes, and what is told about hints: whether it is a success, and the message.
+fn decide(
+    service: &Service,
+    pods: &[&Pod],
+    found: &[&EndpointSlice],
+    zones: &Zones,
+    shares: Option<&Shares>,
+) -> (Changes, Vec<(bool, String)>) {
     let mut contents = Vec::new();
+    let mut told = Vec::new();
     for family in families(service) {
         let of_family = wanted(service, pods, &family, zones).into_iter();
-        contents.extend(of_family.map(|(ports, endpoints)| Content {
-            address_type: family.clone(),
-            ports,
-            endpoints,
-        }));
+        let mut of_family: Vec<Content> = of_family
+            .map(|(ports, endpoints)| Content { address_type: family.clone(), ports, endpoints })
+            .collect();
+        if topology::is_automatic(service) {
+            match topology::assign(shares, &mut of_family, found) {
+                Err(reason) => told.push((false, format!("{reason}, addressType: {family}"))),
+                Ok(()) if found.iter().any(|slice| has_hints(slice, &family)) => {}
+                Ok(()) => {
+                    let enabled = "Topology Aware Hints has been enabled";
+                    told.push((true, format!("{enabled}, addressType: {family}")));
+                }
+            }
+        }
+        contents.extend(of_family);
     }
-    reconcile(service, &labels(service), contents, found)
+    (reconcile(service, &labels(service), contents, found), told)
+}
+
+fn has_hints(slice: &EndpointSlice, family: &str) -> bool {
+    slice.address_type == family
+        && slice.endpoints.iter().flatten().any(|endpoint| endpoint.hints.is_some())
 }
 
 /// Runs until `shutdown`.
@@ -304,6 +324,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let pods = informers.get::<Pod>();
     let slices = informers.get::<EndpointSlice>();
     let nodes = informers.get::<Node>();
+    let events = Recorder::new(client.clone(), "endpoint-slice-controller", "");
     pods.ready().await;
     slices.ready().await;
     nodes.ready().await;
@@ -323,19 +344,20 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let service = slice.labels().get(SERVICE_NAME).cloned();
         service.map(|name| (slice.namespace().unwrap_or_default(), name)).into_iter().collect()
     };
-    // Of a node only its zone matters here, and that seldom changes.
-    let (known, seen) = (services.store(), std::sync::Mutex::new(Zones::new()));
+    // Of a node only its zone and its CPUs matter here, and they seldom change.
+    let (known, seen) = (services.store(), std::sync::Mutex::new(BTreeMap::new()));
     let of_node = move |node: &Node| {
-        let zone = node.labels().get(ZONE).cloned();
+        let now = (node.labels().get(ZONE).cloned(), topology::capacity(node));
         let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let before = match &zone {
-            Some(zone) => seen.insert(node.name_any(), zone.clone()),
-            None => seen.remove(&node.name_any()),
-        };
-        if before == zone {
+        let before = seen.insert(node.name_any(), now.clone()).unwrap_or_default();
+        if before == now {
             return Vec::new();
         }
-        known.state().iter().flat_map(|service| key(service)).collect()
+        let all = known.state();
+        let concerned = |service: &&std::sync::Arc<Service>| {
+            before.0 != now.0 || topology::is_automatic(service)
+        };
+        all.iter().filter(concerned).flat_map(|service| key(service)).collect()
     };
     let changes = futures::stream::select(
         futures::stream::select(touched(&services, key), touched(&nodes, of_node)),
@@ -350,7 +372,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         });
         let found: Vec<&EndpointSlice> = found.iter().map(AsRef::as_ref).collect();
         let ending = |service: &Service| service.metadata.deletion_timestamp.is_some();
-        let changes = match service.as_deref().filter(|service| !ending(service)) {
+        let (changes, told) = match service.as_deref().filter(|service| !ending(service)) {
             Some(service) if selector(service).is_some() => {
                 let selector = selector(service).cloned().unwrap_or_default();
                 let chosen = pods.store().state_filter(|pod| {
@@ -364,11 +386,24 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                     Some((name, zone))
                 };
                 let zones: Zones = chosen.iter().filter_map(zone).collect();
-                decide(service, &chosen, &found, &zones)
+                let shares = topology::is_automatic(service)
+                    .then(|| Shares::of(&nodes.store().state()))
+                    .flatten();
+                decide(service, &chosen, &found, &zones, shares.as_ref())
             }
             // The slices of a Service that is gone, or has no selector any more, are not ours to keep.
-            _ => Changes::none_left(&found),
+            _ => (Changes::none_left(&found), Vec::new()),
         };
+        if let Some(service) = service.as_deref() {
+            for (enabled, message) in told {
+                if enabled {
+                    events.normal(object_reference(service), "TopologyAwareHintsEnabled", message);
+                } else {
+                    let reason = "TopologyAwareHintsDisabled";
+                    events.warning(object_reference(service), reason, message);
+                }
+            }
+        }
         let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &namespace);
         Box::pin(async move {
             changes.write(&api).await?;
@@ -420,14 +455,17 @@ mod tests {
     fn slices_change_only_when_they_must() {
         let service = service(&json!([{"port": 80}]));
         let first = pod("10.0.0.1", "False", 80);
-        let made = decide(&service, &[&first], &[], &Zones::new());
+        let made = decide(&service, &[&first], &[], &Zones::new(), None).0;
         assert_eq!(made.create.len(), 1);
         let mut slice = made.create[0].clone();
         assert_eq!(first_ready(&slice), Some(false));
         slice.metadata.name = Some("s-x".into());
-        assert_eq!(decide(&service, &[&first], &[&slice], &Zones::new()), Changes::default());
+        assert_eq!(
+            decide(&service, &[&first], &[&slice], &Zones::new(), None).0,
+            Changes::default()
+        );
         let ready = pod("10.0.0.1", "True", 80);
-        let changed = decide(&service, &[&ready], &[&slice], &Zones::new());
+        let changed = decide(&service, &[&ready], &[&slice], &Zones::new(), None).0;
         assert_eq!(changed.update.len(), 1);
         assert_eq!(first_ready(&changed.update[0]), Some(true));
     }
@@ -461,7 +499,7 @@ mod tests {
         let ips = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]);
         pod.status.as_mut().unwrap().pod_ips = serde_json::from_value(ips).unwrap();
         service.spec.as_mut().unwrap().ip_families = Some(vec!["IPv6".into(), "IPv4".into()]);
-        let made = decide(&service, &[&pod], &[], &Zones::new()).create;
+        let made = decide(&service, &[&pod], &[], &Zones::new(), None).0.create;
         let told: Vec<_> = made
             .iter()
             .map(|slice| {
@@ -475,9 +513,9 @@ mod tests {
             slice.metadata.name = Some(format!("s-{number}"));
         }
         let found: Vec<_> = slices.iter().collect();
-        assert_eq!(decide(&service, &[&pod], &found, &Zones::new()), Changes::default());
+        assert_eq!(decide(&service, &[&pod], &found, &Zones::new(), None).0, Changes::default());
         service.spec.as_mut().unwrap().ip_families = Some(vec!["IPv4".into()]);
-        assert_eq!(decide(&service, &[&pod], &found, &Zones::new()).delete, ["s-0"]);
+        assert_eq!(decide(&service, &[&pod], &found, &Zones::new(), None).0.delete, ["s-0"]);
     }
 
     #[test]
@@ -496,7 +534,8 @@ mod tests {
         let zones = Zones::from([("n".to_owned(), "z".to_owned())]);
         let told = |distribution: &str, ready: &str, mode: &str, zones: &Zones| {
             let mut service = service(&json!([{"port": 80}]));
-            service.annotations_mut().insert(TOPOLOGY_MODE[0].into(), mode.into());
+            let key = "service.kubernetes.io/topology-mode";
+            service.annotations_mut().insert(key.into(), mode.into());
             service.spec.as_mut().unwrap().traffic_distribution = Some(distribution.into());
             let mut pod = pod("10.0.0.1", ready, 80);
             pod.spec.as_mut().unwrap().node_name = Some("n".into());

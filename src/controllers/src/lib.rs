@@ -41,6 +41,7 @@ mod share;
 mod stateful_set;
 mod storage_version_migrator;
 mod taint_eviction;
+mod topology;
 mod ttl_after_finished;
 mod volume_expand;
 mod volume_protection;
