@@ -14,8 +14,10 @@ gateway=$(ip -4 route show default | sed -n 's/^default via \([0-9.]*\).*/\1/p')
 [ -n "$host" ] || { echo "this machine has no address besides loopback"; exit 1; }
 place=$(as_user mktemp -d "$scratch/bench.XXXXXX")
 rootlet=${ROOTLET:-bin/rootlet}
+cargo build --release --locked -p dns --example load
 cp "$rootlet" "$place/rootlet" && cp target/tools/kubectl "$place/kubectl"
-chmod 755 "$place/rootlet" "$place/kubectl"
+cp target/x86_64-unknown-linux-gnu/release/examples/load "$place/questions"
+chmod 755 "$place/rootlet" "$place/kubectl" "$place/questions"
 rootlet() { as_user "$place/rootlet" "$@"; }
 kubectl() { as_user "$place/kubectl" --kubeconfig "$place/kubeconfig" "$@"; }
 started=()
@@ -35,9 +37,10 @@ clean() {
 }
 trap clean EXIT
 
-# The other side of everything: port 5201 takes and gives streams, 5202 connections, 5203 single bytes.
+# The other side of everything: port 5201 takes and gives streams, 5202 connections, 5203 single bytes,
+# 5204 connections that stay.
 cat >"$place/peer.py" <<'PY'
-import socket, sys, threading, time
+import resource, socket, sys, threading, time
 def serve(port, answer):
     listener = socket.create_server(("0.0.0.0", port), backlog=4096)
     while True:
@@ -52,9 +55,16 @@ def echo(stream):
         except OSError:
             pass
     threading.Thread(target=run, daemon=True).start()
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 if sys.argv[1] == "serve":
+    kept = []
+    threading.Thread(target=serve, args=(5204, kept.append), daemon=True).start()
     threading.Thread(target=serve, args=(5202, lambda stream: stream.close()), daemon=True).start()
     serve(5203, echo)
+if sys.argv[1] == "keep":
+    open_ones = [socket.create_connection((sys.argv[2], 5204)) for _ in range(int(sys.argv[3]))]
+    print(len(open_ones), flush=True)
+    time.sleep(100000)
 host, seconds = sys.argv[1], float(sys.argv[2])
 count, end = 0, time.monotonic() + seconds
 while time.monotonic() < end:
@@ -162,7 +172,7 @@ pod() { # NAME: makes a pod's namespace; sets pod_pid and pod_address
         "CNI_NETNS=/proc/$pod_pid/ns/net" "$place/rootlet" cni |
         python3 -c 'import json, sys; print(json.load(sys.stdin)["ips"][0]["address"].split("/")[0])')
 }
-pod one && one=$pod_pid
+pod one && one=$pod_pid one_address=$pod_address
 pod two && two=$pod_pid two_address=$pod_address
 peers inside "$two"
 until_ready inside "$one" bash -c "exec 3<>/dev/tcp/$two_address/5203"
@@ -185,3 +195,79 @@ YAML
 service=$(kubectl get service two -o jsonpath='{.spec.clusterIP}')
 until_ready inside "$one" bash -c "exec 3<>/dev/tcp/$service/5203"
 measure "pod to ClusterIP" "$service" inside "$one"
+
+echo "== rootlet, many of everything"
+printf '%-34s %s\n' "names of the cluster, from a pod" \
+    "$(inside "$one" "$place/questions" 10.43.0.10:53 kubernetes.default.svc.cluster.local "$seconds")"
+resident() { awk '/^VmRSS/ {printf "%.1f MiB", $2 / 1024}' "/proc/$node/status"; }
+before=$(resident)
+inside "$one" python3 "$place/peer.py" keep "$host" 10000 >"$place/kept" 2>&1 &
+keeper=$!
+started+=("$keeper")
+for _ in $(seq 600); do [ -s "$place/kept" ] && break; sleep 0.1; done
+printf '%-34s node process %s, before %s\n' "$(head -1 "$place/kept") connections from a pod" "$(resident)" "$before"
+kill "$keeper" && wait "$keeper" 2>/dev/null || true
+
+# Services without selectors, so that nobody but this script changes their slices.
+kubectl config view --raw -o json >"$place/kubeconfig.json"
+cat >"$place/services.py" <<'PY'
+import base64, concurrent.futures, http.client, json, os, socket, ssl, subprocess, sys, tempfile, threading, time, urllib.parse
+place, count, pid, one, two = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]
+config = json.load(open(f"{place}/kubeconfig.json"))
+server = urllib.parse.urlparse(config["clusters"][0]["cluster"]["server"])
+user = config["users"][0]["user"]
+context = ssl.create_default_context(cadata=base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"]).decode())
+with tempfile.NamedTemporaryFile() as pem:
+    pem.write(base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"]))
+    pem.flush()
+    context.load_cert_chain(pem.name)
+own = threading.local()
+def call(method, path, body, kind="application/json"):
+    if not hasattr(own, "connection"):
+        own.connection = http.client.HTTPSConnection(server.hostname, server.port, context=context)
+    own.connection.request(method, path, json.dumps(body), {"Content-Type": kind})
+    answer = own.connection.getresponse()
+    text = answer.read()
+    assert answer.status < 300, text
+    return json.loads(text)
+slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+def make(number):
+    name = f"many-{number}"
+    made = call("POST", "/api/v1/namespaces/default/services", {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}})
+    call("POST", slices, {"metadata": {"name": name, "labels": {"kubernetes.io/service-name": name}}, "addressType": "IPv4",
+        "ports": [{"name": "", "port": 5202, "protocol": "TCP"}], "endpoints": [{"addresses": [one]}]})
+    return made["spec"]["clusterIP"]
+with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    addresses = list(pool.map(make, range(count)))
+# Whether a connection from the pod's network is taken says which of the two has the service: only `one` listens.
+libc = __import__("ctypes").CDLL(None, use_errno=True)
+def taken(address):
+    try:
+        socket.create_connection((address, 80), timeout=1).close()
+        return True
+    except OSError:
+        return False
+def probe(ready, wanted, told):
+    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+    assert libc.setns(namespace, 0x40000000) == 0
+    while ready.wait() and wanted:
+        address, want = wanted.pop()
+        while taken(address) != want:
+            pass
+        told.append(time.perf_counter())
+        ready.clear()
+ready, wanted, told, times = threading.Event(), [], [], []
+threading.Thread(target=probe, args=(ready, wanted, told), daemon=True).start()
+wanted.append((addresses[-1], True)); ready.set()
+while not told: time.sleep(0.01)
+for turn in range(20):
+    told.clear(); wanted.append((addresses[-1], turn % 2 == 1))
+    begin = time.perf_counter(); ready.set()
+    call("PATCH", f"{slices}/many-{count - 1}", {"endpoints": [{"addresses": [one if turn % 2 else two]}]}, "application/merge-patch+json")
+    while not told: time.sleep(0.0005)
+    times.append(told[0] - begin)
+    time.sleep(0.1)
+times.sort()
+print(f"one endpoint changed, in force after {times[len(times) // 2] * 1e3:.0f} ms (longest {times[-1] * 1e3:.0f} ms)")
+PY
+printf '%-34s %s\n' "10,000 services" "$(python3 "$place/services.py" "$place" 10000 "$one" "$two_address" "$one_address")"

@@ -21,7 +21,7 @@ use crate::policy::{Policies, PolicyTable};
 use crate::ruleset::{
     self, ADOPTED, AFFINITY, CLUSTER, HAIRPIN, PENDING, PODS, Parameters, QueueBy, Ranges, TABLE,
 };
-use crate::services::{self, ServiceChange, ServiceTable, Withdrawn};
+use crate::services::{self, Balance, ServiceChange, ServiceTable, Withdrawn};
 use crate::thread::{current_namespace, inside};
 use crate::{Cidr, Error};
 
@@ -69,6 +69,9 @@ pub struct AttachRequest {
     /// How fast it may receive and send; for a pod that is attached already it stays as it is.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// The address that it is to have; None is the next that is free.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
 }
 
 /// Limits in bits a second; None is none.
@@ -144,6 +147,8 @@ pub(crate) struct Network {
     pods: BTreeMap<String, Pod>,
     adopted: BTreeMap<String, Adopted>,
     services: ServiceTable,
+    /// The chains that draw endpoints.
+    balances: BTreeSet<Balance>,
     /// None until policies were told for the first time.
     policy_table: Option<PolicyTable>,
     policies: Policies,
@@ -168,6 +173,7 @@ impl Network {
             pods: BTreeMap::new(),
             adopted: BTreeMap::new(),
             services: ServiceTable::default(),
+            balances: BTreeSet::new(),
             policy_table: None,
             policies: Policies::default(),
             awaited: Awaited::default(),
@@ -214,6 +220,7 @@ impl Network {
                     ifname: label.ifname,
                     member: label.member,
                     bandwidth: Bandwidth::default(),
+                    address: None,
                 };
                 let pod = self.pod(request, label.address, label.namespace);
                 self.pods.insert(pod.attachment.id.clone(), pod);
@@ -239,12 +246,18 @@ impl Network {
     }
 
     /// Installs the fixed rules, replacing any, with the elements of the pods that are known.
-    pub fn install_rules(&mut self, gateway_port: u16, hold: Option<QueueBy>) -> Result<(), Error> {
+    pub fn install_rules(
+        &mut self,
+        gateway_port: u16,
+        hold: Option<QueueBy>,
+        fair: bool,
+    ) -> Result<(), Error> {
         let mut batch = ruleset::base(&Parameters {
             bridge_index: BRIDGE_INDEX,
             ranges: self.shape.ranges.clone(),
             gateway_port,
             hold,
+            fair,
             takeover: self.awaited.services || self.awaited.policies,
         });
         for pod in self.pods.values() {
@@ -252,6 +265,7 @@ impl Network {
         }
         self.adopted.clear();
         self.services = ServiceTable::default();
+        self.balances.clear();
         self.policies = Policies::default();
         batch.commit(&self.netfilter)
     }
@@ -386,7 +400,13 @@ impl Network {
             // The pod was started anew under the same name.
             self.detach(&request.id)?;
         }
-        let address = self.ipam.allocate(&request.id)?;
+        let address = match request.address {
+            Some(address) if self.ipam.claim(address, &request.id) => address,
+            Some(address) => {
+                return Err(Error::Invalid(format!("the address {address} is not to be had")));
+            }
+            None => self.ipam.allocate(&request.id)?,
+        };
         let bandwidth = request.bandwidth;
         let pod = self.pod(request, address, inode);
         let attachment = pod.attachment.clone();
@@ -590,30 +610,29 @@ impl Network {
         }
     }
 
-    /// Changes some of the services.
+    /// Changes some of the services; what still leads to endpoints that are gone is forgotten.
     pub fn change_services(&mut self, change: ServiceChange) -> Result<(), Error> {
-        let mut table = self.services.clone();
-        for frontend in &change.gone {
-            table.services.remove(frontend);
-        }
-        table.services.extend(change.changed);
-        self.apply_services(table)
-    }
-
-    /// Changes the services by difference; what still leads to endpoints that are gone is forgotten.
-    pub fn apply_services(&mut self, table: ServiceTable) -> Result<(), Error> {
-        let ranges = self.shape.ranges.clone();
+        let ranges = &self.shape.ranges;
         let inside = |address| {
             ranges.iter().any(|r| r.services.contains(address) || r.pods.contains(address))
         };
-        let difference = services::difference(&self.services, &table, &inside);
+        let difference = services::difference(&self.services, &change, &self.balances, &inside);
         for batch in difference.batches {
             batch.commit(&self.netfilter)?;
         }
-        self.services = table;
+        self.balances.extend(difference.balances);
+        for frontend in &change.gone {
+            self.services.services.remove(frontend);
+        }
+        self.services.services.extend(change.changed);
         self.told(Awaited { services: false, ..self.awaited })?;
         self.forget_affinities(&difference.withdrawn)?;
         conntrack::forget(&self.netfilter, &difference.withdrawn, &difference.gained)
+    }
+
+    /// Makes the services exactly these.
+    pub fn apply_services(&mut self, table: &ServiceTable) -> Result<(), Error> {
+        self.change_services(self.services.change_to(table))
     }
 
     /// Clients that were given an endpoint which is gone get another one.

@@ -23,7 +23,7 @@ use crate::ruleset::{QueueBy, Ranges};
 use crate::thread::NetnsThread;
 use crate::{
     AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
-    ServiceChange, ServiceTable,
+    ServiceChange, ServiceTable, sys,
 };
 
 const BACKLOG: i32 = 1024;
@@ -290,7 +290,7 @@ impl Node {
     /// Makes the services exactly these.
     pub async fn apply_services(&self, table: ServiceTable) -> Result<(), Error> {
         let thread = &self.shared.thread;
-        thread.run(|network| network.apply_services(table)).await?
+        thread.run(move |network| network.apply_services(&table)).await?
     }
 
     /// Makes the forwards exactly these; connections of a removed one end.
@@ -332,16 +332,31 @@ impl Node {
         listener.and_then(TcpListener::from_std).map_err(failed)
     }
 
-    /// A datagram socket in the node network.
-    pub async fn bind_udp(&self, address: SocketAddr) -> Result<UdpSocket, Error> {
-        let bind = move || -> std::io::Result<std::net::UdpSocket> {
-            let socket = new_socket(address, Type::DGRAM)?;
-            socket.bind(&address.into())?;
-            Ok(socket.into())
+    /// Datagram sockets in the node network that share one address: what one pod sends comes to the same
+    /// of them, so that its flood fills none but that.
+    pub async fn bind_udp_shared(
+        &self,
+        address: SocketAddr,
+        count: u32,
+    ) -> Result<Vec<UdpSocket>, Error> {
+        let bind = move || -> std::io::Result<Vec<std::net::UdpSocket>> {
+            let mut sockets = Vec::new();
+            for _ in 0..count {
+                let socket = new_socket(address, Type::DGRAM)?;
+                socket.set_reuse_port(true)?;
+                socket.bind(&address.into())?;
+                sockets.push(socket);
+            }
+            if let Some(first) = sockets.first()
+                && let Err(error) = sys::share_by_source(first, Family::of(address.ip()), count)
+            {
+                tracing::debug!(%error, "datagrams are not sorted by their source");
+            }
+            Ok(sockets.into_iter().map(Into::into).collect())
         };
         let failed = |e| Error::system(format!("bind {address} in the node network"), e);
-        let socket = self.shared.thread.run(move |_| bind()).await?;
-        socket.and_then(UdpSocket::from_std).map_err(failed)
+        let sockets = self.shared.thread.run(move |_| bind()).await?.map_err(failed)?;
+        sockets.into_iter().map(|socket| UdpSocket::from_std(socket).map_err(failed)).collect()
     }
 
     /// An unconnected TCP socket in the node network.
@@ -403,21 +418,25 @@ fn open_gateway(families: &[Family]) -> std::io::Result<GatewaySockets> {
     Ok((port, tcp, udp))
 }
 
-/// Installs the rules; with connections held if the kernel can do that in one way or the other.
+/// Installs the rules; with connections held, and each pod limited in what it begins, if the kernel can
+/// do that in one way or the other.
 fn install(network: &mut Network, port: u16) -> Result<Option<Socket>, Error> {
-    match gateway::open_queue() {
-        Ok(queue) => {
-            for by in [QueueBy::Expression, QueueBy::Target] {
-                match network.install_rules(port, Some(by)) {
-                    Ok(()) => return Ok(Some(queue)),
-                    Err(error) => tracing::debug!(error = error.chain(), ?by, "no queue"),
-                }
+    let queue = gateway::open_queue();
+    if let Err(error) = &queue {
+        tracing::debug!(error = error.chain(), "no queue");
+    }
+    for fair in [true, false] {
+        for by in [QueueBy::Expression, QueueBy::Target].into_iter().filter(|_| queue.is_ok()) {
+            match network.install_rules(port, Some(by), fair) {
+                Ok(()) => return queue.map(Some),
+                Err(error) => tracing::debug!(error = error.chain(), ?by, fair, "no such rules"),
             }
         }
-        Err(error) => tracing::debug!(error = error.chain(), "no queue"),
     }
     tracing::info!("the kernel has no packet queue: refused connections end after they began");
-    network.install_rules(port, None)?;
+    network
+        .install_rules(port, None, true)
+        .or_else(|_| network.install_rules(port, None, false))?;
     Ok(None)
 }
 

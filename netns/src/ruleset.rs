@@ -19,6 +19,8 @@ pub(crate) const PODS: &str = "pods";
 pub(crate) const HAIRPIN: &str = "hairpin";
 /// Address, protocol, port of a service, to the chain that picks an endpoint.
 pub(crate) const SERVICES: &str = "services";
+/// The same, where connections of pods go to other endpoints than those of everybody.
+pub(crate) const FOR_PODS: &str = "services-for-pods";
 /// Address, protocol, port of a service whose address lies outside the cluster's ranges.
 pub(crate) const EXTERNAL: &str = "external";
 /// Number, address, protocol, port, to address and port of an endpoint.
@@ -29,6 +31,9 @@ pub(crate) const AFFINITY: &str = "affinity";
 pub(crate) const INGRESS: &str = "policy-ingress";
 /// Address of a pod to the chain of what it may reach.
 pub(crate) const EGRESS: &str = "policy-egress";
+/// Pods, with how much each has begun of late.
+pub(crate) const BEGUN_TCP: &str = "begun-tcp";
+pub(crate) const BEGUN_UDP: &str = "begun-udp";
 /// Ranges of the cluster's own addresses, and single ones of pods that others attached.
 pub(crate) const CLUSTER: &str = "cluster";
 /// Addresses of pods that others attached.
@@ -43,6 +48,7 @@ pub(crate) const ELSEWHERE: &str = "elsewhere";
 const RAW: &str = "raw-prerouting";
 const RAW_OUTPUT: &str = "raw-output";
 const LEAVE: &str = "leave";
+const FAIR: &str = "fair";
 const HOLD: &str = "hold";
 const INTERCEPT: &str = "intercept";
 const NAT_PREROUTING: &str = "nat-prerouting";
@@ -50,6 +56,15 @@ const NAT_OUTPUT: &str = "nat-output";
 const NAT_POSTROUTING: &str = "nat-postrouting";
 const FILTER_INPUT: &str = "filter-input";
 const FILTER_FORWARD: &str = "filter-forward";
+
+/// Connections, and datagrams of flows that are new, of one pod to the outside: so many a second, and so
+/// many at once. The gateway carries more than the former, so that one pod leaves room for the others.
+const CONNECTIONS_PER_S: u64 = 20_000;
+const CONNECTIONS_BURST: u32 = 4096;
+const DATAGRAMS_PER_S: u64 = 20_000;
+const DATAGRAMS_BURST: u32 = 4096;
+/// How long a pod that begins nothing is remembered.
+const BEGUN_MS: u64 = 10_000;
 
 /// `enum ip_conntrack_status`: the destination was rewritten.
 const STATUS_DNAT: u32 = 1 << 5;
@@ -97,6 +112,8 @@ pub(crate) struct Parameters {
     pub gateway_port: u16,
     /// Whether, and how, connections are held until the outside has answered.
     pub hold: Option<QueueBy>,
+    /// Whether pods are limited in what they begin; not every kernel can.
+    pub fair: bool,
     /// Whether services and policies were known before, and are to be told again.
     pub takeover: bool,
 }
@@ -136,6 +153,7 @@ pub(crate) fn base(parameters: &Parameters) -> Batch {
         batch.add_elements(&family.name(CLUSTER), &elements);
         raw(&mut batch, parameters, family);
         leave(&mut batch, parameters, family);
+        fair(&mut batch, parameters, family);
         hold(&mut batch, parameters, family);
         intercept(&mut batch, parameters, family);
         nat(&mut batch, ranges);
@@ -158,9 +176,12 @@ fn sets(batch: &mut Batch) {
             (CLUSTER, SetFlags::INTERVAL, address, Data::None, None),
             (ADOPTED, plain, address, Data::None, None),
             (SERVICES, plain, frontend, Data::Verdict, None),
+            (FOR_PODS, plain, frontend, Data::Verdict, None),
             (EXTERNAL, plain, frontend, Data::None, None),
             (ENDPOINTS, plain, 4 + frontend, endpoint, None),
             (AFFINITY, sticky, address + frontend, endpoint, Some(10_800_000)),
+            (BEGUN_TCP, sticky, address, Data::None, Some(BEGUN_MS)),
+            (BEGUN_UDP, sticky, address, Data::None, Some(BEGUN_MS)),
             (INGRESS, plain, address, Data::Verdict, None),
             (EGRESS, plain, address, Data::Verdict, None),
         ];
@@ -177,6 +198,7 @@ fn chains(batch: &mut Batch) {
         (RAW, Kind::Filter, Hook::Prerouting, -300),
         (RAW_OUTPUT, Kind::Filter, Hook::Output, -300),
         (LEAVE, Kind::Filter, Hook::Prerouting, -170),
+        (FAIR, Kind::Filter, Hook::Prerouting, -165),
         (HOLD, Kind::Filter, Hook::Prerouting, -160),
         (INTERCEPT, Kind::Filter, Hook::Prerouting, -150),
         (NAT_PREROUTING, Kind::Nat, Hook::Prerouting, -100),
@@ -256,6 +278,26 @@ fn leave(batch: &mut Batch, parameters: &Parameters, family: Family) {
     batch.rule(LEAVE, &egress(other()));
 }
 
+/// All pods share the gateway's queue and its sockets for new flows. What one pod begins beyond its share
+/// is dropped before it gets there, so that a flood does not drown the others.
+fn fair(batch: &mut Batch, parameters: &Parameters, family: Family) {
+    if !parameters.fair {
+        return;
+    }
+    batch.rule(FAIR, &to_cluster(family).accept());
+    batch.rule(FAIR, &to_external(family).accept());
+    let begun = Rule::new().family(family).tcp_syn().source(family, R0);
+    let set = family.name(BEGUN_TCP);
+    batch.rule(FAIR, &begun.over(&set, R0, CONNECTIONS_PER_S, CONNECTIONS_BURST).drop());
+    let datagram = || Rule::new().family(family).transport(libc::IPPROTO_UDP);
+    // A flow that is carried already has a socket of its own.
+    let carried = datagram().transparent_socket(R0).compare(R0, Compare::Equal, &[1]);
+    batch.rule(FAIR, &carried.accept());
+    let begun = datagram().source(family, R0);
+    let set = family.name(BEGUN_UDP);
+    batch.rule(FAIR, &begun.over(&set, R0, DATAGRAMS_PER_S, DATAGRAMS_BURST).drop());
+}
+
 /// The first packet of a connection to the outside waits until the outside has answered.
 fn hold(batch: &mut Batch, parameters: &Parameters, family: Family) {
     let Some(by) = parameters.hold else {
@@ -319,9 +361,12 @@ fn intercept(batch: &mut Batch, parameters: &Parameters, family: Family) {
 
 fn nat(batch: &mut Batch, ranges: &Ranges) {
     let family = ranges.family();
-    for chain in [NAT_PREROUTING, NAT_OUTPUT] {
+    // What the node process lets in from the host begins in this namespace; what pods begin does not.
+    for (chain, map) in
+        [(NAT_PREROUTING, FOR_PODS), (NAT_PREROUTING, SERVICES), (NAT_OUTPUT, SERVICES)]
+    {
         let service = frontend(Rule::new().family(family), family, R0);
-        batch.rule(chain, &service.verdict_map(&family.name(SERVICES), R0));
+        batch.rule(chain, &service.verdict_map(&family.name(map), R0));
     }
     let translated = || {
         let status = Rule::new().family(family).connection_status(R0);

@@ -3,9 +3,11 @@
 //! A service is one element of the verdict map: its address leads to the chain that draws a
 //! number below its count of endpoints. Number and address together lead to the endpoint. So a
 //! change of one service touches its own elements and nothing else; there is one chain for every
-//! count of endpoints, not for every service.
+//! count of endpoints, not for every service. Where pods are led elsewhere than everybody, a second
+//! verdict map says so, and both draw from one row of endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::family::{Family, octets};
 use crate::nft::expr::{R0, Register};
 use crate::nft::{Batch, Element, Rule};
-use crate::ruleset::{self, AFFINITY, ELSEWHERE, ENDPOINTS, EXTERNAL, SERVICES, TABLE};
+use crate::ruleset::{self, AFFINITY, ELSEWHERE, ENDPOINTS, EXTERNAL, FOR_PODS, SERVICES, TABLE};
 
 /// Transport protocol of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,6 +54,9 @@ pub struct Frontend {
 pub struct Backend {
     /// Drawn from at random, evenly. Empty: connections are refused.
     pub endpoints: Vec<SocketAddr>,
+    /// Those that pods are led to instead, where they are others.
+    #[serde(default)]
+    pub for_pods: Option<Vec<SocketAddr>>,
     /// With no endpoints here there are some on other nodes, where this node may not send connections: they
     /// are dropped, not refused.
     #[serde(default)]
@@ -127,36 +132,64 @@ pub(crate) fn target(endpoint: &SocketAddr) -> Vec<u8> {
     value
 }
 
-/// Endpoints of the frontend's family; others cannot be reached through it.
-fn reachable<'a>(
-    frontend: &Frontend,
-    backend: &'a Backend,
-) -> impl Iterator<Item = &'a SocketAddr> {
-    let v4 = frontend.address.is_ipv4();
-    backend.endpoints.iter().filter(move |endpoint| endpoint.is_ipv4() == v4)
+/// A frontend's endpoints of its own family, since others cannot be reached through it: those for
+/// everybody, and behind them those for pods, in one row that both overlap in.
+struct Row {
+    endpoints: Vec<SocketAddr>,
+    everybody: Balance,
+    pods: Option<Balance>,
 }
 
-/// The chain for a count of endpoints, and for an affinity time if there is one.
+impl Row {
+    fn of(frontend: &Frontend, backend: &Backend) -> Self {
+        let v4 = frontend.address.is_ipv4();
+        let own = |all: &[SocketAddr]| -> Vec<SocketAddr> {
+            all.iter().copied().filter(|endpoint| endpoint.is_ipv4() == v4).collect()
+        };
+        let everybody = own(&backend.endpoints);
+        let balance = |first: usize, count: usize| Balance {
+            family: Family::of(frontend.address),
+            first: first as u32,
+            endpoints: count as u32,
+            affinity_s: backend.affinity_s,
+        };
+        let count = everybody.len();
+        let Some(pods) = backend.for_pods.as_deref().map(own) else {
+            return Self { endpoints: everybody, everybody: balance(0, count), pods: None };
+        };
+        let (shared, alone): (Vec<_>, Vec<_>) =
+            everybody.into_iter().partition(|endpoint| pods.contains(endpoint));
+        let rest = pods.iter().copied().filter(|endpoint| !shared.contains(endpoint));
+        let first = alone.len();
+        let endpoints = alone.into_iter().chain(shared.iter().copied()).chain(rest).collect();
+        Self { endpoints, everybody: balance(0, count), pods: Some(balance(first, pods.len())) }
+    }
+
+    fn balances(&self) -> impl Iterator<Item = Balance> {
+        let all = [Some(self.everybody), self.pods].into_iter().flatten();
+        all.filter(|balance| balance.endpoints > 0)
+    }
+}
+
+/// The chain for a row of endpoints, and for an affinity time if there is one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Balance {
+pub(crate) struct Balance {
     family: Family,
+    first: u32,
     endpoints: u32,
     affinity_s: Option<u32>,
 }
 
 impl Balance {
-    fn of((frontend, backend): (&Frontend, &Backend)) -> Option<Self> {
-        let endpoints = reachable(frontend, backend).count() as u32;
-        let family = Family::of(frontend.address);
-        (endpoints > 0).then_some(Self { family, endpoints, affinity_s: backend.affinity_s })
-    }
-
     fn name(self) -> String {
-        let base = self.family.name("balance");
-        match self.affinity_s {
-            None => format!("{base}-{}", self.endpoints),
-            Some(seconds) => format!("{base}-{}-sticky-{seconds}", self.endpoints),
+        let mut name = format!("{}-{}", self.family.name("balance"), self.endpoints);
+        if self.first > 0 {
+            let _ = write!(name, "-from-{}", self.first);
         }
+        if let Some(seconds) = self.affinity_s {
+            let _ = write!(name, "-sticky-{seconds}");
+        }
+        name
     }
 
     fn create(self, batch: &mut Batch) {
@@ -170,7 +203,7 @@ impl Balance {
         batch.chain(&name);
         // A chain that is already there keeps its name and gets the same rules again.
         batch.flush_chain(&name);
-        let drawn = Rule::new().random(self.endpoints, R0);
+        let drawn = Rule::new().random(self.first, self.endpoints, R0);
         let drawn = ruleset::frontend(drawn, family, Register(1)).map(&endpoints, R0, result);
         let Some(seconds) = self.affinity_s else {
             batch.rule(&name, &drawn.dnat(family, result, result_port));
@@ -194,20 +227,34 @@ impl Balance {
 }
 
 /// What one service contributes to the maps.
-fn elements(frontend: &Frontend, backend: &Backend) -> Option<(Element, Vec<Element>)> {
-    let key = key(frontend);
-    let Some(balance) = Balance::of((frontend, backend)) else {
-        return backend.elsewhere.then(|| (Element::Goto(key, ELSEWHERE.to_owned()), Vec::new()));
-    };
-    let endpoints = (0u32..)
-        .zip(reachable(frontend, backend).map(target))
-        .map(|(number, value)| {
-            let mut numbered = number.to_ne_bytes().to_vec();
-            numbered.extend_from_slice(&key);
-            Element::Value(numbered, value)
-        })
-        .collect();
-    Some((Element::Goto(key, balance.name()), endpoints))
+#[derive(Default)]
+struct Elements {
+    service: Option<Element>,
+    for_pods: Option<Element>,
+    endpoints: Vec<Element>,
+}
+
+impl Elements {
+    fn of(frontend: &Frontend, backend: &Backend) -> Self {
+        let (key, row) = (key(frontend), Row::of(frontend, backend));
+        let led = |balance: Balance| {
+            (balance.endpoints > 0).then(|| Element::Goto(key.clone(), balance.name()))
+        };
+        let elsewhere = || backend.elsewhere.then(|| Element::Goto(key.clone(), ELSEWHERE.into()));
+        let endpoints = (0u32..)
+            .zip(&row.endpoints)
+            .map(|(number, endpoint)| {
+                let mut numbered = number.to_ne_bytes().to_vec();
+                numbered.extend_from_slice(&key);
+                Element::Value(numbered, target(endpoint))
+            })
+            .collect();
+        Self {
+            service: led(row.everybody).or_else(elsewhere),
+            for_pods: row.pods.and_then(led),
+            endpoints,
+        }
+    }
 }
 
 /// Batches stay below the smallest send buffer that a kernel grants by default (208 KiB).
@@ -226,46 +273,45 @@ pub(crate) struct Withdrawn {
 /// What leads from one table to the next.
 pub(crate) struct Difference {
     pub batches: Vec<Batch>,
+    /// Chains that the batches make.
+    pub balances: Vec<Balance>,
     pub withdrawn: Vec<Withdrawn>,
     /// Frontends that have endpoints and had none: what was sent to them went astray.
     pub gained: Vec<Frontend>,
 }
 
-/// The transactions that turn `old` into `new`: one, unless the change is too big for the
-/// kernel's limit on a message; then no service is ever without its endpoints in between.
+/// The transactions that change `old`: one, unless the change is too big for the kernel's limit on a
+/// message; then no service is ever without its endpoints in between.
 ///
-/// `inside` says which addresses are the cluster's own; all others are kept from the gateway.
+/// `made` are the chains that there are. `inside` says which addresses are the cluster's own; all others
+/// are kept from the gateway.
 pub(crate) fn difference(
     old: &ServiceTable,
-    new: &ServiceTable,
+    change: &ServiceChange,
+    made: &BTreeSet<Balance>,
     inside: &dyn Fn(IpAddr) -> bool,
 ) -> Difference {
     let mut batches = vec![Batch::new(TABLE)];
-    let mut withdrawn = Vec::new();
-    let mut gained = Vec::new();
-    let known: BTreeSet<_> = old.services.iter().filter_map(Balance::of).collect();
-    let wanted: BTreeSet<_> = new.services.iter().filter_map(Balance::of).collect();
-    for balance in wanted.difference(&known) {
+    let (mut withdrawn, mut gained) = (Vec::new(), Vec::new());
+    let wanted: BTreeSet<Balance> = change
+        .changed
+        .iter()
+        .flat_map(|(frontend, backend)| Row::of(frontend, backend).balances().collect::<Vec<_>>())
+        .collect();
+    let balances: Vec<Balance> = wanted.difference(made).copied().collect();
+    for balance in &balances {
         balance.create(last(&mut batches));
     }
-    let frontends: BTreeSet<_> = old.services.keys().chain(new.services.keys()).collect();
-    for frontend in frontends {
-        let (before, after) = (old.services.get(frontend), new.services.get(frontend));
+    let changed = change.changed.iter().map(|(frontend, backend)| (frontend, Some(backend)));
+    for (frontend, after) in changed.chain(change.gone.iter().map(|frontend| (frontend, None))) {
+        let before = old.services.get(frontend);
         if before == after {
             continue;
         }
-        let gone = before.map_or(&[][..], |b| &b.endpoints).iter();
-        let kept = after.map_or(&[][..], |b| &b.endpoints);
-        let sticky = before.is_some_and(|b| b.affinity_s.is_some());
-        // A service that is sticky no longer may become so again, with other endpoints.
-        let freed = sticky && after.is_none_or(|b| b.affinity_s.is_none());
-        withdrawn.extend(gone.filter(|e| freed || !kept.contains(e)).map(|e| Withdrawn {
-            frontend: *frontend,
-            endpoint: *e,
-            sticky,
-            kept: kept.contains(e),
-        }));
-        let served = |b: Option<&Backend>| b.is_some_and(|b| reachable(frontend, b).count() > 0);
+        withdrawn.extend(withdrawals(frontend, before, after));
+        let served = |b: Option<&Backend>| {
+            b.is_some_and(|backend| !Row::of(frontend, backend).endpoints.is_empty())
+        };
         if served(after) && !served(before) {
             gained.push(*frontend);
         }
@@ -274,9 +320,10 @@ pub(crate) fn difference(
         }
         let batch = last(&mut batches);
         let family = Family::of(frontend.address);
-        let old_elements = before.and_then(|b| elements(frontend, b));
-        let new_elements = after.and_then(|b| elements(frontend, b));
-        replace(batch, family, old_elements, new_elements);
+        let elements = |b: Option<&Backend>| {
+            b.map_or_else(Elements::default, |backend| Elements::of(frontend, backend))
+        };
+        replace(batch, family, elements(before), elements(after));
         if !inside(frontend.address) {
             let element = [Element::Key(key(frontend))];
             let external = family.name(EXTERNAL);
@@ -288,39 +335,58 @@ pub(crate) fn difference(
         }
     }
     batches.retain(|batch| !batch.is_empty());
-    Difference { batches, withdrawn, gained }
+    Difference { batches, balances, withdrawn, gained }
+}
+
+fn withdrawals(
+    frontend: &Frontend,
+    before: Option<&Backend>,
+    after: Option<&Backend>,
+) -> Vec<Withdrawn> {
+    let all = |backend: Option<&Backend>| -> BTreeSet<SocketAddr> {
+        let own = backend.into_iter().flat_map(|backend| &backend.endpoints);
+        let pods = backend.into_iter().flat_map(|backend| backend.for_pods.iter().flatten());
+        own.chain(pods).copied().collect()
+    };
+    let (gone, kept) = (all(before), all(after));
+    let sticky = before.is_some_and(|b| b.affinity_s.is_some());
+    // A service that is sticky no longer may become so again, with other endpoints.
+    let freed = sticky && after.is_none_or(|b| b.affinity_s.is_none());
+    let withdrawn = gone.into_iter().filter(|endpoint| freed || !kept.contains(endpoint));
+    withdrawn
+        .map(|endpoint| Withdrawn {
+            frontend: *frontend,
+            endpoint,
+            sticky,
+            kept: kept.contains(&endpoint),
+        })
+        .collect()
 }
 
 fn last(batches: &mut [Batch]) -> &mut Batch {
     batches.last_mut().expect("there is always one batch")
 }
 
-fn replace(
-    batch: &mut Batch,
-    family: Family,
-    old: Option<(Element, Vec<Element>)>,
-    new: Option<(Element, Vec<Element>)>,
-) {
-    let (old_service, old_endpoints) = old.unzip();
-    let (new_service, new_endpoints) = new.unzip();
-    let (old_endpoints, new_endpoints) =
-        (old_endpoints.unwrap_or_default(), new_endpoints.unwrap_or_default());
-    let gone: Vec<_> = old_endpoints
+fn replace(batch: &mut Batch, family: Family, old: Elements, new: Elements) {
+    let gone: Vec<_> = old
+        .endpoints
         .iter()
-        .filter(|e| !new_endpoints.contains(e))
+        .filter(|e| !new.endpoints.contains(e))
         .cloned()
         .map(into_key)
         .collect();
-    let fresh = new_endpoints.iter().filter(|e| !old_endpoints.contains(e));
-    let service_changes = old_service != new_service;
-    let (services, endpoints) = (family.name(SERVICES), family.name(ENDPOINTS));
-    if service_changes {
-        batch.delete_elements(&services, &old_service.map(into_key));
+    let fresh = new.endpoints.iter().filter(|e| !old.endpoints.contains(e));
+    let entries = [(SERVICES, old.service, new.service), (FOR_PODS, old.for_pods, new.for_pods)];
+    let entries = entries.map(|(map, old, new)| (family.name(map), old, new));
+    let changing = || entries.iter().filter(|(_, old, new)| old != new);
+    for (map, old, _) in changing() {
+        batch.delete_elements(map, &old.clone().map(into_key));
     }
+    let endpoints = family.name(ENDPOINTS);
     batch.delete_elements(&endpoints, &gone);
     batch.add_elements(&endpoints, fresh);
-    if service_changes {
-        batch.add_elements(&services, &new_service);
+    for (map, _, new) in changing() {
+        batch.add_elements(map, new);
     }
 }
 

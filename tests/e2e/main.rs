@@ -17,6 +17,7 @@ mod network;
 mod node;
 mod packaging;
 mod pods;
+mod policy;
 mod recovery;
 mod registry;
 mod scheduling;

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -35,13 +36,26 @@ pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Connections of one pod at a time: two descriptors each, of which all pods together have what the
-/// hard limit of the process allows.
-const CONNECTIONS_PER_POD: usize = 8192;
+/// Connections of one pod at a time, at most: two descriptors each, of which all pods together have what
+/// the hard limit of the process allows.
+const CONNECTIONS_PER_POD: usize = 16_384;
+/// Descriptors that are not for flows.
+const RESERVED_DESCRIPTORS: usize = 512;
+
+/// How many flows one pod may have where `most` are allowed: half of what there are descriptors for.
+pub(crate) fn share(most: usize) -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard);
+    share_of(usize::try_from(limit).unwrap_or(usize::MAX), most)
+}
+
+fn share_of(descriptors: usize, most: usize) -> usize {
+    (descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 4).clamp(128, most)
+}
 
 /// The flows of each pod, so that they end with it: a pod that is gone sends no FIN.
 pub(crate) struct Flows {
     root: CancellationToken,
+    connections_per_pod: usize,
     pods: Mutex<HashMap<IpAddr, PodFlows>>,
 }
 
@@ -52,14 +66,15 @@ struct PodFlows {
 
 impl Flows {
     pub fn new(root: CancellationToken) -> Self {
-        Self { root, pods: Mutex::default() }
+        let connections_per_pod = share(CONNECTIONS_PER_POD);
+        Self { root, connections_per_pod, pods: Mutex::default() }
     }
 
     fn with<T>(&self, pod: IpAddr, read: impl FnOnce(&PodFlows) -> T) -> T {
         let mut pods = self.pods.lock().expect("never held across a panic");
         read(pods.entry(pod).or_insert_with(|| PodFlows {
             token: self.root.child_token(),
-            connections: Arc::new(Semaphore::new(CONNECTIONS_PER_POD)),
+            connections: Arc::new(Semaphore::new(self.connections_per_pod)),
         }))
     }
 
@@ -91,11 +106,19 @@ mod tests {
     fn a_pod_has_its_share_of_connections_and_no_more() {
         let flows = Flows::new(CancellationToken::new());
         let (greedy, modest) = ([10, 42, 0, 2].into(), [10, 42, 0, 3].into());
-        let held: Vec<_> = (0..CONNECTIONS_PER_POD).map_while(|_| flows.admit(greedy)).collect();
-        assert_eq!(held.len(), CONNECTIONS_PER_POD);
+        let most = flows.connections_per_pod;
+        let held: Vec<_> = (0..most).map_while(|_| flows.admit(greedy)).collect();
+        assert_eq!(held.len(), most);
         assert!(flows.admit(greedy).is_none());
         assert!(flows.admit(modest).is_some());
         drop(held);
         assert!(flows.admit(greedy).is_some());
+    }
+
+    #[test]
+    fn shares_fit_the_descriptors() {
+        for (descriptors, want) in [(1 << 20, 16_384), (20_512, 5000), (4096, 896), (256, 128)] {
+            assert_eq!(share_of(descriptors, CONNECTIONS_PER_POD), want, "{descriptors}");
+        }
     }
 }

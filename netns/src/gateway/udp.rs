@@ -31,12 +31,12 @@ const DATAGRAM_BYTES: usize = 65_535;
 /// Datagrams that may wait while a flow's sockets are made.
 const QUEUED: usize = 64;
 /// One pod may not use up the descriptors of all.
-const FLOWS_PER_POD: usize = 4096;
+const FLOWS_PER_POD: usize = 12_288;
 
 type Key = (SocketAddr, SocketAddr);
 
-#[derive(Default)]
 struct Table {
+    most_per_pod: usize,
     flows: HashMap<Key, mpsc::Sender<Vec<u8>>>,
     per_pod: HashMap<IpAddr, usize>,
 }
@@ -48,6 +48,7 @@ pub(crate) fn bind(family: Family, port: u16) -> io::Result<Socket> {
     let socket = transparent(family)?;
     socket.bind(&SocketAddr::new(family.loopback(), port).into())?;
     sys::receive_original_destination(&socket, family)?;
+    sys::receive_hops(&socket, family)?;
     Ok(socket)
 }
 
@@ -80,7 +81,12 @@ pub(crate) async fn serve(listener: Socket, context: Context) -> Result<(), Erro
     let failed = |e| Error::system("wait for datagrams", e);
     let own = listener.local_addr().map_err(failed)?.as_socket();
     let listener = sys::watch(listener).map_err(failed)?;
-    let table = SharedTable::default();
+    let table = Table {
+        most_per_pod: super::share(FLOWS_PER_POD),
+        flows: HashMap::new(),
+        per_pod: HashMap::new(),
+    };
+    let table = Arc::new(Mutex::new(table));
     let mut buffer = vec![0; DATAGRAM_BYTES];
     loop {
         let mut ready = listener.readable().await.map_err(failed)?;
@@ -88,9 +94,11 @@ pub(crate) async fn serve(listener: Socket, context: Context) -> Result<(), Erro
             ready.try_io(|socket| sys::receive_with_destination(socket.get_ref(), &mut buffer));
         let Ok(received) = received else { continue };
         match received {
-            Ok((length, pod, destination)) if Some(destination) != own => {
-                let datagram = buffer[..length].to_vec();
-                dispatch(&context, &table, (pod, destination), datagram);
+            Ok(got) if Some(got.destination) != own => {
+                let key = (got.source, got.destination);
+                if let Ok(hops) = context.ping.pass(key.0, key.1, got.hops) {
+                    dispatch(&context, &table, key, (buffer[..got.length].to_vec(), hops));
+                }
             }
             Ok(_) => {}
             Err(error) => tracing::debug!(%error, "cannot receive a datagram"),
@@ -98,15 +106,22 @@ pub(crate) async fn serve(listener: Socket, context: Context) -> Result<(), Erro
     }
 }
 
-fn dispatch(context: &Context, shared: &SharedTable, key: Key, datagram: Vec<u8>) {
+/// Carries a datagram; the first of a flow says how many hops the flow makes.
+fn dispatch(
+    context: &Context,
+    shared: &SharedTable,
+    key: Key,
+    (datagram, hops): (Vec<u8>, Option<u8>),
+) {
     let mut table = shared.lock().expect("never held across a panic");
     if let Some(flow) = table.flows.get(&key) {
         // A full queue drops, as UDP does.
         let _ = flow.try_send(datagram);
         return;
     }
+    let most = table.most_per_pod;
     let count = table.per_pod.entry(key.0.ip()).or_default();
-    if *count >= FLOWS_PER_POD {
+    if *count >= most {
         return;
     }
     *count += 1;
@@ -117,7 +132,7 @@ fn dispatch(context: &Context, shared: &SharedTable, key: Key, datagram: Vec<u8>
     let (context, shared) = (context.clone(), Arc::clone(shared));
     let token = context.flows.of(key.0.ip());
     context.tasks.clone().spawn(async move {
-        let carried = token.run_until_cancelled(carry(&context, key, queue)).await;
+        let carried = token.run_until_cancelled(carry(&context, key, hops, queue)).await;
         if let Some(Err(error)) = carried {
             tracing::debug!(destination = %key.1, error = error.chain(), "egress flow failed");
         }
@@ -135,10 +150,16 @@ fn dispatch(context: &Context, shared: &SharedTable, key: Key, datagram: Vec<u8>
 async fn carry(
     context: &Context,
     (pod, destination): Key,
+    hops: Option<u8>,
     mut queue: mpsc::Receiver<Vec<u8>>,
 ) -> Result<(), Error> {
     let failed = |e| Error::system(format!("carry datagrams to {destination}"), e);
     let host = UdpSocket::bind(any_like(destination)).await.map_err(failed)?;
+    let family = Family::of(destination.ip());
+    sys::keep_errors(&host, family).map_err(failed)?;
+    if let Some(hops) = hops {
+        sys::set_hops(&host, family, hops).map_err(failed)?;
+    }
     if let Err(error) = host.connect(destination).await {
         context.ping.unreachable(pod, destination, error.kind());
         return Err(failed(error));
@@ -162,26 +183,41 @@ async fn carry(
             }
             () = tokio::time::sleep_until(deadline) => return Ok(()),
         };
-        let refused = |error: &io::Error| context.ping.unreachable(pod, destination, error.kind());
+        // What the network reported; an error of this machine's own is reported by nobody.
+        let report = |error: Option<&io::Error>| {
+            let mut told = false;
+            while let Ok(reported) = sys::reported(&host, &mut [0; 64]) {
+                context.ping.reported(pod, destination, &reported);
+                told = true;
+            }
+            if let Some(error) = error.filter(|_| !told) {
+                context.ping.unreachable(pod, destination, error.kind());
+            }
+            told
+        };
         let mut spare = Buffer::take();
         let buffer = spare.bytes();
         match event {
             Event::Queued(datagram) => {
-                if let Err(error) = host.send(&datagram).await {
-                    refused(&error);
+                if let Err(error) = host.send(&datagram).await
+                    && report(Some(&error))
+                {
+                    // The error was an earlier datagram's: this one was not sent.
+                    let _ = host.send(&datagram).await;
                 }
             }
             Event::FromPod => {
                 while let Ok(length) = inside.try_recv(buffer) {
-                    if let Err(error) = host.send(&buffer[..length]).await {
-                        refused(&error);
+                    if let Err(error) = host.send(&buffer[..length]).await
+                        && report(Some(&error))
+                    {
+                        let _ = host.send(&buffer[..length]).await;
                     }
                 }
             }
             Event::FromHost => {
-                if let Ok(error) = host.try_io(Interest::ERROR, || pending_error(&host)) {
-                    refused(&error);
-                }
+                let _ = host.try_io(Interest::ERROR, || pending_error(&host));
+                report(None);
                 loop {
                     match host.try_recv(buffer) {
                         Ok(length) => {
@@ -189,7 +225,7 @@ async fn carry(
                             let _ = inside.send(&buffer[..length]).await;
                         }
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(error) => refused(&error),
+                        Err(error) => drop(report(Some(&error))),
                     }
                 }
             }

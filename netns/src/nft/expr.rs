@@ -184,10 +184,33 @@ impl Rule {
         })
     }
 
-    /// A number below `modulus`, evenly distributed, in the machine's byte order.
-    pub fn random(self, modulus: u32, to: Register) -> Self {
+    /// Ends the rule for packets of a key until there are more of them than `per_s` in a second, and
+    /// than `burst` at once.
+    pub fn over(self, set: &str, key: Register, per_s: u64, burst: u32) -> Self {
+        self.expression("dynset", |a| {
+            a.string(1, set).be32(3, 1).be32(4, key.number());
+            a.nest(7, |a| {
+                a.string(EXPRESSION_NAME, "limit");
+                a.nest(EXPRESSION_DATA, |a| {
+                    // Of packets, a second, and turned round: what is within the limit does not match.
+                    a.be64(1, per_s).be64(2, 1).be32(3, burst).be32(4, 0).be32(5, 1);
+                });
+            });
+        })
+    }
+
+    /// Whether a transparent socket has the packet's own flow, as a byte. Ends the rule where no socket
+    /// has it.
+    pub fn transparent_socket(self, to: Register) -> Self {
+        self.expression("socket", |a| {
+            a.be32(1, 0).be32(2, to.number());
+        })
+    }
+
+    /// One of `count` numbers from `first` on, evenly distributed, in the machine's byte order.
+    pub fn random(self, first: u32, count: u32, to: Register) -> Self {
         self.expression("numgen", |a| {
-            a.be32(1, to.number()).be32(2, modulus).be32(3, 1);
+            a.be32(1, to.number()).be32(2, count).be32(3, 1).be32(4, first);
         })
     }
 

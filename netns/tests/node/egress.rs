@@ -77,3 +77,33 @@ fn silence_outside_is_silence_for_the_pod() {
         assert!(kinds.contains(&unreachable.kind()), "{unreachable}");
     });
 }
+
+/// As traceroute does: the gateway is the first hop, and the host's answers come from where they come from.
+#[test]
+fn hops_are_counted_from_the_gateway() {
+    run("egress::hops_are_counted_from_the_gateway", async {
+        let (_node, control, _dir) = start().await;
+        let pod = Pod::new();
+        pod.attach(&control, "a").await;
+        let free = UdpSocket::bind((HOST, 0)).unwrap().local_addr().unwrap();
+        // Type, code and sender of the ICMP message that comes back, and the port that it is about.
+        let answer = move |hops: u32| {
+            use socket2::{Domain, Protocol, Socket, Type};
+            use std::io::Read;
+            let mut raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
+            raw.set_read_timeout(Some(TIMEOUT)).unwrap();
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_ttl(hops).unwrap();
+            socket.send_to(b"probe", free).unwrap();
+            let mut packet = [0; 128];
+            let length = raw.read(&mut packet).unwrap();
+            assert!(length >= 56, "{length} bytes quote too little");
+            let sender = std::net::Ipv4Addr::new(packet[12], packet[13], packet[14], packet[15]);
+            (packet[20], packet[21], sender, u16::from_be_bytes([packet[50], packet[51]]))
+        };
+        let gateway = std::net::Ipv4Addr::new(10, 42, 0, 1);
+        assert_eq!(pod.run(move || answer(1)), (11, 0, gateway, free.port()), "time exceeded");
+        assert_eq!(pod.run(move || answer(2)), (3, 3, HOST, free.port()), "port unreachable");
+        assert_eq!(pod.run(move || answer(64)), (3, 3, HOST, free.port()), "as others do");
+    });
+}

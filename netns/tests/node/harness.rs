@@ -95,6 +95,7 @@ impl Pod {
             ifname: "eth0".into(),
             member: Some(id.into()),
             bandwidth: Bandwidth::default(),
+            address: None,
         };
         control.attach(request, self.namespace.as_fd()).await.unwrap()
     }

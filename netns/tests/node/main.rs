@@ -5,6 +5,7 @@
 //! the machine's own network is used.
 
 mod egress;
+mod fairness;
 mod harness;
 mod pods;
 mod policy;

@@ -176,6 +176,7 @@ fn bandwidth_is_limited_in_each_direction() {
                 ifname: "eth0".into(),
                 member: None,
                 bandwidth: Bandwidth { ingress_bps, egress_bps },
+                address: None,
             };
             control.attach(request, pod.namespace.as_fd()).await.unwrap();
             let (sent, received) = pod.run(move || {

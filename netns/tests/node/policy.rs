@@ -147,6 +147,7 @@ fn policies_hold_before_a_pods_first_packet() {
             ifname: "eth0".into(),
             member: Some("late".into()),
             bandwidth: Bandwidth::default(),
+            address: None,
         };
         let namespace = late.namespace.try_clone().unwrap();
         let waiting = control.clone();

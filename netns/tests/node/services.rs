@@ -5,9 +5,9 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use netns::{Backend, Frontend, Protocol, ServiceTable};
+use netns::{Backend, Frontend, Protocol, Publication, ServiceTable};
 
-use crate::harness::{Pod, TIMEOUT, echo, run, start};
+use crate::harness::{Pod, TIMEOUT, ask, echo, run, start};
 
 #[test]
 fn services_lead_to_their_endpoints() {
@@ -249,5 +249,57 @@ fn ten_thousand_services_change_by_difference() {
         }
         let refused = client.ask((frontend(6000).address, 80)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    });
+}
+
+/// `externalTrafficPolicy: Local`, as Kubernetes calls it: what comes in from outside stays here, and
+/// what pods begin goes to any endpoint.
+#[test]
+fn pods_may_have_other_endpoints_than_everybody() {
+    run("services::pods_may_have_other_endpoints_than_everybody", async {
+        let (_node, control, _dir) = start().await;
+        let pods = [Pod::new(), Pod::new(), Pod::new()];
+        let mut addresses = Vec::new();
+        for (number, pod) in pods.iter().enumerate() {
+            let address = pod.attach(&control, &number.to_string()).await.address;
+            addresses.push(SocketAddr::from((address, 80)));
+        }
+        pods[0].serve(80, "zero");
+        pods[1].serve(80, "one");
+        let target = SocketAddr::from(([10, 42, 0, 1], 30_080));
+        let frontend =
+            Frontend { address: target.ip(), protocol: Protocol::Tcp, port: target.port() };
+        let host = SocketAddr::from(([127, 0, 0, 1], 30_080));
+        let apply = async |outside: &[SocketAddr], pods: Option<&[SocketAddr]>| {
+            let (endpoints, for_pods) = (outside.to_vec(), pods.map(<[_]>::to_vec));
+            let elsewhere = endpoints.is_empty();
+            let backend = Backend { endpoints, for_pods, elsewhere, ..Backend::default() };
+            let services = [(frontend, backend)].into();
+            control.apply_services(ServiceTable { services }).await.unwrap();
+            let (protocol, served) = (Protocol::Tcp, !outside.is_empty());
+            let published = Publication { host, protocol, target, served };
+            assert_eq!(control.publish(vec![published]).await.unwrap(), [None]);
+        };
+        let names = |ask: &dyn Fn() -> String| -> BTreeSet<String> {
+            let words = (0..40).map(|_| ask());
+            words.map(|text| text.split(' ').next().unwrap_or_default().to_owned()).collect()
+        };
+        let from_pod = || pods[2].ask(target).unwrap();
+        let from_host = || ask(host).unwrap();
+        let (zero, one) = (addresses[0], addresses[1]);
+        let both = BTreeSet::from(["zero".to_owned(), "one".to_owned()]);
+
+        apply(&[zero], Some(&[zero, one])).await;
+        assert_eq!(names(&from_pod), both);
+        assert_eq!(names(&from_host), ["zero".to_owned()].into());
+        apply(&[zero], Some(&[one])).await;
+        assert_eq!(names(&from_pod), ["one".to_owned()].into());
+        assert_eq!(names(&from_host), ["zero".to_owned()].into());
+        apply(&[], Some(&[zero, one])).await;
+        assert_eq!(names(&from_pod), both);
+        assert_eq!(ask(host).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        apply(&[one], None).await;
+        assert_eq!(names(&from_pod), ["one".to_owned()].into());
+        assert_eq!(names(&from_host), ["one".to_owned()].into());
     });
 }

@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::METRICS_PORT;
 use crate::forwarding::Forwarding;
 use crate::zone::Zone;
 
@@ -155,8 +156,10 @@ where
     }
 }
 
-/// Name and protocol of the Service's ports, as in stock clusters.
-const PORTS: [(&str, &str); 2] = [("dns", "UDP"), ("dns-tcp", "TCP")];
+/// Name and protocol of the Service's ports, as in stock clusters, with the number that is not the
+/// server's own.
+const PORTS: [(&str, &str, Option<u16>); 3] =
+    [("dns", "UDP", None), ("dns-tcp", "TCP", None), ("metrics", "TCP", Some(METRICS_PORT))];
 
 fn labels(more: &[(&str, &str)]) -> Option<BTreeMap<String, String>> {
     let own = [("k8s-app", NAME), ("kubernetes.io/name", "CoreDNS")];
@@ -164,17 +167,24 @@ fn labels(more: &[(&str, &str)]) -> Option<BTreeMap<String, String>> {
     Some(all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
 }
 
+/// Where Prometheus finds what the server has done, as in stock clusters.
+fn scraped() -> BTreeMap<String, String> {
+    let annotation = |key: &str, value: String| (format!("prometheus.io/{key}"), value);
+    [annotation("scrape", "true".into()), annotation("port", METRICS_PORT.to_string())].into()
+}
+
 fn service(address: IpAddr) -> Service {
-    let ports = PORTS.map(|(name, protocol)| ServicePort {
+    let ports = PORTS.map(|(name, protocol, number)| ServicePort {
         name: Some(name.into()),
         protocol: Some(protocol.into()),
-        port: 53,
+        port: number.unwrap_or(53).into(),
         ..ServicePort::default()
     });
     Service {
         metadata: ObjectMeta {
             name: Some(NAME.into()),
             labels: labels(&[("kubernetes.io/cluster-service", "true")]),
+            annotations: Some(scraped()),
             ..ObjectMeta::default()
         },
         spec: Some(ServiceSpec {
@@ -188,10 +198,10 @@ fn service(address: IpAddr) -> Service {
 }
 
 fn slice(endpoint: SocketAddr) -> EndpointSlice {
-    let ports = PORTS.map(|(name, protocol)| EndpointPort {
+    let ports = PORTS.map(|(name, protocol, number)| EndpointPort {
         name: Some(name.into()),
         protocol: Some(protocol.into()),
-        port: Some(i32::from(endpoint.port())),
+        port: Some(number.unwrap_or(endpoint.port()).into()),
         app_protocol: None,
     });
     EndpointSlice {

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
 use crate::cache::{self, Cache, Key};
+use crate::metrics::Metrics;
 
 /// How long what the files say is taken for true.
 const FRESH: Duration = Duration::from_secs(2);
@@ -103,9 +104,15 @@ pub fn own_address(v4: bool) -> Option<IpAddr> {
 pub struct Host {
     files: Mutex<Option<(Instant, Arc<Files>)>>,
     cache: Cache,
+    metrics: Arc<Metrics>,
 }
 
 impl Host {
+    /// One whose look-ups are counted.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..Self::default() }
+    }
+
     /// The files as they are, or were a moment ago.
     pub fn files(&self) -> Arc<Files> {
         let mut cached = self.files.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,10 +138,10 @@ impl Host {
     ) -> Option<Vec<u8>> {
         let servers = servers.map_or_else(|| self.files().servers.clone(), <[_]>::to_vec);
         let key = Key::of(&servers, question, tcp);
-        if let Some(key) = &key
-            && let Some(answer) = self.cache.get(key, question, Instant::now())
-        {
-            return Some(answer);
+        let kept = key.as_ref().and_then(|key| self.cache.get(key, question, Instant::now()));
+        self.metrics.looked_up(kept.is_some());
+        if kept.is_some() {
+            return kept;
         }
         let answer = ask_in_turn(&servers, question, tcp).await?;
         if let Some(key) = key {

@@ -8,10 +8,16 @@ mod cache;
 mod feeder;
 mod forwarding;
 mod host;
+mod metrics;
+mod recent;
 mod server;
+mod shares;
 mod zone;
 
 pub use feeder::Feeder;
 pub use forwarding::Forwarding;
-pub use server::{Handle, serve};
+pub use server::{Handle, Sockets, serve};
 pub use zone::{Data, Zone};
+
+/// Where the server tells what it has done, in Prometheus' format: CoreDNS' port for it.
+pub const METRICS_PORT: u16 = 9153;

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use serde::{Deserialize, Serialize};
 
 use crate::forwarding::Forwarding;
@@ -175,6 +175,12 @@ impl Zone {
             self.add(&own, Some(Data::address(address)));
             self.add(&reverse(address), Some(Data::Ptr(own.clone())));
         }
+        // Beyond the specification, as CoreDNS has it: pods that have a name have one here too.
+        for slice in slices.get(&(namespace.as_str(), name.as_str())).into_iter().flatten() {
+            for (hostname, address) in slice.endpoints.iter().flatten().flat_map(named) {
+                self.add(&format!("{hostname}.{own}"), Some(Data::address(address)));
+            }
+        }
         for port in spec.ports.iter().flatten() {
             let number = u16::try_from(port.port).unwrap_or_default();
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
@@ -274,6 +280,15 @@ fn found<'a>(records: impl Iterator<Item = (&'a str, &'a Data)>) -> Answer {
 /// Whether a name is a domain's or lies in it.
 pub(crate) fn is_below(name: &str, domain: &str) -> bool {
     name == domain || name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// The name that an endpoint that can be used was given, with each of its addresses.
+fn named(endpoint: &Endpoint) -> impl Iterator<Item = (&str, IpAddr)> {
+    let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
+    let hostname = endpoint.hostname.as_deref().filter(|name| !name.is_empty());
+    let hostname = hostname.filter(|_| ready != Some(false));
+    let addresses = endpoint.addresses.iter().filter_map(|text| text.parse().ok());
+    addresses.filter_map(move |address| Some((hostname?, address)))
 }
 
 fn dashed(address: IpAddr) -> String {
@@ -436,13 +451,14 @@ mod tests {
             service(json!({"metadata": {"name": "out", "namespace": "ns"},
                 "spec": {"type": "ExternalName", "externalName": "Example.COM"}})),
         ];
-        let slice = |family: &str, endpoints: serde_json::Value| {
+        let slice_of = |service: &str, family: &str, endpoints: serde_json::Value| {
             let slice = json!({"metadata": {"name": family, "namespace": "ns",
-                    "labels": {SERVICE_NAME: "set"}}, "addressType": family,
+                    "labels": {SERVICE_NAME: service}}, "addressType": family,
                 "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}],
                 "endpoints": endpoints});
             Arc::new(serde_json::from_value::<EndpointSlice>(slice).unwrap())
         };
+        let slice = |family: &str, endpoints| slice_of("set", family, endpoints);
         let slices = [
             slice(
                 "IPv4",
@@ -451,6 +467,13 @@ mod tests {
                 {"addresses": ["10.42.0.9"], "conditions": {"ready": false}}]),
             ),
             slice("IPv6", json!([{"addresses": ["fd00:10:42::7"], "hostname": "one"}])),
+            slice_of(
+                "web",
+                "IPv4",
+                json!([{"addresses": ["10.42.0.5"], "hostname": "first"},
+                    {"addresses": ["10.42.0.6"]},
+                    {"addresses": ["10.42.0.4"], "hostname": "late", "conditions": {"ready": false}}]),
+            ),
         ];
         let mut zone = Zone::build("cluster.local", &services, &slices);
         zone.reverse = vec!["10.in-addr.arpa".into(), "d.f.ip6.arpa".into()];
@@ -484,6 +507,9 @@ mod tests {
             ("_dns._udp.web.ns.svc", Srv, "53 web.ns~"),
             ("_dns._tcp.web.ns.svc", Srv, "NxDomain"),
             ("_81._tcp.web.ns.svc", Srv, "NxDomain"),
+            // As CoreDNS has it: pods by name below any Service.
+            ("first.web.ns.svc", A, "10.42.0.5"),
+            ("late.web.ns.svc", A, "NxDomain"),
             // 2.3.3: its name.
             ("5.0.43.10.in-addr.arpa", Ptr, "web.ns~"),
             (

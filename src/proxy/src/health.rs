@@ -55,10 +55,16 @@ pub(crate) fn wanted(
     slices: &[Arc<EndpointSlice>],
     place: &Place,
 ) -> BTreeMap<u16, State> {
+    let port_of = |service: &Service| {
+        let port = service.spec.as_ref()?.health_check_node_port?;
+        u16::try_from(port).ok().filter(|port| *port != 0)
+    };
+    if services.iter().all(|service| port_of(service).is_none()) {
+        return BTreeMap::new();
+    }
     let slices = Slices::new(slices);
     let ports = services.iter().filter_map(|service| {
-        let spec = service.spec.as_ref()?;
-        let port = u16::try_from(spec.health_check_node_port?).ok().filter(|port| *port != 0)?;
+        let port = port_of(service)?;
         let state = State {
             namespace: service.namespace().unwrap_or_default(),
             name: service.name_any(),

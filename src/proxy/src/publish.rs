@@ -58,6 +58,12 @@ pub(crate) fn is_balanced(service: &Service) -> bool {
         && service.metadata.deletion_timestamp.is_none()
 }
 
+/// Whether a Service has ports on the host.
+fn is_published(service: &Service) -> bool {
+    let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+    is_balanced(service) || ports.into_iter().flatten().any(|port| node_port(port).is_some())
+}
+
 /// Whether the status of a Service still tells of the load balancer that it was.
 pub(crate) fn was_balanced(service: &Service) -> bool {
     let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
@@ -76,7 +82,8 @@ pub fn wanted(
     substituted: &BTreeSet<String>,
 ) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let mut ordered: Vec<&Arc<Service>> = services.iter().filter(|s| is_ours(s)).collect();
+    let concerned = services.iter().filter(|service| is_ours(service) && is_published(service));
+    let mut ordered: Vec<&Arc<Service>> = concerned.collect();
     ordered.sort_by_key(|service| (service.creation_timestamp(), service.uid()));
     let mut taken = BTreeSet::new();
     for service in ordered {

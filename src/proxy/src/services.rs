@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::health::{self, HealthChecks};
 use crate::publish::{self, Entry, Purpose, Settings};
+use crate::table::Tables;
 use crate::{Config, RETRY, SETTLE};
 
 /// The component that events name.
@@ -84,6 +85,7 @@ struct Keeper {
     nodes: Informer<Node>,
     recorder: Recorder,
     health: HealthChecks,
+    tables: Tables,
     table: Option<ServiceTable>,
     published: Option<(Vec<Publication>, Vec<Option<Refused>>)>,
     forwards: Option<Vec<Forward>>,
@@ -110,6 +112,7 @@ impl Keeper {
             nodes,
             config,
             health: HealthChecks::default(),
+            tables: Tables::default(),
             table: None,
             published: None,
             forwards: None,
@@ -130,26 +133,38 @@ impl Keeper {
         let slices = self.slices.store().state();
         let pods = self.pods.store().state();
         self.settings.place.zone = zone(&self.nodes, &self.settings.place.node);
-        let table = crate::table(&services, &slices, &pods, &self.settings.place);
-        if self.table.as_ref() != Some(&table) {
-            // Should this fail, it is not known what holds: then the whole is told.
-            match self.table.take() {
-                Some(old) => self.config.control.change_services(old.change_to(&table)).await?,
-                None => self.config.control.apply_services(table.clone()).await?,
+        let table = self.tables.table(&services, &slices, &pods, &self.settings.place);
+        // Should this fail, it is not known what holds: then the whole is told.
+        match self.table.take() {
+            Some(old) => {
+                let change = old.change_to(&table);
+                if !change.changed.is_empty() || !change.gone.is_empty() {
+                    self.config.control.change_services(change).await?;
+                }
             }
-            self.table = Some(table.clone());
+            None => self.config.control.apply_services(table.clone()).await?,
         }
+        self.table = Some(table);
         self.check_health(&services, &slices).await;
-        let none = BTreeSet::new();
-        let mut entries = publish::wanted(&services, &pods, &table, &self.settings, &none);
+        let mut entries = self.wanted(&services, &pods, &BTreeSet::new());
         let mut answers = self.publish(&entries).await?;
         let homeless = publish::without_own_address(&entries, &answers);
         if !homeless.is_empty() {
-            entries = publish::wanted(&services, &pods, &table, &self.settings, &homeless);
+            entries = self.wanted(&services, &pods, &homeless);
             answers = self.publish(&entries).await?;
         }
         self.tell(&services, &entries, &answers).await;
         Ok(())
+    }
+
+    fn wanted(
+        &self,
+        services: &[Arc<Service>],
+        pods: &[Arc<Pod>],
+        homeless: &BTreeSet<String>,
+    ) -> Vec<Entry> {
+        let Some(table) = &self.table else { return Vec::new() };
+        publish::wanted(services, pods, table, &self.settings, homeless)
     }
 
     async fn publish(&mut self, entries: &[Entry]) -> Result<Vec<Option<Refused>>, netns::Error> {

@@ -1,6 +1,6 @@
 //! The decision: which frontends there are and which endpoints they have.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// This node, as services see it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Its name.
     pub node: String,
@@ -30,25 +30,32 @@ pub struct Place {
 }
 
 /// The slices of each Service, by namespace and name.
-pub(crate) struct Slices<'a>(BTreeMap<(String, String), Vec<&'a EndpointSlice>>);
+pub(crate) struct Slices<'a>(HashMap<(&'a str, &'a str), Vec<&'a Arc<EndpointSlice>>>);
 
 impl<'a> Slices<'a> {
     pub fn new(slices: &'a [Arc<EndpointSlice>]) -> Self {
-        let mut own: BTreeMap<_, Vec<&EndpointSlice>> = BTreeMap::new();
+        let mut own: HashMap<_, Vec<&Arc<EndpointSlice>>> = HashMap::with_capacity(slices.len());
         for slice in slices {
             let name = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
             if let Some(name) = name {
-                let namespace = slice.namespace().unwrap_or_default();
-                own.entry((namespace, name.clone())).or_default().push(slice);
+                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+                own.entry((namespace, name.as_str())).or_default().push(slice);
             }
         }
         Self(own)
     }
 
-    pub fn of(&self, service: &Service) -> &[&'a EndpointSlice] {
-        let key = (service.namespace().unwrap_or_default(), service.name_any());
-        self.0.get(&key).map_or(&[], Vec::as_slice)
+    pub fn of<'s>(&'s self, service: &'s Service) -> &'s [&'a Arc<EndpointSlice>] {
+        self.0.get(&key(service)).map_or(&[], Vec::as_slice)
     }
+}
+
+fn key(service: &Service) -> (&str, &str) {
+    let metadata = &service.metadata;
+    (
+        metadata.namespace.as_deref().unwrap_or_default(),
+        metadata.name.as_deref().unwrap_or_default(),
+    )
 }
 
 /// Whether this proxy is the one to serve the Service.
@@ -67,42 +74,108 @@ pub fn table(
     pods: &[Arc<Pod>],
     place: &Place,
 ) -> ServiceTable {
-    let slices = Slices::new(slices);
-    let mut table = ServiceTable::default();
-    for service in services.iter().filter(|service| is_ours(service)) {
-        let Some(spec) = &service.spec else { continue };
-        for port in spec.ports.iter().flatten() {
-            let Some(protocol) = protocol(port.protocol.as_deref()) else { continue };
-            let backend = |local| {
-                let endpoints = |local| endpoints(slices.of(service), port, place, local);
-                let own = endpoints(local);
-                // Refused is only what nobody serves anywhere.
-                let elsewhere = local && own.is_empty() && !endpoints(false).is_empty();
-                Backend { endpoints: own, elsewhere, affinity_s: affinity(spec) }
-            };
-            let internal = backend(spec.internal_traffic_policy.as_deref() == Some("Local"));
-            let external = backend(spec.external_traffic_policy.as_deref() == Some("Local"));
-            let insert = |table: &mut ServiceTable, address, port, backend: &Backend| {
-                table.services.insert(Frontend { address, protocol, port }, backend.clone());
-            };
-            if let Ok(number) = u16::try_from(port.port) {
-                for address in cluster_ips(spec) {
-                    insert(&mut table, address, number, &internal);
-                }
-                let external_ips = spec.external_ips.iter().flatten();
-                for address in external_ips.filter_map(|text| text.parse().ok()) {
-                    insert(&mut table, address, number, &external);
-                }
+    Tables::default().table(services, slices, pods, place)
+}
+
+/// What a Service leads to, and what that was made of.
+struct Known {
+    service: Arc<Service>,
+    slices: Vec<Arc<EndpointSlice>>,
+    entries: Vec<(Frontend, Backend)>,
+}
+
+impl Known {
+    fn is_of(&self, service: &Arc<Service>, slices: &[&Arc<EndpointSlice>]) -> bool {
+        Arc::ptr_eq(service, &self.service)
+            && slices.len() == self.slices.len()
+            && slices.iter().all(|new| self.slices.iter().any(|known| Arc::ptr_eq(new, known)))
+    }
+}
+
+/// Tables one after the other: what is made of the same objects is not made again.
+#[derive(Default)]
+pub(crate) struct Tables {
+    place: Option<Place>,
+    known: HashMap<(String, String), Known>,
+}
+
+impl Tables {
+    /// The table for these objects.
+    pub fn table(
+        &mut self,
+        services: &[Arc<Service>],
+        slices: &[Arc<EndpointSlice>],
+        pods: &[Arc<Pod>],
+        place: &Place,
+    ) -> ServiceTable {
+        if self.place.as_ref() != Some(place) {
+            self.known.clear();
+            self.place = Some(place.clone());
+        }
+        let slices = Slices::new(slices);
+        let mut before = std::mem::take(&mut self.known);
+        let mut table = ServiceTable::default();
+        for service in services.iter().filter(|service| is_ours(service)) {
+            let (namespace, name) = key(service);
+            let (key, own) = ((namespace.to_owned(), name.to_owned()), slices.of(service));
+            let known = before.remove(&key).filter(|known| known.is_of(service, own));
+            let known = known.unwrap_or_else(|| Known {
+                service: Arc::clone(service),
+                slices: own.iter().map(|slice| Arc::clone(slice)).collect(),
+                entries: entries(service, own, place),
+            });
+            table.services.extend(known.entries.iter().cloned());
+            self.known.insert(key, known);
+        }
+        host_ports(&mut table, pods, place);
+        table
+    }
+}
+
+/// What one Service contributes.
+fn entries(
+    service: &Service,
+    slices: &[&Arc<EndpointSlice>],
+    place: &Place,
+) -> Vec<(Frontend, Backend)> {
+    let Some(spec) = &service.spec else { return Vec::new() };
+    let mut all = Vec::new();
+    for port in spec.ports.iter().flatten() {
+        let Some(protocol) = protocol(port.protocol.as_deref()) else { continue };
+        let backend = |local| {
+            let endpoints = |local| endpoints(slices, port, place, local);
+            let own = endpoints(local);
+            // Refused is only what nobody serves anywhere.
+            let elsewhere = local && own.is_empty() && !endpoints(false).is_empty();
+            let affinity_s = affinity(spec);
+            Backend { endpoints: own, for_pods: None, elsewhere, affinity_s }
+        };
+        let internal = backend(spec.internal_traffic_policy.as_deref() == Some("Local"));
+        let local = spec.external_traffic_policy.as_deref() == Some("Local");
+        let mut external = backend(local);
+        // The policy is about where traffic enters the cluster; that of pods is in it already.
+        external.for_pods = local
+            .then(|| endpoints(slices, port, place, false))
+            .filter(|all| *all != external.endpoints);
+        let mut insert = |address, port, backend: &Backend| {
+            all.push((Frontend { address, protocol, port }, backend.clone()));
+        };
+        if let Ok(number) = u16::try_from(port.port) {
+            for address in cluster_ips(spec) {
+                insert(address, number, &internal);
             }
-            if let Some(number) = node_port(port) {
-                for address in &place.addresses {
-                    insert(&mut table, *address, number, &external);
-                }
+            let external_ips = spec.external_ips.iter().flatten();
+            for address in external_ips.filter_map(|text| text.parse().ok()) {
+                insert(address, number, &external);
+            }
+        }
+        if let Some(number) = node_port(port) {
+            for address in &place.addresses {
+                insert(*address, number, &external);
             }
         }
     }
-    host_ports(&mut table, pods, place);
-    table
+    all
 }
 
 /// Within the pods' network a host port is at the node's address and, for the node itself and pods in
@@ -196,7 +269,7 @@ pub(crate) fn is_local(endpoint: &Endpoint, place: &Place) -> bool {
 
 /// The endpoints that get the traffic of a port. With `local` only this node's are looked at.
 pub(crate) fn endpoints(
-    slices: &[&EndpointSlice],
+    slices: &[&Arc<EndpointSlice>],
     port: &ServicePort,
     place: &Place,
     local: bool,
@@ -220,7 +293,7 @@ pub(crate) fn endpoints(
 }
 
 /// How many endpoints of a Service on this node are ready, whatever their ports.
-pub(crate) fn local_endpoints(slices: &[&EndpointSlice], place: &Place) -> usize {
+pub(crate) fn local_endpoints(slices: &[&Arc<EndpointSlice>], place: &Place) -> usize {
     let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
     let ready = endpoints.filter(|endpoint| {
         let conditions = endpoint.conditions.as_ref();
@@ -271,8 +344,14 @@ mod tests {
                 let endpoints: Vec<_> = backend.endpoints.iter().map(ToString::to_string).collect();
                 let own = SocketAddr::new(frontend.address, frontend.port);
                 let elsewhere = if backend.elsewhere { "elsewhere" } else { "" };
+                let for_pods: Vec<_> =
+                    backend.for_pods.iter().flatten().map(ToString::to_string).collect();
+                let for_pods = match for_pods.as_slice() {
+                    [] => String::new(),
+                    _ => format!(" pods {}", for_pods.join(",")),
+                };
                 let affinity = backend.affinity_s.map_or(String::new(), |s| format!(" for {s} s"));
-                format!("{own} > {}{elsewhere}{affinity}", endpoints.join(","))
+                format!("{own} > {}{elsewhere}{affinity}{for_pods}", endpoints.join(","))
             })
             .collect()
     }
@@ -308,12 +387,15 @@ mod tests {
         let (one, both) = ("10.42.0.2:8080", "10.42.0.2:8080,10.42.1.2:8080");
         let (other, lost) = ("10.42.1.2:8080", "elsewhere");
         let (all, far, none) = (json!([near, far]), json!([far]), json!([]));
+        // What enters the cluster stays here; what pods begin is in it already.
+        let (one_pods, lost_pods) = (format!("{one} pods {both}"), format!("{lost} pods {other}"));
+        let (one_pods, lost_pods) = (one_pods.as_str(), lost_pods.as_str());
         let cases = [
             (json!({}), &all, both, both),
             (json!({"internalTrafficPolicy": "Local"}), &all, one, both),
-            (json!({"externalTrafficPolicy": "Local"}), &all, both, one),
+            (json!({"externalTrafficPolicy": "Local"}), &all, both, one_pods),
             (json!({"internalTrafficPolicy": "Local"}), &far, lost, other),
-            (json!({"externalTrafficPolicy": "Local"}), &far, other, lost),
+            (json!({"externalTrafficPolicy": "Local"}), &far, other, lost_pods),
             (json!({"externalTrafficPolicy": "Local"}), &none, "", ""),
         ];
         for (spec, endpoints, internal, external) in cases {
@@ -327,6 +409,31 @@ mod tests {
             ];
             assert_eq!(told(&table), lines, "{spec}");
         }
+    }
+
+    #[test]
+    fn what_is_known_is_forgotten_when_it_changes() {
+        let mut tables = Tables::default();
+        let far = endpoint("10.42.1.2", "there", &json!({"ready": true}));
+        let near = endpoint("10.42.0.2", "here", &json!({"ready": true}));
+        let (web, first, second) =
+            (service(&Value::Null), slices(&json!([near])), slices(&json!([near, far])));
+        let other = service(&json!({"clusterIP": "10.43.0.8", "clusterIPs": ["10.43.0.8"]}));
+        let zoned = Place { zone: Some("z".into()), ..place() };
+        let steps = [
+            (&web, &first, place()),
+            (&web, &first, place()),
+            (&web, &second, place()),
+            (&other, &second, place()),
+            (&other, &second, zoned),
+            (&web, &first, place()),
+        ];
+        for (step, (services, slices, place)) in steps.into_iter().enumerate() {
+            let fresh = table(services, slices, &[], &place);
+            assert_eq!(tables.table(services, slices, &[], &place), fresh, "step {step}");
+        }
+        assert!(tables.table(&[], &first, &[], &place()).services.is_empty());
+        assert!(tables.known.is_empty());
     }
 
     #[test]

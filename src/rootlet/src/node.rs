@@ -43,6 +43,8 @@ pub const REVERSE: [&str; 4] = [
 ];
 /// Largest packet between pods.
 const MTU: u32 = 65520;
+/// Among so many the pods are spread: a flood of questions reaches only those of its own.
+const DNS_SOCKETS: u32 = 32;
 
 /// The addresses of a cluster that are the same in every one of its kind.
 pub struct Plan {
@@ -107,13 +109,14 @@ async fn serve(settings: &Settings, existing: Option<OwnedFd>) -> anyhow::Result
         bail!("this kernel has no IPv6; use --ip-family ipv4");
     }
     let address = SocketAddr::new(*own.first().context("the node has no address")?, 53);
-    let dns = dns::serve(
-        node.bind_udp(address).await.context("cannot listen for DNS")?,
-        node.bind_tcp(address).await.context("cannot listen for DNS")?,
-        listen(&settings.paths.dns_socket())?,
-        DOMAIN,
-    )
-    .context("cannot serve DNS")?;
+    let metrics = SocketAddr::new(address.ip(), dns::METRICS_PORT);
+    let sockets = dns::Sockets {
+        udp: node.bind_udp_shared(address, DNS_SOCKETS).await.context("cannot listen for DNS")?,
+        tcp: node.bind_tcp(address).await.context("cannot listen for DNS")?,
+        metrics: node.bind_tcp(metrics).await.context("cannot listen for DNS' metrics")?,
+        control: listen(&settings.paths.dns_socket())?,
+    };
+    let dns = dns::serve(sockets, DOMAIN).context("cannot serve DNS")?;
 
     let mut terminate = signal(SignalKind::terminate())?;
     println!("ready");

@@ -146,6 +146,7 @@ impl Network for netns::Control {
                 ingress_bps: pod.ingress_bps,
                 egress_bps: pod.egress_bps,
             },
+            address: None,
         };
         let attachment = Self::attach(self, request, netns).await?;
         Ok([Some(attachment.address), attachment.address6].into_iter().flatten().collect())

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use socket2::{Protocol, SockAddr, Socket, Type};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::Flows;
 use super::tcp::domain;
 use crate::family::Family;
+use crate::sys::Reported;
 use crate::{Cidr, Error, sys};
 use wire::{Echo, Why};
 
@@ -28,9 +30,14 @@ const QUEUED: usize = 16;
 const FLOWS: usize = 1024;
 const FLOWS_PER_POD: usize = 128;
 const PACKET_BYTES: usize = 65_535;
+/// Linux' default, `net.ipv4.ip_default_ttl`. What may make so many hops, or more, makes what the host allows.
+const DEFAULT_HOPS: u8 = 64;
 
 /// Pod, destination, identifier.
 type Key = (IpAddr, IpAddr, u16);
+
+/// What a pod sent: a message, and the hops that it may make from here.
+type Sent = (Vec<u8>, Option<u8>);
 
 /// The raw sockets of one family in the node network.
 pub(crate) struct Sockets {
@@ -47,7 +54,10 @@ pub(crate) fn open(family: Family) -> io::Result<Sockets> {
     match family {
         Family::V4 => send.set_header_included_v4(true)?,
         // An IPv6 packet arrives without its header.
-        Family::V6 => sys::receive_destination6(&receive)?,
+        Family::V6 => {
+            sys::receive_destination6(&receive)?;
+            sys::receive_hops(&receive, family)?;
+        }
     }
     Ok(Sockets { family, receive, send })
 }
@@ -71,7 +81,7 @@ pub(crate) struct Ping {
     /// The node's own addresses.
     gateways: Vec<IpAddr>,
     inside: Vec<Cidr>,
-    flows: Mutex<HashMap<Key, mpsc::Sender<Vec<u8>>>>,
+    flows: Mutex<HashMap<Key, mpsc::Sender<Sent>>>,
     told: Once,
 }
 
@@ -119,11 +129,13 @@ impl Ping {
             let ready = raw.receive.readable().await;
             let mut ready = ready.map_err(|e| Error::system("wait for pings", e))?;
             let received = ready.try_io(|socket| receive(family, socket.get_ref(), &mut buffer));
-            let Ok(Ok((length, addresses))) = received else { continue };
+            let Ok(Ok((length, told))) = received else { continue };
             let packet = &buffer[..length];
-            let echo = match addresses {
+            let echo = match told {
                 None => wire::read_packet4(packet),
-                Some((pod, destination)) => wire::read_message(packet, pod, destination),
+                Some((pod, destination, hops)) => {
+                    wire::read_message(packet, pod, destination, hops)
+                }
             };
             if let Some(echo) = echo {
                 self.dispatch(&echo, &pods, &tasks);
@@ -141,10 +153,17 @@ impl Ping {
         if is_local(destination) || self.inside.iter().any(|c| c.contains(destination)) {
             return;
         }
+        let Ok(hops) = left_of(echo.hops) else {
+            let protocol = wire::protocol(pod.is_ipv4());
+            let original = wire::packet(pod, destination, protocol, echo.message);
+            self.expired(pod, None, &original);
+            return;
+        };
+        let sent = (echo.message.to_vec(), hops);
         let key = (pod, destination, echo.identifier);
         let mut flows = self.flows.lock().expect("never held across a panic");
         if let Some(flow) = flows.get(&key) {
-            let _ = flow.try_send(echo.message.to_vec());
+            let _ = flow.try_send(sent);
             return;
         }
         let own = || flows.keys().filter(|(other, _, _)| *other == pod).count();
@@ -152,7 +171,7 @@ impl Ping {
             return;
         }
         let (sender, queue) = mpsc::channel(QUEUED);
-        let _ = sender.try_send(echo.message.to_vec());
+        let _ = sender.try_send(sent);
         flows.insert(key, sender);
         drop(flows);
         let (ping, token) = (Arc::clone(self), pods.of(pod));
@@ -163,8 +182,8 @@ impl Ping {
         });
     }
 
-    async fn carry(&self, (pod, destination, identifier): Key, mut queue: mpsc::Receiver<Vec<u8>>) {
-        let v4 = destination.is_ipv4();
+    async fn carry(&self, (pod, destination, identifier): Key, mut queue: mpsc::Receiver<Sent>) {
+        let (family, v4) = (Family::of(destination), destination.is_ipv4());
         let failed = |message: &[u8], why: Why| {
             let original = wire::packet(pod, destination, wire::protocol(v4), message);
             self.transmit(pod, &wire::unreachable(destination, pod, why, &original));
@@ -177,7 +196,7 @@ impl Ping {
                         tracing::warn!(%error, "pods cannot ping beyond the cluster: net.ipv4.ping_group_range does not include this user's group");
                     });
                 }
-                while let Ok(message) = queue.try_recv() {
+                while let Ok((message, _)) = queue.try_recv() {
                     failed(&message, Why::of(error.kind()));
                 }
                 return;
@@ -186,14 +205,24 @@ impl Ping {
         let mut buffer = vec![0; PACKET_BYTES];
         loop {
             tokio::select! {
-                Some(message) = queue.recv() => {
+                Some((message, hops)) = queue.recv() => {
+                    // Not being able to is no reason not to send.
+                    let _ = sys::set_hops(outside.get_ref(), family, hops.unwrap_or(DEFAULT_HOPS));
                     // A ping socket puts its own identifier in and keeps the sequence number.
                     if let Err(error) = outside.get_ref().send(&message) {
                         failed(&message, Why::of(error.kind()));
                     }
                 }
-                ready = outside.readable() => {
+                ready = outside.ready(Interest::READABLE | Interest::ERROR) => {
                     let Ok(mut ready) = ready else { return };
+                    while let Ok(told) = sys::reported(outside.get_ref(), &mut buffer) {
+                        let mut message = buffer[..told.length].to_vec();
+                        if let Some(own) = message.get_mut(4..6) {
+                            own.copy_from_slice(&identifier.to_be_bytes());
+                        }
+                        let original = wire::packet(pod, destination, wire::protocol(v4), &message);
+                        self.tell(pod, destination, &told, &original);
+                    }
                     let received = ready.try_io(|socket| {
                         use std::io::Read;
                         (&mut socket.get_ref()).read(&mut buffer)
@@ -208,17 +237,50 @@ impl Ping {
         }
     }
 
-    /// Tells a pod that its datagram to `destination` did not arrive.
-    pub fn unreachable(&self, pod: SocketAddr, destination: SocketAddr, why: io::ErrorKind) {
-        if pod.is_ipv4() != destination.is_ipv4() {
+    /// Tells a pod that a packet made all the hops that it was allowed: of the gateway's own, or of
+    /// another's on the way.
+    fn expired(&self, pod: IpAddr, by: Option<IpAddr>, original: &[u8]) {
+        let own = || self.gateways.iter().find(|own| own.is_ipv4() == pod.is_ipv4()).copied();
+        if let Some(by) = by.filter(|by| by.is_ipv4() == pod.is_ipv4()).or_else(own) {
+            self.transmit(pod, &wire::unreachable(by, pod, Why::Expired, original));
+        }
+    }
+
+    /// Passes on to a pod what the network reported.
+    fn tell(&self, pod: IpAddr, destination: IpAddr, told: &Reported, original: &[u8]) {
+        if told.expired {
+            self.expired(pod, told.by, original);
             return;
         }
-        let mut header = Vec::with_capacity(8);
-        header.extend_from_slice(&pod.port().to_be_bytes());
-        header.extend_from_slice(&destination.port().to_be_bytes());
-        header.extend_from_slice(&[0, 8, 0, 0]);
+        let by = told.by.filter(|by| by.is_ipv4() == pod.is_ipv4() && !by.is_loopback());
+        let by = by.unwrap_or(destination);
+        let why = Why::of(told.error.kind());
+        self.transmit(pod, &wire::unreachable(by, pod, why, original));
+    }
+
+    /// The hops that are left to a pod's datagram; if none, the pod is told.
+    pub fn pass(
+        &self,
+        pod: SocketAddr,
+        destination: SocketAddr,
+        hops: Option<u8>,
+    ) -> Result<Option<u8>, Expired> {
+        let left = left_of(hops);
+        if left.is_err() {
+            self.expired(pod.ip(), None, &datagram(pod, destination));
+        }
+        left
+    }
+
+    /// Passes on to a pod what the network reported of its datagram.
+    pub fn reported(&self, pod: SocketAddr, destination: SocketAddr, told: &Reported) {
+        self.tell(pod.ip(), destination.ip(), told, &datagram(pod, destination));
+    }
+
+    /// Tells a pod that its datagram to `destination` did not arrive.
+    pub fn unreachable(&self, pod: SocketAddr, destination: SocketAddr, why: io::ErrorKind) {
+        let original = datagram(pod, destination);
         let (pod, destination) = (pod.ip(), destination.ip());
-        let original = wire::packet(pod, destination, libc::IPPROTO_UDP as u8, &header);
         let error = wire::unreachable(destination, pod, Why::of(why), &original);
         self.transmit(pod, &error);
     }
@@ -232,12 +294,34 @@ impl Ping {
     }
 }
 
-/// One packet; of IPv6 without its header, but with source and destination.
+/// There are no hops left.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Expired;
+
+/// The hops that are left once the gateway has made its own; None is what the host gives.
+fn left_of(hops: Option<u8>) -> Result<Option<u8>, Expired> {
+    match hops {
+        Some(0 | 1) => Err(Expired),
+        None | Some(DEFAULT_HOPS..) => Ok(None),
+        Some(hops) => Ok(Some(hops - 1)),
+    }
+}
+
+/// A pod's datagram, or as much of it as errors quote.
+fn datagram(pod: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let mut header = Vec::with_capacity(8);
+    header.extend_from_slice(&pod.port().to_be_bytes());
+    header.extend_from_slice(&destination.port().to_be_bytes());
+    header.extend_from_slice(&[0, 8, 0, 0]);
+    wire::packet(pod.ip(), destination.ip(), libc::IPPROTO_UDP as u8, &header)
+}
+
+/// One packet; of IPv6 without its header, but with source, destination and hops.
 fn receive(
     family: Family,
     socket: &Socket,
     buffer: &mut [u8],
-) -> io::Result<(usize, Option<(IpAddr, IpAddr)>)> {
+) -> io::Result<(usize, Option<(IpAddr, IpAddr, Option<u8>)>)> {
     match family {
         Family::V4 => {
             use std::io::Read;
@@ -245,8 +329,8 @@ fn receive(
             socket.read(buffer).map(|length| (length, None))
         }
         Family::V6 => {
-            let (length, source, destination) = sys::receive_with_destination(socket, buffer)?;
-            Ok((length, Some((source.ip(), destination.ip()))))
+            let got = sys::receive_with_destination(socket, buffer)?;
+            Ok((got.length, Some((got.source.ip(), got.destination.ip(), got.hops))))
         }
     }
 }
@@ -264,5 +348,6 @@ fn outside(destination: IpAddr) -> io::Result<AsyncFd<Socket>> {
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(domain(family), kind, Some(icmp(family)))?;
     socket.connect(&SocketAddr::from((destination, 0)).into())?;
+    sys::keep_errors(&socket, family)?;
     sys::watch(socket)
 }

@@ -18,6 +18,8 @@ const UNREACHABLE4: u8 = 3;
 const ECHO_REQUEST6: u8 = 128;
 const ECHO_REPLY6: u8 = 129;
 const UNREACHABLE6: u8 = 1;
+const EXPIRED4: u8 = 11;
+const EXPIRED6: u8 = 3;
 
 /// Why a packet did not arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub(super) enum Why {
     Host,
     Port,
     Prohibited,
+    /// It made all the hops that it was allowed.
+    Expired,
 }
 
 impl Why {
@@ -39,9 +43,18 @@ impl Why {
         }
     }
 
+    fn kind(self, v4: bool) -> u8 {
+        match (self, v4) {
+            (Self::Expired, true) => EXPIRED4,
+            (Self::Expired, false) => EXPIRED6,
+            (_, true) => UNREACHABLE4,
+            (_, false) => UNREACHABLE6,
+        }
+    }
+
     fn code(self, v4: bool) -> u8 {
         match (self, v4) {
-            (Self::Net, _) => 0,
+            (Self::Net | Self::Expired, _) => 0,
             (Self::Host, true) | (Self::Prohibited, false) => 1,
             (Self::Port, true) | (Self::Host, false) => 3,
             (Self::Port, false) => 4,
@@ -58,6 +71,8 @@ pub(super) struct Echo<'a> {
     pub identifier: u16,
     /// ICMP header and data.
     pub message: &'a [u8],
+    /// How many hops it has left, if that is known.
+    pub hops: Option<u8>,
 }
 
 /// The echo request in an IPv4 packet.
@@ -68,17 +83,22 @@ pub(super) fn read_packet4(packet: &[u8]) -> Option<Echo<'_>> {
         Some(Ipv4Addr::from(octets).into())
     };
     let message = packet.get(header..).filter(|_| header >= IP4_HEADER)?;
-    read_message(message, address(12)?, address(16)?)
+    read_message(message, address(12)?, address(16)?, packet.get(8).copied())
 }
 
 /// The echo request in an ICMP message that came with its addresses.
-pub(super) fn read_message(message: &[u8], pod: IpAddr, destination: IpAddr) -> Option<Echo<'_>> {
+pub(super) fn read_message(
+    message: &[u8],
+    pod: IpAddr,
+    destination: IpAddr,
+    hops: Option<u8>,
+) -> Option<Echo<'_>> {
     let kind = if pod.is_ipv4() { ECHO_REQUEST4 } else { ECHO_REQUEST6 };
     if message.len() < ICMP_HEADER || message[0] != kind || message[1] != 0 {
         return None;
     }
     let identifier = u16::from_be_bytes([message[4], message[5]]);
-    Some(Echo { pod, destination, identifier, message })
+    Some(Echo { pod, destination, identifier, message, hops })
 }
 
 /// Whether a ping socket's message is an answer.
@@ -102,8 +122,8 @@ pub(super) fn reply(from: IpAddr, to: IpAddr, message: &[u8], identifier: u16) -
 /// The packet that says that `original` did not arrive.
 pub(super) fn unreachable(from: IpAddr, to: IpAddr, why: Why, original: &[u8]) -> Vec<u8> {
     let v4 = from.is_ipv4();
-    let (kind, quoted) = if v4 { (UNREACHABLE4, QUOTED4) } else { (UNREACHABLE6, QUOTED6) };
-    let mut message = vec![kind, why.code(v4), 0, 0, 0, 0, 0, 0];
+    let quoted = if v4 { QUOTED4 } else { QUOTED6 };
+    let mut message = vec![why.kind(v4), why.code(v4), 0, 0, 0, 0, 0, 0];
     message.extend_from_slice(&original[..original.len().min(quoted)]);
     sealed(from, to, message)
 }
@@ -166,15 +186,16 @@ mod tests {
         let (pod, destination) = (ip("10.42.0.2"), ip("192.0.2.1"));
         let message = [8, 0, 1, 2, 0x12, 0x34, 0, 1, b'x'];
         let whole = packet(pod, destination, 1, &message);
-        let expected = Echo { pod, destination, identifier: 0x1234, message: &message };
+        let expected =
+            Echo { pod, destination, identifier: 0x1234, message: &message, hops: Some(TTL) };
         assert_eq!(read_packet4(&whole), Some(expected));
         let answer = packet(pod, destination, 1, &[0, 0, 1, 2, 0x12, 0x34, 0, 1]);
         assert_eq!(read_packet4(&answer), None);
         let (pod, destination) = (ip("fd00::2"), ip("2001:db8::1"));
         let message = [128, 0, 1, 2, 0x12, 0x34, 0, 1, b'x'];
-        let expected = Echo { pod, destination, identifier: 0x1234, message: &message };
-        assert_eq!(read_message(&message, pod, destination), Some(expected));
-        assert_eq!(read_message(&[135; 24], pod, destination), None, "a solicitation");
+        let expected = Echo { pod, destination, identifier: 0x1234, message: &message, hops: None };
+        assert_eq!(read_message(&message, pod, destination, None), Some(expected));
+        assert_eq!(read_message(&[135; 24], pod, destination, None), None, "a solicitation");
     }
 
     #[test]
@@ -198,13 +219,15 @@ mod tests {
         let error = unreachable(outside, pod, Why::Port, &original);
         assert_eq!((error.len(), error[IP6_HEADER], error[IP6_HEADER + 1]), (1280, 1, 4));
         assert_eq!(error[IP6_HEADER + ICMP_HEADER..], original[..QUOTED6]);
+        let expired = unreachable(outside, pod, Why::Expired, &original);
+        assert_eq!((expired[IP6_HEADER], expired[IP6_HEADER + 1]), (3, 0));
     }
 
     proptest! {
         #[test]
         fn foreign_packets_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
             let _ = read_packet4(&bytes);
-            let _ = read_message(&bytes, ip("fd00::2"), ip("2001:db8::1"));
+            let _ = read_message(&bytes, ip("fd00::2"), ip("2001:db8::1"), Some(1));
             let _ = is_reply(&bytes, false);
         }
     }
