@@ -105,6 +105,9 @@ fn pods_reach_out_and_each_other() {
     let looked =
         sh_ok(&cluster, "client", &format!("nslookup -type=a {label}.default.pod.cluster.local"));
     assert!(looked.contains(&ip), "{looked}");
+    let told = sh_ok(&cluster, "client", "wget -qO- http://kube-dns.kube-system:9153/metrics");
+    let line = told.lines().find(|line| line.contains("type=\"A\""));
+    assert!(line.is_some_and(|line| line.starts_with("coredns_dns_requests_total{")), "{told}");
     let absent = sh(&cluster, "client", "nslookup -type=a none.default.svc.cluster.local");
     assert!((absent.out + &absent.err).contains("NXDOMAIN"));
     let nobody = json!({"selector": {"app": "nobody"}, "ports": [{"port": 80}]});
@@ -444,6 +447,24 @@ fn the_network_outlives_the_node_process() {
     cluster.pod_ready("web");
     cluster.pod_ready("client");
     assert_eq!(sh_ok(&cluster, "client", "wget -qO- http://web/"), "hello\n");
+    // Connections to another pod and to a service, which say something all the time.
+    let echo = "nc -ll -p 9000 -e cat >/dev/null 2>&1 </dev/null &";
+    assert_eq!(sh(&cluster, "web", echo).code, Some(0));
+    let ip = cluster.get(&["pod", "web"]).expect("it is there");
+    let ip = ip["status"]["podIP"].as_str().expect("it has an address").to_owned();
+    let spec = json!({"selector": {"app": "web"}, "ports": [{"port": 9000}]});
+    cluster.apply(&service("echo", &spec));
+    for (place, file) in [(ip.as_str(), "direct"), ("echo", "service")] {
+        sh_ok(&cluster, "client", &format!("nc -w 1 {place} 9000 </dev/null"));
+        let script = format!(
+            "(for i in $(seq 80); do echo $i; sleep 0.1; done; sleep 1) | \
+             nc {place} 9000 >/tmp/{file} 2>&1 &"
+        );
+        assert_eq!(sh(&cluster, "client", &script).code, Some(0));
+    }
+    for file in ["direct", "service"] {
+        sh_ok(&cluster, "client", &format!("grep -q 3 /tmp/{file}"));
+    }
     let lock = cluster.path("rootlet").join(&cluster.name).join("node.pid");
     let pid = || std::fs::read_to_string(&lock).unwrap_or_default();
     let first = pid();
@@ -455,6 +476,13 @@ fn the_network_outlives_the_node_process() {
     });
     // By name: so DNS, the service and the way between pods are there again.
     assert_eq!(sh_ok(&cluster, "client", "timeout 5 wget -qO- http://web/"), "hello\n");
+    let whole: String = (1..=80).map(|number| format!("{number}\n")).collect();
+    for file in ["direct", "service"] {
+        eventually("the connection to go on", || {
+            let got = sh(&cluster, "client", &format!("cat /tmp/{file}")).out;
+            if got == whole { Ok(()) } else { Err(format!("{file}: {got}")) }
+        });
+    }
     cluster.apply(&server("later", &json!({"app": "later"}), "new"));
     cluster.pod_ready("later");
     if let Some(host) = host_address() {
@@ -555,6 +583,89 @@ fn pods_get_their_network_by_cni_plugins() {
     });
 }
 
+/// Chained reference plugins get what they ask for; a plugin of the newest version, written for the
+/// test, sees every call with its input.
+#[test]
+fn cni_plugins_are_told_what_the_pod_wants_and_what_is_gone() {
+    let place = "/usr/lib/cni";
+    let cluster = Cluster::prepared();
+    let (folder, own) = (cluster.path("cni"), cluster.path("own-plugins"));
+    for folder in [&folder.join("pods"), &own] {
+        std::fs::create_dir_all(folder).expect("a folder can be made");
+    }
+    let calls = cluster.path("calls");
+    let script = format!(
+        "#!/bin/sh\ninput=$(cat)\n\
+         [ $CNI_COMMAND = VERSION ] && echo '{{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}}' && exit\n\
+         echo \"$CNI_COMMAND $CNI_CONTAINERID $input\" >>{calls}\n\
+         [ $CNI_COMMAND != STATUS ] || [ ! -e {calls}.broken ] || {{ echo '{{\"code\":50,\"msg\":\"the switch is off\"}}'; exit 1; }}\n\
+         [ $CNI_COMMAND != ADD ] || printf %s \"$input\" | sed 's/.*\"prevResult\"://; s/,\"runtimeConfig\".*//; s/,\"type\".*//'\n",
+        calls = calls.display()
+    );
+    let spy = own.join("spy");
+    std::fs::write(&spy, script).expect("it can be written");
+    std::fs::set_permissions(&spy, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("it can be made executable");
+    // The reference plugins of this machine speak 1.0.0; a folder beside the list adds the last one.
+    let conf = json!({"cniVersions": ["1.0.0"], "cniVersion": "1.0.0", "name": "pods", "plugins": [
+        {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
+         "capabilities": {"ips": true, "mac": true},
+         "ipam": {"type": "host-local", "dataDir": cluster.path("cni-data"),
+            "routes": [{"dst": "0.0.0.0/0"}], "ranges": [[{"subnet": "10.88.0.0/24"}]]}},
+        {"type": "portmap", "capabilities": {"portMappings": true}, "snat": false},
+        {"type": "bandwidth", "capabilities": {"bandwidth": true}}]});
+    std::fs::write(folder.join("10-pods.conflist"), conf.to_string()).expect("it can be written");
+    let beside = json!({"type": "spy", "capabilities": {"dns": true}});
+    std::fs::write(folder.join("pods/90-spy.conf"), beside.to_string()).expect("it can be written");
+    let folder = folder.to_str().expect("paths are UTF-8").to_owned();
+    let own = own.to_str().expect("paths are UTF-8").to_owned();
+    cluster.up(&["--cni-conf-dir", &folder, "--cni-bin-dir", place, "--cni-bin-dir", &own]);
+    cluster.load_busybox();
+    let web = server("web", &json!({"app": "web"}), "hello");
+    let mut web: Value = serde_json::from_str(&web).expect("it is JSON");
+    web["metadata"]["annotations"] = json!({"kubernetes.io/ingress-bandwidth": "1G",
+        "cni.rootlet.dev/ips": "10.88.0.77/24", "cni.rootlet.dev/mac": "0a:00:00:00:00:77"});
+    web["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080, "hostPort": 31999}]);
+    cluster.apply(&web.to_string());
+    client(&cluster, "client");
+    let web = cluster.pod_ready("web");
+    cluster.pod_ready("client");
+    assert_eq!(web["status"]["podIP"], "10.88.0.77");
+    let mac = sh_ok(&cluster, "web", "cat /sys/class/net/eth0/address");
+    assert_eq!(mac, "0a:00:00:00:00:77\n");
+    let enter = |words: &[&str]| cluster.rootlet_with(&["enter"], words);
+    let nat = enter(&["iptables", "-t", "nat", "-S"]);
+    assert!(nat.out.contains("--to-destination 10.88.0.77:8080"), "{}{}", nat.out, nat.err);
+    let shaped = enter(&["tc", "qdisc", "show"]);
+    assert!(shaped.out.contains("rate 1Gbit"), "{}{}", shaped.out, shaped.err);
+    let got = sh_ok(&cluster, "client", "timeout 5 wget -qO- http://10.88.0.1:31999/");
+    assert_eq!(got, "hello\n", "through the host port");
+    let told = || std::fs::read_to_string(&calls).unwrap_or_default();
+    let add = told().lines().find(|line| line.starts_with("ADD ")).map(str::to_owned);
+    let add = add.expect("the last plugin was called");
+    assert!(add.contains("\"servers\"") && add.contains("10.88.0.77/24"), "{add}");
+    assert!(!told().contains("STATUS"), "which 1.0.0 does not have");
+
+    // From now on everything speaks 1.1.0, which has STATUS and GC.
+    let conf = json!({"cniVersion": "1.1.0", "name": "pods", "loadOnlyInlinedPlugins": true,
+        "plugins": [{"type": "spy"}]});
+    std::fs::write(format!("{folder}/10-pods.conflist"), conf.to_string()).expect("it is written");
+    eventually("the plugin to be asked how it is", || {
+        if told().contains("STATUS ") { Ok(()) } else { Err(told()) }
+    });
+    std::fs::write(format!("{}.broken", calls.display()), "").expect("it can be written");
+    cluster.kubectl_ok(&["wait", "--for=condition=Ready=false", "node", "--all", "--timeout=60s"]);
+    let node = cluster.kubectl_ok(&["get", "nodes", "-o", "json"]);
+    assert!(node.contains("the switch is off"), "{node}");
+    std::fs::remove_file(format!("{}.broken", calls.display())).expect("it is there");
+    cluster.kubectl_ok(&["wait", "--for=condition=Ready", "node", "--all", "--timeout=60s"]);
+    cluster.rootlet(&["down"]);
+    cluster.up(&["--cni-conf-dir", &folder, "--cni-bin-dir", &own]);
+    let gc = told().lines().find(|line| line.starts_with("GC ")).map(str::to_owned);
+    let gc = gc.expect("what is gone was told");
+    assert!(gc.contains("\"cni.dev/valid-attachments\":[]"), "{gc}");
+}
+
 /// A process that lives in a network namespace of its own within the cluster's user namespace, as the
 /// container of another runtime would.
 struct Foreign(std::process::Child);
@@ -612,7 +723,7 @@ fn other_runtimes_get_interfaces_through_cni() {
         let answer = run_with(&mut plugin, conf.to_string().as_bytes());
         (answer.code, serde_json::from_str::<Value>(&answer.out).unwrap_or_default())
     };
-    assert_eq!(cni("VERSION", &Value::Null).1["supportedVersions"][3], "1.1.0");
+    assert_eq!(cni("VERSION", &Value::Null).1["supportedVersions"][4], "1.1.0");
     assert_eq!(cni("STATUS", &Value::Null).0, Some(0));
     let (code, result) = cni("ADD", &Value::Null);
     assert_eq!(code, Some(0), "{result}");
@@ -623,12 +734,28 @@ fn other_runtimes_get_interfaces_through_cni() {
     let url = format!("http://{}:8080/", web["status"]["podIP"].as_str().unwrap_or_default());
     let got = foreign.run(&["busybox", "wget", "-qO-", &url]);
     assert_eq!(got.out, "hello\n", "{}", got.err);
-    assert_eq!(cni("GC", &json!({"cni.dev/valid-attachments": []})).0, Some(0));
+    // What another network or the kubelet attached is not this one's business.
+    let nothing = json!({"cni.dev/valid-attachments": []});
+    let others = json!({"name": "other", "cni.dev/valid-attachments": []});
+    assert_eq!(cni("GC", &others).0, Some(0));
+    assert_eq!(cni("CHECK", &json!({"prevResult": result})).0, Some(0));
+    assert_eq!(cni("GC", &nothing).0, Some(0));
     let (code, error) = cni("CHECK", &json!({"prevResult": result}));
     assert_eq!(code, Some(1), "{error}");
     assert!(error["msg"].as_str().is_some_and(|text| text.contains("c1")), "{error}");
-    assert_eq!(cni("ADD", &Value::Null).0, Some(0));
+    assert_eq!(error["code"], 3, "the container is unknown");
+    let wishes = json!({"cniVersion": "0.4.0", "runtimeConfig": {"ips": ["10.42.0.200"]}});
+    let (code, result) = cni("ADD", &wishes);
+    assert_eq!(code, Some(0), "{result}");
+    assert_eq!(result["ips"][0]["address"], "10.42.0.200/32");
+    assert_eq!(
+        (&result["ips"][0]["version"], &result["cniVersion"]),
+        (&json!("4"), &json!("0.4.0"))
+    );
     assert_eq!(cni("DEL", &Value::Null).0, Some(0));
     assert_eq!(cni("DEL", &Value::Null).0, Some(0), "again is no error");
     assert_eq!(cni("ADD", &json!({"cniVersion": "9.0.0"})).1["code"], 1);
+    let web = cluster.get(&["pod", "web"]).expect("it is there");
+    assert_eq!(web["status"]["phase"], "Running", "the kubelet's pods stay");
+    assert_eq!(foreign.run(&["true"]).code, Some(0));
 }

@@ -1,6 +1,7 @@
 //! What the runtime needs of images and of the network, as traits, so that it can be tried
 //! without a registry and without a node process.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -77,6 +78,10 @@ pub struct NetworkPod {
     pub egress_bps: Option<u64>,
     /// Ports of the host that lead into it.
     pub ports: Vec<HostPort>,
+    /// What it resolves names by.
+    pub dns: Option<v1::DnsConfig>,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// A port of the host that leads into a pod.
@@ -109,4 +114,13 @@ pub trait Network: Send + Sync + 'static {
     async fn node_netns(&self) -> Result<Option<OwnedFd>, Error>;
     /// Sets the addresses pods get.
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
+    /// Whether a pod would be attached; an error says why not.
+    async fn status(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    /// Undoes what is left of attachments other than `valid`.
+    async fn collect(&self, valid: &[String]) -> Result<(), Error> {
+        let _ = valid;
+        Ok(())
+    }
 }

@@ -138,6 +138,12 @@ impl Runtime {
                 }
             }
         }
+        let sandboxes = self.state().sandboxes();
+        let ready = sandboxes.iter().map(|sandbox| sandbox.record()).filter(|record| record.ready);
+        let valid: Vec<String> = ready.map(|record| record.id).collect();
+        if let Err(error) = self.network().collect(&valid).await {
+            tracing::warn!(%error, "the network of pods that are gone is not cleaned up");
+        }
     }
 
     /// Takes over what a shim knows, before anybody asks for it, and gives the pod its network

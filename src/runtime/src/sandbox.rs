@@ -48,6 +48,8 @@ pub fn network_pod(config: &v1::PodSandboxConfig) -> Result<NetworkPod, Error> {
         ingress_bps: bandwidth("ingress")?,
         egress_bps: bandwidth("egress")?,
         ports: host_ports(config)?,
+        dns: config.dns_config.clone(),
+        annotations: config.annotations.clone().into_iter().collect(),
     })
 }
 

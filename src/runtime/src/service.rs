@@ -368,6 +368,12 @@ impl RuntimeService for Runtime {
             status: true,
             ..Default::default()
         };
+        let mut network = condition("NetworkReady");
+        if let Err(error) = self.network().status().await {
+            network.status = false;
+            network.reason = "NetworkPluginNotReady".into();
+            network.message = format!("Network plugin returns error: {error}");
+        }
         let mut info = HashMap::new();
         if request.into_inner().verbose {
             info.insert("cgroups".to_owned(), self.cgroups().note().to_owned());
@@ -391,7 +397,7 @@ impl RuntimeService for Runtime {
         };
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus {
-                conditions: vec![condition("RuntimeReady"), condition("NetworkReady"), limits],
+                conditions: vec![condition("RuntimeReady"), network, limits],
             }),
             info,
             runtime_handlers: vec![handler(""), handler(HANDLER)],
