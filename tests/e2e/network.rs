@@ -631,7 +631,7 @@ fn cni_plugins_are_told_what_the_pod_wants_and_what_is_gone() {
     let web = cluster.pod_ready("web");
     cluster.pod_ready("client");
     assert_eq!(web["status"]["podIP"], "10.88.0.77");
-    let mac = sh_ok(&cluster, "web", "cat /sys/class/net/eth0/address");
+    let mac = sh_ok(&cluster, "web", "ip link show eth0 | sed -n 's/.*ether \\([^ ]*\\) .*/\\1/p'");
     assert_eq!(mac, "0a:00:00:00:00:77\n");
     let enter = |words: &[&str]| cluster.rootlet_with(&["enter"], words);
     let nat = enter(&["iptables", "-t", "nat", "-S"]);
