@@ -19,7 +19,8 @@ use crate::netlink::{Requests, Socket};
 use crate::nft::{self, Batch, Element};
 use crate::policy::{Policies, PolicyTable};
 use crate::ruleset::{
-    self, ADOPTED, AFFINITY, CLUSTER, HAIRPIN, PENDING, PODS, Parameters, QueueBy, Ranges, TABLE,
+    self, ADOPTED, AFFINITY, CLUSTER, CROWDED, HAIRPIN, PENDING, PODS, Parameters, QueueBy, Ranges,
+    TABLE,
 };
 use crate::services::{self, Balance, ServiceChange, ServiceTable, Withdrawn};
 use crate::thread::{current_namespace, inside};
@@ -267,6 +268,14 @@ impl Network {
         self.services = ServiceTable::default();
         self.balances.clear();
         self.policies = Policies::default();
+        batch.commit(&self.netfilter)
+    }
+
+    /// Lets a pod's connections begin without being held, for a while.
+    pub fn crowd(&mut self, pod: IpAddr) -> Result<(), Error> {
+        let family = Family::of(pod);
+        let mut batch = Batch::new(TABLE);
+        batch.add_elements(&family.name(CROWDED), &[Element::Key(crate::family::octets(pod))]);
         batch.commit(&self.netfilter)
     }
 

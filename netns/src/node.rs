@@ -160,7 +160,8 @@ impl Node {
             self.spawn(gateway::serve_tcp(tcp, held, flows, tasks.clone()));
         }
         if let Some(queue) = sockets.queue {
-            let serve = gateway::serve_queue(queue, held, Arc::clone(flows), tasks.clone());
+            let node = self.shared.thread.clone();
+            let serve = gateway::serve_queue(queue, held, Arc::clone(flows), tasks.clone(), node);
             self.spawn_gateway("queue of new connections", serve);
         }
         let context = gateway::Context {

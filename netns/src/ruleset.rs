@@ -34,6 +34,8 @@ pub(crate) const EGRESS: &str = "policy-egress";
 /// Pods, with how much each has begun of late.
 pub(crate) const BEGUN_TCP: &str = "begun-tcp";
 pub(crate) const BEGUN_UDP: &str = "begun-udp";
+/// Pods that have more connections waiting than is their share: what they begin is not held for a while.
+pub(crate) const CROWDED: &str = "crowded";
 /// Ranges of the cluster's own addresses, and single ones of pods that others attached.
 pub(crate) const CLUSTER: &str = "cluster";
 /// Addresses of pods that others attached.
@@ -63,6 +65,8 @@ const CONNECTIONS_PER_S: u64 = 20_000;
 const CONNECTIONS_BURST: u32 = 4096;
 const DATAGRAMS_PER_S: u64 = 20_000;
 const DATAGRAMS_BURST: u32 = 4096;
+/// How long a pod's connections are not held once it had too many.
+pub(crate) const CROWDED_MS: u64 = 1000;
 /// How long a pod that begins nothing is remembered.
 const BEGUN_MS: u64 = 10_000;
 
@@ -182,6 +186,7 @@ fn sets(batch: &mut Batch) {
             (AFFINITY, sticky, address + frontend, endpoint, Some(10_800_000)),
             (BEGUN_TCP, sticky, address, Data::None, Some(BEGUN_MS)),
             (BEGUN_UDP, sticky, address, Data::None, Some(BEGUN_MS)),
+            (CROWDED, SetFlags::TIMEOUT, address, Data::None, Some(CROWDED_MS)),
             (INGRESS, plain, address, Data::Verdict, None),
             (EGRESS, plain, address, Data::Verdict, None),
         ];
@@ -305,6 +310,8 @@ fn hold(batch: &mut Batch, parameters: &Parameters, family: Family) {
     };
     batch.rule(HOLD, &to_cluster(family).accept());
     batch.rule(HOLD, &to_external(family).accept());
+    let crowded = Rule::new().family(family).source(family, R0);
+    batch.rule(HOLD, &crowded.lookup(&family.name(CROWDED), R0, false).accept());
     let first = from_bridge(parameters, family).tcp_syn();
     let queued = match by {
         QueueBy::Expression => first.queue(QUEUE),

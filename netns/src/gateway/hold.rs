@@ -15,7 +15,9 @@ use tokio_util::task::TaskTracker;
 
 use super::Flows;
 use crate::netlink::{Requests, Socket, attributes, messages};
-use crate::ruleset::{MARK_REFUSED, MARK_UNREACHABLE, QUEUE};
+use crate::network::Network;
+use crate::ruleset::{CROWDED_MS, MARK_REFUSED, MARK_UNREACHABLE, QUEUE};
+use crate::thread::NetnsThread;
 use crate::{Error, sys};
 
 const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_QUEUE as u16) << 8;
@@ -62,6 +64,8 @@ pub(crate) struct Held {
 struct Table {
     states: HashMap<Key, State>,
     connecting: HashMap<IpAddr, usize>,
+    /// Pods that had too many waiting, and since when that is known.
+    crowded: HashMap<IpAddr, Instant>,
 }
 
 impl Held {
@@ -114,8 +118,25 @@ impl Held {
         };
     }
 
+    /// Whether it is news that a pod has more waiting than is its share: said once for as long as the
+    /// kernel keeps it.
+    fn is_newly_crowded(&self, pod: IpAddr) -> bool {
+        let mut table = self.table();
+        if table.connecting.get(&pod).is_none_or(|count| *count < HELD_PER_POD) {
+            return false;
+        }
+        let kept = Duration::from_millis(CROWDED_MS);
+        let before = table.crowded.get(&pod).is_some_and(|since| since.elapsed() < kept);
+        if !before {
+            table.crowded.insert(pod, Instant::now());
+        }
+        !before
+    }
+
     fn sweep(&self) {
-        self.table().states.retain(|_, state| match state {
+        let mut table = self.table();
+        table.crowded.retain(|_, since| since.elapsed() < UNCLAIMED);
+        table.states.retain(|_, state| match state {
             State::Connecting => true,
             State::Connected(_, since) => since.elapsed() < UNCLAIMED,
         });
@@ -176,6 +197,7 @@ pub(crate) async fn serve(
     held: Arc<Held>,
     flows: Arc<Flows>,
     tasks: TaskTracker,
+    node: NetnsThread<Network>,
 ) -> Result<(), Error> {
     let failed = |e| Error::system("wait for connections to begin", e);
     let queue = Arc::new(sys::watch(queue).map_err(failed)?);
@@ -201,7 +223,19 @@ pub(crate) async fn serve(
             let Some((id, key)) = read_packet(payload) else { continue };
             match key.map(|key| (key, held.admit(key))) {
                 None => answer(&queue, id, Answer::Accept),
-                Some((_, Some(verdict))) => answer(&queue, id, verdict),
+                Some((key, Some(verdict))) => {
+                    answer(&queue, id, verdict);
+                    // The rest of a flood does not come here, where the others' connections wait.
+                    let pod = key.0.ip();
+                    if held.is_newly_crowded(pod) {
+                        let node = node.clone();
+                        tasks.spawn(async move {
+                            if let Ok(Err(error)) = node.run(move |n| n.crowd(pod)).await {
+                                tracing::debug!(%pod, error = error.chain(), "a crowd is held");
+                            }
+                        });
+                    }
+                }
                 Some((key, None)) => {
                     let (queue, held) = (Arc::clone(&queue), Arc::clone(&held));
                     let token = flows.of(key.0.ip());
@@ -317,6 +351,8 @@ mod tests {
         assert_eq!(held.admit(key(2, 9000)), Some(Answer::Accept), "beyond its share");
         assert_eq!(held.admit(key(2, 1)), Some(Answer::Drop), "a repetition");
         assert_eq!(held.admit(key(3, 1)), None, "another pod");
+        let crowded = |pod: u8| held.is_newly_crowded([10, 42, 0, pod].into());
+        assert_eq!((crowded(2), crowded(2), crowded(3)), (true, false, false), "told once");
         held.settle(key(2, 1), None);
         assert_eq!(held.admit(key(2, 9000)), None, "a place became free");
     }
