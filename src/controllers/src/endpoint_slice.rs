@@ -484,7 +484,7 @@ mod tests {
             let mut pod = pod("10.0.0.1", ready, 80);
             pod.metadata.deletion_timestamp =
                 terminating.then(|| serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
-            let made = decide(&service, &[&pod], &[], &Zones::new()).create;
+            let made = decide(&service, &[&pod], &[], &Zones::new(), None).0.create;
             let endpoint = made[0].endpoints.as_ref().unwrap()[0].clone();
             let told = endpoint.conditions.unwrap();
             assert_eq!((told.ready, told.serving), (Some(want.0), Some(want.1)));
