@@ -225,7 +225,9 @@ async fn carry(
                             let _ = inside.send(&buffer[..length]).await;
                         }
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(error) => drop(report(Some(&error))),
+                        Err(error) => {
+                            report(Some(&error));
+                        }
                     }
                 }
             }
