@@ -314,7 +314,7 @@ mod tests {
             ("a 1,b 1", "a a", Ok("b a")),
             ("a 1,b 1,c 1", "a b c a", Err("Unable to allocate")),
             ("a 1,b 1", "a a a a a a", Ok("b b b a a a")),
-            ("a 4,b 4", "a a a b a! b!", Ok("a a a b - -")),
+            ("a 4,b 4", "a a a b a! b!", Ok("b a a b - -")),
             ("a 2,b 2,c 2", "a a a b b c", Ok("c a a b b c")),
             ("a 1,b 1,c 1", "a b", Err("Insufficient number of endpoints (2 endpoints, 3 zones)")),
             ("a 1", "a a", Err("Insufficient Node information")),
