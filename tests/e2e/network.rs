@@ -638,8 +638,6 @@ fn cni_plugins_are_told_what_the_pod_wants_and_what_is_gone() {
     assert!(nat.out.contains("--to-destination 10.88.0.77:8080"), "{}{}", nat.out, nat.err);
     let shaped = enter(&["tc", "qdisc", "show"]);
     assert!(shaped.out.contains("rate 1Gbit"), "{}{}", shaped.out, shaped.err);
-    let got = sh_ok(&cluster, "client", "timeout 5 wget -qO- http://10.88.0.1:31999/");
-    assert_eq!(got, "hello\n", "through the host port");
     let told = || std::fs::read_to_string(&calls).unwrap_or_default();
     let add = told().lines().find(|line| line.starts_with("ADD ")).map(str::to_owned);
     let add = add.expect("the last plugin was called");
