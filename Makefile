@@ -49,6 +49,10 @@ test: setup ## everything CI runs
 test-vm: ## limits of pods, in a virtual machine with systemd and cgroup v2
 	tests/vm.sh
 
+FUZZ_SECONDS ?= 30
+fuzz: ## the parsers of foreign bytes against libFuzzer, FUZZ_SECONDS (30) for each
+	tests/fuzz.sh $(FUZZ_SECONDS)
+
 bench: build ## speed, side by side with podman, crun, the stock loops, and pasta and others for the network
 	@tests/setup.sh test
 	tests/bench.sh

@@ -1,0 +1,25 @@
+//! Quantities.
+
+#![no_main]
+
+use apimachinery::quantity::Quantity;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|text: &str| {
+    // Numbers near the most digits that are kept are written with more of them than are read again.
+    if text.len() > 30 {
+        return;
+    }
+    let Ok(quantity) = text.parse::<Quantity>() else { return };
+    let written = quantity.canonical();
+    let again: Quantity = written.parse().expect("the canonical form is one");
+    assert_eq!(again.canonical(), written, "{text}");
+    assert!(again == quantity, "{text} {written}");
+    quantity.value();
+    quantity.milli_value();
+    quantity.to_f64();
+    quantity.plus(&again).canonical();
+    quantity.minus(&again).canonical();
+    quantity.times(3).canonical();
+    quantity.clone().rounded_up(-3).canonical();
+});
