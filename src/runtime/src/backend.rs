@@ -59,6 +59,8 @@ pub trait Images: Send + Sync + 'static {
     async fn remove(&self, name: &str) -> Result<(), Error>;
     /// Makes the writable layer `key` on an image and says how to mount it.
     async fn snapshot(&self, image_id: &str, key: &str) -> Result<Root, Error>;
+    /// The keys of all writable layers.
+    fn snapshots(&self) -> Vec<String>;
     /// Removes a writable layer; nothing when there is none.
     async fn remove_snapshot(&self, key: &str) -> Result<(), Error>;
     /// The directory of the store.

@@ -62,6 +62,13 @@ impl Runtime {
             return Err(Error::InvalidArgument("container config must include metadata".into()));
         }
         check(&config)?;
+        let metadata = config.metadata.as_ref();
+        let same = |other: &Arc<Container>| other.read(|r| r.config.metadata.as_ref() == metadata);
+        if let Some(other) = self.state().containers_of(&record.id).iter().find(|other| same(other))
+        {
+            let name = metadata.map_or("", |metadata| &metadata.name);
+            return Err(crate::sandbox::reserved("container", name, &other.record().id));
+        }
         let may = pod.is_none_or(|pod| privileged(pod) || privileged(&record.config));
         if spec::security(&config).privileged && !may {
             return Err(Error::InvalidArgument(
@@ -196,7 +203,9 @@ impl Runtime {
             strict_groups: security.supplemental_groups_policy()
                 == v1::SupplementalGroupsPolicy::Strict,
         };
-        let launch = Launch { id: id.to_owned(), spec, root, volumes, user, capabilities, seccomp };
+        let declared = declared_volumes(image, config);
+        let id = id.to_owned();
+        let launch = Launch { id, spec, root, volumes, declared, user, capabilities, seccomp };
         Ok((launch, cgroup.delegated.then_some(cgroup.directory)))
     }
 
@@ -533,6 +542,18 @@ impl Runtime {
         let answer = self.link(&record.sandbox_id).call(&request, &[]).await;
         answer.map(drop).map_err(|source| Error::Shim { id: record.sandbox_id, source })
     }
+}
+
+/// The folders that an image declares as volumes, but for those at which something is mounted.
+fn declared_volumes(image: &crate::backend::Image, config: &v1::ContainerConfig) -> Vec<PathBuf> {
+    let declared = image.config.config().as_ref().and_then(|config| config.volumes().clone());
+    let mounted: Vec<PathBuf> =
+        config.mounts.iter().map(|mount| PathBuf::from(&mount.container_path)).collect();
+    let mut declared: Vec<PathBuf> =
+        declared.unwrap_or_default().into_iter().map(PathBuf::from).collect();
+    declared.retain(|path| path.is_absolute() && !mounted.contains(path));
+    declared.sort();
+    declared
 }
 
 fn state_of(phase: Phase) -> v1::ContainerState {

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::shim::protocol::{Boot, Reply, Request};
+use crate::shim::protocol::{Boot, Mapped, Reply, Request};
 use crate::wire::Socket;
 
 /// How to reach a shim.
@@ -95,7 +95,14 @@ pub async fn spawn(
     let session = Session::new(ours)?;
     let descriptors: Vec<BorrowedFd<'_>> = node_netns.into_iter().collect();
     session.send(boot, &descriptors).await?;
-    let answer = session.expect().await;
+    let answer = match session.expect().await {
+        Ok((Reply::Unshared { pid }, _)) => {
+            map_ids(pid)?;
+            session.send(&Mapped, &[]).await?;
+            session.expect().await
+        }
+        answer => answer,
+    };
     tokio::spawn(async move {
         // Reaps it, for as long as this daemon is its parent.
         let _ = child.wait().await;
@@ -103,5 +110,36 @@ pub async fn spawn(
     match answer? {
         (Reply::Ready { pid, pod_pid }, _) => Ok((pid, pod_pid)),
         (other, _) => Err(io::Error::other(format!("unexpected answer {other:?}"))),
+    }
+}
+
+/// Maps the ids that this process has into the new user namespace of process `pid`, to themselves: files have the same
+/// owners in it (user_namespaces(7)).
+fn map_ids(pid: i32) -> io::Result<()> {
+    for name in ["uid_map", "gid_map"] {
+        let own = std::fs::read_to_string(format!("/proc/self/{name}"))?;
+        std::fs::write(format!("/proc/{pid}/{name}"), identity(&own))?;
+    }
+    Ok(())
+}
+
+/// A map of all ids that a map of this process's names, to themselves.
+fn identity(own: &str) -> String {
+    let lines = own.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (first, count) = (fields.next()?, fields.nth(1)?);
+        Some(format!("{first} {first} {count}\n"))
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_mapped_to_themselves() {
+        let own = "         0       1500          1\n         1     100000      65536\n";
+        assert_eq!(identity(own), "0 0 1\n1 1 65536\n");
     }
 }

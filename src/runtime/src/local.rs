@@ -115,6 +115,10 @@ impl Images for images::Store {
         })
     }
 
+    fn snapshots(&self) -> Vec<String> {
+        Self::snapshots(self).into_iter().map(|(key, _)| key).collect()
+    }
+
     async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         let (store, key) = (self.clone(), key.to_owned());
         blocking(move || Self::remove_snapshot(&store, &key)).await

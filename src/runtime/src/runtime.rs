@@ -10,7 +10,9 @@ use tokio_util::task::TaskTracker;
 use crate::backend::{Images, Network};
 use crate::cgroup::Cgroups;
 use crate::error::Error;
-use crate::state::{Container, ContainerRecord, Sandbox, SandboxRecord, State, load, now_ns};
+use crate::state::{
+    Container, ContainerRecord, Sandbox, SandboxRecord, State, is_id, load, now_ns,
+};
 use crate::streaming::{self, Streams};
 
 /// The name of the only runtime handler besides the empty one.
@@ -72,6 +74,7 @@ impl Runtime {
             streams,
         }));
         runtime.recover().await;
+        runtime.sweep().await;
         tokio::spawn(streaming::serve(runtime.clone(), listener));
         Ok(runtime)
     }
@@ -143,6 +146,24 @@ impl Runtime {
         let valid: Vec<String> = ready.map(|record| record.id).collect();
         if let Err(error) = self.network().collect(&valid).await {
             tracing::warn!(%error, "the network of pods that are gone is not cleaned up");
+        }
+    }
+
+    /// Removes what has no record: a daemon was killed while it made it, or while it removed it.
+    async fn sweep(&self) {
+        let Config { root, run_dir, .. } = self.config();
+        let (sandboxes, containers) = (root.join("sandboxes"), root.join("containers"));
+        sweep_folder(&sandboxes, |name| sandboxes.join(name).join("sandbox.json").exists());
+        sweep_folder(&containers, |name| containers.join(name).join("container.json").exists());
+        sweep_folder(&run_dir.join("pods"), |name| sandboxes.join(name).exists());
+        sweep_folder(&run_dir.join("containers"), |name| containers.join(name).exists());
+        for key in self.images().snapshots() {
+            let Some(id) = crate::volume::container_of(&key) else { continue };
+            if !containers.join(id).exists()
+                && let Err(error) = self.images().remove_snapshot(&key).await
+            {
+                tracing::warn!(key, %error, "cannot remove a writable layer");
+            }
         }
     }
 
@@ -224,6 +245,18 @@ impl Runtime {
         });
         let results = futures::future::join_all(stop).await;
         results.into_iter().flatten().filter_map(Result::err).collect()
+    }
+}
+
+/// Removes the folders below `folder`, which have ids for names, but for those that `keep` wants.
+fn sweep_folder(folder: &std::path::Path, keep: impl Fn(&str) -> bool) {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    for name in names.filter(|name| is_id(name) && !keep(name)) {
+        crate::shim::unmount_shm(&folder.join(&name).join(crate::shim::SHM));
+        if let Err(error) = std::fs::remove_dir_all(folder.join(&name)) {
+            tracing::warn!(folder = %folder.display(), name, %error, "cannot remove what is left");
+        }
     }
 }
 

@@ -137,6 +137,11 @@ impl Runtime {
             return Err(Error::InvalidArgument("sandbox config must include metadata".into()));
         }
         check_user_namespace(&config)?;
+        let metadata = config.metadata.as_ref();
+        let same = |other: &Arc<Sandbox>| other.record().config.metadata.as_ref() == metadata;
+        if let Some(other) = self.state().sandboxes().iter().find(|other| same(other)) {
+            return Err(reserved("sandbox", metadata.map_or("", |m| &m.name), &other.record().id));
+        }
         let id = new_id();
         let record = SandboxRecord {
             id: id.clone(),
@@ -183,6 +188,7 @@ impl Runtime {
             node_network,
             node_ipc,
             pod_pid: options.pid() == v1::NamespaceMode::Pod,
+            own_users: own_users(config),
             shm_bytes: (!node_ipc).then_some(SHM_BYTES),
             sysctls: config
                 .linux
@@ -409,9 +415,21 @@ impl Runtime {
     }
 }
 
+/// The refusal of a name that another has, as containerd words it.
+pub fn reserved(kind: &str, name: &str, id: &str) -> Error {
+    Error::Failed(format!(
+        "failed to reserve {kind} name {name:?}: name {name:?} is reserved for {id:?}"
+    ))
+}
+
 /// The refusal of a runtime handler that is not one of ours.
 pub fn unknown_handler(handler: &str) -> Error {
     Error::Failed(format!("no runtime for {handler:?} is configured"))
+}
+
+/// Whether the pod has a user namespace of its own.
+fn own_users(config: &v1::PodSandboxConfig) -> bool {
+    namespaces(config).userns_options.is_some_and(|o| o.mode() == v1::NamespaceMode::Pod)
 }
 
 /// Refuses what a sandbox asks for of user namespaces and cannot be given.
@@ -420,10 +438,6 @@ fn check_user_namespace(config: &v1::PodSandboxConfig) -> Result<(), Error> {
     match wanted.mode() {
         v1::NamespaceMode::Node => Ok(()),
         v1::NamespaceMode::Pod => {
-            // Without mappings: ids that are not the host's, which those of this namespace are.
-            if wanted.uids.is_empty() && wanted.gids.is_empty() && !in_first_user_namespace() {
-                return Ok(());
-            }
             let single = |maps: &[v1::IdMapping]| {
                 maps.is_empty() || matches!(maps, [map] if map.container_id == 0)
             };
@@ -433,11 +447,22 @@ fn check_user_namespace(config: &v1::PodSandboxConfig) -> Result<(), Error> {
                         .into(),
                 ));
             }
-            Err(Error::FailedPrecondition(
-                "user namespaces of pods are not supported: all pods share the one that this runtime \
-                 runs in (hostUsers: true)"
-                    .into(),
-            ))
+            let refuse = |what: &str| Err(Error::FailedPrecondition(what.into()));
+            if in_first_user_namespace() {
+                return refuse(
+                    "pods get user namespaces of their own only where an ordinary user runs the node",
+                );
+            }
+            if !(wanted.uids.is_empty() && wanted.gids.is_empty()) {
+                return refuse(
+                    "a pod's user namespace has the ids of this node's: other mappings are not supported, \
+                     since an ordinary user's files cannot be shown under other ids",
+                );
+            }
+            if node_network(config) {
+                return refuse("a pod with users of its own cannot be in the node's network");
+            }
+            Ok(())
         }
         mode => Err(Error::InvalidArgument(format!(
             "a pod's user namespace may be POD or NODE, not {}",

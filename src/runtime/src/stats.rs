@@ -32,7 +32,7 @@ fn value(value: u64) -> Option<v1::UInt64Value> {
 }
 
 /// A number of a flat keyed file (cgroup-v2: interface file formats).
-fn keyed(text: &str, key: &str) -> u64 {
+pub fn keyed(text: &str, key: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
     line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
 }
@@ -52,26 +52,29 @@ fn from_cgroup(directory: &Path) -> Option<Used> {
         usage_bytes,
         page_faults: keyed(&stat, "pgfault"),
         major_page_faults: keyed(&stat, "pgmajfault"),
-        processes: read("pids.current").and_then(|text| text.trim().parse().ok()).unwrap_or(0),
+        processes: read("cgroup.procs").map_or(0, |text| text.lines().count() as u64),
     })
+}
+
+/// The processes of a container: those of its cgroup, else those that share the pid namespace of `pid`.
+pub fn members(cgroup: Option<&Path>, pid: i32) -> Vec<i32> {
+    let listed =
+        cgroup.and_then(|cgroup| std::fs::read_to_string(cgroup.join("cgroup.procs")).ok());
+    if let Some(listed) = listed {
+        return listed.lines().filter_map(|line| line.parse().ok()).collect();
+    }
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let Some(own) = namespace(pid) else { return Vec::new() };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| namespace(*pid).as_ref() == Some(&own)).collect()
 }
 
 /// Sums over the processes that share the pid namespace of `pid`.
 fn from_processes(pid: i32) -> Used {
-    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let Some(own) = namespace(&pid.to_string()) else { return Used::default() };
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let mut used = Used::default();
-    for entry in entries {
-        let name = entry.file_name();
-        let Some(name) = name.to_str().filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
-        else {
-            continue;
-        };
-        if namespace(name).as_ref() != Some(&own) {
-            continue;
-        }
-        if let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) {
+    for pid in members(None, pid) {
+        if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
             used.add(&stat);
         }
     }
@@ -167,7 +170,7 @@ fn swap(cgroup: &Path, timestamp: i64) -> Option<v1::SwapUsage> {
 }
 
 /// How long tasks of a cgroup waited for a resource (Documentation/accounting/psi.rst).
-fn pressure(cgroup: &Path, file: &str) -> Option<v1::PsiStats> {
+pub fn pressure(cgroup: &Path, file: &str) -> Option<v1::PsiStats> {
     let text = std::fs::read_to_string(cgroup.join(file)).ok()?;
     Some(v1::PsiStats { full: pressure_of(&text, "full"), some: pressure_of(&text, "some") })
 }

@@ -13,6 +13,12 @@ fn key(container_id: &str, index: usize) -> String {
     format!("{container_id}-volume-{index}")
 }
 
+/// The container that a snapshot was made for, if it was made for one.
+pub fn container_of(key: &str) -> Option<&str> {
+    let id = key.split("-volume-").next()?;
+    crate::state::is_id(id).then_some(id)
+}
+
 impl Runtime {
     /// Makes ready the image volumes of a container, in the order of its mounts.
     pub(crate) async fn image_volumes(

@@ -28,6 +28,9 @@ pub struct Launch {
     /// Images it mounts, each at [`Volume::path`] of the bundle.
     #[serde(default)]
     pub volumes: Vec<Volume>,
+    /// Folders that the image declares as volumes, and nothing is mounted at.
+    #[serde(default)]
+    pub declared: Vec<PathBuf>,
     /// Whom to run as.
     pub user: UserRequest,
     /// Capability sets.

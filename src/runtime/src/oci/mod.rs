@@ -93,6 +93,7 @@ fn create(bundle: &Path, stdio: Vec<OwnedFd>, tty: bool) -> Result<Started, Erro
     account.fit(&launch.user, &user::Ids::of_this_process())?;
     let mut spec = launch.spec.clone();
     stage::prepare(&launch, &mut spec, bundle, shared)?;
+    rootfs::declared(&launch.declared, &mut spec, &root)?;
     rootfs::prepare(&spec, &root)?;
     account.apply(&mut spec);
     for fd in &stdio {

@@ -3,12 +3,12 @@
 
 use std::ffi::CString;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount::MountFlags;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::launch::Root;
 use super::{Error, at};
@@ -94,6 +94,39 @@ pub fn prepare(spec: &Value, root: &Path) -> Result<(), Error> {
     at(format!("make the working directory {}", cwd.display()), made)
 }
 
+/// Makes the folders that the image declares as volumes. They can be written to where the rest cannot: what they hold
+/// goes to the container's own layer, as everything of theirs does, and ends with it.
+pub fn declared(volumes: &[PathBuf], spec: &mut Value, root: &Path) -> Result<(), Error> {
+    let read_only = spec["root"]["readonly"] == true;
+    for path in volumes {
+        let name = || format!("make the volume {}", path.display());
+        at(name(), make_directories(root, path))?;
+        if !read_only {
+            continue;
+        }
+        // Links are followed now, inside of the root.
+        let found = at(name(), open(root, path, OFlags::PATH | OFlags::DIRECTORY))?;
+        let source =
+            at(name(), std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())))?;
+        let mount = json!({"type": "bind", "source": source, "destination": path,
+            "options": ["rbind", "rw"]});
+        insert(spec, mount, path);
+    }
+    Ok(())
+}
+
+/// Inserts a mount before those that lie below it, and after those of the system.
+fn insert(spec: &mut Value, mount: Value, path: &Path) {
+    let Some(mounts) = spec["mounts"].as_array_mut() else { return };
+    let depth = |path: &Path| path.components().count();
+    let destination =
+        |mount: &Value| PathBuf::from(mount["destination"].as_str().unwrap_or_default());
+    let system = mounts.iter().position(|mount| destination(mount) == Path::new("/sys"));
+    let first = system.map_or(0, |at| at + 1);
+    let later = mounts[first..].iter().position(|mount| depth(&destination(mount)) > depth(path));
+    mounts.insert(later.map_or(mounts.len(), |at| first + at), mount);
+}
+
 /// Makes `path` below `root`, with its parents.
 fn make_directories(root: &Path, path: &Path) -> io::Result<()> {
     let mut walked = PathBuf::new();
@@ -125,6 +158,21 @@ fn make_directories(root: &Path, path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn declared_volumes_come_before_what_is_mounted_in_them() {
+        let root = tempfile::tempdir().unwrap();
+        let mounts = ["/proc", "/dev", "/dev/pts", "/sys", "/a", "/data/deep", "/data/deep/er"];
+        let mounts = mounts.map(|path| json!({"destination": path}));
+        for (read_only, place) in [(true, Some(5)), (false, None)] {
+            let mut spec = json!({"root": {"readonly": read_only}, "mounts": mounts});
+            declared(&["/data".into()], &mut spec, root.path()).unwrap();
+            let listed = spec["mounts"].as_array().unwrap();
+            let found = listed.iter().position(|mount| mount["destination"] == "/data");
+            assert_eq!(found, place);
+            assert!(root.path().join("data").is_dir());
+        }
+    }
 
     #[test]
     fn links_of_the_image_stay_inside() {

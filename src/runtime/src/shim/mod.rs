@@ -20,7 +20,7 @@ use nix::sched::CloneFlags;
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::wire::Socket;
-use protocol::{Boot, Reply, Task};
+use protocol::{Boot, Mapped, Reply, Task};
 
 /// The name of the shim's socket in its directory.
 pub const SOCKET: &str = "shim.sock";
@@ -69,6 +69,13 @@ fn boot(control: &Socket) -> Result<pod::Pod, BootError> {
             source: io::ErrorKind::UnexpectedEof.into(),
         })?;
 
+    if let Some(bytes) = boot.shm_bytes {
+        // Before the pod's users: their namespace mounts nothing in the node's.
+        at("mount shared memory", mount_shm(&boot.dir.join(SHM), bytes))?;
+    }
+    if boot.own_users {
+        enter_users(control)?;
+    }
     let mut flags = CloneFlags::empty();
     flags.set(CloneFlags::CLONE_NEWNET, !boot.node_network);
     flags.set(CloneFlags::CLONE_NEWIPC, !boot.node_ipc);
@@ -91,9 +98,6 @@ fn boot(control: &Socket) -> Result<pod::Pod, BootError> {
     for (name, value) in &boot.sysctls {
         at(format!("set sysctl {name}={value}"), std::fs::write(sysctl_path(name), value))?;
     }
-    if let Some(bytes) = boot.shm_bytes {
-        at("mount shared memory", mount_shm(&boot.dir.join(SHM), bytes))?;
-    }
     let pod_pid = if boot.pod_pid { Some(at("start the pod's init", start_init())?) } else { None };
     let path = boot.dir.join(SOCKET);
     let _ = std::fs::remove_file(&path);
@@ -102,6 +106,18 @@ fn boot(control: &Socket) -> Result<pod::Pod, BootError> {
     let ready = Reply::Ready { pid: rustix::process::getpid().as_raw_nonzero().get(), pod_pid };
     at("report readiness", control.send(&ready, &[]))?;
     Ok(pod)
+}
+
+/// Enters a user namespace of the pod's own, whose ids the daemon maps.
+fn enter_users(control: &Socket) -> Result<(), BootError> {
+    at("make a user namespace", nix::sched::unshare(CloneFlags::CLONE_NEWUSER))?;
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    at("ask for ids", control.send(&Reply::Unshared { pid }, &[]))?;
+    at("wait for ids", control.recv::<Mapped>())?.ok_or_else(|| BootError {
+        step: "wait for ids".into(),
+        source: io::ErrorKind::UnexpectedEof.into(),
+    })?;
+    Ok(())
 }
 
 /// The file of a sysctl: dots separate, and a slash stands for a dot in a name (sysctl(8)).

@@ -21,11 +21,18 @@ pub struct Boot {
     pub node_ipc: bool,
     /// Whether the pod has one pid namespace for all of its containers.
     pub pod_pid: bool,
+    /// Whether the pod has a user namespace of its own, inside that of the node.
+    #[serde(default)]
+    pub own_users: bool,
     /// Size of the pod's /dev/shm; `None` mounts none.
     pub shm_bytes: Option<u64>,
     /// Sysctls of the net, ipc and uts namespaces.
     pub sysctls: BTreeMap<String, String>,
 }
+
+/// The answer to [`Reply::Unshared`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Mapped;
 
 /// Requests to a shim. Each comes on a connection of its own, unless said otherwise.
 #[derive(Debug, Serialize, Deserialize)]
@@ -122,6 +129,8 @@ pub struct Exit {
 pub enum Reply {
     /// The shim serves; `pod_pid` is the pod's init where there is one.
     Ready { pid: i32, pod_pid: Option<i32> },
+    /// The shim is in its pod's user namespace, and waits for its ids to be mapped.
+    Unshared { pid: i32 },
     /// Done.
     Done,
     /// A process runs.

@@ -29,6 +29,7 @@ pub async fn all(runtime: &Runtime, dir: &Path) {
     }
     try_all!(
         sysctls,
+        users_of_its_own,
         nodes_network,
         seccomp,
         paths_and_capabilities,
@@ -68,6 +69,44 @@ async fn sysctls(runtime: &Runtime, dir: &Path) {
         assert_eq!(found.trim(), value, "{name}");
     }
     remove(runtime, &pod).await;
+}
+
+async fn users_of_its_own(runtime: &Runtime, dir: &Path) {
+    let mut config = pod(dir, v1::NamespaceMode::Pod);
+    let linux = config.linux.get_or_insert_default();
+    linux.sysctls = [("net.ipv4.ip_local_port_range".to_owned(), "2000\t3000".to_owned())].into();
+    let options = &mut linux.security_context.get_or_insert_default().namespace_options;
+    options.get_or_insert_default().userns_options =
+        Some(v1::UserNamespace { mode: v1::NamespaceMode::Pod.into(), ..Default::default() });
+    let of_users = sandbox(runtime, config).await;
+    let mut config = sleeper("users");
+    security(&mut config).privileged = true;
+    config.mounts = vec![v1::Mount {
+        container_path: "/gate".into(),
+        host_path: dir.to_string_lossy().into_owned(),
+        ..Default::default()
+    }];
+    let container = run(runtime, &of_users, config).await;
+    let own = std::fs::read_link("/proc/self/ns/user").unwrap();
+    for script in [
+        "[ $(readlink /proc/self/ns/user) != $OWN ]",
+        // Files have the owners that they have elsewhere, and root may do with them what root may.
+        "[ $(stat -c %u /bin/busybox) = 0 ] && touch /new && chown 1000:1000 /new && rm /new",
+        "touch /gate/by-it && rm /gate/by-it",
+        // What is the pod's is its root's to change, what is the node's is not.
+        "hostname other && mount -t tmpfs t /tmp",
+        "grep -q 2000 /proc/sys/net/ipv4/ip_local_port_range && ip link set lo down",
+    ] {
+        let script = script.replace("$OWN", &own.to_string_lossy());
+        let (said, code) = exec(runtime, &container, &format!("({script}) 2>&1")).await;
+        assert_eq!((said.as_str(), code), ("", 0), "{script}");
+    }
+    let mut config = script("as-user", "id -u; exit 4", v1::NamespaceMode::Pod);
+    security(&mut config).run_as_user = Some(v1::Int64Value { value: 1000 });
+    let container = run(runtime, &of_users, config).await;
+    assert_eq!(ended(runtime, &container).await.exit_code, 4);
+    assert_eq!(log(dir, "as-user"), ["stdout F 1000"]);
+    remove(runtime, &of_users).await;
 }
 
 async fn nodes_network(runtime: &Runtime, dir: &Path) {
@@ -336,7 +375,14 @@ async fn refusals(runtime: &Runtime, dir: &Path) {
     let error = runtime.run_pod_sandbox(Request::new(request)).await.unwrap_err();
     assert!(error.message().contains("no runtime for \"nobody\" is configured"), "{error:?}");
 
-    let pod = sandbox(runtime, pod(dir, OWN)).await;
+    let twice = pod(dir, OWN);
+    let pod = sandbox(runtime, twice.clone()).await;
+    let request = v1::RunPodSandboxRequest { config: Some(twice), runtime_handler: String::new() };
+    let error = runtime.run_pod_sandbox(Request::new(request)).await.unwrap_err();
+    assert!(error.message().contains(&format!("name \"p\" is reserved for {pod:?}")), "{error:?}");
+    let twice = sleeper("twice");
+    create(runtime, &pod, twice.clone()).await;
+    assert_eq!(refused(runtime, &pod, twice).await, Code::Unknown);
     let mut config = sleeper("grouped");
     security(&mut config).run_as_group = Some(v1::Int64Value { value: 1000 });
     assert_eq!(refused(runtime, &pod, config).await, Code::InvalidArgument);

@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -27,6 +28,7 @@ use tonic::{Code, Request};
 
 /// No step of these tests takes this long unless it hangs.
 const DEADLINE: Duration = Duration::from_secs(30);
+static ATTEMPT: AtomicU32 = AtomicU32::new(0);
 /// The one test of this binary, for those who list and choose tests.
 const NAME: &str = "pods_run_through_cri_without_root";
 
@@ -164,6 +166,11 @@ impl Images for Busybox {
         Ok(Root::Overlay { lower, upper: own.join("upper"), work: own.join("work") })
     }
 
+    fn snapshots(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.join("snapshots")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
+    }
+
     async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         let _ = std::fs::remove_dir_all(self.0.join("snapshots").join(key));
         Ok(())
@@ -263,7 +270,11 @@ fn script(name: &str, script: &str, pid: v1::NamespaceMode) -> v1::ContainerConf
         ..Default::default()
     };
     v1::ContainerConfig {
-        metadata: Some(v1::ContainerMetadata { name: name.into(), attempt: 0 }),
+        // Of the same name there is one of each attempt.
+        metadata: Some(v1::ContainerMetadata {
+            name: name.into(),
+            attempt: ATTEMPT.fetch_add(1, Ordering::Relaxed),
+        }),
         image: Some(v1::ImageSpec { image: "busybox".into(), ..Default::default() }),
         command: ["sh", "-c", script].map(str::to_owned).to_vec(),
         log_path: format!("{name}.log"),
@@ -542,7 +553,18 @@ async fn survives_the_daemon(dir: &Path) {
         assert!(started.elapsed() < DEADLINE, "no exit record");
         std::thread::yield_now();
     }
+    // What it was making has no record yet.
+    let begun = "0".repeat(64);
+    let kept = dir.join("state/containers").join("f".repeat(64));
+    for folder in
+        ["state/sandboxes", "state/containers", "run/pods", "run/containers", "images/snapshots"]
+    {
+        std::fs::create_dir(dir.join(folder).join(&begun)).unwrap();
+    }
+    std::fs::create_dir(&kept).unwrap();
+    std::fs::write(kept.join("container.json"), "of a version to come").unwrap();
     let runtime = open(dir).await;
+    std::fs::remove_dir_all(kept).expect("what cannot be read is kept");
     let end = status(&runtime, ending).await;
     assert_eq!((end.exit_code, end.reason.as_str()), (9, "Error"));
     assert_eq!(log(dir, "ending"), ["stdout F done"]);
