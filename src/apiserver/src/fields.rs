@@ -109,6 +109,12 @@ const TABLE: &[(&str, &str, &[Selectable])] = &[
     ("apps", "replicasets", &[number("status.replicas")]),
     ("batch", "jobs", &[number("status.successful")]),
     ("certificates.k8s.io", "certificatesigningrequests", &[text("spec.signerName")]),
+    ("certificates.k8s.io", "clustertrustbundles", &[text("spec.signerName")]),
+    (
+        "certificates.k8s.io",
+        "podcertificaterequests",
+        &[text("spec.signerName"), text("spec.podName"), text("spec.nodeName")],
+    ),
     ("resource.k8s.io", "resourceslices", &[text("spec.nodeName"), text("spec.driver")]),
 ];
 

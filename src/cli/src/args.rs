@@ -136,6 +136,16 @@ pub struct Kubelet {
     /// [default: upstream's; of a large disk half a gigabyte].
     #[arg(long, value_name = "LIST")]
     pub eviction_hard: Option<String>,
+    /// How long pods have to end when the cluster is stopped, those of higher priority after the others [default: 5s,
+    /// all at once, and what they were goes on with the next start].
+    #[arg(long, value_name = "DURATION")]
+    pub shutdown_grace_period: Option<String>,
+    /// What of that is for pods critical to the system.
+    #[arg(long, value_name = "DURATION")]
+    pub shutdown_grace_period_critical_pods: Option<String>,
+    /// The same for each priority, as `0=20,1000=10`: pods of this priority and more have so many seconds.
+    #[arg(long, value_name = "LIST")]
+    pub shutdown_grace_period_by_pod_priority: Option<String>,
 }
 
 /// Flags of `up`.

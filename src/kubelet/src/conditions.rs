@@ -5,10 +5,10 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodCondition, PodStatus};
 
 use crate::pod;
-use crate::resize;
 use crate::status::{Input, whole_seconds};
+use crate::{resize, restart_all};
 
-const OWNED: [&str; 7] = [
+const OWNED: [&str; 8] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -16,6 +16,7 @@ const OWNED: [&str; 7] = [
     "PodScheduled",
     resize::PENDING,
     resize::IN_PROGRESS,
+    restart_all::CONDITION,
 ];
 
 /// The conditions for `status`: the kubelet's own, then those that others have written.
@@ -33,6 +34,9 @@ pub fn generate(pod: &Pod, status: &PodStatus, input: &Input<'_>) -> Vec<PodCond
     ];
     let from_api = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
     conditions.extend(input.resize.conditions());
+    if restart_all::possible(pod) {
+        conditions.push(restarting(phase, input.restarting));
+    }
     if let Some(message) = input.disrupted {
         conditions.push(PodCondition {
             status: "True".into(),
@@ -79,6 +83,22 @@ fn refused(name: &str, reason: &str, message: String) -> PodCondition {
         reason: Some(reason.into()),
         message: (!message.is_empty()).then_some(message),
         ..condition(name, false)
+    }
+}
+
+/// Whether all containers are being ended to be started anew.
+fn restarting(phase: &str, now: bool) -> PodCondition {
+    match phase {
+        "Succeeded" => refused(restart_all::CONDITION, "PodCompleted", String::new()),
+        "Failed" => refused(restart_all::CONDITION, "PodFailed", String::new()),
+        _ if now => {
+            let (reason, message) = restart_all::STARTED;
+            PodCondition {
+                status: "True".into(),
+                ..refused(restart_all::CONDITION, reason, message.into())
+            }
+        }
+        _ => condition(restart_all::CONDITION, false),
     }
 }
 

@@ -14,6 +14,7 @@ use kube::{Api, Client};
 use tokio::net::TcpStream;
 
 use crate::admission::{self, Security};
+use crate::certificates::Certificates;
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::cri::Cri;
@@ -25,6 +26,7 @@ use crate::objects::Objects;
 use crate::pod::{self, Kind};
 use crate::pods::Workers;
 use crate::preemption;
+use crate::shutdown::{self, Ending};
 use crate::status::Waiting;
 use crate::token::Tokens;
 use crate::usage::Sampler;
@@ -86,6 +88,8 @@ pub struct Context {
     pub objects: Objects,
     /// Service account tokens.
     pub tokens: Tokens,
+    /// Certificates of pods.
+    pub certificates: Certificates,
     /// Connections to pods.
     pub dialer: Arc<dyn Dialer>,
     /// What the node has.
@@ -116,6 +120,8 @@ pub struct Context {
     pub workers: Workers,
     /// The pods the node has taken, by uid.
     pub admitted: Mutex<HashMap<String, Arc<Pod>>>,
+    /// The node's end.
+    pub ending: Ending,
     /// Time.
     pub clock: Clock,
 }
@@ -166,6 +172,9 @@ impl Context {
         labels: &BTreeMap<String, String>,
     ) -> Result<Admission, Waiting> {
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        if !runs && self.ending.is_asked() {
+            return Err(shutdown::refusal());
+        }
         if !runs {
             let allocatable = self.allocatable.read().unwrap_or_else(PoisonError::into_inner);
             let node = admission::Node { name: &self.node_name, labels, allocatable: &allocatable };
@@ -225,6 +234,7 @@ impl Context {
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
         self.objects.release(uid);
         self.tokens.release(uid);
+        self.certificates.release(uid);
     }
 
     /// Nothing is left of the pod.

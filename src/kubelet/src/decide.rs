@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use crate::labels;
 use crate::observe::{Observed, PodView, State};
 use crate::pod::{self, Kind, RestartPolicy};
-use crate::resize;
+use crate::{resize, restart_all};
 
 /// Results of the probes of one container, absent until known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,12 +138,8 @@ pub fn should_start(pod: &Pod, container: &Container, view: &PodView) -> bool {
 
 /// Whether the rules restart `container` once it has ended with `exit_code`.
 pub fn restarts_after(pod: &Pod, container: &Container, exit_code: i32) -> bool {
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|v| *v == exit_code);
-        if (codes.operator == "In") == listed {
-            return rule.action == "Restart" || rule.action == "RestartAllContainers";
-        }
+    if let Some(rule) = restart_all::rule(container, exit_code) {
+        return rule.action == "Restart" || rule.action == "RestartAllContainers";
     }
     let policy = match container.restart_policy.as_deref() {
         Some(text) => pod::parse_policy(Some(text)),
@@ -342,4 +338,4 @@ fn sidecar_step(
 
 #[cfg(test)]
 #[path = "decide_tests.rs"]
-mod tests;
+pub mod tests;

@@ -12,7 +12,7 @@ fn pod(spec: Value) -> Pod {
 }
 
 /// A running pod's sandbox, and containers written as `name:state[:exit code]`, the newest first.
-fn view(containers: &[&str]) -> PodView {
+pub fn view(containers: &[&str]) -> PodView {
     let containers = containers.iter().enumerate().map(|(i, text)| {
         let mut parts = text.split(':');
         let name = parts.next().unwrap().to_owned();

@@ -79,7 +79,7 @@ impl Worker {
         }
     }
 
-    fn stop(&mut self, observed: &Observed, grace: i64, message: &str) {
+    pub(crate) fn stop(&mut self, observed: &Observed, grace: i64, message: &str) {
         let kind = pod::find_container(&self.pod, &observed.name).map_or(Kind::Regular, |(k, _)| k);
         let text = if message.is_empty() {
             format!("Stopping container {}", observed.name)
@@ -107,6 +107,9 @@ impl Worker {
     fn grace_seconds(&self) -> i64 {
         if self.failure.as_ref().is_some_and(|f| f.reason == "Evicted") {
             return EVICTION_GRACE_SECONDS;
+        }
+        if let Some(seconds) = self.grace {
+            return seconds;
         }
         let mut seconds = pod::grace_period_seconds(&self.pod);
         if self.pod.spec.is_none() {

@@ -12,6 +12,7 @@ mod admission;
 mod api;
 mod background;
 mod backoff;
+mod certificates;
 mod clock;
 mod conditions;
 mod container;
@@ -43,8 +44,10 @@ mod quantity;
 mod report;
 mod resize;
 mod resources;
+mod restart_all;
 mod sandbox;
 mod server;
+mod shutdown;
 mod start;
 mod static_pods;
 mod status;
@@ -72,6 +75,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use context::Dialer;
 pub use cri::{Cri, Error as CriError};
+pub use shutdown::{Ending, Periods};
 
 use clock::Clock;
 use context::Context;
@@ -157,6 +161,10 @@ pub struct Config {
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Below what the node is under pressure, as upstream's `--eviction-hard`; none for the defaults.
     pub eviction_hard: Option<String>,
+    /// How long pods have when the node ends.
+    pub shutdown_periods: Periods,
+    /// Tells of the node's end.
+    pub ending: Ending,
 }
 
 /// Why a kubelet does not run.
@@ -215,6 +223,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         recorder: Recorder::new(config.client.clone(), "kubelet", &config.node_name),
         objects: Objects::new(&config.client, Arc::new(move |uid: &str| woken.wake(uid))),
         tokens: Tokens::new(config.client.clone()),
+        certificates: certificates::Certificates::new(config.client.clone()),
         services: config.informers.get::<Service>(),
         node_name: config.node_name,
         node_ip: config.node_ip,
@@ -245,6 +254,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         node_labels,
         workers: workers.clone(),
         admitted: Mutex::new(HashMap::new()),
+        ending: config.ending,
         clock: Clock::System,
     });
     tokio::join!(
@@ -253,7 +263,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         logs::rotate::run(context.clone(), shutdown.clone()),
         csi::run(context.clone(), shutdown.clone()),
         eviction::run(context.clone(), workers.clone(), shutdown.clone()),
-        server::run(context.clone(), workers, listen, shutdown.clone()),
+        server::run(context.clone(), workers.clone(), listen, shutdown.clone()),
+        shutdown::run(context, workers, config.shutdown_periods, shutdown.clone()),
     );
     Ok(())
 }

@@ -123,6 +123,61 @@ async fn a_pod_that_ends_stays_ended() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rule_restarts_all_containers() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let rule =
+        json!({"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}});
+    node.submit(json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 20,
+        "initContainers": [{"name": "i", "image": "busybox", "imagePullPolicy": "IfNotPresent"}],
+        "containers": [{"name": "a", "image": "busybox", "imagePullPolicy": "IfNotPresent",
+                "lifecycle": {"preStop": {"exec": {"command": ["never"]}}}},
+            {"name": "w", "image": "busybox", "imagePullPolicy": "IfNotPresent", "restartPolicy": "Never",
+                "restartPolicyRules": [rule]}]}));
+    let first = ["run-sandbox", "create i", "start i"];
+    let rest = ["create a", "start a", "create w", "start w"];
+    node.called(&first).await;
+    node.runtime.exit("i", 0);
+    let mut calls = [&first[..], &rest].concat();
+    node.called(&calls).await;
+    node.until("running", "/status/phase", "Running").await;
+    node.runtime.exit("w", 88);
+    calls.extend(["stop a 0", "create i", "start i"]);
+    node.called(&calls).await;
+    let pod = node.until("begun anew", "/status/phase", "Pending").await;
+    let status = |list: &str, index: usize| pod["status"][list][index].clone();
+    let of_a = status("containerStatuses", 0);
+    assert_eq!(of_a["state"]["waiting"]["reason"], "PodInitializing", "{of_a}");
+    assert_eq!(
+        (&of_a["restartCount"], of_a["lastState"]["terminated"].is_object()),
+        (&json!(1), true)
+    );
+    assert_eq!(status("containerStatuses", 1)["lastState"]["terminated"]["exitCode"], 88);
+    node.runtime.exit("i", 0);
+    calls.extend(rest);
+    node.called(&calls).await;
+    let pod = node.until("running again", "/status/containerStatuses/1/restartCount", 1).await;
+    let conditions = pod["status"]["conditions"].as_array().unwrap();
+    let told = conditions.iter().find(|c| c["type"] == "AllContainersRestarting").unwrap();
+    assert_eq!(told["status"], "False");
+    // The next time it has to wait.
+    node.until("running", "/status/phase", "Running").await;
+    let began = tokio::time::Instant::now();
+    node.runtime.exit("w", 88);
+    calls.extend(["stop a 0", "create i", "start i"]);
+    node.called(&calls).await;
+    assert!(began.elapsed().as_secs() >= 10, "{:?}", began.elapsed());
+    // Another code is no reason.
+    node.runtime.exit("i", 0);
+    calls.extend(rest);
+    node.called(&calls).await;
+    node.runtime.exit("w", 1);
+    node.runtime.exit("a", 0);
+    node.until("failed", "/status/phase", "Failed").await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_image_that_cannot_be_pulled_is_tried_again() {
     let node = Node::new();
     node.runtime.world.lock().unwrap().pull_error = Some("manifest unknown".into());

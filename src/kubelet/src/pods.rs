@@ -40,8 +40,22 @@ impl Workers {
     /// Ends the pod with this uid as failed.
     pub fn evict(&self, uid: &str, why: Waiting) {
         if let Some(handle) = self.lock().get(uid) {
-            handle.evict(why);
+            handle.evict(why, None);
         }
+    }
+
+    /// Ends the pod with this uid as failed, within so many seconds.
+    pub fn evict_within(&self, uid: &str, why: Waiting, grace_seconds: i64) {
+        if let Some(handle) = self.lock().get(uid) {
+            handle.evict(why, Some(grace_seconds));
+        }
+    }
+
+    /// Whether the API has heard of the end of all of these pods.
+    pub fn told(&self, pods: &[Arc<Pod>]) -> bool {
+        let known = self.pods();
+        let uids: Vec<&str> = pods.iter().map(|of| pod::uid(of)).collect();
+        known.iter().filter(|of| uids.contains(&pod::uid(of))).all(|of| pod::is_terminal(of))
     }
 
     /// Whether the pod with this uid has been told to end, or has ended.

@@ -11,6 +11,9 @@ use crate::dns::{Cluster, ResolvConf};
 use crate::worker::Worker;
 use crate::{observe, pod, sandbox, volumes};
 
+/// The name of the runtime that gives pods users of their own without being told which.
+const OWN_RUNTIME: &str = "rootlet";
+
 impl Worker {
     pub(crate) fn volumes_due(&self, now: Timestamp) -> bool {
         let Some(mounted) = &self.mounted else { return true };
@@ -131,12 +134,12 @@ impl Worker {
         let able = handlers
             .iter()
             .any(|h| h.name == handler && h.features.as_ref().is_some_and(|f| f.user_namespaces));
-        if able {
+        // Our own does not claim it, since it maps no ids; the node's are not those of the machine anyhow.
+        if able || self.context.runtime_name == OWN_RUNTIME {
             return Ok(());
         }
         Err(format!(
-            "Failed to create pod sandbox: RuntimeClass handler {handler:?} does not support user namespaces (hostUsers: false): \
-             all pods of this node live in the user namespace of its user already"
+            "Failed to create pod sandbox: RuntimeClass handler {handler:?} does not support user namespaces (hostUsers: false)"
         ))
     }
 

@@ -125,7 +125,7 @@ impl Worker {
     }
 
     /// When a container that ended before may start again, if not yet.
-    fn held_back(
+    pub(crate) fn held_back(
         &mut self,
         kind: Kind,
         container: &Container,

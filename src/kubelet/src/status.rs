@@ -2,7 +2,7 @@
 //!
 //! Source of behaviour: `kubelet_pods.go` (`convertToAPIContainerStatuses`, `getPhase`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
@@ -42,6 +42,10 @@ pub struct Input<'a> {
     pub messages: &'a HashMap<String, String>,
     /// Where a resize stands.
     pub resize: &'a Progress,
+    /// All containers are being ended, to be started anew together.
+    pub restarting: bool,
+    /// Containers that were removed for that.
+    pub renewed: &'a HashSet<String>,
     /// The node ended the pod for its own good, and why.
     pub disrupted: Option<&'a str>,
     /// The kubelet ended the pod: reason and message of the failure.
@@ -188,7 +192,9 @@ fn never_seen(
     old: Option<&ContainerStatus>,
     input: &Input<'_>,
 ) -> ContainerStatus {
-    if let Some(old) = old.filter(|o| o.state.as_ref().is_some_and(|s| s.terminated.is_some())) {
+    let ended = |s: &ContainerState| s.terminated.is_some();
+    let renewed = input.renewed.contains(&container.name);
+    if let Some(old) = old.filter(|o| !renewed && o.state.as_ref().is_some_and(ended)) {
         return old.clone();
     }
     let reason =
@@ -201,6 +207,14 @@ fn never_seen(
         state: Some(waiting_state(reason, "")),
         ..ContainerStatus::default()
     };
+    if renewed {
+        if let Some(old) = old.filter(|o| o.container_id.is_some()) {
+            // The next one will be another; what is told of this one is its end.
+            status.restart_count += 1;
+            status.last_state = old.state.clone().filter(ended).or_else(|| old.last_state.clone());
+        }
+        return status;
+    }
     let was_running = old.is_some_and(|o| o.state.as_ref().is_some_and(|s| s.running.is_some()));
     if was_running {
         let lost = ContainerState {

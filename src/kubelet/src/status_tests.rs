@@ -71,6 +71,8 @@ impl World {
                 waiting: &self.waiting,
                 messages: &HashMap::new(),
                 resize: &resize::Progress::default(),
+                restarting: false,
+                renewed: &HashSet::new(),
                 disrupted: None,
                 failure: self.failure.as_ref(),
                 ending: self.ending,

@@ -3,7 +3,7 @@
 //!
 //! Starting containers is in `start`, ending pods in `end`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -25,6 +25,8 @@ use crate::preemption;
 use crate::probe::Probes;
 use crate::report::Reporter;
 use crate::resize::{Allocation, Progress};
+use crate::restart_all;
+use crate::shutdown;
 use crate::start::Started;
 use crate::status::{self, Waiting};
 use crate::volumes::{self, Mounted};
@@ -60,7 +62,8 @@ impl Update {
     }
 }
 
-type Eviction = Arc<Mutex<Option<Waiting>>>;
+/// Why the node ends the pod, and within how many seconds if not as usual.
+type Eviction = Arc<Mutex<Option<(Waiting, Option<i64>)>>>;
 
 /// A running worker.
 pub struct Handle {
@@ -111,8 +114,10 @@ impl Handle {
     }
 
     /// Ends the pod as failed, for the good of the node.
-    pub fn evict(&self, why: Waiting) {
-        *self.eviction.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    pub fn evict(&self, why: Waiting, grace_seconds: Option<i64>) {
+        let mut eviction = self.eviction.lock().unwrap_or_else(PoisonError::into_inner);
+        *eviction = Some((why, grace_seconds));
+        drop(eviction);
         self.wake.notify_one();
     }
 
@@ -163,6 +168,10 @@ pub(crate) struct Worker {
     /// By container name, the dead container that may be succeeded now.
     pub(crate) approved: HashMap<String, String>,
     pub(crate) retry_at: HashMap<String, Timestamp>,
+    /// All containers are being ended, to be started anew together.
+    pub(crate) restarting: bool,
+    /// Containers that were removed for that, and have not been seen since.
+    pub(crate) renewed: HashSet<String>,
     pub(crate) pulls: Pulls,
     probes: Probes,
     pub(crate) stops: HashMap<String, Stop>,
@@ -170,6 +179,8 @@ pub(crate) struct Worker {
     pub(crate) failure: Option<Waiting>,
     /// Asked for by the node.
     eviction: Eviction,
+    /// How long the node leaves it, if not as long as usual.
+    pub(crate) grace: Option<i64>,
     /// Why the node ended the pod, if it did.
     disrupted: Option<String>,
     pub(crate) ending_since: Option<Timestamp>,
@@ -210,12 +221,15 @@ impl Worker {
             backoff: Backoffs::default(),
             approved: HashMap::new(),
             retry_at: HashMap::new(),
+            restarting: restart_all::told(&reported),
+            renewed: HashSet::new(),
             pulls: Pulls::default(),
             probes: Probes::default(),
             stops: HashMap::new(),
             hooks: HashMap::new(),
             failure: None,
             eviction: Eviction::default(),
+            grace: None,
             disrupted: None,
             ending_since: None,
             cleaned: false,
@@ -269,7 +283,10 @@ impl Worker {
         let uid = pod::uid(&self.pod).to_owned();
         if !self.cleaned {
             match observe::observe(&self.context.cri, &uid, &mut self.known).await {
-                Ok(view) => self.view = view,
+                Ok(view) => {
+                    self.renewed.retain(|name| view.latest(name).is_none());
+                    self.view = view;
+                }
                 Err(error) => {
                     tracing::warn!(pod = pod::full_name(&self.pod), %error, "cannot ask the runtime");
                     return Some(now + SignedDuration::from_secs(1));
@@ -347,8 +364,8 @@ impl Worker {
         let running = !self.view.sandboxes.is_empty();
         if !running && self.was_lost() {
             self.failure = Some(Waiting {
-                reason: "Terminated".into(),
-                message: "Pod was terminated in response to imminent node shutdown.".into(),
+                reason: shutdown::REASON.into(),
+                message: shutdown::MESSAGE.into(),
             });
             return;
         }
@@ -383,7 +400,8 @@ impl Worker {
             return;
         }
         let evicted = self.eviction.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(why) = evicted {
+        if let Some((why, grace)) = evicted {
+            self.grace = grace;
             let preempted = why.reason == preemption::REASON;
             let told = if preempted { preemption::DISRUPTED } else { &why.message };
             self.disrupted = Some(told.to_owned());
@@ -434,6 +452,9 @@ impl Worker {
     /// Brings a pod that should run one step on. Returns whether a container was started.
     async fn advance(&mut self, now: Timestamp, next: &mut Timestamp) -> bool {
         self.local.memory_capacity = self.context.machine.memory_bytes as i64;
+        if self.restart_all(now, next).await {
+            return false;
+        }
         let actions = decide::decide(&self.pod, &self.view, &self.local);
         if actions == Actions::default() && self.mounted.is_some() && !self.volumes_due(now) {
             return false;
@@ -475,6 +496,8 @@ impl Worker {
             waiting: &self.waiting,
             messages: &self.messages,
             resize: &self.resize,
+            restarting: self.restarting,
+            renewed: &self.renewed,
             disrupted: self.disrupted.as_deref(),
             failure: self.failure.as_ref(),
             ending,
@@ -501,6 +524,14 @@ impl Worker {
         }
     }
 
+    /// Removes what a container that is gone has left.
+    pub(crate) fn forget_files(&self, observed: &Observed) {
+        crate::logs::rotate::remove(std::path::Path::new(&observed.log_path));
+        if let Some(path) = &observed.termination_log {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     /// Removes dead containers that nobody will ask for: of each name the newest two are kept, the
     /// present one and that of `--previous`.
     async fn collect(&mut self) {
@@ -518,10 +549,7 @@ impl Worker {
                 tracing::debug!(container = observed.id, %error, "cannot remove a dead container");
                 continue;
             }
-            crate::logs::rotate::remove(std::path::Path::new(&observed.log_path));
-            if let Some(path) = &observed.termination_log {
-                let _ = std::fs::remove_file(path);
-            }
+            self.forget_files(observed);
         }
         for old in self.view.sandboxes.iter().skip(1).filter(|s| !s.ready) {
             if self.view.containers.iter().any(|c| c.sandbox_id == old.id) {

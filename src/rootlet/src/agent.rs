@@ -274,6 +274,7 @@ async fn config(
         node_ip,
         dialer: dialer(paths).await?,
         labels: arguments.node_labels.iter().cloned().collect::<BTreeMap<_, _>>(),
+        ending: kubelet::Ending::default(),
     };
     Ok(member.config(&arguments.kubelet, paths))
 }

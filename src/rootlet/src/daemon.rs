@@ -147,11 +147,13 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     let runtime = containers.as_ref().map(|containers| containers.runtime.clone());
     let informers = Informers::new(component(&server, "system:kube-controller-manager", &[]));
     let mut tasks = Tasks::new(shutdown.clone());
+    let ending = kubelet::Ending::default();
     let link = Link { gateways, plan, network: network.clone(), forwards };
     start_components(&mut tasks, &server, &informers, &link, &settings)?;
     keep_node(&mut tasks, &settings, &link).await?;
     if let Some(listener) = kubelet {
-        start_kubelet(&mut tasks, &server, &settings, listener, runtime.as_ref(), &link)?;
+        let runtime = runtime.as_ref();
+        start_kubelet(&mut tasks, &server, &settings, listener, runtime, &link, ending.clone())?;
     }
 
     let manifests = start_manifests(&mut tasks, &server, &settings);
@@ -191,6 +193,10 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     if stopped.is_some() {
         // For a service manager, which would start it again.
         let _ = std::fs::write(paths.stopped(), "");
+        let periods = crate::member::shutdown_periods(&settings.kubelet).unwrap_or_default();
+        if own_node && !periods.is_empty() {
+            let _ = tokio::time::timeout(periods.total() + DRAIN_TIMEOUT, ending.end()).await;
+        }
     }
     stop(Stop { shutdown, serving, tasks, server, store, runtime, stopped, sockets }).await
 }
@@ -817,6 +823,7 @@ fn start_kubelet(
     listener: TcpListener,
     runtime: Option<&runtime::Runtime>,
     link: &Link,
+    ending: kubelet::Ending,
 ) -> anyhow::Result<()> {
     let node_name = settings.paths.context();
     let user = format!("system:node:{node_name}");
@@ -842,6 +849,7 @@ fn start_kubelet(
         node_ip: link.plan.node,
         dialer: Arc::new(Dialer(link.network.clone())),
         labels: BTreeMap::new(),
+        ending,
     };
     let config = member.config(&settings.kubelet, &settings.paths);
     let stop = tasks.shutdown.clone();

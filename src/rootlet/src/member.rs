@@ -25,11 +25,15 @@ pub struct Member {
     pub node_ip: IpAddr,
     pub dialer: Arc<dyn kubelet::Dialer>,
     pub labels: BTreeMap<String, String>,
+    /// Tells of the node's end.
+    pub ending: kubelet::Ending,
 }
 
 impl Member {
     /// With what the user says of the node, and where its files are.
     pub fn config(self, flags: &Kubelet, paths: &Paths) -> kubelet::Config {
+        // What is mistyped was told before.
+        let shutdown_periods = shutdown_periods(flags).unwrap_or_default();
         let flags = flags.clone();
         kubelet::Config {
             node_name: self.node_name,
@@ -52,6 +56,8 @@ impl Member {
             pod_pids_limit: flags.pod_max_pids,
             system_reserved: flags.system_reserved,
             allowed_unsafe_sysctls: flags.allowed_unsafe_sysctls,
+            shutdown_periods,
+            ending: self.ending,
             eviction_hard: flags.eviction_hard,
         }
     }
@@ -59,6 +65,19 @@ impl Member {
 
 /// Upstream's default.
 const MAX_PODS: u32 = 110;
+
+/// How long pods have when the node ends.
+///
+/// # Errors
+/// What the flags say is no such thing.
+pub fn shutdown_periods(flags: &Kubelet) -> anyhow::Result<kubelet::Periods> {
+    let periods = kubelet::Periods::parse(
+        flags.shutdown_grace_period.as_deref(),
+        flags.shutdown_grace_period_critical_pods.as_deref(),
+        flags.shutdown_grace_period_by_pod_priority.as_deref(),
+    );
+    periods.map_err(|error| anyhow::anyhow!("--shutdown-grace-period: {error}"))
+}
 
 /// The flags as a process in another folder can use them; what is mistyped is told before anything starts.
 pub fn checked(flags: &Kubelet) -> anyhow::Result<Kubelet> {
@@ -68,6 +87,7 @@ pub fn checked(flags: &Kubelet) -> anyhow::Result<Kubelet> {
     if let Some(reserved) = &flags.system_reserved {
         kubelet::check_system_reserved(reserved).context("--system-reserved")?;
     }
+    shutdown_periods(flags)?;
     let mut flags = flags.clone();
     if let Some(folder) = &mut flags.pod_manifest_path {
         *folder = std::path::absolute(&folder).context("--pod-manifest-path")?;

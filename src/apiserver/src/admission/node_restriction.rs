@@ -61,6 +61,9 @@ pub fn admit(
                 .then(|| "can only access CSINode with the same name as the requesting node".into())
         }
         ("", "serviceaccounts", "token") => token(registry, ctx, node, object),
+        ("certificates.k8s.io", "podcertificaterequests", "") if operation == Operation::Create => {
+            certificate(registry, ctx, node, object)
+        }
         ("", "persistentvolumeclaims", _) if operation == Operation::Update => {
             claim(ctx, object, old)
         }
@@ -274,6 +277,39 @@ fn token(
     }
     let here = pod.value()["spec"]["nodeName"].text() == node;
     (!here).then(|| "requested token bound to a pod scheduled on a different node".into())
+}
+
+/// A kubelet asks for certificates of pods that it runs, in the name of their accounts.
+fn certificate(
+    registry: &Registry,
+    ctx: &RequestContext,
+    node: &str,
+    object: Option<&Value>,
+) -> Option<String> {
+    let spec = &object?["spec"];
+    let own = registry.get("", "nodes", "", node).map(|own| own.uid.clone()).unwrap_or_default();
+    if spec["nodeName"].text() != node || spec["nodeUID"].text() != own {
+        return Some("can only request certificates for pods on itself".into());
+    }
+    let name = spec["podName"].text();
+    let Some(pod) = registry.get("", "pods", &ctx.namespace, name) else {
+        return Some(format!("requested a certificate for pod {name:?}, which is not there"));
+    };
+    let of = pod.to_value();
+    let account = of["spec"]["serviceAccountName"].text();
+    let accounts = registry.get("", "serviceaccounts", &ctx.namespace, account);
+    let checks = [
+        (spec["podUID"].text() == pod.uid, "with another UID than that in record"),
+        (of["spec"]["nodeName"].text() == node, "that is scheduled on a different node"),
+        (!of["metadata"]["annotations"][MIRROR].is_set(), "that is a mirror of a static one"),
+        (spec["serviceAccountName"].text() == account, "in the name of another account"),
+        (
+            accounts.is_some_and(|found| found.uid == spec["serviceAccountUID"].text()),
+            "with another UID of its account than that in record",
+        ),
+    ];
+    let (_, what) = checks.iter().find(|(holds, _)| !holds)?;
+    Some(format!("requested a certificate for pod {name:?} {what}"))
 }
 
 #[cfg(test)]

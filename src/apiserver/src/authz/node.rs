@@ -31,6 +31,8 @@ pub const RULES: &[&str] = &[
     "get - persistentvolumeclaims,persistentvolumes",
     "get - endpoints",
     "create,get,list,watch certificates.k8s.io certificatesigningrequests",
+    "create,get,list,watch certificates.k8s.io podcertificaterequests",
+    "read certificates.k8s.io clustertrustbundles",
     "create,delete,get,patch,update coordination.k8s.io leases",
     "get storage.k8s.io volumeattachments",
     "get,patch,update - persistentvolumeclaims/status",

@@ -116,6 +116,7 @@ pub const DEFAULTS: &[(&str, &[&str], &[Line])] = &[
     ]),
     ("apiregistration.k8s.io", &["apiservices"], &[("spec.service.port", "443")]),
     ("certificates.k8s.io", &["certificatesigningrequests"], &[]),
+    ("certificates.k8s.io", &["podcertificaterequests"], &[("spec.maxExpirationSeconds", "86400")]),
 ];
 
 /// Defaults of a pod's spec, relative to it; `podSpec.containers` stands for all three lists.
@@ -158,6 +159,7 @@ pub const POD_SPEC: &[Line] = &[
     ("volumes[].downwardAPI.items[].fieldRef.apiVersion", r#""v1""#),
     ("volumes[].projected.defaultMode", "420"),
     ("volumes[].projected.sources[].serviceAccountToken.expirationSeconds", "3600"),
+    ("volumes[].projected.sources[].podCertificate.maxExpirationSeconds", "86400"),
     ("volumes[].projected.sources[].downwardAPI.items[].fieldRef.apiVersion", r#""v1""#),
     ("volumes[].hostPath.type", r#""""#),
     ("volumes[].iscsi.iscsiInterface", r#""default""#),

@@ -186,10 +186,17 @@ fn pod_status(object: &Value, old: &Value, errors: &mut ErrorList) {
         immutable(&path.child("qosClass"), &status["qosClass"], &old["status"]["qosClass"], errors);
     }
     let policy = object["spec"]["restartPolicy"].text();
+    // A container's rule may begin all of them anew.
+    let whole = ["containers", "initContainers"].into_iter().any(|specs| {
+        let rules = |c: &Value| {
+            c["restartPolicyRules"].items().iter().any(|r| r["action"] == "RestartAllContainers")
+        };
+        object["spec"][specs].items().iter().any(rules)
+    });
     for (list, specs) in
         [("containerStatuses", "containers"), ("initContainerStatuses", "initContainers")]
     {
-        if policy == "Always" {
+        if policy == "Always" || whole {
             continue;
         }
         // A container may have a policy of its own.
@@ -434,6 +441,14 @@ mod tests {
             check("", "pods", running, ended),
             "status.containerStatuses[0].state: Forbidden: may not be transitioned to non-terminated state"
         );
+        let rules = json!([{"action": "RestartAllContainers"}]);
+        let whole = |mut pod: Value| {
+            pod["spec"]["containers"] = json!([{"name": "w", "restartPolicyRules": rules}]);
+            pod
+        };
+        let (ended, running) =
+            (pod(json!({"terminated": {"exitCode": 0}})), pod(json!({"running": {}})));
+        assert_eq!(check("", "pods", whole(running), whole(ended)), "");
     }
 
     #[test]

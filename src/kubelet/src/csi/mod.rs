@@ -5,6 +5,7 @@
 //! Source of behaviour: `pkg/volume/csi`, the Container Storage Interface specification.
 
 mod call;
+mod expand;
 mod place;
 mod plugins;
 mod proto;
@@ -28,6 +29,7 @@ use proto::{
     AccessMode, Empty, MountVolume, NodeCapabilities, Publish, Stage, Undo, VolumeCapability,
 };
 
+pub use expand::{Growth, expand};
 pub use place::Places;
 pub use plugins::{Drivers, run};
 
@@ -91,6 +93,7 @@ pub struct Volume {
     attributes: BTreeMap<String, String>,
     stage_secret: Option<SecretReference>,
     publish_secret: Option<SecretReference>,
+    expand_secret: Option<SecretReference>,
     access_mode: i32,
     mount_options: Vec<String>,
     block: bool,
@@ -114,6 +117,7 @@ impl Volume {
             attributes: source.volume_attributes.clone().unwrap_or_default(),
             stage_secret: source.node_stage_secret_ref.clone(),
             publish_secret: source.node_publish_secret_ref.clone(),
+            expand_secret: source.node_expand_secret_ref.clone(),
             access_mode: match mode {
                 Some("ReadOnlyMany") => 3,
                 Some("ReadWriteMany") => 5,

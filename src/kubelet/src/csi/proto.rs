@@ -80,13 +80,15 @@ pub struct NodeCapability {
 /// `NodeServiceCapability.RPC`
 #[derive(Clone, PartialEq, Message)]
 pub struct NodeRpc {
-    /// 1: volumes are staged; 6: the driver sets a volume's group itself.
+    /// 1: volumes are staged; 3: they are expanded on the node; 6: the driver sets a volume's group itself.
     #[prost(int32, tag = "1")]
     pub r#type: i32,
 }
 
 /// `STAGE_UNSTAGE_VOLUME`
 pub const STAGE: i32 = 1;
+/// `EXPAND_VOLUME`
+pub const EXPAND: i32 = 3;
 /// `VOLUME_MOUNT_GROUP`
 pub const MOUNT_GROUP: i32 = 6;
 
@@ -187,4 +189,38 @@ pub struct Publish {
     /// The volume's attributes, and what the driver wants to know of the pod.
     #[prost(map = "string, string", tag = "8")]
     pub volume_context: HashMap<String, String>,
+}
+
+/// `NodeExpandVolumeRequest`
+#[derive(Clone, PartialEq, Message)]
+pub struct Expand {
+    /// The volume.
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+    /// Where the pod has it.
+    #[prost(string, tag = "2")]
+    pub volume_path: String,
+    /// How large it is to be.
+    #[prost(message, optional, tag = "3")]
+    pub capacity_range: Option<CapacityRange>,
+    /// Where it is staged, if it is.
+    #[prost(string, tag = "4")]
+    pub staging_target_path: String,
+    /// How it is used.
+    #[prost(message, optional, tag = "5")]
+    pub volume_capability: Option<VolumeCapability>,
+    /// Secrets.
+    #[prost(map = "string, string", tag = "6")]
+    pub secrets: HashMap<String, String>,
+}
+
+/// `CapacityRange`
+#[derive(Clone, PartialEq, Message)]
+pub struct CapacityRange {
+    /// At least so much.
+    #[prost(int64, tag = "1")]
+    pub required_bytes: i64,
+    /// At most so much; 0 for anything.
+    #[prost(int64, tag = "2")]
+    pub limit_bytes: i64,
 }

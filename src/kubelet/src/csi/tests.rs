@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use prost::Message;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -57,8 +58,8 @@ impl Folders {
                 answer(request, move |_: Empty| Ok(info.clone())).await
             }
             "NodeGetCapabilities" => {
-                let rpc = Some(NodeRpc { r#type: STAGE });
-                let all = NodeCapabilities { capabilities: vec![NodeCapability { rpc }] };
+                let can = |r#type| NodeCapability { rpc: Some(NodeRpc { r#type }) };
+                let all = NodeCapabilities { capabilities: vec![can(STAGE), can(EXPAND)] };
                 answer(request, move |_: Empty| Ok(all.clone())).await
             }
             "NodePublishVolume" => {
@@ -82,6 +83,15 @@ impl Folders {
                 answer(request, work).await
             }
             "NodeStageVolume" => answer(request, |_: Stage| Ok(Empty {})).await,
+            "NodeExpandVolume" => {
+                let work = move |expand: Expand| {
+                    let range = expand.capacity_range.unwrap_or_default();
+                    let file = self.node_path(&expand.volume_path).join("size");
+                    std::fs::write(file, range.required_bytes.to_string()).unwrap();
+                    Ok(Empty {})
+                };
+                answer(request, work).await
+            }
             "NodeUnstageVolume" => answer(request, |_: Undo| Ok(Empty {})).await,
             _ => answer(request, |_: RegistrationStatus| Ok(Empty {})).await,
         }
@@ -179,6 +189,23 @@ async fn a_drivers_volume_is_staged_published_and_given_back() {
     assert_eq!(asked.volume_capability.unwrap().access_mode.unwrap().mode, 5);
     assert!(asked.staging_target_path.starts_with("/var/lib/kubelet/plugins/kubernetes.io/csi/"));
 
+    // What was made larger for it grows on the node, and the claim hears of it.
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "c", "namespace": "ns"}, "spec": {"volumeName": "pv1"},
+        "status": {"phase": "Bound", "capacity": {"storage": "1Gi"},
+            "conditions": [{"type": "FileSystemResizePending", "status": "True"}]}});
+    let of_claim = "/api/v1/namespaces/ns/persistentvolumeclaims/c";
+    node.api.put(of_claim, claim.clone());
+    let larger = PersistentVolumeSpec {
+        capacity: Some([("storage".to_owned(), Quantity("2Gi".into()))].into()),
+        ..spec.clone()
+    };
+    let growth = Growth::of(&serde_json::from_value(claim).unwrap(), &larger).unwrap();
+    expand(&context, &pod, &volume, &growth).await.unwrap();
+    assert_eq!(std::fs::read_to_string(target.join("size")).unwrap(), (1_u64 << 31).to_string());
+    let told = node.api.get(of_claim).unwrap();
+    assert_eq!(told["status"]["capacity"]["storage"], "2Gi");
+
     // Its driver is asked for no volume of a kind that it does not offer.
     let source = CSIVolumeSource { driver: DRIVER.into(), ..CSIVolumeSource::default() };
     let refused = publish(&context, &pod, &Volume::inline(&pod, "v", &source)).await;
@@ -196,6 +223,8 @@ async fn a_drivers_volume_is_staged_published_and_given_back() {
             "NodeGetCapabilities",
             "NodeStageVolume",
             "NodePublishVolume",
+            "NodeGetCapabilities",
+            "NodeExpandVolume",
             "NodeUnpublishVolume",
             "NodeUnstageVolume"
         ]

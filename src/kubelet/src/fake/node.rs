@@ -94,6 +94,7 @@ impl Node {
             recorder: Recorder::new(client.clone(), "kubelet", "n"),
             objects: Objects::new(&client, Arc::new(move |uid: &str| woken.wake(uid))),
             tokens: Tokens::new(client.clone()),
+            certificates: crate::certificates::Certificates::new(client.clone()),
             client,
             dialer: Arc::new(Nowhere),
             machine,
@@ -110,6 +111,7 @@ impl Node {
             node_labels: BTreeMap::new(),
             workers: self.workers.clone(),
             admitted: Mutex::new(HashMap::new()),
+            ending: crate::shutdown::Ending::default(),
             clock: self.runtime.clock,
         })
     }

@@ -74,11 +74,14 @@ pub async fn run(context: Arc<Context>, settings: Settings, shutdown: Cancellati
     let lease =
         tokio::spawn(lease::run(context.clone(), node.metadata.uid.clone(), shutdown.clone()));
     let mut keeper = Keeper { context, settings, told: node, told_at: None, pod_cidr: None };
+    let ending = keeper.context.ending.clone();
+    let mut ended = false;
     loop {
         let ready = keeper.round().await;
-        let wait = if ready { LOOK } else { LOOK_SOON };
+        let wait = if ready || ended { LOOK } else { LOOK_SOON };
         tokio::select! {
             () = shutdown.cancelled() => break,
+            () = ending.asked(), if !ended => ended = true,
             () = tokio::time::sleep(wait) => {}
         }
     }

@@ -15,8 +15,8 @@ use crate::context::Context;
 use crate::csi;
 use crate::eviction;
 use crate::eviction::threshold::{Signal, Thresholds};
-use crate::quantity;
 use crate::status::whole_seconds;
+use crate::{quantity, restart_all};
 
 /// Images told at most, the largest first, with at most five names each (upstream's defaults).
 const MAX_IMAGES: usize = 50;
@@ -137,6 +137,7 @@ pub fn make(
                 .collect()
         }),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(seen.groups_policy) }),
+        declared_features: Some(vec![restart_all::FEATURE.to_owned()]),
         volumes_in_use: Some(csi::held(&context.root_dir)),
         ..NodeStatus::default()
     }
@@ -159,7 +160,10 @@ fn allocatable(
         && let Some(bytes) = crate::quantity::value(memory)
     {
         let kept = eviction::kept(thresholds, Signal::Memory, bytes as u64);
-        let left = (bytes as u64).saturating_sub(kept);
+        // Huge pages are taken from it already.
+        let huge = capacity.iter().filter(|(name, _)| name.starts_with("hugepages-"));
+        let huge: i64 = huge.filter_map(|(_, amount)| quantity::value(amount)).sum();
+        let left = (bytes as u64).saturating_sub(kept).saturating_sub(huge as u64);
         memory.0 = format!("{}Ki", left / 1024);
     }
     if let Some(disk) = out.get_mut("ephemeral-storage")
@@ -202,6 +206,8 @@ fn conditions(context: &Context, old: Option<&NodeStatus>, seen: &Seen) -> Vec<N
         let (reason, message) = if under { yes } else { no };
         (name.to_owned(), under, reason.to_owned(), message.to_owned())
     };
+    let ending = context.ending.is_asked().then(|| "node is shutting down".to_owned());
+    let not_ready: Vec<String> = seen.not_ready.iter().cloned().chain(ending).collect();
     let ready = if !seen.asked {
         (
             "Ready".into(),
@@ -209,10 +215,10 @@ fn conditions(context: &Context, old: Option<&NodeStatus>, seen: &Seen) -> Vec<N
             "KubeletNotReady".into(),
             "container runtime status check may not have completed yet".into(),
         )
-    } else if seen.not_ready.is_empty() {
+    } else if not_ready.is_empty() {
         ("Ready".into(), true, "KubeletReady".into(), "kubelet is posting ready status".into())
     } else {
-        ("Ready".into(), false, "KubeletNotReady".into(), seen.not_ready.join(", "))
+        ("Ready".into(), false, "KubeletNotReady".into(), not_ready.join(", "))
     };
     let all = [
         pressure(

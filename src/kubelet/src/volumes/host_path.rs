@@ -55,6 +55,11 @@ pub fn place(path: PathBuf, kind: &str, shadow: &Path) -> Result<PathBuf, Error>
     Ok(instead)
 }
 
+/// Whether this user may not even see what the host has at `path`, so that something else is in its place.
+pub fn is_hidden(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+}
+
 /// Checks that `path` is what `kind` says, making it where the type asks for that.
 pub fn check(path: &Path, kind: &str) -> Result<(), Error> {
     let found = fs::metadata(path).map(|m| m.file_type()).ok();

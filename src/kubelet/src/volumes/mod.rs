@@ -8,13 +8,14 @@ mod host_path;
 pub mod mounts;
 pub mod project;
 mod subpath;
+pub mod trust;
 pub mod usage;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
     EmptyDirVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource,
     Volume,
@@ -26,6 +27,12 @@ use crate::csi;
 use crate::fields::Facts;
 use crate::pod;
 use atomic::{Owner, Payload, Projected};
+
+/// How old what was read of trust bundles may be.
+const BUNDLES_AGE: SignedDuration = SignedDuration::from_secs(60);
+
+/// How often it is looked whether a driver's volume has grown.
+const CLAIMS_AGE: SignedDuration = SignedDuration::from_secs(60);
 
 /// Why a volume is not there; the text is that of the `FailedMount` event.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +81,12 @@ pub enum Cause {
     /// The claim has no volume yet.
     #[error("PersistentVolumeClaim is not bound: {0:?}")]
     Unbound(String),
+    /// There is no trust bundle that is not optional.
+    #[error("no trust anchors: {0} not found")]
+    NoBundle(String),
+    /// The pod has no certificate.
+    #[error(transparent)]
+    Certificate(#[from] crate::certificates::Error),
     /// A kind of volume this kubelet cannot give.
     #[error("volume type {0:?} is not supported by this node")]
     Unsupported(&'static str),
@@ -88,6 +101,8 @@ pub struct Mounted {
     pub renew_at: Option<Timestamp>,
     /// Volumes whose drivers want to be asked again.
     pub republish: std::collections::BTreeSet<String>,
+    /// Claims whose volumes may grow, by the volume's name in the pod.
+    claims: BTreeMap<String, String>,
     /// What was written, so that nothing is written twice.
     written: BTreeMap<String, Plan>,
 }
@@ -121,6 +136,11 @@ pub async fn set_up(
         if let Some(path) = known.and_then(|b| b.paths.get(&volume.name)) {
             mounted.paths.insert(volume.name.clone(), path.clone());
             mounted.written.insert(volume.name.clone(), Plan::Nothing);
+            if let Some(claim) = before.and_then(|b| b.claims.get(&volume.name)) {
+                mounted.claims.insert(volume.name.clone(), claim.clone());
+                grow_claimed(context, of, &volume.name, claim).await;
+                renew(&mut mounted, context.clock.now() + CLAIMS_AGE);
+            }
             continue;
         }
         let fail = |cause| Error { volume: volume.name.clone(), cause };
@@ -128,6 +148,7 @@ pub async fn set_up(
         mounted.paths.insert(volume.name.clone(), path.clone());
         mounted.written.insert(volume.name.clone(), plan.clone());
         if before.and_then(|b| b.written.get(&volume.name)) != Some(&plan) {
+            tell_of_hidden(context, of, volume);
             work.push((volume.name.clone(), path, plan));
         }
     }
@@ -152,6 +173,19 @@ pub async fn set_up(
                 source: io::Error::other(error),
             },
         }),
+    }
+}
+
+/// Says so when the pod does not get what the host may have.
+fn tell_of_hidden(context: &Context, of: &Pod, volume: &Volume) {
+    let Some(source) = &volume.host_path else { return };
+    if host_path::is_hidden(Path::new(&source.path)) {
+        let message = format!(
+            "hostPath {:?} of volume {:?}: the user who runs this node may not see what the host has there; \
+             an empty one of the node is in its place",
+            source.path, volume.name
+        );
+        context.warning(of, None, "HostPathHidden", message);
     }
 }
 
@@ -249,9 +283,6 @@ async fn plan(
     let owner = Owner { uid: None, gid: fs_group(of) };
     let below = |plugin: &str| base.join(format!("kubernetes.io~{plugin}")).join(&volume.name);
     if let Some(source) = &volume.empty_dir {
-        if source.medium.as_deref().is_some_and(|m| m.starts_with("HugePages")) {
-            return Err(Cause::Unsupported("emptyDir with medium HugePages"));
-        }
         return Ok((below("empty-dir"), Plan::EmptyDir(source.clone())));
     }
     if let Some(source) = &volume.config_map {
@@ -277,7 +308,7 @@ async fn plan(
         return Ok((below("downward-api"), Plan::Files(files, owner)));
     }
     if let Some(source) = &volume.projected {
-        let files = projected(context, of, source, facts, mounted).await?;
+        let files = projected(context, of, &volume.name, source, facts, mounted).await?;
         let owner = Owner { uid: common_user(of), ..owner };
         return Ok((below("projected"), Plan::Files(files, owner)));
     }
@@ -337,16 +368,24 @@ async fn secret(
     }
 }
 
+/// Looks at the volumes again at `at`, if nothing does so before.
+fn renew(mounted: &mut Mounted, at: Timestamp) {
+    mounted.renew_at = Some(mounted.renew_at.map_or(at, |before| before.min(at)));
+}
+
 async fn projected(
     context: &Context,
     of: &Pod,
+    volume: &str,
     source: &ProjectedVolumeSource,
     facts: &Facts,
     mounted: &mut Mounted,
 ) -> Result<Payload, Cause> {
     let mode = source.default_mode.unwrap_or(0o644);
+    // Where the user or the group of the pod is known, what is secret is for them alone.
+    let private = fs_group(of).is_some() || common_user(of).is_some();
     let mut files = Payload::new();
-    for part in source.sources.iter().flatten() {
+    for (index, part) in source.sources.iter().flatten().enumerate() {
         if let Some(part) = &part.config_map {
             let optional = part.optional == Some(true);
             let object = config_map(context, of, &part.name, optional).await?;
@@ -383,17 +422,35 @@ async fn projected(
                 .get(of, part.audience.as_deref(), seconds, now)
                 .await
                 .map_err(|source| Cause::Fetch { what: "token".into(), source })?;
-            let private = fs_group(of).is_some() || common_user(of).is_some();
             let mode = if private { 0o600 } else { mode as u32 };
             files.insert(part.path.clone(), Projected { data: token.token.into_bytes(), mode });
-            mounted.renew_at =
-                Some(mounted.renew_at.map_or(token.renew_at, |at| at.min(token.renew_at)));
+            renew(mounted, token.renew_at);
         }
-        if part.cluster_trust_bundle.is_some() {
-            return Err(Cause::Unsupported("clusterTrustBundle"));
+        if let Some(part) = &part.cluster_trust_bundle {
+            let anchors = trust::anchors(context, part).await?;
+            let mode = if private { 0o600 } else { mode as u32 };
+            files.insert(part.path.clone(), Projected { data: anchors.into_bytes(), mode });
+            // Bundles are not watched.
+            renew(mounted, context.clock.now() + BUNDLES_AGE);
         }
-        if part.pod_certificate.is_some() {
-            return Err(Cause::Unsupported("podCertificate"));
+        if let Some(part) = &part.pod_certificate {
+            let now = context.clock.now();
+            let bundle = context
+                .certificates
+                .get(of, (volume, index), part, &context.node_name, now)
+                .await?;
+            renew(mounted, bundle.renew_at);
+            let mode = if private { 0o600 } else { mode as u32 };
+            let both = format!("{}{}", bundle.key, bundle.chain);
+            for (path, text) in [
+                (&part.credential_bundle_path, both),
+                (&part.key_path, bundle.key),
+                (&part.certificate_chain_path, bundle.chain),
+            ] {
+                if let Some(path) = path.as_ref().filter(|path| !path.is_empty()) {
+                    files.insert(path.clone(), Projected { data: text.into_bytes(), mode });
+                }
+            }
         }
     }
     Ok(files)
@@ -437,11 +494,12 @@ async fn claimed(
     let found =
         claims.get(claim).await.map_err(fetch(format!("persistentvolumeclaim {claim:?}")))?;
     let bound = found.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
-    let name = found.spec.and_then(|s| s.volume_name).filter(|_| bound);
+    let name = found.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|_| bound);
     let name = name.ok_or_else(|| Cause::Unbound(claim.into()))?;
     let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
     let volume = volumes.get(&name).await.map_err(fetch(format!("persistentvolume {name:?}")))?;
     let spec = volume.spec.unwrap_or_default();
+    let growth = csi::Growth::of(&found, &spec);
     if let Some(source) = spec.host_path {
         let kind = source.type_.unwrap_or_default();
         return Ok((on_host(context, &source.path, &kind)?, Plan::HostPath(kind)));
@@ -455,9 +513,44 @@ async fn claimed(
     }
     if let Some(source) = &spec.csi {
         let volume = csi::Volume::persistent(&name, &spec, source);
-        return published(context, of, volume_name, &volume, mounted).await;
+        let published = published(context, of, volume_name, &volume, mounted).await?;
+        if let Some(growth) = &growth {
+            grow(context, of, volume_name, &volume, growth).await;
+        }
+        mounted.claims.insert(volume_name.to_owned(), claim.to_owned());
+        renew(mounted, context.clock.now() + CLAIMS_AGE);
+        return Ok(published);
     }
     Err(Cause::Unsupported("persistentVolume"))
+}
+
+/// Has a volume that has grown since it was published grow on the node too.
+async fn grow_claimed(context: &Context, of: &Pod, name: &str, claim: &str) {
+    let found = async {
+        let claims: Api<PersistentVolumeClaim> =
+            Api::namespaced(context.client.clone(), pod::namespace(of));
+        let claim = claims.get(claim).await?;
+        let volume = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).unwrap_or_default();
+        let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+        Ok::<_, kube::Error>((claim, volumes.get(&volume).await?))
+    };
+    let (claim, volume) = match found.await {
+        Ok(found) => found,
+        Err(error) => return tracing::debug!(%error, claim, "cannot see whether a claim has grown"),
+    };
+    let spec = volume.spec.unwrap_or_default();
+    if let (Some(growth), Some(source)) = (csi::Growth::of(&claim, &spec), &spec.csi) {
+        let own = volume.metadata.name.unwrap_or_default();
+        let volume = csi::Volume::persistent(&own, &spec, source);
+        grow(context, of, name, &volume, &growth).await;
+    }
+}
+
+async fn grow(context: &Context, of: &Pod, name: &str, volume: &csi::Volume, growth: &csi::Growth) {
+    if let Err(error) = csi::expand(context, of, volume, growth).await {
+        let message = format!("MountVolume.NodeExpandVolume failed for volume {name:?} : {error}");
+        context.warning(of, None, "VolumeResizeFailed", message);
+    }
 }
 
 /// The pod's own directory below the kubelet's.
