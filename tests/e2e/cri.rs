@@ -18,11 +18,11 @@ use crate::harness::{BUSYBOX, Cluster, eventually};
 use crate::hygiene::processes;
 
 /// A program in the foreground that has said that it is ready.
-struct Foreground(Child);
+pub struct Foreground(Child);
 
 impl Foreground {
     /// Starts `rootlet WORDS… --name THIS`; returns what follows its `ready: `.
-    fn start(cluster: &Cluster, words: &[&str]) -> (Self, String) {
+    pub fn start(cluster: &Cluster, words: &[&str]) -> (Self, String) {
         let mut child = cluster
             .command("rootlet")
             .args(words)
@@ -38,7 +38,7 @@ impl Foreground {
     }
 
     /// Asks it to end, and waits until it has.
-    fn end(mut self, signal: Signal) {
+    pub fn end(mut self, signal: Signal) {
         let pid = Pid::from_raw(self.0.id() as i32);
         kill(pid, signal).expect("it lives");
         assert!(self.0.wait().expect("it can be waited for").success());
@@ -46,14 +46,14 @@ impl Foreground {
 }
 
 /// A client of a CRI socket.
-struct Client {
-    threads: tokio::runtime::Runtime,
-    runtime: RuntimeServiceClient<Channel>,
-    images: ImageServiceClient<Channel>,
+pub struct Client {
+    pub threads: tokio::runtime::Runtime,
+    pub runtime: RuntimeServiceClient<Channel>,
+    pub images: ImageServiceClient<Channel>,
 }
 
 impl Client {
-    fn connect(url: &str) -> Self {
+    pub fn connect(url: &str) -> Self {
         let threads =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let url = url.to_owned();
@@ -66,13 +66,13 @@ impl Client {
         Self { threads, runtime, images }
     }
 
-    fn pods(&mut self) -> Vec<v1::PodSandbox> {
+    pub fn pods(&mut self) -> Vec<v1::PodSandbox> {
         let request = v1::ListPodSandboxRequest { filter: None };
         let answer = self.threads.block_on(self.runtime.list_pod_sandbox(request));
         answer.expect("pods are listed").into_inner().items
     }
 
-    fn containers(&mut self) -> Vec<v1::Container> {
+    pub fn containers(&mut self) -> Vec<v1::Container> {
         let request = v1::ListContainersRequest { filter: None };
         let answer = self.threads.block_on(self.runtime.list_containers(request));
         answer.expect("containers are listed").into_inner().containers
@@ -106,7 +106,7 @@ impl Client {
         self.threads.block_on(run).expect("the pod runs")
     }
 
-    fn exec(&mut self, container: &str, script: &str) -> String {
+    pub fn exec(&mut self, container: &str, script: &str) -> String {
         let request = v1::ExecSyncRequest {
             container_id: container.into(),
             cmd: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -116,7 +116,7 @@ impl Client {
         String::from_utf8(answer.into_inner().stdout).expect("text")
     }
 
-    fn remove(&mut self, pod: &str) {
+    pub fn remove(&mut self, pod: &str) {
         let gone = async {
             let request = v1::StopPodSandboxRequest { pod_sandbox_id: pod.into() };
             self.runtime.stop_pod_sandbox(request).await?;
@@ -127,7 +127,7 @@ impl Client {
     }
 }
 
-fn pod(logs: &Path) -> v1::PodSandboxConfig {
+pub fn pod(logs: &Path) -> v1::PodSandboxConfig {
     v1::PodSandboxConfig {
         metadata: Some(v1::PodSandboxMetadata {
             name: "web".into(),

@@ -3,9 +3,11 @@
 
 mod access;
 mod apply;
+mod chaos;
 mod ci;
 mod client;
 mod cri;
+mod cri_suite;
 mod documentation;
 mod harness;
 mod hosts;

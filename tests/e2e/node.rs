@@ -227,3 +227,215 @@ fn a_critical_pod_takes_the_place_of_another_and_the_nodes_logs_can_be_read() {
     assert!(raw("pods/").contains("default_critical_"));
     assert!(raw("?query=kubelet").contains("the node is Ready"));
 }
+
+#[test]
+fn a_rule_restarts_the_whole_pod_in_place() {
+    let cluster = Cluster::ephemeral();
+    let rule =
+        json!({"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}});
+    let watcher = "n=$(cat /v/inits | wc -l); [ $n -gt 1 ] && exec sleep 1000; until [ -e /v/main ]; do sleep 0.1; done; exit 88";
+    let mounts = json!([{"name": "v", "mountPath": "/v"}]);
+    let container = |name: &str, script: &str, more: Value| {
+        let mut own = json!({"name": name, "image": BUSYBOX, "command": ["/bin/sh", "-c", script],
+            "volumeMounts": mounts});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            own[key] = value.clone();
+        }
+        own
+    };
+    // It does not end by itself, and gets no time to.
+    let main = "trap '' TERM; touch /v/main; while :; do sleep 1; done";
+    let spec = json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 600,
+        "volumes": [{"name": "v", "emptyDir": {}}],
+        "initContainers": [container("setup", "echo x >>/v/inits", json!({}))],
+        "containers": [container("main", main, json!({})),
+            container("watcher", watcher, json!({"restartPolicy": "Never", "restartPolicyRules": [rule]}))]});
+    cluster.apply(
+        &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "whole"}, "spec": spec})
+            .to_string(),
+    );
+    let address = cluster.pod("whole", "up", |pod| pod["status"]["podIP"].is_string());
+    let again = cluster.pod("whole", "running again", |pod| {
+        pod["status"]["phase"] == "Running"
+            && pod["status"]["containerStatuses"][0]["restartCount"] == 1
+            && pod["status"]["containerStatuses"][1]["restartCount"] == 1
+            && pod["status"]["initContainerStatuses"][0]["restartCount"] == 1
+    });
+    assert_eq!(again["status"]["podIP"], address["status"]["podIP"], "the sandbox stays");
+    let condition = again["status"]["conditions"].as_array().and_then(|all| {
+        all.iter().find(|c| c["type"] == "AllContainersRestarting").map(|c| c["status"].clone())
+    });
+    assert_eq!(condition, Some("False".into()));
+    let inits = cluster.kubectl_ok(&["exec", "whole", "-c", "main", "--", "cat", "/v/inits"]);
+    assert_eq!(inits, "x\nx\n", "volumes stay, init containers run again");
+    let node = cluster.get(&["nodes"]).expect("the node can be read");
+    let declared = &node["items"][0]["status"]["declaredFeatures"];
+    assert_eq!(declared, &json!(["RestartAllContainersOnContainerExits"]));
+    cluster.kubectl_ok(&["delete", "pod", "whole", "--now"]);
+}
+
+#[test]
+fn pods_end_by_priority_when_the_node_does() {
+    let cluster = Cluster::prepared();
+    let periods = "--shutdown-grace-period-by-pod-priority";
+    let bad = cluster.rootlet(&["up", periods, "high=1"]);
+    assert!(bad.code == Some(1) && bad.err.contains("PRIORITY=SECONDS"), "{bad:?}");
+    cluster.up(&[periods, "0=20,1000=20"]);
+    cluster.load_busybox();
+    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass",
+        "metadata": {"name": "high"}, "value": 1000});
+    cluster.apply(&class.to_string());
+    let folder = cluster.path("ends");
+    std::fs::create_dir(&folder).expect("a folder can be made");
+    let volumes = json!([{"name": "ends", "hostPath": {"path": folder}}]);
+    for (name, more) in [("low", json!({})), ("high", json!({"priorityClassName": "high"}))] {
+        let script =
+            format!("trap 'date +%s%N >/ends/{name}; exit 0' TERM; while :; do sleep 0.05; done");
+        let mut spec = json!({"volumes": volumes, "terminationGracePeriodSeconds": 15});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        let container = json!({"volumeMounts": [{"name": "ends", "mountPath": "/ends"}]});
+        cluster.apply(&pod(name, &script, &spec, &container));
+        cluster.pod_ready(name);
+    }
+    cluster.rootlet_ok(&["down"]);
+    let ended = |name: &str| -> u128 {
+        let text = std::fs::read_to_string(folder.join(name)).expect("it was asked to end");
+        text.trim().parse().expect("a time")
+    };
+    assert!(ended("low") < ended("high"), "the important one goes last");
+    cluster.up(&[]);
+    for name in ["low", "high"] {
+        let pod = cluster.pod_phase(name, "Failed");
+        assert_eq!(pod["status"]["reason"], "Terminated");
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let target =
+            conditions.iter().find(|c| c["type"] == "DisruptionTarget").expect("it is told why");
+        assert_eq!(target["reason"], "TerminationByKubelet");
+    }
+}
+
+/// A signer that issues what kubelets ask for, with an authority of its own.
+fn sign(cluster: &Cluster, issuer: &rcgen::Issuer<'_, rcgen::KeyPair>) -> String {
+    let request = eventually("a PodCertificateRequest", || {
+        let list = cluster.get(&["podcertificaterequests"])?;
+        let open = list["items"].as_array().into_iter().flatten();
+        let mut open = open.filter(|request| request["status"]["conditions"].is_null());
+        open.next().cloned().ok_or_else(|| list.to_string())
+    });
+    let engine = base64::engine::general_purpose::STANDARD;
+    let stub = request["spec"]["stubPKCS10Request"].as_str().expect("a request");
+    let stub = base64::Engine::decode(&engine, stub).expect("base64");
+    let mut parameters =
+        rcgen::CertificateSigningRequestParams::from_der(&stub.into()).expect("a request, signed");
+    parameters.params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+    parameters.params.not_after = rcgen::date_time_ymd(2036, 1, 1);
+    let chain = parameters.signed_by(issuer).expect("it can be signed").pem();
+    let name = request["metadata"]["name"].as_str().expect("a name").to_owned();
+    let status = json!({"status": {"certificateChain": chain,
+        "notBefore": "2026-01-01T00:00:00Z", "notAfter": "2036-01-01T00:00:00Z",
+        "beginRefreshAt": "2035-01-01T00:00:00Z",
+        "conditions": [{"type": "Issued", "status": "True", "reason": "Issued", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+    let patch = ["patch", "podcertificaterequests", &name, "--subresource=status", "--type=merge"];
+    cluster.kubectl_ok(&[&patch[..], &["-p", &status.to_string()]].concat());
+    chain
+}
+
+#[test]
+fn pods_get_certificates_and_trust_bundles() {
+    let cluster = Cluster::ephemeral();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut parameters = rcgen::CertificateParams::default();
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = parameters.self_signed(&key).expect("an authority").pem();
+    let issuer = rcgen::Issuer::new(parameters, key);
+    let bundle = |name: &str, spec: Value, labels: Value| {
+        json!({"apiVersion": "certificates.k8s.io/v1beta1", "kind": "ClusterTrustBundle",
+            "metadata": {"name": name, "labels": labels}, "spec": spec})
+        .to_string()
+    };
+    cluster.apply(&bundle("plain", json!({"trustBundle": authority}), json!({})));
+    let signed = json!({"trustBundle": authority, "signerName": "example.com/signer"});
+    cluster.apply(&bundle("example.com:signer:one", signed, json!({"live": "yes"})));
+    let selector = json!({"matchLabels": {"live": "yes"}});
+    let sources = json!([
+        {"clusterTrustBundle": {"name": "plain", "path": "plain.pem"}},
+        {"clusterTrustBundle": {"name": "none", "optional": true, "path": "none.pem"}},
+        {"clusterTrustBundle": {"signerName": "example.com/signer", "labelSelector": selector,
+            "path": "signer.pem"}},
+        {"podCertificate": {"signerName": "example.com/signer", "keyType": "ED25519",
+            "credentialBundlePath": "both.pem", "certificateChainPath": "chain.pem", "keyPath": "key.pem"}}]);
+    let spec = json!({"volumes": [{"name": "v", "projected": {"sources": sources}}]});
+    let container = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+    cluster.apply(&pod("certified", "exec sleep 1000", &spec, &container));
+    let chain = sign(&cluster, &issuer).replace("\r\n", "\n");
+    cluster.pod_ready("certified");
+    let read =
+        |name: &str| cluster.kubectl_ok(&["exec", "certified", "--", "cat", &format!("/v/{name}")]);
+    let authority = authority.replace("\r\n", "\n");
+    assert_eq!((read("plain.pem"), read("signer.pem")), (authority.clone(), authority));
+    assert_eq!(read("none.pem"), "");
+    assert_eq!(read("chain.pem"), chain);
+    let key = read("key.pem");
+    assert!(key.starts_with("-----BEGIN PRIVATE KEY-----\n"), "{key}");
+    assert_eq!(read("both.pem"), format!("{key}{chain}"));
+    // A bundle that must be there and is not is told.
+    let sources = json!([{"clusterTrustBundle": {"name": "none", "path": "a"}}]);
+    let spec = json!({"volumes": [{"name": "v", "projected": {"sources": sources}}]});
+    cluster.apply(&pod("without", "true", &spec, &container));
+    let told = cluster.event("without", "FailedMount");
+    assert!(told.contains("clustertrustbundle \"none\" not found"), "{told}");
+}
+
+#[test]
+fn a_pod_has_users_of_its_own() {
+    let cluster = Cluster::ephemeral();
+    let script = "id -u; cat /memory/file /map/key; readlink /proc/self/ns/user; exec sleep 1000";
+    let volumes = json!([{"name": "memory", "emptyDir": {"medium": "Memory"}}, {"name": "scratch", "emptyDir": {}},
+        {"name": "map", "configMap": {"name": "map"}}]);
+    let mounts = json!([{"name": "memory", "mountPath": "/memory", "readOnly": true},
+        {"name": "scratch", "mountPath": "/scratch"}, {"name": "map", "mountPath": "/map", "readOnly": true}]);
+    let fill = json!({"name": "fill", "image": BUSYBOX, "volumeMounts": [{"name": "memory", "mountPath": "/memory"}],
+        "command": ["/bin/sh", "-c", "echo filled >/memory/file"]});
+    let spec = json!({"hostUsers": false, "volumes": volumes, "initContainers": [fill]});
+    let container = json!({"volumeMounts": mounts, "securityContext": {"privileged": true}});
+    cluster.kubectl_ok(&["create", "configmap", "map", "--from-literal=key=mapped "]);
+    cluster.apply(&pod("own", script, &spec, &container));
+    cluster.apply(&pod(
+        "shared",
+        "readlink /proc/self/ns/user; exec sleep 1000",
+        &json!({}),
+        &json!({}),
+    ));
+    cluster.pod_ready("own");
+    cluster.pod_ready("shared");
+    let said = cluster.kubectl_ok(&["logs", "own"]);
+    let shared = cluster.kubectl_ok(&["logs", "shared"]);
+    assert!(said.starts_with("0\nfilled\nmapped user:["), "{said}");
+    assert!(shared.starts_with("user:[") && !said.contains(shared.trim()), "{said}{shared}");
+    let exec = |script: &str| cluster.kubectl(&["exec", "own", "--", "sh", "-c", script]);
+    // Root there is root of the pod, and of nothing else.
+    assert_eq!(
+        exec("hostname other && ip link set lo down && touch /scratch/a && hostname").out,
+        "other\n"
+    );
+    assert_ne!(exec("touch /memory/b").code, Some(0), "it is read-only");
+    assert_ne!(exec("mount -o remount,rw /memory 2>/dev/null && touch /memory/b").code, Some(0));
+    let address =
+        cluster.pod_ready("own")["status"]["podIP"].as_str().expect("an address").to_owned();
+    let ask = format!("ping -c 1 -w 5 {address} >/dev/null && echo answered");
+    assert_eq!(cluster.kubectl_ok(&["exec", "shared", "--", "sh", "-c", &ask]), "answered\n");
+    cluster.kubectl_ok(&["delete", "pod", "own", "--now"]);
+    // What the host has and this user may not see is not taken for nothing.
+    let path = "/root/of-root";
+    let denied = |e: std::io::Error| e.kind() == std::io::ErrorKind::PermissionDenied;
+    assert!(std::fs::metadata(path).is_err_and(denied), "{path} is not hidden here");
+    let spec = json!({"volumes": [{"name": "v", "hostPath": {"path": path}}]});
+    let container = json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+    cluster.apply(&pod("hidden", "exec sleep 1000", &spec, &container));
+    let told = cluster.event("hidden", "HostPathHidden");
+    assert!(told.contains(path), "{told}");
+    cluster.pod_ready("hidden");
+}

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::harness::{Cluster, eventually, folder, place, run};
 
 /// Debian's docker-registry on a port of its own; ended when dropped.
-struct Registry {
+pub struct Registry {
     process: Child,
     port: u16,
     home: tempfile::TempDir,
@@ -42,7 +42,7 @@ impl Registry {
         registry
     }
 
-    fn plain() -> Self {
+    pub fn plain() -> Self {
         Self::start("", folder())
     }
 
@@ -83,12 +83,12 @@ impl Registry {
         (Self::start(&options, home), ca)
     }
 
-    fn image(&self, name: &str) -> String {
+    pub fn image(&self, name: &str) -> String {
         format!("127.0.0.1:{}/{name}", self.port)
     }
 
     /// Pushes the busybox image as `name`; returns its digest.
-    fn push(&self, name: &str, flags: &[&str]) -> String {
+    pub fn push(&self, name: &str, flags: &[&str]) -> String {
         let digest = self.home.path().join("digest");
         let answer = run(Command::new("skopeo")
             .env("HOME", self.home.path())
