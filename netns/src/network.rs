@@ -110,14 +110,32 @@ impl Shape {
 }
 
 /// Noted on the host's end of the veth, so that a new node process finds what an old one made.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Label {
     id: String,
+    #[serde(rename = "if", alias = "ifname")]
     ifname: String,
+    #[serde(rename = "ip", alias = "address")]
     address: Ipv4Addr,
+    #[serde(rename = "ns", alias = "namespace")]
     namespace: u64,
-    #[serde(default)]
+    #[serde(default, rename = "of", alias = "member", skip_serializing_if = "Option::is_none")]
     member: Option<String>,
+}
+
+/// The kernel's longest alias of a link, bytes (`IFALIASZ`, without the end of the string).
+const ALIAS_BYTES_MAX: usize = 255;
+
+impl Label {
+    /// The alias. A name that does not fit in is left out: whoever attaches the pod again brings it.
+    fn text(&self) -> String {
+        let text = |label: &Self| serde_json::to_string(label).expect("a label is plain data");
+        let whole = text(self);
+        if whole.len() <= ALIAS_BYTES_MAX {
+            return whole;
+        }
+        text(&Self { member: None, ..self.clone() })
+    }
 }
 
 /// A pod that somebody else attached to the node's network, as CNI plugins do.
@@ -404,7 +422,9 @@ impl Network {
         let inode = inode_of(&namespace)?;
         if let Some(pod) = self.pods.get(&request.id) {
             if pod.namespace == inode && pod.attachment.ifname == request.ifname {
-                return Ok(self.told_of(&pod.attachment));
+                let attachment = self.told_of(&pod.attachment);
+                self.name(&request.id, request.member)?;
+                return Ok(attachment);
             }
             // The pod was started anew under the same name.
             self.detach(&request.id)?;
@@ -433,6 +453,18 @@ impl Network {
         }
     }
 
+    /// Names a pod that was found without its name, for the policies.
+    fn name(&mut self, id: &str, member: Option<String>) -> Result<(), Error> {
+        let Some(pod) = self.pods.get_mut(id).filter(|pod| pod.member.is_none()) else {
+            return Ok(());
+        };
+        if member.is_none() {
+            return Ok(());
+        }
+        pod.member = member;
+        self.commit_with_policies(Batch::new(TABLE))
+    }
+
     fn connect_link(
         &mut self,
         pod: &Pod,
@@ -448,7 +480,7 @@ impl Network {
             namespace: pod.namespace,
             member: pod.member.clone(),
         };
-        let label = serde_json::to_string(&label).expect("a label is plain data");
+        let label = label.text();
         let name = format!("veth{:x}", u32::from(address));
         let mut requests = Requests::new();
         requests.create_veth(
@@ -803,5 +835,30 @@ fn set_node_sysctls6() -> Result<(), Error> {
     match write_sysctl("net/bridge/bridge-nf-call-ip6tables", "0") {
         Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_fit_into_an_alias() {
+        let label = |member: usize| Label {
+            id: "f".repeat(64),
+            ifname: "eth0".into(),
+            address: Ipv4Addr::new(255, 255, 255, 255),
+            namespace: u64::from(u32::MAX),
+            member: Some("m".repeat(member)),
+        };
+        for (member, kept) in [(0, true), (100, true), (63 + 1 + 253, false)] {
+            let text = label(member).text();
+            assert!(text.len() <= ALIAS_BYTES_MAX, "{text}");
+            let found: Label = serde_json::from_str(&text).unwrap();
+            assert_eq!((found.id.len(), found.member.is_some()), (64, kept), "{text}");
+        }
+        let old = r#"{"id":"a","ifname":"eth0","address":"10.0.0.1","namespace":7,"member":"n/p"}"#;
+        let found: Label = serde_json::from_str(old).unwrap();
+        assert_eq!((found.namespace, found.member.as_deref()), (7, Some("n/p")));
     }
 }

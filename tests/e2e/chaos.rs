@@ -229,7 +229,8 @@ fn whoever_is_killed_nothing_is_lost_and_nothing_left() {
         Err(pods.iter().map(told).collect::<Vec<_>>().join("\n"))
     });
     eventually("a way from a pod to the API", || {
-        let ask = "nc -z -w 2 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT && cat /map/key";
+        let ask =
+            "nc -w 2 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null && cat /map/key";
         let answer = cluster.kubectl(&["exec", "deploy/web", "-c", "a", "--", "sh", "-c", ask]);
         if answer.out == "value" { Ok(()) } else { Err(format!("{answer:?}")) }
     });

@@ -187,7 +187,7 @@ fn containers_change_states(client: &mut Client, id: &str, config: &v1::PodSandb
         let status = client.status(&made);
         assert_eq!(
             (status.state(), status.exit_code),
-            (state, if stop { 137 } else { 0 }),
+            (state, if stop { 143 } else { 0 }),
             "{name}"
         );
         assert_eq!(status.image_id, client.image(BUSYBOX).expect("the image").id);

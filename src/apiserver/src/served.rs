@@ -17,6 +17,8 @@ pub struct Served {
     by_path: HashMap<String, ResourceRef>,
     preferred: HashMap<String, ResourceRef>,
     groups: Vec<Group>,
+    /// Versions that are off as they come.
+    extra: Vec<String>,
     documents: OnceLock<Documents>,
     openapi: OpenApi,
 }
@@ -34,15 +36,57 @@ fn path_key(group: &str, version: &str, plural: &str) -> String {
 impl Served {
     /// The built-in resources that a stock API server has on.
     pub fn builtin() -> Self {
+        Self::with(Vec::new())
+    }
+
+    /// These, and versions of theirs that are off as they come: `--runtime-config`'s `group/version=true`. Nothing
+    /// converts between versions, so that one whose resources are served already is none of them.
+    ///
+    /// # Errors
+    /// A version that cannot be turned on.
+    pub fn enabling(wanted: &[String]) -> Result<Self, String> {
+        let mut extra: Vec<String> = Vec::new();
+        let builtin = schema::builtin().resources();
+        let is = |r: &schema::Resource, version: &str| {
+            version.split_once('/') == Some((&*r.group, &*r.version))
+        };
+        for version in wanted {
+            let version = version.strip_suffix("=true").unwrap_or(version);
+            let on = |r: &schema::Resource| r.enabled || extra.iter().any(|v| is(r, v));
+            let same = |a: &schema::Resource, b: &schema::Resource| {
+                (&a.group, &a.plural) == (&b.group, &b.plural)
+            };
+            let mut of_it = builtin.iter().filter(|r| is(r, version)).peekable();
+            if of_it.peek().is_none() {
+                return Err(format!("{version:?} is no version of the API that can be turned on"));
+            }
+            if let Some(r) = of_it.find(|r| builtin.iter().any(|o| on(o) && same(o, r))) {
+                return Err(format!("{version:?} has {}, which another version has too", r.plural));
+            }
+            extra.push(version.to_owned());
+        }
+        Ok(Self::with(extra))
+    }
+
+    /// What is served without custom resources.
+    pub fn without_custom(&self) -> Self {
+        Self::with(self.extra.clone())
+    }
+
+    fn with(extra: Vec<String>) -> Self {
         let facts = schema::builtin();
+        let on = |r: &schema::Resource| {
+            r.enabled
+                || extra.iter().any(|version| *version == format!("{}/{}", r.group, r.version))
+        };
         let resources: Vec<ResourceRef> = facts
             .resources()
             .iter()
-            .filter(|r| r.enabled)
+            .filter(|r| on(r))
             .map(|r| ResourceRef::new(Resource::from_facts(r)))
             .chain(metrics::resources().map(ResourceRef::new))
             .collect();
-        let mut order = facts.groups(|r| r.enabled);
+        let mut order = facts.groups(on);
         order.push(Group { name: metrics::GROUP.into(), versions: vec![metrics::VERSION.into()] });
         let mut served = Self::default();
         for resource in &resources {
@@ -63,6 +107,7 @@ impl Served {
         }
         served.resources = resources;
         served.groups = order;
+        served.extra = extra;
         served
     }
 
@@ -152,5 +197,39 @@ impl Served {
     /// Whether anything is served in this group and version.
     pub fn has_version(&self, group: &str, version: &str) -> bool {
         self.resources.iter().any(|r| r.group == group && r.version == version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_are_off_can_be_turned_on() {
+        let enabling = |wanted: &[&str]| {
+            let wanted: Vec<String> = wanted.iter().map(|version| (*version).to_owned()).collect();
+            Served::enabling(&wanted)
+        };
+        let (group, version) = ("certificates.k8s.io", "v1beta1");
+        assert!(!Served::builtin().has_version(group, version));
+        for text in ["certificates.k8s.io/v1beta1", "certificates.k8s.io/v1beta1=true"] {
+            let served = enabling(&[text]).expect("it can be turned on").without_custom();
+            assert!(served.at(group, version, "podcertificaterequests").is_some());
+            let of_group = served.groups().iter().find(|g| g.name == group).expect("the group");
+            assert_eq!(of_group.versions, ["v1", "v1beta1"]);
+        }
+        let cases: [(&[&str], &str); 4] = [
+            (&["v9"], "\"v9\" is no version of the API"),
+            (&["certificates.k8s.io/v1beta1=false"], "is no version of the API"),
+            (&["apps/v1"], "\"apps/v1\" has controllerrevisions, which another version has too"),
+            (
+                &["certificates.k8s.io/v1alpha1", "certificates.k8s.io/v1beta1"],
+                "\"certificates.k8s.io/v1beta1\" has clustertrustbundles, which",
+            ),
+        ];
+        for (wanted, told) in cases {
+            let error = enabling(wanted).expect_err("it cannot be turned on");
+            assert!(error.contains(told), "{error}");
+        }
     }
 }

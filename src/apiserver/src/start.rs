@@ -97,6 +97,8 @@ pub struct Config {
     pub dial: Dial,
     /// The files that say who may come in, and who may do what.
     pub access: Access,
+    /// `--runtime-config`: versions to serve that are off as they come, `group/version` each.
+    pub runtime_config: Vec<String>,
     /// Parts of the control plane that are tasks of this process: `scheduler`, `controller-manager`.
     pub in_process: Vec<String>,
     /// Adds what other parts of this process tell of themselves to the metrics.
@@ -126,6 +128,9 @@ pub enum Error {
         /// What was given.
         cidr: String,
     },
+    /// No such version can be turned on.
+    #[error("--runtime-config: {0}")]
+    RuntimeConfig(String),
     /// The files about access cannot be used.
     #[error("cannot set up access to the API")]
     Access(#[from] access::Error),
@@ -166,7 +171,7 @@ impl ApiServer {
         let pki = Pki::load_or_create(&keys)?;
         let registry = Registry::load(
             store,
-            Served::builtin(),
+            Served::enabling(&config.runtime_config).map_err(Error::RuntimeConfig)?,
             network,
             Webhooks::new(config.dial),
             encryption,

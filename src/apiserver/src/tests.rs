@@ -72,6 +72,7 @@ impl Fixture {
             access,
             in_process: vec!["controller-manager".into()],
             metrics: Box::new(|_| ()),
+            runtime_config: Vec::new(),
             shutdown: CancellationToken::new(),
         })
         .await?;

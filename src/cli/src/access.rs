@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-/// Files that the API server reads. Each is kept for later starts; an empty name forgets it.
+/// What the API server is told. Each is kept for later starts; an empty name forgets it.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Access to the API")]
@@ -77,6 +77,9 @@ pub struct Access {
     /// How many seconds pass before it is told again after a failure [default: 10].
     #[arg(long, value_name = "DURATION", value_parser = seconds)]
     pub audit_webhook_initial_backoff: Option<u64>,
+    /// Versions of the API to serve that are off as they come, as `certificates.k8s.io/v1beta1`.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub runtime_config: Vec<String>,
 }
 
 /// Seconds, as a number or as Go writes a duration: `30s`, `1m`.
@@ -155,6 +158,11 @@ impl Access {
             audit_webhook_initial_backoff: self
                 .audit_webhook_initial_backoff
                 .or(last.audit_webhook_initial_backoff),
+            runtime_config: match self.runtime_config.as_slice() {
+                [] => last.runtime_config.clone(),
+                [none] if none.is_empty() => Vec::new(),
+                versions => versions.to_vec(),
+            },
         }
     }
 }

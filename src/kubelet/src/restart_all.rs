@@ -94,6 +94,8 @@ impl Worker {
         if !running.is_empty() || !self.stops.is_empty() {
             return true;
         }
+        // How they ended is told before they are gone: it stays their last state.
+        self.report(now, false);
         for observed in to_remove(&of, &self.view) {
             let request = cri::RemoveContainerRequest { container_id: observed.id.clone() };
             if let Err(error) = self.context.cri.remove_container(request).await

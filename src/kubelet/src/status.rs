@@ -84,8 +84,17 @@ pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
     let mut regular = container_statuses(pod, Kind::Regular, input);
     let ephemeral = container_statuses(pod, Kind::Ephemeral, input);
     let started = decide::has_started(pod, input.view);
-    let all: Vec<ContainerStatus> = init.iter().chain(&regular).cloned().collect();
+    let mut all: Vec<ContainerStatus> = init.iter().chain(&regular).cloned().collect();
+    if !input.ending {
+        all.iter_mut()
+            .filter(|s| input.renewed.contains(&s.name))
+            .for_each(|s| s.last_state = None);
+    }
     let mut phase = phase(pod, &all, input.ending, started);
+    // The ends of containers that begin anew together are not the pod's.
+    if input.restarting && !input.ending && matches!(phase, "Succeeded" | "Failed") {
+        phase = "Running";
+    }
     // A finished pod stays finished.
     if let Some(old @ ("Succeeded" | "Failed")) = input.old.phase.as_deref() {
         phase = if old == "Failed" { "Failed" } else { "Succeeded" };

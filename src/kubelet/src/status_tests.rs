@@ -39,6 +39,8 @@ struct World {
     old: PodStatus,
     waiting: HashMap<String, Waiting>,
     failure: Option<Waiting>,
+    restarting: bool,
+    renewed: HashSet<String>,
     ending: bool,
 }
 
@@ -57,6 +59,8 @@ impl World {
             old: PodStatus::default(),
             waiting: HashMap::new(),
             failure: None,
+            restarting: false,
+            renewed: HashSet::new(),
             ending: false,
         }
     }
@@ -71,8 +75,8 @@ impl World {
                 waiting: &self.waiting,
                 messages: &HashMap::new(),
                 resize: &resize::Progress::default(),
-                restarting: false,
-                renewed: &HashSet::new(),
+                restarting: self.restarting,
+                renewed: &self.renewed,
                 disrupted: None,
                 failure: self.failure.as_ref(),
                 ending: self.ending,
@@ -203,6 +207,27 @@ fn init_containers() {
     let regular = &status.container_statuses.as_ref().unwrap()[0];
     let waiting = regular.state.as_ref().unwrap().waiting.as_ref().unwrap();
     assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
+}
+
+#[test]
+fn a_pod_that_begins_anew_has_not_ended() {
+    let rule =
+        json!({"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}});
+    let pod = pod(json!({"spec": {"restartPolicy": "Never", "containers": [{"name": "a"}],
+        "initContainers": [{"name": "s", "restartPolicy": "Always", "restartPolicyRules": [rule]}]}}));
+    let mut world =
+        World::new(vec![observed("a", State::Exited, 137), observed("s", State::Exited, 88)]);
+    assert_eq!(world.status(&pod).phase.as_deref(), Some("Failed"));
+    world.restarting = true;
+    world.old = world.status(&pod);
+    assert_eq!(world.old.phase.as_deref(), Some("Running"));
+    (world.restarting, world.renewed) = (false, ["a", "s"].map(String::from).into());
+    world.view.containers.clear();
+    let status = world.status(&pod);
+    assert_eq!(status.phase.as_deref(), Some("Pending"));
+    let a = &status.container_statuses.as_ref().unwrap()[0];
+    let last = a.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    assert_eq!((a.restart_count, last.map(|last| last.exit_code)), (1, Some(137)));
 }
 
 #[test]

@@ -150,7 +150,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     let ending = kubelet::Ending::default();
     let link = Link { gateways, plan, network: network.clone(), forwards };
     start_components(&mut tasks, &server, &informers, &link, &settings)?;
-    keep_node(&mut tasks, &settings, &link).await?;
+    keep_node(&mut tasks, &settings, &link, runtime.clone()).await?;
     if let Some(listener) = kubelet {
         let runtime = runtime.as_ref();
         start_kubelet(&mut tasks, &server, &settings, listener, runtime, &link, ending.clone())?;
@@ -203,7 +203,12 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
 
 /// Starts the node process anew should it end: the daemon holds its network, with all pods in it, and
 /// lives in its other namespaces.
-async fn keep_node(tasks: &mut Tasks, settings: &Settings, link: &Link) -> anyhow::Result<()> {
+async fn keep_node(
+    tasks: &mut Tasks,
+    settings: &Settings,
+    link: &Link,
+    runtime: Option<runtime::Runtime>,
+) -> anyhow::Result<()> {
     let (stop, network, paths) =
         (tasks.shutdown.clone(), link.network.clone(), settings.paths.clone());
     let namespace = network.node_netns().await.context("cannot get hold of the node's network")?;
@@ -222,6 +227,9 @@ async fn keep_node(tasks: &mut Tasks, settings: &Settings, link: &Link) -> anyho
                 let started = tokio::task::spawn_blocking(move || start_node(&paths, &place)).await;
                 match started {
                     Ok(Ok(())) => {
+                        if let Some(runtime) = &runtime {
+                            runtime.attach_again().await;
+                        }
                         // Otherwise the proxy tells them, with its own.
                         if let Some(forwards) = &forwards
                             && let Err(error) = network.set_forwards(forwards.clone()).await
@@ -483,6 +491,7 @@ async fn start_api(
         }),
         dial: dial::through(network.clone()),
         access: access(&settings.access),
+        runtime_config: settings.access.runtime_config.clone(),
         in_process: [Component::Scheduler, Component::ControllerManager]
             .into_iter()
             .filter(|component| settings.runs(*component))

@@ -185,6 +185,20 @@ impl Runtime {
         if let Err(error) = take.await {
             tracing::warn!(sandbox = record.id, %error, "shim does not answer");
         }
+        self.attach_record(record).await;
+    }
+
+    /// Tells the network again of all pods that it has, for a node process that was started anew.
+    pub async fn attach_again(&self) {
+        for sandbox in self.state().sandboxes() {
+            let record = sandbox.record();
+            if record.ready {
+                self.attach_record(&record).await;
+            }
+        }
+    }
+
+    async fn attach_record(&self, record: &SandboxRecord) {
         if crate::sandbox::node_network(&record.config) {
             return;
         }

@@ -75,10 +75,19 @@ fn from_processes(pid: i32) -> Used {
     let mut used = Used::default();
     for pid in members(None, pid) {
         if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            let before = used.cpu_ns;
             used.add(&stat);
+            // Of one that has just begun, ticks tell nothing yet.
+            used.cpu_ns = used.cpu_ns.max(before + ran_ns(pid));
         }
     }
     used
+}
+
+/// How long a process' first thread has run (Documentation/scheduler/sched-stats.rst).
+fn ran_ns(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+    text.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 impl Used {

@@ -16,7 +16,6 @@ use crate::gate::Open;
 use crate::options::DeleteOptions;
 use crate::registry::Registry;
 use crate::resource::ResourceRef;
-use crate::served::Served;
 use crate::zero::Zero;
 
 const GROUP: &str = "apiextensions.k8s.io";
@@ -71,7 +70,7 @@ async fn publish_definitions(registry: &Registry, crds: &[Value]) -> Result<(), 
     if same {
         return Ok(());
     }
-    registry.publish(Served::builtin().with_custom(served, at_rest));
+    registry.publish(before.without_custom().with_custom(served, at_rest));
     for prefix in gone {
         registry.caches().remove(&prefix);
     }
