@@ -847,7 +847,7 @@ mod tests {
         let label = |member: usize| Label {
             id: "f".repeat(64),
             ifname: "eth0".into(),
-            address: Ipv4Addr::new(255, 255, 255, 255),
+            address: Ipv4Addr::BROADCAST,
             namespace: u64::from(u32::MAX),
             member: Some("m".repeat(member)),
         };

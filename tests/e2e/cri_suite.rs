@@ -421,7 +421,7 @@ fn images_are_known_by_all_their_names() {
         let filter = Some(v1::ImageFilter { image: spec(reference) });
         let listed =
             ask!(client.images.list_images(v1::ListImagesRequest { filter })).unwrap().images;
-        assert_eq!(listed, [whole.clone()], "{reference}");
+        assert_eq!(listed, std::slice::from_ref(&whole), "{reference}");
     }
     let used = ask!(client.images.image_fs_info(v1::ImageFsInfoRequest {})).unwrap();
     assert!(used.image_filesystems[0].used_bytes.as_ref().is_some_and(|bytes| bytes.value > 0));

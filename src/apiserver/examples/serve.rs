@@ -38,6 +38,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         access: apiserver::Access::default(),
         metrics: Box::new(|_| ()),
         in_process: Vec::new(),
+        runtime_config: Vec::new(),
         shutdown: shutdown.clone(),
     })
     .await?;

@@ -43,7 +43,7 @@ fn ask(server: SocketAddr, name: &str, end: Instant) -> std::io::Result<(u64, u6
     while Instant::now() < end {
         match socket.recv(&mut answer) {
             // Without an error, with an answer.
-            Ok(length) if length > 12 && answer[3] & 0xf == 0 && answer[7] > 0 => {
+            Ok(length) if length > 12 && answer[3] % 16 == 0 && answer[7] > 0 => {
                 answered += 1;
                 send()?;
             }

@@ -123,14 +123,13 @@ impl Certificates {
         if let Some(bundle) = kept.bundle.as_ref().filter(|bundle| now < bundle.renew_at) {
             return Ok(bundle.clone());
         }
-        let asked = match kept.asked.clone() {
-            Some(asked) => asked,
-            None => {
-                let asked = self.ask(of, wanted, node).await?;
-                kept.asked = Some(asked.clone());
-                self.lock().insert(key.clone(), kept.clone());
-                asked
-            }
+        let asked = if let Some(asked) = kept.asked.clone() {
+            asked
+        } else {
+            let asked = self.ask(of, wanted, node).await?;
+            kept.asked = Some(asked.clone());
+            self.lock().insert(key.clone(), kept.clone());
+            asked
         };
         // Where there is one that serves, nobody need wait for the next.
         let patience = if kept.bundle.is_some() { Duration::ZERO } else { PATIENCE };

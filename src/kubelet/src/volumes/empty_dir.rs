@@ -65,9 +65,10 @@ fn page_bytes(size: &str, of: &Pod) -> Result<i64, String> {
         .filter_map(|(name, _)| Some(name.strip_prefix("hugepages-")?.to_owned()))
         .collect();
     if !size.is_empty() {
-        return match asked.contains(size) {
-            true => value(size),
-            false => Err(format!("medium HugePages-{size}: the pod requests no such huge pages")),
+        return if asked.contains(size) {
+            value(size)
+        } else {
+            Err(format!("medium HugePages-{size}: the pod requests no such huge pages"))
         };
     }
     let mut asked = asked.iter();

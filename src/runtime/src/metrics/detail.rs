@@ -115,7 +115,7 @@ fn add_cgroup(row: &mut Row, cgroup: &Path) {
     let files = std::fs::read_dir(cgroup).into_iter().flatten().flatten();
     for name in files.filter_map(|entry| entry.file_name().into_string().ok()) {
         if let Some(size) = name.strip_prefix("hugetlb.").and_then(|n| n.strip_suffix(".current"))
-            && !size.ends_with(".rsvd")
+            && !size.contains('.')
         {
             row.add(&table::HUGE, &[size], number(&name));
         }
