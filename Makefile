@@ -28,7 +28,7 @@ check: ## format, lints, licences
 	cargo deny --locked check bans licenses sources
 
 unit: ## unit tests
-	cargo nextest run --workspace --locked -E 'not binary(e2e)'
+	cargo nextest run --workspace --locked -E 'not (package(e2e) & kind(test))'
 
 e2e: ## end-to-end tests of the real binary with the real kubectl
 	tests/e2e.sh

@@ -16,7 +16,7 @@ place=$(as_user mktemp -d "$scratch/bench.XXXXXX")
 rootlet=${ROOTLET:-bin/rootlet}
 cargo build --release --locked -p dns --example load
 cp "$rootlet" "$place/rootlet" && cp target/tools/kubectl "$place/kubectl"
-cp target/x86_64-unknown-linux-gnu/release/examples/load "$place/questions"
+cp target/x86_64-unknown-linux-gnu/release/examples/questions "$place/questions"
 chmod 755 "$place/rootlet" "$place/kubectl" "$place/questions"
 rootlet() { as_user "$place/rootlet" "$@"; }
 kubectl() { as_user "$place/kubectl" --kubeconfig "$place/kubeconfig" "$@"; }

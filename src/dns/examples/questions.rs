@@ -1,4 +1,4 @@
-//! Questions for a name server, as many as it answers: `load ADDRESS:PORT NAME [SECONDS]` prints how many
+//! Questions for a name server, as many as it answers: `questions ADDRESS:PORT NAME [SECONDS]` prints how many
 //! it answers in a second, and how many of a hundred it lost. `tests/bench-network.sh` runs it in a pod.
 
 use std::net::{SocketAddr, UdpSocket};
