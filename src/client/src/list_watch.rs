@@ -38,14 +38,13 @@ const STATUS_BYTES: usize = 64 << 10;
 /// Which objects of a kind.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    labels: Option<String>,
     fields: Option<String>,
 }
 
 impl Selection {
     /// Those that the field selector names, such as `spec.nodeName=one`.
     pub fn fields(selector: impl Into<String>) -> Self {
-        Self { labels: None, fields: Some(selector.into()) }
+        Self { fields: Some(selector.into()) }
     }
 }
 
@@ -238,11 +237,9 @@ impl Follower {
             }
             State::Watch => {
                 let params = WatchParams {
-                    label_selector: self.selection.labels.clone(),
                     field_selector: self.selection.fields.clone(),
                     timeout: Some(WATCH_SECONDS),
-                    bookmarks: true,
-                    send_initial_events: false,
+                    ..WatchParams::default()
                 };
                 let request = Request::new(&self.path).watch(&params, &self.version)?;
                 let body = ask(&self.client, request).await?;
@@ -250,8 +247,8 @@ impl Follower {
             }
             State::Following(lines, begun) => match lines.next().await? {
                 Some(line) => {
-                    self.pause = FIRST_PAUSE;
                     self.take(&line)?;
+                    self.pause = FIRST_PAUSE;
                 }
                 None if begun.elapsed() < SHORT => return Err(Interruption::Short),
                 None => self.state = State::Watch,
@@ -263,7 +260,6 @@ impl Follower {
     async fn list(&mut self, from: Option<String>) -> Result<(), Interruption> {
         let begins = from.is_none();
         let params = ListParams {
-            label_selector: self.selection.labels.clone(),
             field_selector: self.selection.fields.clone(),
             limit: Some(PAGE),
             continue_token: from,

@@ -489,7 +489,7 @@ impl Controller {
         let picks = pods::selector(&spec.selector);
         let matches = |set: &ReplicaSet| picks.matches(set.labels());
         let all = self.sets.store().state();
-        let own = ownership::claim(&self.client, deployment, all, matches, |_| true).await?;
+        let own = ownership::claim(&self.client, deployment, all, matches, |_| true, None).await?;
         let wanted = bare(&spec.template);
         let is_new = |set: &ReplicaSet| {
             set.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| bare(t) == wanted)

@@ -99,7 +99,7 @@ where
 {
     let matches = |revision: &ControllerRevision| picks.matches(revision.labels());
     let all = revisions.store().state();
-    let mut found = ownership::claim(client, owner, all, matches, |_| true).await?;
+    let mut found = ownership::claim(client, owner, all, matches, |_| true, None).await?;
     found.sort_by_key(|revision| (revision.revision, revision.name_any()));
     let namespace = owner.namespace().unwrap_or_default();
     let api: Api<ControllerRevision> = Api::namespaced(client.clone(), &namespace);

@@ -102,7 +102,7 @@ async fn sync(job: &Job, hands: &Hands<'_>) -> Result<Next, Failure> {
     }
     let Some(spec) = job.spec.as_ref() else { return Ok(Next::Done) };
     let picks = pods::selector(&spec.selector.clone().unwrap_or_default());
-    let own = ownership::claim_with(
+    let own = ownership::claim(
         hands.client,
         job,
         hands.pods.store().state(),

@@ -103,29 +103,8 @@ fn change_of_owner<K: Resource>(
 }
 
 /// The objects among `all` that `owner` controls, by name. Orphans of its namespace that it `picks` are
-/// adopted where `adoptable` allows; objects it no longer picks are let go.
+/// adopted where `adoptable` allows, and bear `finalizer` from then on; objects it no longer picks are let go.
 pub async fn claim<K, O>(
-    client: &Client,
-    owner: &O,
-    all: Vec<Arc<K>>,
-    picks: impl Fn(&K) -> bool,
-    adoptable: impl Fn(&K) -> bool,
-) -> Result<Vec<Arc<K>>, kube::Error>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned,
-    O: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned,
-{
-    claim_with(client, owner, all, picks, adoptable, None).await
-}
-
-/// As [`claim`]; what the owner has also bears `finalizer`.
-pub async fn claim_with<K, O>(
     client: &Client,
     owner: &O,
     all: Vec<Arc<K>>,

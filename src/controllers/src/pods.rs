@@ -344,7 +344,7 @@ impl Hands<'_> {
     {
         let all = self.pods.store().state();
         let picks = |pod: &Pod| picks.matches(pod.labels());
-        ownership::claim(self.client, owner, all, picks, is_active).await
+        ownership::claim(self.client, owner, all, picks, is_active, None).await
     }
 }
 

@@ -50,7 +50,7 @@ impl Controller {
         let picks = pods::selector(&spec.selector);
         let matches = |pod: &Pod| picks.matches(pod.labels()) && ordinal(set, pod).is_some();
         let all = self.pods.store().state();
-        let own = ownership::claim(&self.client, set, all, matches, pods::is_active).await?;
+        let own = ownership::claim(&self.client, set, all, matches, pods::is_active, None).await?;
         let own: Vec<&Pod> = own.iter().map(AsRef::as_ref).collect();
         self.retain_claims(set, &own).await?;
         if set.metadata.deletion_timestamp.is_some() {
