@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{BUSYBOX, Cluster, eventually, place};
+use crate::harness::{BUSYBOX, Cluster, eventually, place, run_with};
 
 /// A pod template with one busybox container that runs `script`.
 fn template(app: &str, restart: &str, script: &str) -> Value {
@@ -82,15 +82,19 @@ fn a_service_with_shared_libraries_runs_as_its_own_user() {
     cluster.apply(&deployment.to_string());
     cluster.kubectl_ok(&["expose", "deployment", "redis", "--port=6379"]);
     cluster.kubectl_ok(&["rollout", "status", "deployment", "redis", "--timeout=60s"]);
-    let ask = |name: &str, words: &[&str]| {
+    // The client waits for its question, so it cannot end before kubectl has attached to it.
+    let ask = |name: &str, question: &str| {
         let image = format!("--image={image}");
-        let run = ["run", name, "-i", "--rm", "--quiet", "--restart=Never", &image, "--command"];
+        let words = ["run", name, "-i", "--rm", "--quiet", "--restart=Never", &image, "--command"];
         let client = ["--", "redis-cli", "-h", "redis.default.svc.cluster.local"];
-        cluster.kubectl_ok(&[&run[..], &client, words].concat())
+        let mut command = cluster.kubectl_command();
+        let answer = run_with(command.args([&words[..], &client].concat()), question.as_bytes());
+        assert_eq!(answer.code, Some(0), "{question}: {}{}", answer.out, answer.err);
+        answer.out
     };
-    assert_eq!(ask("one", &["set", "greeting", "hello"]), "OK\n");
-    assert_eq!(ask("two", &["get", "greeting"]), "hello\n");
-    assert_eq!(ask("three", &["save"]), "OK\n");
+    assert_eq!(ask("one", "set greeting hello\n"), "OK\n");
+    assert_eq!(ask("two", "get greeting\n"), "hello\n");
+    assert_eq!(ask("three", "save\n"), "OK\n");
     let own =
         cluster.kubectl_ok(&["exec", "deploy/redis", "--", "redis-cli", "config", "get", "dir"]);
     assert_eq!(own, "dir\n/data\n");
