@@ -53,9 +53,10 @@ FUZZ_SECONDS ?= 30
 fuzz: ## the parsers of foreign bytes against libFuzzer, FUZZ_SECONDS (30) for each
 	tests/fuzz.sh $(FUZZ_SECONDS)
 
-bench: build ## speed, side by side with podman, crun, the stock loops, and pasta and others for the network
+bench: build ## speed, side by side with podman, skopeo and umoci, crun, the stock loops, and pasta and others for the network
 	@tests/setup.sh test
 	tests/bench.sh
+	tests/bench-images.sh
 	tests/bench-loops.sh
 	tests/bench-api.sh
 	tests/bench-network.sh

@@ -298,9 +298,12 @@ pub fn merge(limits: &mut v1::LinuxContainerResources, change: &v1::LinuxContain
     limits.unified.extend(unified);
 }
 
-/// cpu.weight for cpu.shares, as runc converts them: 2..=262144 onto 1..=10000.
+/// cpu.weight for cpu.shares, as runc since 1.3.2 and crun since 1.23 convert them: 2 is 1, 1024 is the default of 100,
+/// 262144 is 10000.
 fn weight(shares: i64) -> i64 {
-    1 + ((shares.clamp(2, 262_144) - 2) * 9999) / 262_142
+    let log = (shares.clamp(2, 262_144) as f64).log2();
+    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+    (10_f64.powf(exponent).ceil() as i64).clamp(1, 10_000)
 }
 
 fn absolute(path: &Path) -> PathBuf {
@@ -313,7 +316,9 @@ mod tests {
 
     #[test]
     fn shares_become_weights() {
-        for (shares, expected) in [(2, 1), (1024, 39), (262_144, 10_000), (0, 1)] {
+        for (shares, expected) in
+            [(0, 1), (2, 1), (102, 17), (1024, 100), (2048, 174), (262_144, 10_000)]
+        {
             assert_eq!(weight(shares), expected);
         }
     }
