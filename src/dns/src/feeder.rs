@@ -1,16 +1,17 @@
 //! The daemon's part: it tells the server what names there are, and keeps the DNS Service itself.
 
 use std::collections::BTreeMap;
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use client::Informers;
+use client::{Change, Informer, Informers};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
@@ -19,7 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::METRICS_PORT;
 use crate::forwarding::Forwarding;
-use crate::zone::Zone;
+use crate::names::{self, Difference, Key, Names};
+use crate::update::{Update, Whole};
 
 const NAMESPACE: &str = "kube-system";
 const NAME: &str = "kube-dns";
@@ -80,55 +82,128 @@ impl Feeder {
         slices.ready().await;
         maps.ready().await;
         let mut changes = std::pin::pin!(futures::stream::select_all([
-            services.subscribe().map(drop).boxed(),
-            slices.subscribe().map(drop).boxed(),
-            maps.subscribe().map(drop).boxed(),
+            services.subscribe().map(|change| Changed::of(&change, Changed::Service)).boxed(),
+            slices.subscribe().map(|change| Changed::of(&change, Changed::Slice)).boxed(),
+            maps.subscribe().filter_map(|change| ready(of_map(&change))).boxed(),
         ]));
-        let mut link: Option<UnixStream> = None;
-        let mut sent: Option<Zone> = None;
-        loop {
-            let mut zone =
-                Zone::build(&self.domain, &services.store().state(), &slices.store().state());
-            zone.reverse.clone_from(&self.reverse);
-            if let Some(map) = maps.get(NAMESPACE, NAME) {
-                let (forwarding, problems) = Forwarding::read(&map);
-                for problem in problems {
-                    tracing::warn!("ConfigMap {NAMESPACE}/{NAME}: {problem}");
-                }
-                zone.forwarding = forwarding;
+        let mut names = Names::new(&self.domain);
+        // The store is what counts: it may be further than the change that is told.
+        let take = |names: &mut Names, changed| match changed {
+            Changed::Service(key) => {
+                let service = services.get(&key.0, &key.1);
+                names.set_service(&key, service);
+                false
             }
-            if link.is_none() || sent.as_ref() != Some(&zone) {
-                if let Err(error) = self.send(&mut link, &zone).await {
+            Changed::Slice(key) => {
+                let slice = slices.get(&key.0, &key.1);
+                names.set_slice(key, slice);
+                false
+            }
+            Changed::Forwarding => false,
+            Changed::Anything => {
+                names.reset(services.store().state(), slices.store().state());
+                true
+            }
+        };
+        take(&mut names, Changed::Anything);
+        let mut link: Option<UnixStream> = None;
+        let mut forwarding = None;
+        let mut whole = true;
+        loop {
+            let update = self.update(&mut names, whole, &maps, &mut forwarding);
+            if !update.is_empty() {
+                if let Err(error) = self.send(&mut link, &update).await {
                     tracing::warn!(%error, "the DNS server cannot be reached");
-                    link = None;
+                    (link, whole) = (None, true);
                     tokio::time::sleep(RECONNECT).await;
                     continue;
                 }
-                sent = Some(zone);
+                whole = false;
             }
             tokio::select! {
-                change = changes.next() => if change.is_none() { return },
+                change = changes.next() => match change {
+                    Some(changed) => whole |= take(&mut names, changed),
+                    None => return,
+                },
                 // The server says nothing; when there is something to read, it has gone.
-                () = ended(link.as_ref()) => link = None,
+                () = ended(link.as_ref()) => (link, whole) = (None, true),
             }
             let mut gathered = std::pin::pin!(tokio::time::sleep(GATHER));
             loop {
                 tokio::select! {
                     () = &mut gathered => break,
-                    change = changes.next() => if change.is_none() { return },
+                    change = changes.next() => match change {
+                        Some(changed) => whole |= take(&mut names, changed),
+                        None => return,
+                    },
                 }
             }
         }
     }
 
-    async fn send(&self, link: &mut Option<UnixStream>, zone: &Zone) -> std::io::Result<()> {
+    /// What the server does not know yet; everything, if `whole`.
+    fn update(
+        &self,
+        names: &mut Names,
+        whole: bool,
+        maps: &Informer<ConfigMap>,
+        told: &mut Option<Forwarding>,
+    ) -> Update {
+        let forwarding = maps.get(NAMESPACE, NAME).map_or_else(Forwarding::default, |map| {
+            let (forwarding, problems) = Forwarding::read(&map);
+            for problem in problems {
+                tracing::warn!("ConfigMap {NAMESPACE}/{NAME}: {problem}");
+            }
+            forwarding
+        });
+        let other = whole || told.as_ref() != Some(&forwarding);
+        *told = Some(forwarding);
+        let forwarding = if other { told.clone() } else { None };
+        if whole {
+            let whole = Whole { domain: self.domain.clone(), reverse: self.reverse.clone() };
+            let (whole, added) = (Some(whole), names.records());
+            return Update { whole, gone: Vec::new(), added, forwarding };
+        }
+        let Difference { gone, added } = names.difference();
+        Update { whole: None, gone, added, forwarding }
+    }
+
+    async fn send(&self, link: &mut Option<UnixStream>, update: &Update) -> std::io::Result<()> {
         let stream = match link {
             Some(stream) => stream,
             None => link.insert(UnixStream::connect(&self.socket).await?),
         };
-        let mut line = serde_json::to_vec(zone)?;
+        let mut line = serde_json::to_vec(update)?;
         line.push(b'\n');
         stream.write_all(&line).await
+    }
+}
+
+/// What may have changed.
+enum Changed {
+    Service(Key),
+    Slice(Key),
+    Forwarding,
+    Anything,
+}
+
+impl Changed {
+    fn of<K: ResourceExt>(change: &Change<K>, one: impl FnOnce(Key) -> Self) -> Self {
+        match change {
+            Change::Applied(object) | Change::Deleted(object) => one(names::key(&**object)),
+            Change::Synced => Self::Anything,
+        }
+    }
+}
+
+/// Of ConfigMaps one is of interest, and there are others that change all the time.
+fn of_map(change: &Change<ConfigMap>) -> Option<Changed> {
+    match change {
+        Change::Applied(map) | Change::Deleted(map) => {
+            let own = map.metadata.namespace.as_deref() == Some(NAMESPACE);
+            (own && map.metadata.name.as_deref() == Some(NAME)).then_some(Changed::Forwarding)
+        }
+        Change::Synced => Some(Changed::Forwarding),
     }
 }
 
