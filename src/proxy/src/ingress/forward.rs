@@ -1,20 +1,23 @@
 //! Requests on their way to a backend, and the answers back.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Response, StatusCode, Uri, Version, uri};
 use http_body_util::{Either, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use netns::Control;
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::routes::Routes;
+use super::routes::{Backend, Routes};
 
 /// What the answer to a request consists of.
 pub(super) type Answer = Response<Either<Incoming, Full<Bytes>>>;
@@ -31,6 +34,10 @@ pub(super) struct Arrival {
     pub tls: bool,
 }
 
+/// How many endpoints are tried for one request, and how long one may take for the connection.
+const TRIES: usize = 3;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Connects to an endpoint.
 type Dial = dyn Fn(SocketAddr) -> BoxFuture<'static, std::io::Result<TcpStream>> + Send + Sync;
 
@@ -43,11 +50,8 @@ impl Service<Uri> for Connector {
     type Error = std::io::Error;
     type Future = BoxFuture<'static, std::io::Result<Self::Response>>;
 
-    fn poll_ready(
-        &mut self,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<(), Self::Error>> {
-        std::task::Poll::Ready(Ok(()))
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
@@ -56,18 +60,48 @@ impl Service<Uri> for Connector {
             let authority = to.authority().map(uri::Authority::as_str).unwrap_or_default();
             let address: SocketAddr =
                 authority.parse().map_err(|_| std::io::ErrorKind::AddrNotAvailable)?;
-            let stream = dial(address).await?;
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, dial(address)).await??;
             let _ = stream.set_nodelay(true);
             Ok(TokioIo::new(stream))
         })
     }
 }
 
+/// A request's body, that is still there when a connection could not be made for it.
+#[derive(Clone)]
+struct Lent(Arc<Mutex<Incoming>>);
+
+impl Lent {
+    fn with<T>(&self, look: impl FnOnce(&mut Incoming) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Body for Lent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.with(|body| Pin::new(body).poll_frame(context))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.with(|body| body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.with(|body| body.size_hint())
+    }
+}
+
 /// Sends requests where the routes say.
 pub(super) struct Forwarder {
     routes: RwLock<Arc<Routes>>,
-    http1: Client<Connector, Incoming>,
-    http2: Client<Connector, Incoming>,
+    http1: Client<Connector, Lent>,
+    http2: Client<Connector, Lent>,
 }
 
 impl Forwarder {
@@ -105,22 +139,16 @@ impl Forwarder {
         let Some(backend) = routes.find(&host, request.uri().path()) else {
             return plain(StatusCode::NOT_FOUND, "no Ingress has a rule for this request\n");
         };
-        let Some(endpoint) = backend.endpoint() else {
+        if backend.endpoints.is_empty() {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "the backend has no endpoints\n");
-        };
+        }
         let upgrade = upgrade_of(request.headers()).filter(|_| !backend.http2);
         let client = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
-        let Some(outgoing) = prepare(request, &host, endpoint, upgrade, arrival, backend.http2)
-        else {
+        let Some(outgoing) = prepare(request, &host, upgrade, arrival, backend.http2) else {
             return plain(StatusCode::BAD_REQUEST, "the request's target cannot be understood\n");
         };
-        let sender = if backend.http2 { &self.http2 } else { &self.http1 };
-        let mut response = match sender.request(outgoing).await {
-            Ok(response) => response,
-            Err(error) => {
-                tracing::debug!(%endpoint, %error, "a backend did not answer");
-                return plain(StatusCode::BAD_GATEWAY, "the backend did not answer\n");
-            }
+        let Some(mut response) = self.send(backend, outgoing).await else {
+            return plain(StatusCode::BAD_GATEWAY, "the backend did not answer\n");
         };
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if let Some(client) = client {
@@ -132,6 +160,40 @@ impl Forwarder {
         }
         response.map(Either::Left)
     }
+
+    /// The answer of the endpoint whose turn it is, or of the next one that takes a connection. What has
+    /// reached an endpoint is not sent again.
+    async fn send(
+        &self,
+        backend: &Backend,
+        request: Request<Incoming>,
+    ) -> Option<Response<Incoming>> {
+        let sender = if backend.http2 { &self.http2 } else { &self.http1 };
+        let (parts, body) = request.into_parts();
+        let body = Lent(Arc::new(Mutex::new(body)));
+        for endpoint in backend.in_turn().take(TRIES) {
+            let mut parts = parts.clone();
+            parts.uri = towards(endpoint, &parts.uri)?;
+            match sender.request(Request::from_parts(parts, body.clone())).await {
+                Ok(response) => return Some(response),
+                Err(error) => {
+                    tracing::debug!(%endpoint, %error, "a backend did not answer");
+                    if !error.is_connect() {
+                        return None;
+                    }
+                }
+            }
+        }
+        None
+    }
+}
+
+/// The target at an endpoint.
+fn towards(endpoint: SocketAddr, target: &Uri) -> Option<Uri> {
+    let path = target.path_and_query().cloned();
+    let path = path.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+    let target = Uri::builder().scheme("http").authority(endpoint.to_string());
+    target.path_and_query(path).build().ok()
 }
 
 async fn tunnel(client: hyper::upgrade::OnUpgrade, server: hyper::upgrade::OnUpgrade) {
@@ -171,24 +233,15 @@ fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
     headers.get(header::UPGRADE).filter(|_| asked).cloned()
 }
 
-/// The request as the backend gets it.
+/// The request as the backend gets it, but for its target.
 fn prepare(
     request: Request<Incoming>,
     host: &str,
-    endpoint: SocketAddr,
     upgrade: Option<HeaderValue>,
     arrival: Arrival,
     http2: bool,
 ) -> Option<Request<Incoming>> {
     let (mut parts, body) = request.into_parts();
-    let path = parts.uri.path_and_query().cloned();
-    let path = path.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
-    parts.uri = Uri::builder()
-        .scheme("http")
-        .authority(endpoint.to_string())
-        .path_and_query(path)
-        .build()
-        .ok()?;
     parts.version = if http2 { Version::HTTP_2 } else { Version::HTTP_11 };
     remove_hop_by_hop(&mut parts.headers, upgrade);
     if http2 {

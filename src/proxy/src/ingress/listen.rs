@@ -201,11 +201,17 @@ mod tests {
     }
 
     fn routes(port: u16) -> Routes {
+        routes_to(port, &["127.0.0.1"])
+    }
+
+    fn routes_to(port: u16, addresses: &[&str]) -> Routes {
+        let endpoint = |address| json!({"addresses": [address]});
+        let endpoints: Vec<_> = addresses.iter().map(endpoint).collect();
         let service = json!({"metadata": {"name": "a", "namespace": "d"},
             "spec": {"ports": [{"port": 80}]}});
         let slice = json!({"metadata": {"name": "a", "namespace": "d",
                 "labels": {"kubernetes.io/service-name": "a"}}, "addressType": "IPv4",
-            "ports": [{"port": port}], "endpoints": [{"addresses": ["127.0.0.1"]}]});
+            "ports": [{"port": port}], "endpoints": endpoints});
         let ingress = json!({"metadata": {"name": "i", "namespace": "d"}, "spec": {"rules": [
             {"host": "a.com", "http": {"paths": [{"pathType": "Prefix", "path": "/x",
                 "backend": {"service": {"name": "a", "port": {"number": 80}}}}]}}]}});
@@ -267,6 +273,23 @@ mod tests {
         served.tasks.close();
         drop(stream);
         tokio::time::timeout(PATIENCE, served.tasks.wait()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_refuses_is_passed_over() {
+        let served = served().await;
+        let answer = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {asked}\r\n\r\n";
+        let port = backend(answer).await;
+        // Nobody listens at the other two addresses of this machine.
+        served.forwarder.set(routes_to(port, &["127.0.0.1", "127.0.0.2", "127.0.0.3"]));
+        let mut stream = TcpStream::connect(served.http).await.unwrap();
+        for _ in 0..6 {
+            let request = "POST /x HTTP/1.1\r\nHost: a.com\r\nContent-Length: 4\r\n\r\nbody";
+            let answer = ask(&mut stream, request).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+            let seen = head(&mut stream).await.to_lowercase();
+            assert!(seen.contains("\r\ncontent-length: 4\r\n"), "{seen}");
+        }
     }
 
     #[tokio::test]

@@ -33,10 +33,11 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    /// The next endpoint in turn.
-    pub fn endpoint(&self) -> Option<SocketAddr> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        self.endpoints.get(turn % self.endpoints.len().max(1)).copied()
+    /// The endpoints, from the one whose turn it is: the others are for when that cannot be reached.
+    pub fn in_turn(&self) -> impl Iterator<Item = SocketAddr> {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) % self.endpoints.len().max(1);
+        let (before, from) = self.endpoints.split_at(turn);
+        from.iter().chain(before).copied()
     }
 }
 
@@ -248,7 +249,8 @@ mod tests {
 
     fn found(routes: &Routes, host: &str, path: &str) -> String {
         let backend = routes.find(host, path);
-        let endpoint = backend.map(|b| b.endpoint().map_or("nobody".into(), |e| e.to_string()));
+        let endpoint =
+            backend.map(|b| b.in_turn().next().map_or("nobody".into(), |e| e.to_string()));
         let letter = |text: String| match text.strip_prefix("10.42.0.").map(|t| &t[..1]) {
             Some("1") => "a".into(),
             Some("2") => "b".into(),
