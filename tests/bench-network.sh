@@ -14,7 +14,7 @@ gateway=$(ip -4 route show default | sed -n 's/^default via \([0-9.]*\).*/\1/p')
 [ -n "$host" ] || { echo "this machine has no address besides loopback"; exit 1; }
 place=$(as_user mktemp -d "$scratch/bench.XXXXXX")
 rootlet=${ROOTLET:-bin/rootlet}
-cargo build --release --locked -p dns --example load
+cargo build --release --locked -p dns --example questions
 cp "$rootlet" "$place/rootlet" && cp target/tools/kubectl "$place/kubectl"
 cp target/x86_64-unknown-linux-gnu/release/examples/questions "$place/questions"
 chmod 755 "$place/rootlet" "$place/kubectl" "$place/questions"

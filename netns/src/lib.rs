@@ -44,4 +44,5 @@ pub use network::{AttachRequest, Attachment, Bandwidth, raise_loopback};
 pub use node::{Node, NodeConfig, Ranges6};
 pub use policy::{Member, PolicyRule, PolicyTable, PortRange};
 pub use publish::{Publication, Refused};
+pub use ruleset::{LOOPBACK_SERVICES, LOOPBACK_SERVICES_PREFIX};
 pub use services::{Backend, Frontend, Protocol, ServiceChange, ServiceTable};

@@ -239,6 +239,32 @@ impl Requests {
         });
     }
 
+    /// What a host would keep for itself, its own loopback addresses, goes to the gateway instead: for
+    /// this the route has to be in table local, which is looked at first.
+    pub fn add_loopback_route(
+        &mut self,
+        index: u32,
+        (network, prefix): (Ipv4Addr, u8),
+        gateway: IpAddr,
+        source: IpAddr,
+    ) {
+        let scope = libc::RT_SCOPE_UNIVERSE;
+        let mut header = route_header(gateway, prefix, scope, libc::RTN_UNICAST);
+        header[4] = libc::RT_TABLE_LOCAL;
+        self.push(
+            "add the route to loopback services",
+            libc::RTM_NEWROUTE,
+            REPLACE,
+            &header,
+            |a| {
+                a.bytes(libc::RTA_DST, &network.octets())
+                    .bytes(libc::RTA_GATEWAY, &octets(gateway))
+                    .bytes(libc::RTA_PREFSRC, &octets(source))
+                    .u32(libc::RTA_OIF, index);
+            },
+        );
+    }
+
     /// Everything without a better route is delivered locally (`ip route add local default`), in
     /// table main: in table local it would come before the routes to pods.
     pub fn add_local_default(&mut self, index: u32, source: IpAddr) {

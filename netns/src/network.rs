@@ -19,8 +19,8 @@ use crate::netlink::{Requests, Socket};
 use crate::nft::{self, Batch, Element};
 use crate::policy::{Policies, PolicyTable};
 use crate::ruleset::{
-    self, ADOPTED, AFFINITY, CLUSTER, CROWDED, HAIRPIN, PENDING, PODS, Parameters, QueueBy, Ranges,
-    TABLE,
+    self, ADOPTED, AFFINITY, CLUSTER, CROWDED, HAIRPIN, LOOPBACK_SERVICES,
+    LOOPBACK_SERVICES_PREFIX, PENDING, PODS, Parameters, QueueBy, Ranges, TABLE,
 };
 use crate::services::{self, Balance, ServiceChange, ServiceTable, Withdrawn};
 use crate::thread::{current_namespace, inside};
@@ -796,6 +796,12 @@ fn configure_pod(
         requests.add_neighbour(index, *gateway, mac);
         requests.add_link_route(index, *gateway, *address);
         requests.add_default_route(index, *gateway);
+        // Answers from there come in here; the node's rules let nothing else with loopback addresses through.
+        let localnet = format!("net/ipv4/conf/{ifname}/route_localnet");
+        if address.is_ipv4() && write_sysctl(&localnet, "1").is_ok() {
+            let services = (LOOPBACK_SERVICES, LOOPBACK_SERVICES_PREFIX);
+            requests.add_loopback_route(index, services, *gateway, *address);
+        }
     }
     Socket::route()?.execute(&requests)?;
     // Both are conveniences, and what container engines give: low ports and ping for everyone.

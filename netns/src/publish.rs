@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::network::Network;
 use crate::relay::{Buffer, relay, reset_on_close};
+use crate::ruleset::MARK_PUBLISHED;
 use crate::thread::NetnsThread;
 use crate::{Error, Protocol};
 
@@ -208,7 +209,12 @@ async fn connect(node: &NetnsThread<Network>, target: SocketAddr) -> Result<TcpS
     let failed = |e| Error::system(format!("connect to {target}"), e);
     let domain = Domain::for_address(target);
     let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = node.run(move |_| Socket::new(domain, kind, None)).await?.map_err(failed)?;
+    let make = move || -> io::Result<Socket> {
+        let socket = Socket::new(domain, kind, None)?;
+        socket.set_mark(MARK_PUBLISHED)?;
+        Ok(socket)
+    };
+    let socket = node.run(move |_| make()).await?.map_err(failed)?;
     TcpSocket::from_std_stream(socket.into()).connect(target).await.map_err(failed)
 }
 
@@ -264,6 +270,7 @@ async fn carry(
     let make = move || -> io::Result<std::net::UdpSocket> {
         let domain = Domain::for_address(target);
         let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
+        socket.set_mark(MARK_PUBLISHED)?;
         socket.connect(&target.into())?;
         Ok(socket.into())
     };

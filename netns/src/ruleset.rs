@@ -81,6 +81,15 @@ const STATE_INVALID: u32 = 1;
 const LOOPBACK: [u8; 4] = [127, 0, 0, 0];
 const LOOPBACK_MASK: [u8; 4] = [255, 0, 0, 0];
 
+/// Loopback addresses that a service may have: on the host they are its own, and pods reach them through the
+/// gateway. Away from 127.0.0.0/16, where people and distributions put addresses of their own.
+pub const LOOPBACK_SERVICES: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 0);
+/// How many bits of [`LOOPBACK_SERVICES`] are the same.
+pub const LOOPBACK_SERVICES_PREFIX: u8 = 10;
+const LOOPBACK_SERVICES_MASK: [u8; 4] = [255, 192, 0, 0];
+
+/// What the node process lets in from the host has this mark.
+pub(crate) const MARK_PUBLISHED: u32 = 0x7003;
 /// The gateway's verdicts on a connection that it held, as marks of the packet.
 pub(crate) const MARK_REFUSED: u32 = 0x7001;
 pub(crate) const MARK_UNREACHABLE: u32 = 0x7002;
@@ -250,7 +259,12 @@ fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
         .drop();
     batch.rule(RAW, &spoofed);
     if family == Family::V4 {
-        // The node's loopback is not for pods, though it leads to some.
+        // The node's loopback is not for pods, though it leads to some; but for what are services there.
+        let service = from_bridge(parameters, family).destination(family, R0);
+        let service = service.mask(R0, &LOOPBACK_SERVICES_MASK);
+        let service = service.compare(R0, Compare::Equal, &LOOPBACK_SERVICES.octets());
+        let service = frontend(service, family, R0).lookup(&family.name(EXTERNAL), R0, false);
+        batch.rule(RAW, &service.accept());
         let loopback = from_bridge(parameters, family).destination(family, R0);
         let loopback = loopback.mask(R0, &LOOPBACK_MASK).compare(R0, Compare::Equal, &LOOPBACK);
         batch.rule(RAW, &loopback.drop());
@@ -368,11 +382,18 @@ fn intercept(batch: &mut Batch, parameters: &Parameters, family: Family) {
 
 fn nat(batch: &mut Batch, ranges: &Ranges) {
     let family = ranges.family();
-    // What the node process lets in from the host begins in this namespace; what pods begin does not.
-    for (chain, map) in
-        [(NAT_PREROUTING, FOR_PODS), (NAT_PREROUTING, SERVICES), (NAT_OUTPUT, SERVICES)]
-    {
-        let service = frontend(Rule::new().family(family), family, R0);
+    // What the node process lets in from the host begins in this namespace, as does what pods on the node's
+    // network begin.
+    let any = || Rule::new().family(family);
+    let from_pod = any().meta(Meta::Mark, R0);
+    let from_pod = from_pod.compare(R0, Compare::NotEqual, &MARK_PUBLISHED.to_ne_bytes());
+    for (chain, rule, map) in [
+        (NAT_PREROUTING, any(), FOR_PODS),
+        (NAT_PREROUTING, any(), SERVICES),
+        (NAT_OUTPUT, from_pod, FOR_PODS),
+        (NAT_OUTPUT, any(), SERVICES),
+    ] {
+        let service = frontend(rule, family, R0);
         batch.rule(chain, &service.verdict_map(&family.name(map), R0));
     }
     let translated = || {

@@ -12,6 +12,7 @@ mod documentation;
 mod harness;
 mod hosts;
 mod hygiene;
+mod ingress;
 mod lifecycle;
 mod living;
 mod manifests;

@@ -164,7 +164,13 @@ fn ports_of_the_host_lead_to_pods() {
     let spec = json!({"type": "LoadBalancer", "selector": {"app": "web"}, "ports": low});
     cluster.apply(&service("low", &spec));
     drop(free);
-    cluster.pod_ready("web");
+    let onlooker = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "onlooker"},
+        "spec": {"hostNetwork": true, "terminationGracePeriodSeconds": 0, "containers": [
+            {"name": "main", "image": BUSYBOX, "command": ["sleep", "100000"]}]}});
+    cluster.apply(&onlooker.to_string());
+    for name in ["web", "onlooker"] {
+        cluster.pod_ready(name);
+    }
     let ingress = |name: &str| {
         eventually(&format!("the address of {name}"), || {
             let service = cluster.get(&["service", name])?;
@@ -186,6 +192,12 @@ fn ports_of_the_host_lead_to_pods() {
             if text.ends_with("hello\n") { Ok(text) } else { Err(text) }
         });
         assert!(text.contains(" 200 OK"), "{text}");
+    }
+    // From a pod too, also one on the node's network: as anywhere else, the address is the Service's.
+    for name in ["web", "onlooker"] {
+        let url = format!("http://{address}/");
+        let got = sh_ok(&cluster, name, &format!("timeout 5 wget -qO- {url}"));
+        assert_eq!(got, "hello\n", "{name} {url}");
     }
     // Whether port 79 can be had depends on the host; either way the status tells the truth.
     let (address, node_port) = ingress("low");
@@ -639,9 +651,10 @@ fn cni_plugins_are_told_what_the_pod_wants_and_what_is_gone() {
     let shaped = enter(&["tc", "qdisc", "show"]);
     assert!(shaped.out.contains("rate 1Gbit"), "{}{}", shaped.out, shaped.err);
     let told = || std::fs::read_to_string(&calls).unwrap_or_default();
-    let add = told().lines().find(|line| line.starts_with("ADD ")).map(str::to_owned);
-    let add = add.expect("the last plugin was called");
-    assert!(add.contains("\"servers\"") && add.contains("10.88.0.77/24"), "{add}");
+    let calls_of_web = told();
+    let mut adds = calls_of_web.lines().filter(|line| line.starts_with("ADD "));
+    let add = adds.find(|line| line.contains("10.88.0.77/24")).expect("the last plugin was called");
+    assert!(add.contains("\"servers\""), "{add}");
     assert!(!told().contains("STATUS"), "which 1.0.0 does not have");
 
     // From now on everything speaks 1.1.0, which has STATUS and GC.

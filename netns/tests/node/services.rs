@@ -214,6 +214,36 @@ fn the_nodes_loopback_leads_to_pods_and_is_not_for_them() {
     });
 }
 
+/// A load balancer's address on the host, as Kubernetes has it: pods reach the service there too.
+#[test]
+fn loopback_addresses_of_services_are_for_pods_too() {
+    run("services::loopback_addresses_of_services_are_for_pods_too", async {
+        let (_node, control, _dir) = start().await;
+        let (server, client) = (Pod::new(), Pod::new());
+        let address = server.attach(&control, "server").await.address;
+        client.attach(&control, "client").await;
+        server.serve(80, "pod");
+        let own = SocketAddr::from(([127, 64, 7, 9], 8080));
+        let frontend = Frontend { address: own.ip(), protocol: Protocol::Tcp, port: 8080 };
+        let empty = Frontend { port: 8081, ..frontend };
+        let backend = Backend { endpoints: vec![(address, 80).into()], ..Backend::default() };
+        let services = [(frontend, backend), (empty, Backend::default())].into();
+        control.apply_services(ServiceTable { services }).await.unwrap();
+        assert_eq!(client.ask(own).unwrap(), "pod 10.42.0.3\nhello");
+        assert_eq!(server.ask(own).unwrap(), "pod 10.42.0.1\nhello", "through itself");
+        control.connect_tcp(own).await.expect("from the node's network");
+        let refused = client.ask((own.ip(), 8081)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        let others = client.run(move || {
+            let other = SocketAddr::from(([127, 64, 7, 9], 9));
+            std::net::TcpStream::connect_timeout(&other, std::time::Duration::from_millis(300))
+        });
+        assert!(others.is_err(), "the node's loopback itself is not for pods");
+        let at_home = client.run(|| std::net::TcpListener::bind("127.0.0.1:80").is_ok());
+        assert!(at_home, "the pod has its own loopback");
+    });
+}
+
 #[test]
 fn ten_thousand_services_change_by_difference() {
     run("services::ten_thousand_services_change_by_difference", async {
@@ -286,12 +316,24 @@ fn pods_may_have_other_endpoints_than_everybody() {
         };
         let from_pod = || pods[2].ask(target).unwrap();
         let from_host = || ask(host).unwrap();
+        let from_node = async || -> BTreeSet<String> {
+            let mut seen = BTreeSet::new();
+            for _ in 0..40 {
+                let stream = control.connect_tcp(target).await.unwrap();
+                let mut words =
+                    tokio::io::AsyncBufReadExt::split(tokio::io::BufReader::new(stream), b' ');
+                let word = words.next_segment().await.unwrap().unwrap();
+                seen.insert(String::from_utf8(word).unwrap());
+            }
+            seen
+        };
         let (zero, one) = (addresses[0], addresses[1]);
         let both = BTreeSet::from(["zero".to_owned(), "one".to_owned()]);
 
         apply(&[zero], Some(&[zero, one])).await;
         assert_eq!(names(&from_pod), both);
         assert_eq!(names(&from_host), ["zero".to_owned()].into());
+        assert_eq!(from_node().await, both, "pods on the node's network are in the cluster, too");
         apply(&[zero], Some(&[one])).await;
         assert_eq!(names(&from_pod), ["one".to_owned()].into());
         assert_eq!(names(&from_host), ["zero".to_owned()].into());

@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::ResourceExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use crate::table::{Place, Slices, local_endpoints};
+use crate::table::{Place, local_endpoints};
+use crate::tables::Key;
 
 /// How long a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,28 +49,23 @@ impl State {
     }
 }
 
+/// Where a Service wants its health to be told.
+pub(crate) fn port_of(service: &Service) -> Option<u16> {
+    let port = service.spec.as_ref()?.health_check_node_port?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
+}
+
 /// The ports that are wanted, and what they say.
-pub(crate) fn wanted(
-    services: &[Arc<Service>],
-    slices: &[Arc<EndpointSlice>],
+pub(crate) fn wanted<'a>(
+    services: &BTreeMap<Key, Arc<Service>>,
+    slices: impl Fn(&Key) -> Vec<&'a Arc<EndpointSlice>>,
     place: &Place,
 ) -> BTreeMap<u16, State> {
-    let port_of = |service: &Service| {
-        let port = service.spec.as_ref()?.health_check_node_port?;
-        u16::try_from(port).ok().filter(|port| *port != 0)
-    };
-    if services.iter().all(|service| port_of(service).is_none()) {
-        return BTreeMap::new();
-    }
-    let slices = Slices::new(slices);
-    let ports = services.iter().filter_map(|service| {
+    let ports = services.iter().filter_map(|(key, service)| {
         let port = port_of(service)?;
-        let state = State {
-            namespace: service.namespace().unwrap_or_default(),
-            name: service.name_any(),
-            local_endpoints: local_endpoints(slices.of(service), place),
-        };
-        Some((port, state))
+        let (namespace, name) = key.clone();
+        let local_endpoints = local_endpoints(&slices(key), place);
+        Some((port, State { namespace, name, local_endpoints }))
     });
     ports.collect()
 }

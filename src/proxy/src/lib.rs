@@ -1,9 +1,9 @@
 //! Services, EndpointSlices, host ports and NetworkPolicies, made into tables of the node network;
 //! and, where it is asked for, the [`ingress`] controller.
 //!
-//! This crate decides what leads where and who may speak with whom; `netns` makes it so. The tables
-//! are always computed whole and applied by difference, so a missed event cannot leave a wrong rule
-//! behind. Start at [`run`]; the decisions are `table`, `publish`, `policy`, all pure.
+//! This crate decides what leads where and who may speak with whom; `netns` makes it so. What an object
+//! contributes is read anew from the store whenever it may have changed, and applied by difference. Start
+//! at [`run`]; the decisions are `table`, `publish`, `policy`, all pure; `tables` keeps what they make.
 
 mod health;
 pub mod ingress;
@@ -11,6 +11,7 @@ mod policy;
 mod publish;
 mod services;
 mod table;
+mod tables;
 mod topology;
 
 use std::net::IpAddr;
@@ -26,7 +27,8 @@ use tokio_util::sync::CancellationToken;
 
 pub use policy::policy_table;
 pub use publish::{Entry, Purpose};
-pub use table::{Place, table};
+pub use table::Place;
+pub use tables::table;
 
 /// Changes come in groups: a deployment's pods, a service and its slices.
 const SETTLE: Duration = Duration::from_millis(10);

@@ -4,7 +4,7 @@
 //! host's loopback by default. A load balancer gets a loopback address of its own, where its ports are
 //! the Service's; where the host does not allow that, it is reached through its node ports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
     LoadBalancerIngress, ObjectReference, Pod, PortStatus, Service, ServicePort,
 };
 use kube::ResourceExt;
-use netns::{Frontend, Protocol, Publication, Refused, ServiceTable};
+use netns::{Frontend, LOOPBACK_SERVICES, Protocol, Publication, Refused, ServiceTable};
 
 use crate::table::{HostPort, Place, cluster_ips, is_ours, node_port, protocol};
 
@@ -58,6 +58,11 @@ pub(crate) fn is_balanced(service: &Service) -> bool {
         && service.metadata.deletion_timestamp.is_none()
 }
 
+/// Whether a Service is of any concern here.
+pub(crate) fn concerns(service: &Service) -> bool {
+    was_balanced(service) || is_ours(service) && is_published(service)
+}
+
 /// Whether a Service has ports on the host.
 fn is_published(service: &Service) -> bool {
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref());
@@ -82,11 +87,8 @@ pub fn wanted(
     substituted: &BTreeSet<String>,
 ) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let concerned = services.iter().filter(|service| is_ours(service) && is_published(service));
-    let mut ordered: Vec<&Arc<Service>> = concerned.collect();
-    ordered.sort_by_key(|service| (service.creation_timestamp(), service.uid()));
-    let mut taken = BTreeSet::new();
-    for service in ordered {
+    let addresses = own_addresses(services, &settings.place);
+    for service in ordered(services) {
         let mut add = |purpose, host, port: &ServicePort, target: SocketAddr| {
             let Some(protocol) = protocol(port.protocol.as_deref()) else { return };
             let frontend = Frontend { address: target.ip(), protocol, port: target.port() };
@@ -96,7 +98,7 @@ pub fn wanted(
             entries.push(Entry { object: object_reference(&**service), purpose, publication });
         };
         let Some(spec) = &service.spec else { continue };
-        let own = is_balanced(service).then(|| own_address(service, &settings.place, &mut taken));
+        let own = service.uid().and_then(|uid| addresses.get(&uid).copied());
         for port in spec.ports.iter().flatten() {
             if let Some(number) = node_port(port) {
                 for (host, node) in pairs(settings) {
@@ -119,6 +121,23 @@ pub fn wanted(
     }
     entries.extend(pods.iter().flat_map(|pod| host_ports(pod, settings)));
     entries
+}
+
+/// The Services that have ports on the host, the oldest first: what two want, that one has.
+fn ordered(services: &[Arc<Service>]) -> Vec<&Arc<Service>> {
+    let concerned = services.iter().filter(|service| is_ours(service) && is_published(service));
+    let mut ordered: Vec<&Arc<Service>> = concerned.collect();
+    ordered.sort_by_key(|service| (service.creation_timestamp(), service.uid()));
+    ordered
+}
+
+/// The address of each load balancer, by the Service's uid.
+pub(crate) fn own_addresses(services: &[Arc<Service>], place: &Place) -> BTreeMap<String, IpAddr> {
+    let mut taken = BTreeSet::new();
+    let balanced = ordered(services).into_iter().filter(|service| is_balanced(service));
+    let addresses = balanced
+        .filter_map(|service| Some((service.uid()?, own_address(service, place, &mut taken))));
+    addresses.collect()
 }
 
 /// Each address of the host with the node's address of the same family, or the first.
@@ -151,8 +170,8 @@ fn own_address(service: &Service, place: &Place, taken: &mut BTreeSet<IpAddr>) -
     let mut number = fnv(name.as_bytes());
     loop {
         let [a, b, c, _] = number.to_be_bytes();
-        // Away from 127.0.0.0/16, where people and distributions put addresses of their own.
-        let address = IpAddr::from(Ipv4Addr::new(127, 64 | a >> 2, b, c.clamp(1, 254)));
+        let own = Ipv4Addr::new(0, a >> 2, b, c.clamp(1, 254));
+        let address = IpAddr::from(LOOPBACK_SERVICES | own);
         if taken.insert(address) {
             return address;
         }

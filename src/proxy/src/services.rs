@@ -4,18 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use client::{Informer, Recorder};
+use client::{Change, Informer, Recorder};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
-use netns::{Forward, Publication, Refused, ServiceTable};
+use netns::{Forward, Publication, Refused, ServiceChange};
 use serde_json::json;
 
 use crate::health::{self, HealthChecks};
 use crate::publish::{self, Entry, Purpose, Settings};
-use crate::table::Tables;
+use crate::table::HostPort;
+use crate::tables::{self, Key, Tables};
 use crate::{Config, RETRY, SETTLE};
 
 /// The component that events name.
@@ -31,10 +32,10 @@ pub(crate) async fn follow(config: Config) {
     let nodes = config.informers.get::<Node>();
     let own = config.place.node.clone();
     let mut changes = std::pin::pin!(futures::stream::select_all([
-        services.subscribe().map(drop).boxed(),
-        slices.subscribe().map(drop).boxed(),
-        pods.subscribe().map(drop).boxed(),
-        zones(&nodes, own).map(drop).boxed(),
+        services.subscribe().map(|change| Changed::of(&change, Changed::Service)).boxed(),
+        slices.subscribe().map(|change| Changed::of(&change, Changed::Slice)).boxed(),
+        pods.subscribe().map(|change| Changed::of(&change, Changed::Pod)).boxed(),
+        zones(&nodes, own).map(|_| Changed::Zone).boxed(),
     ]));
     services.ready().await;
     slices.ready().await;
@@ -42,6 +43,7 @@ pub(crate) async fn follow(config: Config) {
     let control = config.control.clone();
     let mut lost = std::pin::pin!(control.until_lost());
     let mut keeper = Keeper::new(config, services, slices, pods, nodes);
+    keeper.take(Changed::Anything);
     loop {
         if let Err(error) = keeper.sync().await {
             tracing::warn!(error = error.chain(), "cannot apply the services");
@@ -49,14 +51,37 @@ pub(crate) async fn follow(config: Config) {
             continue;
         }
         tokio::select! {
-            change = changes.next() => if change.is_none() { return },
+            change = changes.next() => match change {
+                Some(changed) => keeper.take(changed),
+                None => return,
+            },
             () = &mut lost => {
                 keeper.forget();
                 lost.set(control.until_lost());
             }
         }
         tokio::time::sleep(SETTLE).await;
-        while let Some(Some(())) = futures::FutureExt::now_or_never(changes.next()) {}
+        while let Some(Some(changed)) = futures::FutureExt::now_or_never(changes.next()) {
+            keeper.take(changed);
+        }
+    }
+}
+
+/// What may have changed.
+enum Changed {
+    Service(Key),
+    Slice(Key),
+    Pod(Key),
+    Zone,
+    Anything,
+}
+
+impl Changed {
+    fn of<K: ResourceExt>(change: &Change<K>, one: impl FnOnce(Key) -> Self) -> Self {
+        match change {
+            Change::Applied(object) | Change::Deleted(object) => one(tables::key(&**object)),
+            Change::Synced => Self::Anything,
+        }
     }
 }
 
@@ -86,7 +111,12 @@ struct Keeper {
     recorder: Recorder,
     health: HealthChecks,
     tables: Tables,
-    table: Option<ServiceTable>,
+    /// Whether the node process has the table as it is.
+    applied: bool,
+    /// The Services that have something beyond the table: ports of the host, a status, a health check.
+    concerned: BTreeMap<Key, Arc<Service>>,
+    /// The pods that have host ports.
+    hosted: BTreeMap<Key, Arc<Pod>>,
     published: Option<(Vec<Publication>, Vec<Option<Refused>>)>,
     forwards: Option<Vec<Forward>>,
     /// Complaints that were told and still hold.
@@ -106,14 +136,16 @@ impl Keeper {
         Self {
             settings: Settings { place: config.place.clone(), addresses: config.publish.clone() },
             recorder: Recorder::new(config.client.clone(), COMPONENT, ""),
+            tables: Tables::new(config.place.clone()),
             services,
             slices,
             pods,
             nodes,
             config,
             health: HealthChecks::default(),
-            tables: Tables::default(),
-            table: None,
+            applied: false,
+            concerned: BTreeMap::new(),
+            hosted: BTreeMap::new(),
             published: None,
             forwards: None,
             told: BTreeSet::new(),
@@ -123,29 +155,78 @@ impl Keeper {
 
     /// The node process was started anew and knows nothing.
     fn forget(&mut self) {
-        self.table = None;
+        self.applied = false;
         self.published = None;
         self.forwards = None;
     }
 
-    async fn sync(&mut self) -> Result<(), netns::Error> {
-        let services = self.services.store().state();
-        let slices = self.slices.store().state();
-        let pods = self.pods.store().state();
-        self.settings.place.zone = zone(&self.nodes, &self.settings.place.node);
-        let table = self.tables.table(&services, &slices, &pods, &self.settings.place);
-        // Should this fail, it is not known what holds: then the whole is told.
-        match self.table.take() {
-            Some(old) => {
-                let change = old.change_to(&table);
-                if !change.changed.is_empty() || !change.gone.is_empty() {
-                    self.config.control.change_services(change).await?;
-                }
+    /// Takes up a change. The store is what counts: it may be further than the change that is told.
+    fn take(&mut self, changed: Changed) {
+        match changed {
+            Changed::Service(key) => {
+                let service = self.services.get(&key.0, &key.1);
+                self.concern(&key, service.as_ref());
+                self.tables.set_service(key, service.as_ref());
             }
-            None => self.config.control.apply_services(table.clone()).await?,
+            Changed::Slice(key) => {
+                let slice = self.slices.get(&key.0, &key.1);
+                self.tables.set_slice(key, slice.as_ref());
+            }
+            Changed::Pod(key) => {
+                let pod = self.pods.get(&key.0, &key.1);
+                self.host(&key, pod.as_ref());
+                self.tables.set_pod(key, pod.as_ref());
+            }
+            Changed::Zone => {
+                self.settings.place.zone = zone(&self.nodes, &self.settings.place.node);
+                self.tables.set_place(self.settings.place.clone());
+            }
+            Changed::Anything => {
+                let services = self.services.store().state();
+                let pods = self.pods.store().state();
+                for key in std::mem::take(&mut self.concerned).into_keys() {
+                    self.tables.set_balanced(&key, None);
+                }
+                self.hosted.clear();
+                services.iter().for_each(|s| self.concern(&tables::key(&**s), Some(s)));
+                pods.iter().for_each(|pod| self.host(&tables::key(&**pod), Some(pod)));
+                self.take(Changed::Zone);
+                self.tables.reset(&services, &self.slices.store().state(), &pods);
+            }
         }
-        self.table = Some(table);
-        self.check_health(&services, &slices).await;
+    }
+
+    fn concern(&mut self, key: &Key, service: Option<&Arc<Service>>) {
+        let concerns = |service: &&Arc<Service>| {
+            publish::concerns(service) || health::port_of(service).is_some()
+        };
+        match service.filter(concerns) {
+            Some(service) => drop(self.concerned.insert(key.clone(), Arc::clone(service))),
+            None => {
+                self.concerned.remove(key);
+                self.tables.set_balanced(key, None);
+            }
+        }
+    }
+
+    fn host(&mut self, key: &Key, pod: Option<&Arc<Pod>>) {
+        let place = &self.settings.place;
+        match pod.filter(|pod| !HostPort::of(pod, place).is_empty()) {
+            Some(pod) => drop(self.hosted.insert(key.clone(), Arc::clone(pod))),
+            None => drop(self.hosted.remove(key)),
+        }
+    }
+
+    async fn sync(&mut self) -> Result<(), netns::Error> {
+        let services: Vec<_> = self.concerned.values().cloned().collect();
+        let pods: Vec<_> = self.hosted.values().cloned().collect();
+        let addresses = publish::own_addresses(&services, &self.settings.place);
+        for (key, service) in &self.concerned {
+            let own = service.uid().and_then(|uid| addresses.get(&uid).copied());
+            self.tables.set_balanced(key, own);
+        }
+        self.apply().await?;
+        self.check_health().await;
         let mut entries = self.wanted(&services, &pods, &BTreeSet::new());
         let mut answers = self.publish(&entries).await?;
         let homeless = publish::without_own_address(&entries, &answers);
@@ -157,14 +238,25 @@ impl Keeper {
         Ok(())
     }
 
+    async fn apply(&mut self) -> Result<(), netns::Error> {
+        let change = self.tables.change();
+        // Should this fail, it is not known what holds: then the whole is told.
+        if !std::mem::replace(&mut self.applied, false) {
+            self.config.control.apply_services(self.tables.table().clone()).await?;
+        } else if change != ServiceChange::default() {
+            self.config.control.change_services(change).await?;
+        }
+        self.applied = true;
+        Ok(())
+    }
+
     fn wanted(
         &self,
         services: &[Arc<Service>],
         pods: &[Arc<Pod>],
         homeless: &BTreeSet<String>,
     ) -> Vec<Entry> {
-        let Some(table) = &self.table else { return Vec::new() };
-        publish::wanted(services, pods, table, &self.settings, homeless)
+        publish::wanted(services, pods, self.tables.table(), &self.settings, homeless)
     }
 
     async fn publish(&mut self, entries: &[Entry]) -> Result<Vec<Option<Refused>>, netns::Error> {
@@ -181,8 +273,9 @@ impl Keeper {
         Ok(answers)
     }
 
-    async fn check_health(&mut self, services: &[Arc<Service>], slices: &[Arc<EndpointSlice>]) {
-        let wanted = health::wanted(services, slices, &self.settings.place);
+    async fn check_health(&mut self) {
+        let slices = |key: &Key| self.tables.slices(key);
+        let wanted = health::wanted(&self.concerned, slices, &self.settings.place);
         for (port, error) in self.health.set(wanted).await {
             tracing::debug!(port, %error, "no health check port");
         }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::ResourceExt;
-use netns::{Backend, Frontend, Protocol, ServiceTable};
+use netns::{Backend, Frontend, Protocol};
 
 use crate::topology::Candidates;
 
 /// The label by which a slice names its service (EndpointSlice API reference).
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Whoever sets this wants to serve the Service with a proxy of their own.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Whoever sets this wants nobody to serve the Service's addresses.
@@ -67,76 +67,12 @@ pub(crate) fn is_ours(service: &Service) -> bool {
     kind != Some("ExternalName") && !foreign
 }
 
-/// The table for these objects.
-pub fn table(
-    services: &[Arc<Service>],
-    slices: &[Arc<EndpointSlice>],
-    pods: &[Arc<Pod>],
-    place: &Place,
-) -> ServiceTable {
-    Tables::default().table(services, slices, pods, place)
-}
-
-/// What a Service leads to, and what that was made of.
-struct Known {
-    service: Arc<Service>,
-    slices: Vec<Arc<EndpointSlice>>,
-    entries: Vec<(Frontend, Backend)>,
-}
-
-impl Known {
-    fn is_of(&self, service: &Arc<Service>, slices: &[&Arc<EndpointSlice>]) -> bool {
-        Arc::ptr_eq(service, &self.service)
-            && slices.len() == self.slices.len()
-            && slices.iter().all(|new| self.slices.iter().any(|known| Arc::ptr_eq(new, known)))
-    }
-}
-
-/// Tables one after the other: what is made of the same objects is not made again.
-#[derive(Default)]
-pub(crate) struct Tables {
-    place: Option<Place>,
-    known: HashMap<(String, String), Known>,
-}
-
-impl Tables {
-    /// The table for these objects.
-    pub fn table(
-        &mut self,
-        services: &[Arc<Service>],
-        slices: &[Arc<EndpointSlice>],
-        pods: &[Arc<Pod>],
-        place: &Place,
-    ) -> ServiceTable {
-        if self.place.as_ref() != Some(place) {
-            self.known.clear();
-            self.place = Some(place.clone());
-        }
-        let slices = Slices::new(slices);
-        let mut before = std::mem::take(&mut self.known);
-        let mut table = ServiceTable::default();
-        for service in services.iter().filter(|service| is_ours(service)) {
-            let (namespace, name) = key(service);
-            let (key, own) = ((namespace.to_owned(), name.to_owned()), slices.of(service));
-            let known = before.remove(&key).filter(|known| known.is_of(service, own));
-            let known = known.unwrap_or_else(|| Known {
-                service: Arc::clone(service),
-                slices: own.iter().map(|slice| Arc::clone(slice)).collect(),
-                entries: entries(service, own, place),
-            });
-            table.services.extend(known.entries.iter().cloned());
-            self.known.insert(key, known);
-        }
-        host_ports(&mut table, pods, place);
-        table
-    }
-}
-
-/// What one Service contributes.
-fn entries(
+/// What one Service contributes. `balanced` is the address of the load balancer that this program is.
+pub(crate) fn entries(
     service: &Service,
     slices: &[&Arc<EndpointSlice>],
     place: &Place,
+    balanced: Option<IpAddr>,
 ) -> Vec<(Frontend, Backend)> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let mut all = Vec::new();
@@ -165,7 +101,8 @@ fn entries(
                 insert(address, number, &internal);
             }
             let external_ips = spec.external_ips.iter().flatten();
-            for address in external_ips.filter_map(|text| text.parse().ok()) {
+            let external_ips = external_ips.filter_map(|text| text.parse().ok());
+            for address in external_ips.chain(virtual_ips(service)).chain(balanced) {
                 insert(address, number, &external);
             }
         }
@@ -178,10 +115,23 @@ fn entries(
     all
 }
 
+/// Addresses that somebody else's load balancer has given the Service: what is sent to them from within
+/// the cluster need not go there. Not those of a load balancer that wants to see everything.
+fn virtual_ips(service: &Service) -> Vec<IpAddr> {
+    let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let all = status.into_iter().flat_map(|status| status.ingress.iter().flatten());
+    let own = all.filter(|ingress| {
+        kind == Some("LoadBalancer") && ingress.ip_mode.as_deref() != Some("Proxy")
+    });
+    own.filter_map(|ingress| ingress.ip.as_ref()?.parse().ok()).collect()
+}
+
 /// Within the pods' network a host port is at the node's address and, for the node itself and pods in
 /// its network, on loopback; or where the pod wants it of these.
-fn host_ports(table: &mut ServiceTable, pods: &[Arc<Pod>], place: &Place) {
-    for port in pods.iter().flat_map(|pod| HostPort::of(pod, place)) {
+pub(crate) fn host_ports(pod: &Pod, place: &Place) -> Vec<(Frontend, Backend)> {
+    let mut all = Vec::new();
+    for port in HostPort::of(pod, place) {
         if place.addresses.contains(&port.target.ip()) {
             // A pod in the node's network listens there itself.
             continue;
@@ -192,10 +142,11 @@ fn host_ports(table: &mut ServiceTable, pods: &[Arc<Pod>], place: &Place) {
                 let (protocol, port_number) = (port.protocol, port.host_port);
                 let frontend = Frontend { address, protocol, port: port_number };
                 let backend = Backend { endpoints: vec![port.target], ..Backend::default() };
-                table.services.entry(frontend).or_insert(backend);
+                all.push((frontend, backend));
             }
         }
     }
+    all
 }
 
 /// A port of the host that a container asked for.
@@ -306,6 +257,8 @@ pub(crate) fn local_endpoints(slices: &[&Arc<EndpointSlice>], place: &Place) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tables::table;
+    use netns::ServiceTable;
     use serde_json::{Value, json};
 
     fn place() -> Place {
@@ -409,31 +362,6 @@ mod tests {
             ];
             assert_eq!(told(&table), lines, "{spec}");
         }
-    }
-
-    #[test]
-    fn what_is_known_is_forgotten_when_it_changes() {
-        let mut tables = Tables::default();
-        let far = endpoint("10.42.1.2", "there", &json!({"ready": true}));
-        let near = endpoint("10.42.0.2", "here", &json!({"ready": true}));
-        let (web, first, second) =
-            (service(&Value::Null), slices(&json!([near])), slices(&json!([near, far])));
-        let other = service(&json!({"clusterIP": "10.43.0.8", "clusterIPs": ["10.43.0.8"]}));
-        let zoned = Place { zone: Some("z".into()), ..place() };
-        let steps = [
-            (&web, &first, place()),
-            (&web, &first, place()),
-            (&web, &second, place()),
-            (&other, &second, place()),
-            (&other, &second, zoned),
-            (&web, &first, place()),
-        ];
-        for (step, (services, slices, place)) in steps.into_iter().enumerate() {
-            let fresh = table(services, slices, &[], &place);
-            assert_eq!(tables.table(services, slices, &[], &place), fresh, "step {step}");
-        }
-        assert!(tables.table(&[], &first, &[], &place()).services.is_empty());
-        assert!(tables.known.is_empty());
     }
 
     #[test]
