@@ -273,8 +273,9 @@ impl Registry {
         refuse(resource, &object, errors)?;
         policy::warn(ctx, &object, None);
         let uid = meta::uid(&object).to_owned();
-        let unallocated = object.clone();
         let allocation = self.allocation(ctx).await?;
+        // Only what is allocated under a condition is ever allocated again.
+        let unallocated = allocation.is_some().then(|| object.clone());
         policy::allocate(self, ctx, &mut object, None)?;
         let outcome = async {
             gate.validate(ctx, Operation::Create, Some(&object), None).await?;
@@ -293,7 +294,7 @@ impl Registry {
         ctx: &RequestContext,
         resource: &Resource,
         mut object: Value,
-        unallocated: Value,
+        unallocated: Option<Value>,
         mut allocation: Option<Compare>,
         generated: bool,
     ) -> Result<Arc<Object>, Status> {
@@ -306,9 +307,11 @@ impl Registry {
                     return Ok(created);
                 }
                 Put::Overtaken => {
-                    let name = meta::name(&object).to_owned();
-                    object = unallocated.clone();
-                    meta::set(&mut object, "name", name);
+                    if let Some(unallocated) = &unallocated {
+                        let name = meta::name(&object).to_owned();
+                        object.clone_from(unallocated);
+                        meta::set(&mut object, "name", name);
+                    }
                     allocation = self.allocation(ctx).await?;
                     policy::allocate(self, ctx, &mut object, None)?;
                     continue;
@@ -353,7 +356,8 @@ impl Registry {
         object: &Value,
         allocation: Option<Compare>,
     ) -> Result<Put, Status> {
-        let key = resource.key(&ctx_namespace(resource, ctx, object), meta::name(object));
+        let (namespace, name) = (ctx_namespace(resource, ctx, object), meta::name(object));
+        let key = resource.key(&namespace, name);
         let (raw, _) = self.encode(resource, object).await?;
         if ctx.dry_run {
             let taken = self.inner.store.get(key.as_bytes(), None).await.map_err(store_failure)?;
@@ -376,8 +380,7 @@ impl Registry {
         with_allocation(&mut txn, allocation);
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => {
-                self.inner.caches.reached(revision).await;
-                self.decoded(resource, raw, revision).await.map(Put::Done)
+                self.committed(resource, &namespace, name, raw, revision).await.map(Put::Done)
             }
             TxnOutcome::Conflict { current, .. } => {
                 let taken = current.into_iter().next().flatten().is_some();
@@ -395,6 +398,26 @@ impl Registry {
             Object::from_stored(raw, revision, selectable)
         };
         object.map(Arc::new).map_err(Status::internal)
+    }
+
+    /// What was committed at `revision`, when the caches have it too: theirs, if nobody changed it since.
+    async fn committed(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        raw: Bytes,
+        revision: u64,
+    ) -> Result<Arc<Object>, Status> {
+        self.inner.caches.reached(revision).await;
+        let cached = self
+            .cache(resource)
+            .and_then(|cache| cache.get(&cache_key(resource, namespace, name)))
+            .filter(|cached| cached.revision == revision);
+        match cached {
+            Some(cached) => self.at_version(resource, cached).await,
+            None => self.decoded(resource, raw, revision).await,
+        }
     }
 
     /// An object that was just stored, at the version of `resource`.
@@ -544,10 +567,10 @@ impl Registry {
         let mut txn = Txn { compares: vec![compare], ops: vec![op] };
         with_allocation(&mut txn, allocation);
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
-            TxnOutcome::Committed { revision } => {
-                self.inner.caches.reached(revision).await;
-                self.decoded(resource, raw, revision).await.map(Written::Done)
-            }
+            TxnOutcome::Committed { revision } => self
+                .committed(resource, &ctx.namespace, &ctx.name, raw, revision)
+                .await
+                .map(Written::Done),
             TxnOutcome::Conflict { current, .. } => {
                 Ok(Written::Conflict(self.found(resource, current)?))
             }

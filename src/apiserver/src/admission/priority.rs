@@ -3,6 +3,7 @@
 //! Source: `plugin/pkg/admission/priority`.
 
 use apimachinery::Status;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::registry::Registry;
@@ -61,13 +62,21 @@ fn decide(pod: &mut Value, class: Option<&Value>) -> Result<(), Status> {
     Ok(())
 }
 
+/// What is looked at in each class for each pod that names none.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Marked {
+    #[serde(default)]
+    global_default: bool,
+}
+
 /// The class marked `globalDefault`; of several the one with the lowest value.
 fn default_class(registry: &Registry) -> Option<Value> {
     registry
         .list(GROUP, "priorityclasses", None)
         .iter()
+        .filter(|class| class.parse::<Marked>().is_ok_and(|class| class.global_default))
         .map(|class| class.to_value())
-        .filter(|class| class["globalDefault"].flag())
         .min_by_key(|class| class["value"].int())
 }
 
