@@ -48,6 +48,7 @@ pub async fn run(registry: &Registry, options: &Options) -> Result<(), Status> {
         let mend = if plural.ends_with("bindings") { mend_binding } else { mend_role };
         ensure(registry, RBAC, plural, object, mend).await?;
     }
+    keep_range(registry, options).await?;
     for (group, plural, object) in network_objects(options) {
         ensure(registry, group, plural, object, replace_content).await?;
     }
@@ -75,6 +76,47 @@ pub async fn run(registry: &Registry, options: &Options) -> Result<(), Status> {
     });
     ensure(registry, "", "configmaps", trust, replace_content).await?;
     ensure(registry, "", "configmaps", cluster_info(options), merge_data).await
+}
+
+/// Makes the ServiceCIDR of the addresses that the server was started with, gives it a second family that
+/// came later, and calls it ready where nobody has said anything of it yet.
+pub async fn keep_range(registry: &Registry, options: &Options) -> Result<(), Status> {
+    const GROUP: &str = "networking.k8s.io";
+    let cidrs: Vec<&str> = options.service_cidr.split(',').collect();
+    let wanted = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs},
+    });
+    ensure(registry, GROUP, "servicecidrs", wanted.clone(), add_family).await?;
+    let Some(found) = registry.get(GROUP, "servicecidrs", "", "kubernetes") else { return Ok(()) };
+    let found = found.value();
+    let told = found["status"]["conditions"].as_array().into_iter().flatten();
+    let known = told.into_iter().any(|condition| condition["type"] == "Ready");
+    let Some(resource) = registry.resource(GROUP, "servicecidrs") else { return Ok(()) };
+    if known || found["spec"] != wanted["spec"] || meta::deletion_timestamp(&found).is_some() {
+        return Ok(());
+    }
+    let mut ctx = RequestContext::internal("update", &resource, "", "kubernetes");
+    ctx.subresource = "status".into();
+    let change = |object: &mut Value| {
+        object["status"]["conditions"] = json!([{
+            "type": "Ready", "status": "True", "reason": "",
+            "message": "Kubernetes default Service CIDR is ready",
+            "lastTransitionTime": apimachinery::time::now(),
+        }]);
+        Ok(())
+    };
+    registry.update_with(&ctx, &change).await.map(drop)
+}
+
+fn add_family(old: &mut Value, wanted: &Value) -> bool {
+    let (had, wants) = (&old["spec"]["cidrs"], &wanted["spec"]["cidrs"]);
+    let more = had.as_array().map(Vec::len) == Some(1) && wants.as_array().map(Vec::len) == Some(2);
+    if !more || had[0] != wants[0] {
+        return false;
+    }
+    old["spec"]["cidrs"] = wants.clone();
+    true
 }
 
 /// Where the API is and who vouches for it, for machines that are to join.
@@ -348,15 +390,6 @@ fn network_objects(options: &Options) -> Vec<(&'static str, &'static str, Value)
     let address_type = if advertise.is_ipv4() { "IPv4" } else { "IPv6" };
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     vec![
-        (
-            "networking.k8s.io",
-            "servicecidrs",
-            json!({
-                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-                "metadata": {"name": "kubernetes"},
-                "spec": {"cidrs": options.service_cidr.split(',').collect::<Vec<_>>()},
-            }),
-        ),
         (
             "",
             "services",

@@ -22,7 +22,9 @@ use crate::object::{self, Object};
 use crate::options::DeleteOptions;
 use crate::resource::{Resource, ResourceRef};
 use crate::served::Served;
-use crate::strategy::service::allocation::{Allocator, Network};
+use crate::strategy::service::addresses;
+use crate::strategy::service::allocation::Allocator;
+use crate::strategy::service::range::Network;
 use crate::webhook::Webhooks;
 use crate::{metadata, policy};
 
@@ -187,7 +189,8 @@ impl Registry {
         self.inner.caches.get(&resource.key_prefix)
     }
 
-    fn cache_of(&self, group: &str, plural: &str) -> Option<Arc<Cache>> {
+    /// The watch cache of the preferred version of a resource.
+    pub fn cache_of(&self, group: &str, plural: &str) -> Option<Arc<Cache>> {
         self.cache(self.served().preferred(group, plural)?)
     }
 
@@ -378,13 +381,17 @@ impl Registry {
             ops: vec![Op::Put { key, value: raw.clone(), lease }],
         };
         with_allocation(&mut txn, allocation);
+        addresses::along(self, &mut txn, resource, None, Some(object));
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => {
                 self.committed(resource, &namespace, name, raw, revision).await.map(Put::Done)
             }
-            TxnOutcome::Conflict { current, .. } => {
-                let taken = current.into_iter().next().flatten().is_some();
-                Ok(if taken { Put::Taken } else { Put::Overtaken })
+            TxnOutcome::Conflict { current, revision } => {
+                if current.into_iter().next().flatten().is_some() {
+                    return Ok(Put::Taken);
+                }
+                self.inner.caches.reached(revision).await;
+                Ok(Put::Overtaken)
             }
         }
     }
@@ -566,6 +573,8 @@ impl Registry {
         let compare = Compare { key: key.clone(), mod_revision: before.revision };
         let mut txn = Txn { compares: vec![compare], ops: vec![op] };
         with_allocation(&mut txn, allocation);
+        let after = (!finished).then_some(object);
+        addresses::along(self, &mut txn, resource, Some(before), after);
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => self
                 .committed(resource, &ctx.namespace, &ctx.name, raw, revision)
@@ -632,7 +641,8 @@ impl Registry {
                     if ctx.dry_run {
                         return Ok(Deleted::Now(before));
                     }
-                    let txn = Txn::remove(key.clone(), before.revision);
+                    let mut txn = Txn::remove(key.clone(), before.revision);
+                    addresses::along(self, &mut txn, resource, Some(&before), None);
                     match self.inner.store.txn(txn).await.map_err(store_failure)? {
                         TxnOutcome::Committed { revision } => {
                             self.inner.caches.reached(revision).await;

@@ -32,7 +32,8 @@ use crate::registry::Registry;
 use crate::serve;
 use crate::served::Served;
 use crate::server::Server;
-use crate::strategy::service::allocation::Network;
+use crate::strategy::service::range::Network;
+use crate::strategy::service::repair;
 use crate::subresources::kubelet::Kubelets;
 use crate::webhook::{Dial, Webhooks};
 
@@ -201,6 +202,7 @@ impl ApiServer {
             front_proxy_ca_pem: pki.front_proxy_ca_pem().to_owned(),
         };
         bootstrap::run(&registry, &options).await.map_err(Error::Bootstrap)?;
+        repair::once(&registry).await.map_err(Error::Bootstrap)?;
         let kubelets = Kubelets::new(
             pki.clone(),
             registry.clone(),
@@ -240,6 +242,7 @@ impl ApiServer {
             ));
         }
         tasks.spawn(custom::controller::run(server.registry.clone(), config.shutdown.clone()));
+        tasks.spawn(repair::run(server.registry.clone(), options, config.shutdown.clone()));
         tasks.spawn(type_check::run(server.registry.clone(), config.shutdown.clone()));
         let reload = config.access.encryption_reload;
         tasks.spawn(access::follow(server.clone(), reload, config.shutdown.clone()));

@@ -14,9 +14,12 @@ use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{self, Next};
-use crate::{name, touched, unless_code};
+use crate::{touched, unless_code};
 
 const FINALIZER: &str = "networking.k8s.io/service-cidr-finalizer";
+/// Marks the IPAddresses of Services, with who keeps them.
+const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+const MANAGER: &str = "ipallocator.k8s.io";
 /// How long a deleted range is still looked at, for addresses that were just given out.
 const DELETION_GRACE: Duration = Duration::from_secs(10);
 
@@ -51,7 +54,12 @@ fn networks(range: &ServiceCIDR) -> Vec<Network> {
     cidrs.filter_map(|text| network(text)).collect()
 }
 
-/// Whether addresses of the range are in use that no other range has.
+/// Whether an address is one that the API server keeps for a Service.
+fn is_managed(address: &IPAddress) -> bool {
+    address.labels().get(MANAGED_BY).is_some_and(|by| by == MANAGER)
+}
+
+/// Whether addresses of Services in the range are in no other range.
 fn is_needed(
     range: &ServiceCIDR,
     others: &[impl AsRef<ServiceCIDR>],
@@ -63,8 +71,8 @@ fn is_needed(
     };
     let elsewhere: Vec<Network> =
         others.iter().map(AsRef::as_ref).filter(|o| alive(o)).flat_map(networks).collect();
-    let mut used = addresses.iter().filter_map(|a| a.as_ref().name_any().parse::<IpAddr>().ok());
-    used.any(|address| {
+    let used = addresses.iter().map(AsRef::as_ref).filter(|address| is_managed(address));
+    used.filter_map(|address| address.name_any().parse::<IpAddr>().ok()).any(|address| {
         own.iter().any(|network| contains(*network, address))
             && !elsewhere.iter().any(|network| contains(*network, address))
     })
@@ -102,18 +110,31 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let addresses = informers.get::<IPAddress>();
     ranges.ready().await;
     addresses.ready().await;
+    let ending = |range: &ServiceCIDR| range.metadata.deletion_timestamp.is_some();
+    let known = ranges.store();
+    // A range that comes or goes may set another free that is being deleted.
+    let of_range = move |range: &ServiceCIDR| {
+        let all = known.state();
+        let others = all.iter().filter(|other| ending(other)).map(|other| other.name_any());
+        std::iter::once(range.name_any()).chain(others).collect()
+    };
     let known = ranges.store();
     let of_address = move |address: &IPAddress| {
-        let Ok(address) = address.name_any().parse() else { return Vec::new() };
+        let Ok(ip) = address.name_any().parse() else { return Vec::new() };
+        if !is_managed(address) {
+            return Vec::new();
+        }
         let all = known.state();
-        let holding =
-            all.iter().filter(|range| networks(range).iter().any(|n| contains(*n, address)));
+        // Others do not care who uses them.
+        let ending = all.iter().filter(|range| ending(range));
+        let holding = ending.filter(|range| networks(range).iter().any(|n| contains(*n, ip)));
         holding.map(|range| range.name_any()).collect()
     };
-    let changes = futures::stream::select(touched(&ranges, name), touched(&addresses, of_address));
+    let changes =
+        futures::stream::select(touched(&ranges, of_range), touched(&addresses, of_address));
     queue::run("service-cidr", changes, shutdown, |key: String| {
         let found = ranges.get("", &key);
-        let needed = found.as_ref().is_some_and(|range| {
+        let needed = found.as_ref().filter(|range| ending(range)).is_some_and(|range| {
             is_needed(range, &ranges.store().state(), &addresses.store().state())
         });
         let api: Api<ServiceCIDR> = Api::all(client.clone());
@@ -185,12 +206,15 @@ mod tests {
             )
         };
         let address = |text: &str| -> Box<IPAddress> {
-            Box::new(serde_json::from_value(json!({"metadata": {"name": text}, "spec": {"parentRef": {"resource": "services", "name": "s"}}})).expect("one"))
+            Box::new(serde_json::from_value(json!({"metadata": {"name": text, "labels": {MANAGED_BY: MANAGER}}, "spec": {"parentRef": {"resource": "services", "name": "s"}}})).expect("one"))
         };
         let (small, large) = (range("a", "10.0.0.0/24"), range("b", "10.0.0.0/16"));
         let used = [address("10.0.0.7")];
         assert!(is_needed(&small, std::slice::from_ref(&small), &used));
         assert!(!is_needed(&small, &[small.clone(), large], &used));
         assert!(!is_needed(&small, std::slice::from_ref(&small), &[address("10.9.0.1")]));
+        let mut foreign = address("10.0.0.8");
+        foreign.metadata.labels = None;
+        assert!(!is_needed(&small, std::slice::from_ref(&small), &[foreign]));
     }
 }

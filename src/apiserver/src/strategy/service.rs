@@ -3,12 +3,20 @@
 //!
 //! Source: `patchAllocatedValues` and `dropTypeDependentFields` of `pkg/registry/core/service`.
 
+pub mod addresses;
 pub mod allocation;
 mod families;
+pub mod range;
+pub mod repair;
+#[cfg(test)]
+mod server_tests;
 
 use serde_json::{Value, json};
 
 use crate::zero::Zero;
+
+/// The group of ServiceCIDRs and IPAddresses.
+const NETWORKING: &str = "networking.k8s.io";
 
 /// Completes an updated Service from the stored one.
 pub fn prepare_for_update(service: &mut Value, old: &Value) {

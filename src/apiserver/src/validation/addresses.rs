@@ -51,8 +51,9 @@ pub fn ip_address(object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
 /// A range of cluster addresses, new (`old` is absent) or changed.
 pub fn service_cidr(object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
     let (list, path) = (&object["spec"]["cidrs"], Path::new("spec").child("cidrs"));
-    if let Some(old) = old {
-        immutable(&path, list, &old["spec"]["cidrs"], errors);
+    if let Some(old) = old
+        && !changed_range(list, &old["spec"]["cidrs"], &path, errors)
+    {
         return;
     }
     let parsed: Vec<_> = list.texts().map(cidr).collect();
@@ -70,6 +71,20 @@ pub fn service_cidr(object: &Value, old: Option<&Value>, errors: &mut ErrorList)
         let bad = list.texts().zip(parsed).enumerate().filter(|(_, (_, parsed))| parsed.is_none());
         errors.extend(bad.map(|(i, (text, _))| Error::invalid(&path.index(i), text, CIDR)));
     }
+}
+
+/// A range may only gain its second family; says whether it does.
+fn changed_range(list: &Value, old: &Value, path: &Path, errors: &mut ErrorList) -> bool {
+    let (new, had) = (list.items(), old.items());
+    let gains = (had.len(), new.len()) == (1, 2);
+    if !gains && new.len() != had.len() {
+        errors.push(Error::invalid(path, list.clone(), "field is immutable"));
+        return false;
+    }
+    for (index, (new, had)) in new.iter().zip(had).enumerate() {
+        immutable(&path.index(index), new, had, errors);
+    }
+    gains
 }
 
 /// What addresses of endpoints may not be (`ValidateNonSpecialIP`).
@@ -185,6 +200,26 @@ mod tests {
             ),
         ] {
             assert_eq!(told(|e| service_cidr(&object, None, e)).join("; "), want);
+        }
+        let immutable = |at: &str, value: &str| {
+            format!("spec.{at}: Invalid value: {value}: field is immutable")
+        };
+        for (old, new, want) in [
+            (json!(["10.0.0.0/24"]), json!(["10.0.0.0/24"]), String::new()),
+            (json!(["10.0.0.0/24"]), json!(["10.0.0.0/24", "fd00::/112"]), String::new()),
+            (
+                json!(["10.0.0.0/24"]),
+                json!(["10.1.0.0/24"]),
+                immutable("cidrs[0]", "\"10.1.0.0/24\""),
+            ),
+            (
+                json!(["10.0.0.0/24", "fd00::/112"]),
+                json!(["10.0.0.0/24"]),
+                immutable("cidrs", "[]string{\"10.0.0.0/24\"}"),
+            ),
+        ] {
+            let (old, new) = (range(old), range(new));
+            assert_eq!(told(|e| service_cidr(&new, Some(&old), e)).join("; "), want, "{new}");
         }
     }
 

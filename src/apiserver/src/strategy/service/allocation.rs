@@ -1,11 +1,12 @@
 //! Cluster addresses and node ports for Services.
 //!
-//! Source: `pkg/registry/core/service/storage/alloc.go`. What is in use is read from the Services
-//! themselves; a request holds what it was given until its Service is stored, or for a moment if it is
-//! never heard of again.
+//! Source: `pkg/registry/core/service/storage/alloc.go`, and of addresses from several ServiceCIDRs
+//! `ipallocator/cidrallocator.go`. What is in use is read from the Services and the IPAddresses; a
+//! request holds what it was given until its Service is stored, or for a moment if it is never heard of
+//! again.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,11 @@ use apimachinery::field::{Error, Path};
 use apimachinery::{Status, meta};
 use serde_json::{Value, json};
 
-use super::families::{self, Network6};
+use super::addresses::is_taken;
+use super::families;
+use super::range::{Network, Range};
+use crate::cache::Cache;
+use crate::object::Object;
 use crate::registry::Registry;
 use crate::zero::Zero;
 
@@ -21,85 +26,6 @@ use crate::zero::Zero;
 pub const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 /// How long an allocation is held for a Service that is being written.
 const HELD: Duration = Duration::from_secs(30);
-
-/// The networks of cluster addresses: of IPv4, of IPv6, or of both, of which IPv4 is the first then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    four: Option<Network4>,
-    six: Option<Network6>,
-}
-
-impl Network {
-    /// Reads `10.43.0.0/16`, `fd00:43::/112`, or both, separated by a comma
-    /// (`--service-cluster-ip-range`).
-    pub fn parse(text: &str) -> Option<Self> {
-        match text.split_once(',') {
-            Some((first, second)) => Some(Self {
-                four: Some(Network4::parse(first)?),
-                six: Some(Network6::parse(second)?),
-            }),
-            None if text.contains(':') => {
-                Some(Self { four: None, six: Some(Network6::parse(text)?) })
-            }
-            None => Some(Self { four: Some(Network4::parse(text)?), six: None }),
-        }
-    }
-
-    /// The first address, that of the Service `kubernetes`.
-    pub fn first(self) -> IpAddr {
-        let six = || self.six.map(Network6::first);
-        let first = self.four.map(|four| IpAddr::V4(four.at(0))).or_else(six);
-        first.expect("there is a network of one family at least")
-    }
-}
-
-/// A network of IPv4 cluster addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Network4 {
-    base: u32,
-    bits: u32,
-}
-
-impl Network4 {
-    fn parse(text: &str) -> Option<Self> {
-        let (base, bits) = text.split_once('/')?;
-        let base = u32::from(base.parse::<Ipv4Addr>().ok()?);
-        let bits = bits.parse::<u32>().ok().filter(|bits| (1..=28).contains(bits))?;
-        Some(Self { base: base & (u32::MAX << (32 - bits)), bits })
-    }
-
-    fn contains(self, address: Ipv4Addr) -> bool {
-        u32::from(address) & (u32::MAX << (32 - self.bits)) == self.base
-    }
-
-    /// Usable addresses: neither the network's own nor the broadcast address.
-    fn size(self) -> u32 {
-        ((1_u64 << (32 - self.bits)) - 2) as u32
-    }
-
-    fn at(self, index: u32) -> Ipv4Addr {
-        Ipv4Addr::from(self.base + 1 + index)
-    }
-
-    /// Addresses that people choose are expected in the lower part (KEP-3070).
-    fn static_part(self) -> u32 {
-        (self.size() / 16).clamp(16, 256).min(self.size() / 2)
-    }
-}
-
-impl Default for Network {
-    /// `10.43.0.0/16`
-    fn default() -> Self {
-        let four = Network4 { base: u32::from(Ipv4Addr::new(10, 43, 0, 0)), bits: 16 };
-        Self { four: Some(four), six: None }
-    }
-}
-
-impl std::fmt::Display for Network4 {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", Ipv4Addr::from(self.base), self.bits)
-    }
-}
 
 /// A node port: number and protocol.
 type Port = (u16, String);
@@ -112,14 +38,17 @@ pub struct Allocator {
 
 #[derive(Default)]
 struct State {
-    /// The change of the Services that `addresses` and `ports` were computed from.
-    revision: u64,
+    /// The change of the Services that `addresses` and `ports` show.
+    revision: Option<u64>,
     /// What stored Services have, to their uids.
     addresses: HashMap<IpAddr, String>,
     ports: HashMap<Port, String>,
     held_addresses: HashMap<IpAddr, (String, Instant)>,
     held_ports: HashMap<Port, (String, Instant)>,
-    next: u32,
+    /// The change of the ServiceCIDRs that `ranges` shows.
+    ranges_revision: Option<u64>,
+    /// The ranges that may be used.
+    ranges: Vec<Range>,
 }
 
 fn node_ports(spec: &Value) -> Vec<Port> {
@@ -160,7 +89,8 @@ impl Allocator {
         let uid = meta::uid(service).to_owned();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.refresh(registry);
-        let addresses = self.addresses(&mut state, service, &uid)?;
+        state.read_ranges(registry, self.network);
+        let addresses = self.addresses(&state, registry, service, old, &uid)?;
         let ports = ports(&state, service, old, &uid)?;
         if dry_run {
             return Ok(());
@@ -186,8 +116,10 @@ impl Allocator {
     /// now.
     fn addresses(
         &self,
-        state: &mut State,
+        state: &State,
+        registry: &Registry,
         service: &mut Value,
+        old: Option<&Value>,
         uid: &str,
     ) -> Result<Vec<IpAddr>, Status> {
         let spec = &service["spec"];
@@ -197,7 +129,7 @@ impl Allocator {
         let first = spec["clusterIPs"].items().first().map_or("", Zero::text);
         let first = if first.is_empty() { spec["clusterIP"].text() } else { first }.to_owned();
         let second = spec["clusterIPs"].items().get(1).map_or("", Zero::text).to_owned();
-        let available = (self.network.four.is_some(), self.network.six.is_some());
+        let available = (self.network.of("IPv4").is_some(), self.network.of("IPv6").is_some());
         let families = families::decide(service, &first, available)
             .map_err(|error| invalid(service, error))?;
         service["spec"]["ipFamilyPolicy"] = families.policy.into();
@@ -206,66 +138,29 @@ impl Allocator {
             set_addresses(service, &[first]);
             return Ok(Vec::new());
         }
+        let kept = |asked: &str| {
+            old.is_some_and(|old| old["spec"]["clusterIPs"].texts().any(|had| had == asked))
+        };
         let mut given = Vec::new();
         for (family, asked) in families.list.iter().zip([first, second]) {
-            let address = match *family {
-                "IPv4" => self.address4(state, service, uid, &asked)?,
-                _ => self.address6(state, service, uid, &asked)?,
+            let address = match asked.parse() {
+                _ if asked.is_empty() => state.free_address(registry, family).ok_or_else(|| {
+                    Status::internal("failed to allocate a serviceIP: range is full")
+                })?,
+                Ok(address) if kept(&asked) => address,
+                Ok(address) => state
+                    .reserve(registry, uid, address, family)
+                    .map_err(|why| refused(service, &asked, &why))?,
+                Err(_) => return Err(refused(service, &asked, OTHER_NETWORK)),
             };
             given.push(address);
         }
         set_addresses(service, &given.iter().map(ToString::to_string).collect::<Vec<_>>());
         Ok(given)
     }
-
-    fn address4(
-        &self,
-        state: &mut State,
-        service: &Value,
-        uid: &str,
-        asked: &str,
-    ) -> Result<IpAddr, Status> {
-        let Some(network) = self.network.four else {
-            return Err(refused(service, asked, OTHER_FAMILY));
-        };
-        if asked.is_empty() {
-            let free = state.free_address(network);
-            return free.map(IpAddr::V4).ok_or_else(|| exhausted(&network.to_string()));
-        }
-        let Ok(address) = asked.parse::<Ipv4Addr>() else {
-            return Err(refused(service, asked, OTHER_FAMILY));
-        };
-        let range = (network.contains(address), network.to_string());
-        state.reserve(service, uid, address.into(), &range)
-    }
-
-    fn address6(
-        &self,
-        state: &mut State,
-        service: &Value,
-        uid: &str,
-        asked: &str,
-    ) -> Result<IpAddr, Status> {
-        let Some(network) = self.network.six else {
-            return Err(refused(service, asked, OTHER_FAMILY));
-        };
-        if asked.is_empty() {
-            let free = network.candidates().find(|ip| state.address_holder(*ip).is_none());
-            return free.ok_or_else(|| exhausted(&network.to_string()));
-        }
-        let Ok(IpAddr::V6(address)) = asked.parse() else {
-            return Err(refused(service, asked, OTHER_FAMILY));
-        };
-        let range = (network.contains(address), network.to_string());
-        state.reserve(service, uid, address.into(), &range)
-    }
 }
 
-const OTHER_FAMILY: &str = "the provided network does not match the current range";
-
-fn exhausted(range: &str) -> Status {
-    Status::internal(format!("failed to allocate a serviceIP: range {range} is full"))
-}
+const OTHER_NETWORK: &str = "the provided network does not match the current range";
 
 fn refused(service: &Value, address: &str, why: &str) -> Status {
     let path = Path::new("spec").child("clusterIPs");
@@ -279,68 +174,132 @@ fn set_addresses(service: &mut Value, addresses: &[String]) {
     spec["clusterIPs"] = json!(addresses);
 }
 
+/// The ranges of a ServiceCIDR, if it is ready.
+fn ready_ranges(object: &Object) -> Vec<Range> {
+    let value = object.value();
+    let mut conditions = value["status"]["conditions"].items().iter();
+    // One that nobody has looked at yet counts as ready, for where nobody does.
+    let ready = conditions.find(|c| c["type"] == "Ready").is_none_or(|c| c["status"] == "True");
+    if !ready || value["metadata"]["deletionTimestamp"].is_set() {
+        return Vec::new();
+    }
+    value["spec"]["cidrs"].texts().filter_map(Range::parse).collect()
+}
+
 impl State {
+    /// Takes in what has happened to Services since the last time.
     fn refresh(&mut self, registry: &Registry) {
-        let revision = registry.changed("", "services");
-        if revision != self.revision {
-            self.addresses.clear();
-            self.ports.clear();
-            for service in registry.list("", "services", None) {
-                let value = service.value();
-                let spec = &value["spec"];
-                for address in spec["clusterIPs"].texts().filter_map(|ip| ip.parse().ok()) {
-                    self.addresses.insert(address, service.uid.clone());
-                }
-                for port in node_ports(spec) {
-                    self.ports.insert(port, service.uid.clone());
-                }
-            }
-            self.revision = revision;
-        }
         self.held_addresses.retain(|_, (_, since)| since.elapsed() < HELD);
         self.held_ports.retain(|_, (_, since)| since.elapsed() < HELD);
-    }
-
-    /// Takes an address that was asked for, if it is in range and nobody else's.
-    fn reserve(
-        &self,
-        service: &Value,
-        uid: &str,
-        address: IpAddr,
-        (in_range, range): &(bool, String),
-    ) -> Result<IpAddr, Status> {
-        match self.address_holder(address) {
-            Some(holder) if holder != uid => {
-                Err(refused(service, &address.to_string(), "provided IP is already allocated"))
+        let Some(cache) = registry.cache_of("", "services") else { return };
+        let Some(Ok(changes)) = self.revision.map(|revision| cache.since(revision)) else {
+            self.read_all(&cache);
+            return;
+        };
+        for change in changes {
+            if let Some(before) = &change.previous {
+                self.forget(before);
             }
-            None if !in_range => {
-                let why = format!(
-                    "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
-                );
-                Err(refused(service, &address.to_string(), &why))
+            if let Some(after) = &change.current {
+                self.note(after);
             }
-            _ => Ok(address),
+            self.revision = Some(change.revision);
         }
     }
 
-    fn address_holder(&self, address: IpAddr) -> Option<&str> {
+    fn read_all(&mut self, cache: &Cache) {
+        self.addresses.clear();
+        self.ports.clear();
+        let snapshot = cache.snapshot();
+        for (_, service) in snapshot.select("", None) {
+            self.note(service);
+        }
+        self.revision = Some(snapshot.revision);
+    }
+
+    fn note(&mut self, service: &Object) {
+        let value = service.value();
+        let spec = &value["spec"];
+        for address in spec["clusterIPs"].texts().filter_map(|ip| ip.parse().ok()) {
+            self.addresses.insert(address, service.uid.clone());
+        }
+        for port in node_ports(spec) {
+            self.ports.insert(port, service.uid.clone());
+        }
+    }
+
+    fn forget(&mut self, service: &Object) {
+        let value = service.value();
+        let spec = &value["spec"];
+        for address in spec["clusterIPs"].texts().filter_map(|ip| ip.parse::<IpAddr>().ok()) {
+            if self.addresses.get(&address) == Some(&service.uid) {
+                self.addresses.remove(&address);
+            }
+        }
+        for port in node_ports(spec) {
+            if self.ports.get(&port) == Some(&service.uid) {
+                self.ports.remove(&port);
+            }
+        }
+    }
+
+    /// Reads the ServiceCIDRs, if they have changed. The range the server was started with stands in
+    /// where there are none.
+    fn read_ranges(&mut self, registry: &Registry, network: Network) {
+        let revision = registry.changed(super::NETWORKING, "servicecidrs");
+        if self.ranges_revision == Some(revision) {
+            return;
+        }
+        let all = registry.list(super::NETWORKING, "servicecidrs", None);
+        self.ranges = all.iter().flat_map(|object| ready_ranges(object)).collect();
+        if all.is_empty() {
+            self.ranges = network.four.into_iter().chain(network.six).collect();
+        }
+        self.ranges_revision = Some(revision);
+    }
+
+    /// Takes an address that was asked for, if it is in range and nobody else's; else tells why not.
+    fn reserve(
+        &self,
+        registry: &Registry,
+        uid: &str,
+        address: IpAddr,
+        family: &str,
+    ) -> Result<IpAddr, String> {
+        let mut ranges = self.ranges.iter().filter(|range| range.family() == family);
+        let Some(range) = ranges.find(|range| range.contains(address)) else {
+            return Err(OTHER_NETWORK.to_owned());
+        };
+        if !range.is_usable(address) {
+            return Err(format!(
+                "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
+            ));
+        }
+        if self.is_free(registry, address, uid) {
+            Ok(address)
+        } else {
+            Err("provided IP is already allocated".into())
+        }
+    }
+
+    /// Whether nobody has the address, `uid` aside.
+    fn is_free(&self, registry: &Registry, address: IpAddr, uid: &str) -> bool {
         let held = self.held_addresses.get(&address).map(|(uid, _)| uid);
-        self.addresses.get(&address).or(held).map(String::as_str)
+        let holder = self.addresses.get(&address).or(held);
+        holder.is_none_or(|holder| holder == uid) && !is_taken(registry, address)
+    }
+
+    /// A free address of any range of the family that is ready.
+    fn free_address(&self, registry: &Registry, family: &str) -> Option<IpAddr> {
+        let ranges = self.ranges.iter().filter(|range| range.family() == family);
+        ranges
+            .flat_map(|range| range.candidates())
+            .find(|address| self.is_free(registry, *address, ""))
     }
 
     fn port_holder(&self, port: &Port) -> Option<&str> {
         let held = self.held_ports.get(port).map(|(uid, _)| uid);
         self.ports.get(port).or(held).map(String::as_str)
-    }
-
-    /// A free address, from the upper part while there is one.
-    fn free_address(&mut self, network: Network4) -> Option<Ipv4Addr> {
-        let (low, size) = (network.static_part(), network.size());
-        let (upper, start) = (size - low, self.next);
-        let mut candidates = (0..upper).map(|i| low + (start + i) % upper).chain(0..low);
-        let index = candidates.find(|i| self.address_holder(network.at(*i).into()).is_none())?;
-        self.next = (index.max(low) - low + 1) % upper;
-        Some(network.at(index))
     }
 
     fn free_port(&self, protocol: &str, taken: &HashSet<Port>) -> Option<u16> {
@@ -458,26 +417,14 @@ mod tests {
     }
 
     #[test]
-    fn networks_are_read() {
-        let network = Network::parse("10.43.0.0/16").unwrap();
-        assert_eq!(network, Network::default());
-        assert_eq!(network.four.unwrap().to_string(), "10.43.0.0/16");
-        assert_eq!(network.first(), Ipv4Addr::new(10, 43, 0, 1));
-        assert_eq!(Network::parse("fd00::/112").unwrap().first().to_string(), "fd00::1");
-        for text in ["", "10.43.0.0", "10.43.0.0/0", "10.43.0.0/31", "fd00::/32"] {
-            assert_eq!(Network::parse(text), None, "{text}");
-        }
-    }
-
-    #[test]
     fn addresses_are_given_once() {
         let (allocator, registry) = allocator();
         let mut seen = HashSet::new();
         for i in 0..20 {
             let mut s = service(&i.to_string(), json!({"type": "ClusterIP"}));
             allocator.allocate(&registry, &mut s, None, false).unwrap();
-            let address: Ipv4Addr = s["spec"]["clusterIP"].text().parse().unwrap();
-            assert!(allocator.network.four.unwrap().contains(address));
+            let address: IpAddr = s["spec"]["clusterIP"].text().parse().unwrap();
+            assert!(allocator.network.four.unwrap().is_usable(address));
             assert_eq!(s["spec"]["clusterIPs"], json!([address.to_string()]));
             assert!(seen.insert(address));
         }
@@ -587,7 +534,13 @@ mod tests {
             wanted("b", "10.43.0.10").unwrap_err(),
             r#"Service "s" is invalid: spec.clusterIPs: Invalid value: []string{"10.43.0.10"}: failed to allocate IP 10.43.0.10: provided IP is already allocated"#
         );
-        assert!(wanted("c", "10.44.0.10").unwrap_err().contains("not in the valid range"));
+        for (address, want) in [
+            ("10.44.0.10", "the provided network does not match the current range"),
+            ("10.43.0.0", "The range of valid IPs is 10.43.0.0/16"),
+            ("10.43.255.255", "The range of valid IPs is 10.43.0.0/16"),
+        ] {
+            assert!(wanted("c", address).unwrap_err().ends_with(want), "{address}");
+        }
     }
 
     #[test]
