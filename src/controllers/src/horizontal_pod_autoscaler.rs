@@ -34,13 +34,15 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::limits::{Past, limited};
-use self::metrics::{Target, Tolerances};
+use self::metrics::{Sample, Target, Tolerances};
 use crate::ownership::{self, Key};
 use crate::queue::{self, Failure, Next};
 use crate::{pods, touched, unless_code};
 
 /// How often each is looked at (`--horizontal-pod-autoscaler-sync-period`).
 const PERIOD: Duration = Duration::from_secs(15);
+/// How often a size is written that others change meanwhile.
+const WRITE_ATTEMPTS: usize = 5;
 /// How long recommendations and changes are remembered.
 const MEMORY_S: i64 = 3600;
 
@@ -51,7 +53,9 @@ struct Sight<'a> {
     /// The selector of its pods: written, and to be asked.
     labels: &'a str,
     picks: &'a Selector,
+    /// The size that is asked for, and the pods there are.
     current: i32,
+    present: i32,
     tolerances: Tolerances,
 }
 
@@ -59,13 +63,21 @@ struct Sight<'a> {
 struct Problem {
     reason: &'static str,
     message: String,
+    /// The message of the condition.
+    condition: String,
     /// The message of the event about all metrics together.
     summary: String,
 }
 
 impl Problem {
+    /// What is wrong with one metric; `summary` tells it among others.
+    fn part(reason: &'static str, message: String, summary: impl FnOnce(&str) -> String) -> Self {
+        let condition = format!("the HPA was unable to compute the replica count: {message}");
+        Self { reason, summary: summary(&message), condition, message }
+    }
+
     fn plain(reason: &'static str, message: String) -> Self {
-        Self { reason, summary: message.clone(), message }
+        Self::part(reason, message, str::to_owned)
     }
 }
 
@@ -103,21 +115,41 @@ fn target(target: &MetricTarget) -> Option<Target> {
     percent.or_else(|| Some(Target::Average(milli(target.average_value.as_ref()?))))
 }
 
-/// Use in thousandths by pod, of the whole pod or one container, from a `PodMetricsList`.
-fn used(list: &Value, resource: &str, container: Option<&str>) -> BTreeMap<String, i64> {
-    let items = list["items"].as_array().into_iter().flatten();
-    items
-        .filter_map(|pod| {
-            let mut sum = 0;
-            for found in pod["containers"].as_array()? {
-                if container.is_none_or(|name| found["name"] == name) {
-                    let text = found["usage"][resource].as_str()?;
-                    sum += text.parse::<Quantity>().ok()?.milli_value();
-                }
-            }
-            Some((pod["metadata"]["name"].as_str()?.to_owned(), sum))
-        })
-        .collect()
+/// What was measured by pod, of the whole pod or one container, from a `PodMetricsList`.
+fn used(
+    list: &Value,
+    resource: &str,
+    container: Option<&str>,
+) -> Result<BTreeMap<String, Sample>, String> {
+    let mut samples = BTreeMap::new();
+    for pod in list["items"].as_array().into_iter().flatten() {
+        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let containers = pod["containers"].as_array().map_or(&[][..], Vec::as_slice);
+        let meant: Vec<&Value> =
+            containers.iter().filter(|c| container.is_none_or(|name| c["name"] == name)).collect();
+        if let Some(container) = container
+            && meant.is_empty()
+        {
+            let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
+            return Err(format!(
+                "failed to get container metrics: container {container} not present in metrics for pod {namespace}/{name}"
+            ));
+        }
+        let amount = |found: &&Value| {
+            let text = found["usage"][resource].as_str()?;
+            Some(text.parse::<Quantity>().ok()?.milli_value())
+        };
+        // A pod of which something is not known is left out.
+        let Some(all) = meant.iter().map(amount).collect::<Option<Vec<i64>>>() else { continue };
+        let window = pod["window"].as_str().and_then(apimachinery::time::duration);
+        let sample = Sample {
+            used: all.iter().sum(),
+            at: pod["timestamp"].as_str().and_then(|text| text.parse().ok()),
+            window_s: window.map_or(0, |window| window.as_secs() as i64),
+        };
+        samples.insert(name.to_owned(), sample);
+    }
+    Ok(samples)
 }
 
 struct Controller {
@@ -134,6 +166,25 @@ struct Scaled {
     api: Api<DynamicObject>,
     name: String,
     scale: Scale,
+}
+
+impl Scaled {
+    /// Writes the size, again if others write meanwhile.
+    async fn resize(&self, to: i32) -> Result<(), kube::Error> {
+        let mut scale = self.scale.clone();
+        for _ in 1..WRITE_ATTEMPTS {
+            scale.spec.get_or_insert_default().replicas = Some(to);
+            let written = self.api.replace_scale(&self.name, &PostParams::default(), &scale).await;
+            match written {
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    scale = self.api.get_scale(&self.name).await?;
+                }
+                outcome => return outcome.map(drop),
+            }
+        }
+        scale.spec.get_or_insert_default().replicas = Some(to);
+        self.api.replace_scale(&self.name, &PostParams::default(), &scale).await.map(drop)
+    }
 }
 
 impl Controller {
@@ -160,7 +211,7 @@ impl Controller {
         sight: Sight<'_>,
         metric: &MetricSpec,
     ) -> Result<(i32, String, MetricStatus), Problem> {
-        let Sight { namespace, labels, picks, current, tolerances } = sight;
+        let Sight { namespace, labels, picks, current, tolerances, .. } = sight;
         let (resource, container, wanted, reason) =
             match (&metric.resource, &metric.container_resource) {
                 (Some(source), _) => {
@@ -172,27 +223,21 @@ impl Controller {
                     &source.target,
                     "FailedGetContainerResourceMetric",
                 ),
-                _ => {
-                    let reason = match metric.type_.as_str() {
-                        "Pods" => "FailedGetPodsMetric",
-                        "Object" => "FailedGetObjectMetric",
-                        _ => "FailedGetExternalMetric",
-                    };
-                    let asked = self.evaluate_custom(sight, metric);
-                    return asked.await.map_err(|message| Problem::plain(reason, message));
-                }
+                _ => return self.evaluate_custom(sight, metric).await,
             };
         let problem = |message: String| {
             let whole = wanted.average_utilization.is_none();
             let aspect = if whole { "usage" } else { "utilization" };
             let message = format!("failed to get {resource} {aspect}: {message}");
-            let summary = container.map_or_else(
-                || format!("failed to get {resource} resource metric value: {message}"),
-                |name| format!("failed to get {name} container metric value: {message}"),
-            );
-            Problem { reason, message, summary }
+            Problem::part(reason, message, |message| match container {
+                None => format!("failed to get {resource} resource metric value: {message}"),
+                Some(name) => format!("failed to get {name} container metric value: {message}"),
+            })
         };
-        let target = target(wanted).ok_or_else(|| problem("the target has no value".into()))?;
+        let target = target(wanted).ok_or_else(|| {
+            let message = "invalid resource metric source: neither an average utilization target nor an average value (usage) target was set";
+            Problem::plain(reason, message.into())
+        })?;
         let query: String = labels.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let path = format!(
             "/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods?labelSelector={query}"
@@ -205,12 +250,13 @@ impl Controller {
         let list = list.await.map_err(|error| {
             problem(format!("unable to get metrics for resource {resource}: unable to fetch metrics from resource metrics API: {error}"))
         })?;
-        let used = used(&list, resource, container);
-        if used.is_empty() {
-            return Err(problem(format!(
-                "unable to get metrics for resource {resource}: no metrics returned from resource metrics API"
-            )));
+        let failed = |error: String| {
+            problem(format!("unable to get metrics for resource {resource}: {error}"))
+        };
+        if list["items"].as_array().is_none_or(Vec::is_empty) {
+            return Err(failed("no metrics returned from resource metrics API".into()));
         }
+        let used = used(&list, resource, container).map_err(failed)?;
         let near = self.pods.store().state_filter(|pod| {
             pod.metadata.namespace.as_deref() == Some(namespace) && picks.matches(pod.labels())
         });
@@ -223,9 +269,12 @@ impl Controller {
             average_value: Some(Text(Quantity::milli(outcome.average).canonical())),
             value: None,
         };
-        let called = match outcome.utilization {
-            Some(_) => format!("{resource} resource utilization (percentage of request)"),
-            None => format!("{resource} resource"),
+        let called = match (outcome.utilization, container) {
+            (Some(_), None) => format!("{resource} resource utilization (percentage of request)"),
+            (Some(_), Some(_)) => {
+                format!("{resource} container resource utilization (percentage of request)")
+            }
+            (None, _) => format!("{resource} resource"),
         };
         let told = match container {
             None => MetricStatus {
@@ -261,6 +310,7 @@ impl Controller {
             labels: &labels,
             picks: &picks,
             current,
+            present: scale.status.as_ref().map_or(0, |status| status.replicas),
             tolerances: Tolerances::new(of.spec.behavior.as_ref()),
         };
         let (mut best, mut told) = (None::<(i32, String)>, Vec::new());
@@ -278,6 +328,8 @@ impl Controller {
                     self.events.warning(object_reference(of), found.reason, found.message.clone());
                     problem.get_or_insert(found);
                     invalid += 1;
+                    // Each metric keeps its place in the list.
+                    told.push(MetricStatus::default());
                 }
             }
         }
@@ -313,13 +365,16 @@ impl Controller {
     ) -> Result<(String, Selector), Problem> {
         let refuse = |event: &'static str, reason: &'static str, message: String| {
             self.events.warning(object_reference(of), event, message.clone());
-            Err(Problem::plain(reason, message))
+            Err(Problem { condition: message.clone(), ..Problem::plain(reason, message) })
         };
         let labels = scale.status.as_ref().and_then(|status| status.selector.clone());
         let labels = labels.unwrap_or_default();
         if labels.is_empty() {
             let message = "selector is required".to_owned();
-            return refuse("SelectorRequired", "InvalidSelector", message);
+            return refuse("SelectorRequired", "InvalidSelector", message).map_err(|problem| {
+                let condition = "the HPA target's scale is missing a selector".into();
+                Problem { condition, ..problem }
+            });
         }
         let picks = match Selector::parse(&labels) {
             Ok(picks) => picks,
@@ -383,6 +438,14 @@ impl Controller {
         let current = scaled.scale.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
         let (min, max) = (of.spec.min_replicas.unwrap_or(1), of.spec.max_replicas);
         status.current_replicas = Some(current);
+        status.current_metrics = None;
+        let started = Timestamp::now().as_second();
+        let past = self.remember(of, |past| {
+            // What was there before counts as recommended, so that nothing shrinks at once.
+            if past.recommended.is_empty() {
+                past.recommended.push((started, current));
+            }
+        });
         let (wanted, reason) = if current == 0 && min != 0 {
             let message = "scaling is disabled since the replica count of the target is zero";
             set_condition(&mut status, "ScalingActive", false, "ScalingDisabled", message);
@@ -396,26 +459,21 @@ impl Controller {
                 Ok((replicas, called)) => {
                     let behavior = of.spec.behavior.as_ref();
                     let now = Timestamp::now().as_second();
-                    let past = self.remember(of, |past| {
-                        // What was there before counts as recommended, so that nothing shrinks at once.
-                        if past.recommended.is_empty() {
-                            past.recommended.push((now, current));
-                        }
-                        past.recommended.push((now, replicas));
-                    });
                     let (to, told) = limited(behavior, &past, (replicas, current), (min, max), now);
+                    self.remember(of, |past| past.recommended.push((now, replicas)));
                     for (kind, holds, reason, message) in told {
                         set_condition(&mut status, kind, holds, reason, message);
                     }
-                    let above = format!("{called} above target");
-                    (to, if to > current { above } else { "All metrics below target".into() })
+                    let reason = match replicas.cmp(&current) {
+                        std::cmp::Ordering::Greater => format!("{called} above target"),
+                        std::cmp::Ordering::Less => "All metrics below target".to_owned(),
+                        std::cmp::Ordering::Equal => String::new(),
+                    };
+                    (to, reason)
                 }
                 Err(problem) => {
-                    let message = format!(
-                        "the HPA was unable to compute the replica count: {}",
-                        problem.message
-                    );
-                    set_condition(&mut status, "ScalingActive", false, problem.reason, message);
+                    let (reason, message) = (problem.reason, problem.condition);
+                    set_condition(&mut status, "ScalingActive", false, reason, message);
                     let reason = "FailedComputeMetricsReplicas";
                     self.events.warning(object_reference(of), reason, problem.summary);
                     return self.tell(of, status).await;
@@ -437,10 +495,7 @@ impl Controller {
         reason: &str,
         status: &mut HorizontalPodAutoscalerStatus,
     ) -> Result<(), Failure> {
-        let mut scale = scaled.scale.clone();
-        scale.spec.get_or_insert_default().replicas = Some(to);
-        let written = scaled.api.replace_scale(&scaled.name, &PostParams::default(), &scale).await;
-        if let Err(error) = written {
+        if let Err(error) = scaled.resize(to).await {
             let text = pods::text(&error);
             let message = format!("New size: {to}; reason: {reason}; error: {text}");
             self.events.warning(object_reference(of), "FailedRescale", message);
@@ -536,11 +591,18 @@ mod tests {
     #[test]
     fn use_is_summed_by_pod() {
         let list = json!({"items": [
-            {"metadata": {"name": "a"}, "containers": [
+            {"metadata": {"name": "a"}, "window": "15s", "timestamp": "2026-01-01T00:00:00Z", "containers": [
                 {"name": "x", "usage": {"cpu": "100m", "memory": "1Mi"}}, {"name": "y", "usage": {"cpu": "1"}}]},
             {"metadata": {"name": "b"}, "containers": [{"name": "x", "usage": {}}]}]});
-        assert_eq!(used(&list, "cpu", None), BTreeMap::from([("a".to_owned(), 1100)]));
-        assert_eq!(used(&list, "cpu", Some("x")), BTreeMap::from([("a".to_owned(), 100)]));
+        let sample = |used: i64| {
+            let at = Some("2026-01-01T00:00:00Z".parse().expect("a time"));
+            Ok(BTreeMap::from([("a".to_owned(), Sample { used, at, window_s: 15 })]))
+        };
+        assert_eq!(used(&list, "cpu", None), sample(1100));
+        assert_eq!(used(&list, "cpu", Some("x")), sample(100));
+        let absent =
+            "failed to get container metrics: container y not present in metrics for pod /b";
+        assert_eq!(used(&list, "cpu", Some("y")), Err(absent.to_owned()));
     }
 
     #[test]

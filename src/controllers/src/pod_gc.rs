@@ -42,13 +42,22 @@ fn is_out_of_service(node: &Node) -> bool {
     tainted && !ready
 }
 
+fn is_evicted(pod: &Pod) -> bool {
+    let status = pod.status.as_ref();
+    pods::phase(pod) == "Failed" && status.is_some_and(|s| s.reason.as_deref() == Some("Evicted"))
+}
+
 /// The pods to remove. A node counts as gone when two looks in a row did not see it: pods may be known
 /// before their node is. Each is told with whether its node is gone.
 fn decide<'a>(pods: &'a [impl AsRef<Pod>], nodes: &Nodes, keep: usize) -> Vec<(&'a Pod, bool)> {
     let all: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
     let mut finished: Vec<&Pod> =
         all.iter().copied().filter(|pod| pods::is_finished(pod)).collect();
-    finished.sort_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0));
+    // Evicted ones first, then the oldest.
+    finished.sort_by_key(|pod| {
+        let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (!is_evicted(pod), created, pod.name_any())
+    });
     let surplus = finished.len().saturating_sub(keep);
     let mut unwanted: Vec<(&Pod, bool)> =
         finished[..surplus].iter().map(|pod| (*pod, false)).collect();
@@ -131,6 +140,26 @@ mod tests {
                 "spec": {"containers": [], "nodeName": node}, "status": {"phase": phase}}))
             .expect("a pod"),
         )
+    }
+
+    #[test]
+    fn of_finished_pods_evicted_ones_go_first() {
+        let day = |n: u8| format!("2026-01-0{n}T00:00:00Z");
+        let mut evicted = Pod::clone(&pod("evicted", "here", "Failed", false, &day(3)));
+        evicted.status.as_mut().expect("a status").reason = Some("Evicted".into());
+        let pods = [
+            pod("old", "here", "Failed", false, &day(1)),
+            pod("done", "here", "Succeeded", false, &day(2)),
+            Arc::new(evicted),
+        ];
+        let nodes = Nodes {
+            known: HashSet::from(["here".to_owned()]),
+            missed: HashSet::new(),
+            out_of_service: HashSet::new(),
+        };
+        let names: Vec<String> =
+            decide(&pods, &nodes, 1).iter().map(|(pod, _)| pod.name_any()).collect();
+        assert_eq!(names, ["evicted", "old"]);
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use apimachinery::labels::Selector;
 use apimachinery::quantity::Quantity;
 use k8s_openapi::api::autoscaling::v2::{
-    CrossVersionObjectReference, ExternalMetricStatus, MetricIdentifier, MetricSpec, MetricStatus,
-    MetricTarget, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus,
+    CrossVersionObjectReference, ExternalMetricSource, ExternalMetricStatus, MetricIdentifier,
+    MetricSpec, MetricStatus, MetricTarget, MetricValueStatus, ObjectMetricSource,
+    ObjectMetricStatus, PodsMetricStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -19,8 +20,8 @@ use kube::core::{ApiResource, GroupVersionKind};
 use kube::discovery::{Scope, pinned_kind};
 use serde_json::Value;
 
-use super::metrics::{self, Target, Tolerances};
-use super::{Controller, Sight, milli};
+use super::metrics::{self, Sample, Target, Tolerances};
+use super::{Controller, Problem, Sight, milli};
 use crate::pods;
 
 const CUSTOM: &str = "/apis/custom.metrics.k8s.io";
@@ -51,6 +52,24 @@ fn written(selector: Option<&LabelSelector>) -> String {
         });
     }
     parts.join(",")
+}
+
+/// A selector as Go prints it, which is how messages name it.
+fn in_go(selector: Option<&LabelSelector>) -> String {
+    let Some(selector) = selector else { return "nil".into() };
+    let labels = selector.match_labels.iter().flatten();
+    let labels: String = labels.map(|(key, value)| format!("{key}: {value},")).collect();
+    let requirements = selector.match_expressions.iter().flatten();
+    let requirements: String = requirements
+        .map(|r| {
+            let values = r.values.clone().unwrap_or_default().join(" ");
+            let (key, operator) = (&r.key, &r.operator);
+            format!("LabelSelectorRequirement{{Key:{key},Operator:{operator},Values:[{values}],}},")
+        })
+        .collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{requirements}}},}}"
+    )
 }
 
 /// The values of a list of metrics, in thousandths, by the name of what they are about.
@@ -88,106 +107,168 @@ async fn custom(client: &Client, rest: &str) -> Result<Value, String> {
     Err(format!("unable to fetch metrics from custom metrics API: {problem}"))
 }
 
+/// What a value is held against.
+#[derive(Clone, Copy)]
+struct Now {
+    /// The size that is asked for.
+    current: i32,
+    /// The pods there are.
+    present: i32,
+    tolerances: Tolerances,
+}
+
 /// The replicas at which `value` would be what `target` says.
 ///
 /// `ready` pods do the work now.
 fn for_value(
     value: i64,
     target: &MetricTarget,
-    (current, tolerances): (i32, Tolerances),
-    ready: i32,
+    now: Now,
+    ready: impl FnOnce() -> Result<i32, String>,
 ) -> Result<i32, String> {
     if let Some(wanted) = &target.value {
         let ratio = value as f64 / milli(wanted).max(1) as f64;
-        if current == 0 {
+        if now.current == 0 {
             return Ok(ratio.ceil() as i32);
         }
-        let small = tolerances.allow(ratio);
-        return Ok(if small { current } else { (ratio * f64::from(ready)).ceil() as i32 });
+        if now.tolerances.allow(ratio) {
+            return Ok(now.current);
+        }
+        return Ok((ratio * f64::from(ready()?)).ceil() as i32);
     }
     if let Some(wanted) = &target.average_value {
         let each = milli(wanted).max(1) as f64;
-        let ratio = value as f64 / (each * f64::from(current.max(1)));
-        let small = current > 0 && tolerances.allow(ratio);
-        return Ok(if small { current } else { (value as f64 / each).ceil() as i32 });
+        let ratio = value as f64 / (each * f64::from(now.present));
+        let small = now.present > 0 && now.tolerances.allow(ratio);
+        return Ok(if small { now.present } else { (value as f64 / each).ceil() as i32 });
     }
-    Err("the target has neither a value nor an average value".into())
+    Err("neither a value target nor an average value target was set".into())
 }
 
 /// The present value as the target has it: whole, or per pod.
-fn present(value: i64, target: &MetricTarget, current: i32) -> MetricValueStatus {
+fn present(value: i64, target: &MetricTarget, pods: i32) -> MetricValueStatus {
     let text = |milli: i64| Some(Text(Quantity::milli(milli).canonical()));
     if target.value.is_some() {
         return MetricValueStatus { value: text(value), ..MetricValueStatus::default() };
     }
-    let average = value / i64::from(current.max(1));
+    let average = (value as f64 / f64::from(pods.max(1))).ceil() as i64;
     MetricValueStatus { average_value: text(average), ..MetricValueStatus::default() }
 }
 
 impl Controller {
-    /// What a metric of type Pods, Object or External asks for. The error is for people.
+    /// What a metric of type Pods, Object or External asks for.
     pub(super) async fn evaluate_custom(
         &self,
         sight: Sight<'_>,
         metric: &MetricSpec,
-    ) -> Result<Asked, String> {
-        let Sight { namespace, picks, current, tolerances, .. } = sight;
-        let now = (current, tolerances);
+    ) -> Result<Asked, Problem> {
         if let Some(source) = &metric.pods {
-            let asked = self.of_pods(sight, &source.metric, &source.target);
-            return asked.await.map_err(|error| {
-                format!(
-                    "failed to get pods metric value: unable to get metric {}: {error}",
-                    source.metric.name
-                )
+            let asked = self.of_pods(sight, &source.metric, &source.target).await;
+            return asked.map_err(|message| {
+                Problem::part("FailedGetPodsMetric", message, |message| {
+                    format!("failed to get pods metric value: {message}")
+                })
             });
         }
         if let Some(source) = &metric.object {
-            let value = self.of_object(namespace, &source.metric, &source.described_object).await;
-            let value = value.map_err(|error| {
-                format!(
-                    "failed to get object metric value: unable to get metric {}: {error}",
-                    source.metric.name
-                )
-            })?;
-            let replicas = for_value(value, &source.target, now, self.ready(namespace, picks))?;
-            let called = format!("{} metric {}", source.described_object.kind, source.metric.name);
-            let told = MetricStatus {
-                type_: "Object".into(),
-                object: Some(ObjectMetricStatus {
-                    current: present(value, &source.target, current),
-                    described_object: source.described_object.clone(),
-                    metric: source.metric.clone(),
-                }),
-                ..MetricStatus::default()
-            };
-            return Ok((replicas, called, told));
+            let asked = self.of_object_metric(sight, source).await;
+            return asked.map_err(|message| {
+                Problem::part("FailedGetObjectMetric", message, |message| {
+                    format!("failed to get object metric value: {message}")
+                })
+            });
         }
-        let Some(source) = &metric.external else {
-            return Err(format!("unknown metric source type {:?}", metric.type_));
-        };
-        let name = &source.metric.name;
-        let selector = written(source.metric.selector.as_ref());
-        let path =
-            format!("{EXTERNAL}/namespaces/{namespace}/{name}?labelSelector={}", quoted(&selector));
-        let list = get(&self.client, &path).await.map_err(|error| {
+        if let Some(source) = &metric.external {
+            let name = &source.metric.name;
+            return self.of_external(sight, source).await.map_err(|message| {
+                let inner = if source.target.average_value.is_some() {
+                    format!("failed to get {name} external metric: {message}")
+                } else if source.target.value.is_some() {
+                    format!("failed to get external metric {name}: {message}")
+                } else {
+                    message.clone()
+                };
+                Problem::part("FailedGetExternalMetric", message, |_| {
+                    format!("failed to get {name} external metric value: {inner}")
+                })
+            });
+        }
+        let message = format!("unknown metric source type {:?}", metric.type_);
+        Err(Problem::plain("InvalidMetricSourceType", message))
+    }
+
+    async fn of_object_metric(
+        &self,
+        sight: Sight<'_>,
+        source: &ObjectMetricSource,
+    ) -> Result<Asked, String> {
+        let Sight { namespace, picks, current, present: pods, tolerances, .. } = sight;
+        let (name, object) = (&source.metric.name, &source.described_object);
+        let value = self.of_object(namespace, &source.metric, object).await.map_err(|error| {
+            // The order is upstream's, slip included.
             format!(
-                "failed to get external metric {name}: unable to get external metric {namespace}/{name}/{selector}: unable to fetch metrics from external metrics API: {}",
-                pods::text(&error)
+                "unable to get metric {name}: {} on {namespace} {}/{error}",
+                object.kind, object.name
             )
+        })?;
+        let now = Now { current, present: pods, tolerances };
+        let replicas = for_value(value, &source.target, now, || self.ready(namespace, picks))
+            .map_err(|error| match source.target.value {
+                None if source.target.average_value.is_none() => {
+                    format!("invalid object metric source: {error}")
+                }
+                _ => error,
+            })?;
+        let called = if source.target.value.is_some() {
+            format!("{} metric {name}", object.kind)
+        } else {
+            format!("external metric {name}({})", in_go(source.metric.selector.as_ref()))
+        };
+        let told = MetricStatus {
+            type_: "Object".into(),
+            object: Some(ObjectMetricStatus {
+                current: present(value, &source.target, pods),
+                described_object: object.clone(),
+                metric: source.metric.clone(),
+            }),
+            ..MetricStatus::default()
+        };
+        Ok((replicas, called, told))
+    }
+
+    async fn of_external(
+        &self,
+        sight: Sight<'_>,
+        source: &ExternalMetricSource,
+    ) -> Result<Asked, String> {
+        let Sight { namespace, picks, current, present: pods, tolerances, .. } = sight;
+        let (name, target) = (&source.metric.name, &source.target);
+        if target.value.is_none() && target.average_value.is_none() {
+            return Err("invalid external metric source: neither a value target nor an average value target was set".into());
+        }
+        let selector = in_go(source.metric.selector.as_ref());
+        let path = format!(
+            "{EXTERNAL}/namespaces/{namespace}/{name}?labelSelector={}",
+            quoted(&written(source.metric.selector.as_ref()))
+        );
+        let failed = |error: String| {
+            format!("unable to get external metric {namespace}/{name}/{selector}: {error}")
+        };
+        let list = get(&self.client, &path).await.map_err(|error| {
+            let text = pods::text(&error);
+            failed(format!("unable to fetch metrics from external metrics API: {text}"))
         })?;
         let all = values(&list);
         if all.is_empty() {
-            return Err(format!(
-                "failed to get external metric {name}: no metrics returned from external metrics API"
-            ));
+            return Err(failed("no metrics returned from external metrics API".into()));
         }
         let value: i64 = all.iter().map(|(_, value)| value).sum();
-        let replicas = for_value(value, &source.target, now, self.ready(namespace, picks))?;
+        let now = Now { current, present: pods, tolerances };
+        let replicas = for_value(value, target, now, || self.ready(namespace, picks))?;
         let told = MetricStatus {
             type_: "External".into(),
             external: Some(ExternalMetricStatus {
-                current: present(value, &source.target, current),
+                current: present(value, target, pods),
                 metric: source.metric.clone(),
             }),
             ..MetricStatus::default()
@@ -196,19 +277,23 @@ impl Controller {
     }
 
     /// How many of the pods are ready.
-    fn ready(&self, namespace: &str, picks: &Selector) -> i32 {
-        let ready = self.pods.store().state_filter(|pod| {
+    fn ready(&self, namespace: &str, picks: &Selector) -> Result<i32, String> {
+        let near = self.pods.store().state_filter(|pod| {
             pod.metadata.namespace.as_deref() == Some(namespace)
                 && picks.matches(kube::ResourceExt::labels(pod))
-                && pods::phase(pod) == "Running"
-                && pods::ready_since(pod).is_some()
         });
-        ready.len() as i32
+        if near.is_empty() {
+            return Err("unable to calculate ready pods: no pods returned by selector while calculating replica count".into());
+        }
+        let ready = |pod: &&std::sync::Arc<k8s_openapi::api::core::v1::Pod>| {
+            pods::phase(pod) == "Running" && pods::ready_since(pod).is_some()
+        };
+        Ok(near.iter().filter(ready).count() as i32)
     }
 
     async fn of_pods(
         &self,
-        Sight { namespace, labels, picks, current, tolerances }: Sight<'_>,
+        Sight { namespace, labels, picks, current, tolerances, .. }: Sight<'_>,
         metric: &MetricIdentifier,
         target: &MetricTarget,
     ) -> Result<Asked, String> {
@@ -219,10 +304,13 @@ impl Controller {
             quoted(labels),
             quoted(&written(metric.selector.as_ref()))
         );
-        let list = custom(&self.client, &rest).await?;
-        let used: BTreeMap<String, i64> = values(&list).into_iter().collect();
+        let failed = |error: String| format!("unable to get metric {}: {error}", metric.name);
+        let list = custom(&self.client, &rest).await.map_err(failed)?;
+        let sample = |used: i64| Sample { used, ..Sample::default() };
+        let used: BTreeMap<String, Sample> =
+            values(&list).into_iter().map(|(name, used)| (name, sample(used))).collect();
         if used.is_empty() {
-            return Err("no metrics returned from custom metrics API".into());
+            return Err(failed("no metrics returned from custom metrics API".into()));
         }
         let near = self.pods.store().state_filter(|pod| {
             pod.metadata.namespace.as_deref() == Some(namespace)
@@ -308,10 +396,14 @@ mod tests {
             (31_000, each("10"), 3, 3, 3),
             (31_000, each("10"), 0, 0, 4),
         ] {
-            let now = (current, Tolerances::new(None));
-            assert_eq!(for_value(value, &target, now, ready), Ok(want), "{value} {target:?}");
+            let now = Now { current, present: current, tolerances: Tolerances::new(None) };
+            let got = for_value(value, &target, now, || Ok(ready));
+            assert_eq!(got, Ok(want), "{value} {target:?}");
         }
-        assert!(for_value(1, &MetricTarget::default(), (1, Tolerances::new(None)), 1).is_err());
+        let now = Now { current: 1, present: 1, tolerances: Tolerances::new(None) };
+        assert!(for_value(1, &MetricTarget::default(), now, || Ok(1)).is_err());
+        // What there is per pod is rounded up.
+        assert_eq!(present(10_000, &each("1"), 3).average_value, Some(Text("3334m".into())));
     }
 
     #[test]
@@ -323,5 +415,12 @@ mod tests {
             "matchExpressions": [{"key": "c", "operator": "In", "values": ["d", "e"]}, {"key": "f", "operator": "Exists"}]}))
         .expect("a selector");
         assert_eq!(written(Some(&selector)), "a=b,c in (d,e),f");
+        let labels: LabelSelector =
+            serde_json::from_value(json!({"matchLabels": {"a": "b"}})).expect("a selector");
+        assert_eq!(
+            in_go(Some(&labels)),
+            "&LabelSelector{MatchLabels:map[string]string{a: b,},MatchExpressions:[]LabelSelectorRequirement{},}"
+        );
+        assert_eq!(in_go(None), "nil");
     }
 }

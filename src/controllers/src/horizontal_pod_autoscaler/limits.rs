@@ -99,7 +99,7 @@ fn bound(rules: Option<&HPAScalingRules>, past: &Past, current: i32, now: i64, u
             ("Pods", true) => start + policy.value,
             (_, true) => start + share.ceil() as i32,
             ("Pods", false) => start - policy.value,
-            (_, false) => (f64::from(start) - share).ceil() as i32,
+            (_, false) => (f64::from(start) - share) as i32,
         }
     });
     // "Max" means the largest change, up or down.
@@ -193,6 +193,15 @@ mod tests {
         let slow = parse(
             json!({"scaleUp": {"policies": [{"type": "Pods", "value": 1, "periodSeconds": 60}]}}),
         );
+        let down = |rules| parse(json!({"scaleDown": rules}));
+        let gentle = down(json!({"stabilizationWindowSeconds": 0,
+            "policies": [{"type": "Percent", "value": 10, "periodSeconds": 60}]}));
+        let still = down(json!({"stabilizationWindowSeconds": 0, "selectPolicy": "Disabled"}));
+        let both = json!([{"type": "Percent", "value": 50, "periodSeconds": 60},
+            {"type": "Pods", "value": 1, "periodSeconds": 60}]);
+        let least = parse(json!({
+            "scaleDown": {"stabilizationWindowSeconds": 0, "selectPolicy": "Min", "policies": both},
+            "scaleUp": {"selectPolicy": "Min", "policies": both}}));
         for (behavior, wanted, current, want, reason) in [
             (None, 3, 2, 3, "DesiredWithinRange"),
             (None, 50, 1, 4, "ScaleUpLimit"),
@@ -203,6 +212,11 @@ mod tests {
             (Some(&quick), 0, 5, 1, "TooFewReplicas"),
             (Some(&quick), 3, 5, 3, "DesiredWithinRange"),
             (Some(&slow), 9, 2, 3, "ScaleUpLimit"),
+            (Some(&gentle), 1, 5, 4, "ScaleDownLimit"),
+            (Some(&gentle), 4, 5, 4, "DesiredWithinRange"),
+            (Some(&still), 1, 5, 5, "ScaleDownLimit"),
+            (Some(&least), 1, 10, 9, "ScaleDownLimit"),
+            (Some(&least), 9, 2, 3, "ScaleUpLimit"),
         ] {
             let (got, told) = limited(behavior, &Past::default(), (wanted, current), (1, 10), 1000);
             assert_eq!((got, told[1].2), (want, reason), "{wanted} of {current}");

@@ -54,13 +54,40 @@ pub enum Target {
 }
 
 impl Target {
-    /// The use that is aimed at for a pod that asks for so much.
-    fn of(self, asked: i64) -> f64 {
+    fn aim(self) -> i64 {
         match self {
-            Self::Utilization(percent) => asked as f64 * percent as f64 / 100.0,
-            Self::Average(milli) => milli as f64,
+            Self::Utilization(percent) => percent,
+            Self::Average(milli) => milli,
         }
     }
+
+    /// The use of these pods in the target's unit, whole as upstream has it; each is what it uses and asks for.
+    fn measure(self, pods: &[(i64, i64)]) -> Result<i64, String> {
+        let used: i64 = pods.iter().map(|(used, _)| used).sum();
+        match self {
+            Self::Utilization(_) => {
+                let asked: i64 = pods.iter().map(|(_, asked)| asked).sum();
+                let whole = (used * 100).checked_div(asked);
+                whole.ok_or_else(|| "no metrics returned matched known pods".into())
+            }
+            Self::Average(_) => Ok(used / pods.len().max(1) as i64),
+        }
+    }
+
+    fn ratio(self, pods: &[(i64, i64)]) -> Result<f64, String> {
+        Ok(self.measure(pods)? as f64 / self.aim().max(1) as f64)
+    }
+}
+
+/// What was measured of a pod: thousandths, and of which time if that is told.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sample {
+    /// How much.
+    pub used: i64,
+    /// When it was measured.
+    pub at: Option<Timestamp>,
+    /// Over how long.
+    pub window_s: i64,
 }
 
 /// What came out: the replicas, the present use in percent of requests, and per pod in thousandths.
@@ -92,7 +119,7 @@ fn request(pod: &Pod, resource: &str, container: Option<&str>) -> Result<i64, St
 }
 
 /// Whether a pod's use says nothing yet.
-fn is_unready(pod: &Pod, resource: &str, now: Timestamp) -> bool {
+fn is_unready(pod: &Pod, sample: &Sample, resource: &str, now: Timestamp) -> bool {
     if resource != "cpu" {
         return false;
     }
@@ -101,76 +128,105 @@ fn is_unready(pod: &Pod, resource: &str, now: Timestamp) -> bool {
         return true;
     };
     let changed = ready.last_transition_time.as_ref().map_or(started.0, |time| time.0);
-    let young = now.duration_since(started.0).as_secs() < INITIALISATION_S;
+    if now.duration_since(started.0).as_secs() < INITIALISATION_S {
+        // What was measured before it was ready, even in part, tells of its start.
+        let early = |at: Timestamp| at.duration_since(changed).as_secs() < sample.window_s;
+        return ready.status == "False" || sample.at.is_some_and(early);
+    }
     let never = changed.duration_since(started.0).as_secs() < FIRST_READINESS_S;
-    ready.status == "False" && (young || never)
+    ready.status == "False" && never
 }
 
-/// Computes the replicas. `used` holds thousandths by pod; `container` narrows the look to one.
+/// Pods by what is known of them (`groupPods`): measured ones with use and request, and of the others,
+/// which are not ready or have no metrics, the requests.
+#[derive(Default)]
+struct Groups {
+    measured: Vec<(i64, i64)>,
+    unready: Vec<i64>,
+    missing: Vec<i64>,
+}
+
+impl Groups {
+    fn of(
+        pods: &[impl AsRef<Pod>],
+        used: &BTreeMap<String, Sample>,
+        (resource, container): (&str, Option<&str>),
+        target: Target,
+        now: Timestamp,
+    ) -> Result<Self, String> {
+        let mut groups = Self::default();
+        for pod in pods.iter().map(AsRef::as_ref) {
+            let asked = match (target, request(pod, resource, container)) {
+                (Target::Utilization(_), Err(silent)) => {
+                    return Err(format!(
+                        "missing request for {resource} in container {silent} of Pod {}",
+                        pod.name_any()
+                    ));
+                }
+                (_, asked) => asked.unwrap_or(0),
+            };
+            if pod.metadata.deletion_timestamp.is_some() || pods::phase(pod) == "Failed" {
+                continue;
+            }
+            match used.get(&pod.name_any()) {
+                _ if pods::phase(pod) == "Pending" => groups.unready.push(asked),
+                None => groups.missing.push(asked),
+                Some(sample) if is_unready(pod, sample, resource, now) => {
+                    groups.unready.push(asked);
+                }
+                Some(sample) => groups.measured.push((sample.used, asked)),
+            }
+        }
+        Ok(groups)
+    }
+}
+
+/// Computes the replicas. `used` holds what was measured by pod; `container` narrows the look to one.
 pub fn replicas(
     pods: &[impl AsRef<Pod>],
-    used: &BTreeMap<String, i64>,
-    (resource, container): (&str, Option<&str>),
+    used: &BTreeMap<String, Sample>,
+    what: (&str, Option<&str>),
     target: Target,
     (current, tolerances): (i32, Tolerances),
     now: Timestamp,
 ) -> Result<Outcome, String> {
-    let alive = pods.iter().map(AsRef::as_ref).filter(|pod: &&Pod| {
-        pod.metadata.deletion_timestamp.is_none() && pods::phase(pod) != "Failed"
-    });
-    let (mut measured, mut unready, mut missing) = (Vec::new(), Vec::new(), Vec::new());
-    for pod in alive {
-        let asked = match (target, request(pod, resource, container)) {
-            (Target::Utilization(_), Err(silent)) => {
-                return Err(format!(
-                    "missing request for {resource} in container {silent} of Pod {}",
-                    pod.name_any()
-                ));
-            }
-            (_, asked) => asked.unwrap_or(0),
-        };
-        match used.get(&pod.name_any()) {
-            _ if pods::phase(pod) == "Pending" => unready.push(asked),
-            None => missing.push(asked),
-            Some(_) if is_unready(pod, resource, now) => unready.push(asked),
-            Some(used) => measured.push((*used, asked)),
-        }
+    if pods.is_empty() {
+        return Err("no pods returned by selector while calculating replica count".into());
     }
+    let Groups { measured, unready, missing } = Groups::of(pods, used, what, target, now)?;
     if measured.is_empty() {
         return Err("did not receive metrics for targeted pods (pods might be unready)".into());
     }
-    let ratio = |pods: &[(i64, i64)]| -> f64 {
-        let used: i64 = pods.iter().map(|(used, _)| used).sum();
-        let wanted: f64 = pods.iter().map(|(_, asked)| target.of(*asked)).sum();
-        if wanted == 0.0 { 1.0 } else { used as f64 / wanted }
-    };
-    let first = ratio(&measured);
+    let first = target.ratio(&measured)?;
     let sum: i64 = measured.iter().map(|(used, _)| used).sum();
-    let asked: i64 = measured.iter().map(|(_, asked)| asked).sum();
-    let outcome = |replicas: i32| Outcome {
-        replicas,
-        utilization: matches!(target, Target::Utilization(_))
-            .then(|| (sum * 100).checked_div(asked).unwrap_or(0)),
-        average: sum / measured.len() as i64,
-    };
-    if missing.is_empty() && (unready.is_empty() || first <= 1.0) {
-        let wanted = (first * measured.len() as f64).ceil() as i32;
-        return Ok(outcome(if tolerances.allow(first) { current } else { wanted }));
+    let percent = matches!(target, Target::Utilization(_)).then(|| target.measure(&measured));
+    let utilization = percent.transpose()?;
+    let outcome =
+        |replicas: i32| Outcome { replicas, utilization, average: sum / measured.len() as i64 };
+    let needed = |ratio: f64, pods: usize| (ratio * pods as f64).ceil() as i32;
+    let rebalanced = !unready.is_empty() && first > 1.0;
+    if missing.is_empty() && !rebalanced {
+        let stays = tolerances.allow(first);
+        return Ok(outcome(if stays { current } else { needed(first, measured.len()) }));
     }
     // What is not known is taken to speak against a change.
+    let due = |asked: i64| match target {
+        Target::Utilization(percent) => asked * percent.max(100) / 100,
+        Target::Average(milli) => milli,
+    };
+    let is_average = matches!(target, Target::Average(_));
     let mut all = measured.clone();
     if first < 1.0 {
-        let due = |asked: i64| match target {
-            Target::Utilization(percent) => asked * percent.max(100) / 100,
-            Target::Average(milli) => milli,
-        };
         all.extend(missing.iter().map(|asked| (due(*asked), *asked)));
-    } else if first > 1.0 {
-        all.extend(missing.iter().chain(&unready).map(|asked| (0, *asked)));
+    } else if first > 1.0 || is_average {
+        all.extend(missing.iter().map(|asked| (0, *asked)));
     }
-    let second = ratio(&all);
-    let wanted = (second * all.len() as f64).ceil() as i32;
-    let turned = (first < 1.0) != (second < 1.0);
+    if rebalanced {
+        all.extend(unready.iter().map(|asked| (0, *asked)));
+    }
+    let second = target.ratio(&all)?;
+    let wanted = needed(second, all.len());
+    let turned = (first < 1.0 && second > 1.0) || (first > 1.0 && second < 1.0);
     let backwards = (second < 1.0 && wanted > current) || (second > 1.0 && wanted < current);
     let stays = tolerances.allow(second) || turned || backwards;
     Ok(outcome(if stays { current } else { wanted }))
@@ -193,7 +249,8 @@ mod tests {
     }
 
     fn run(pods: &[Box<Pod>], used: &[(&str, i64)], target: Target) -> Result<Outcome, String> {
-        let used = used.iter().map(|(name, used)| ((*name).to_owned(), *used)).collect();
+        let sample = |used: i64| Sample { used, ..Sample::default() };
+        let used = used.iter().map(|(name, used)| ((*name).to_owned(), sample(*used))).collect();
         let now = "2026-01-01T01:00:00Z".parse().expect("a time");
         let current = (pods.len() as i32, Tolerances::new(None));
         replicas(pods, &used, ("cpu", None), target, current, now)
@@ -262,6 +319,59 @@ mod tests {
         plain.spec.as_mut().expect("a spec").containers[0].resources = None;
         let problem = run(&[plain], &[("a", 1)], Target::Utilization(50)).expect_err("no request");
         assert_eq!(problem, "missing request for cpu in container c of Pod a");
-        assert!(run(&[pod("a", "False")], &[("a", 1)], Target::Utilization(50)).is_err());
+        for (pods, used, want) in [
+            (
+                vec![pod("a", "False")],
+                vec![("a", 1)],
+                "did not receive metrics for targeted pods (pods might be unready)",
+            ),
+            (
+                vec![],
+                vec![("a", 1)],
+                "no pods returned by selector while calculating replica count",
+            ),
+        ] {
+            assert_eq!(run(&pods, &used, Target::Utilization(50)).expect_err("none"), want);
+        }
+    }
+
+    /// Upstream's documented cases: utilisation is a whole number before it is compared.
+    #[test]
+    fn use_is_compared_in_whole_percent() {
+        let ten: Vec<_> = (0..10).map(|i| pod(&format!("p{i}"), "True")).collect();
+        let each = |used: i64| -> Vec<(String, i64)> {
+            (0..10).map(|i| (format!("p{i}"), used)).collect()
+        };
+        for (used, target, want) in [
+            // 55.9 % is 55 %, just a tenth above 50 %.
+            (559, Target::Utilization(50), 10),
+            (560, Target::Utilization(50), 12),
+            (549, Target::Utilization(50), 10),
+            (459, Target::Utilization(50), 10),
+            (449, Target::Utilization(50), 9),
+            (1099, Target::Average(1000), 10),
+            (1101, Target::Average(1000), 12),
+        ] {
+            let used = each(used);
+            let used: Vec<_> = used.iter().map(|(name, used)| (name.as_str(), *used)).collect();
+            assert_eq!(run(&ten, &used, target).expect("metrics").replicas, want, "{used:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_measured_before_a_pod_was_ready_does_not_count() {
+        let young = pod("a", "True");
+        for (at, window_s, want) in [
+            (Some("2026-01-01T00:00:20Z"), 30, true),
+            (Some("2026-01-01T00:00:50Z"), 30, false),
+            (None, 30, false),
+        ] {
+            let at = at.map(|text| text.parse().expect("a time"));
+            let sample = Sample { used: 1, at, window_s };
+            let now = "2026-01-01T00:01:00Z".parse().expect("a time");
+            assert_eq!(is_unready(&young, &sample, "cpu", now), want, "{at:?}");
+            let later = "2026-01-01T00:10:00Z".parse().expect("a time");
+            assert!(!is_unready(&young, &sample, "cpu", later));
+        }
     }
 }
