@@ -70,6 +70,7 @@ pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
         observed_generation: pod.metadata.generation,
         nominated_node_name: input.old.nominated_node_name.clone(),
         resource_claim_statuses: input.old.resource_claim_statuses.clone(),
+        extended_resource_claim_status: input.old.extended_resource_claim_status.clone(),
         ..PodStatus::default()
     };
     let ips = if pod::host_network(pod) {

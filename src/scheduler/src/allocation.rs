@@ -2,6 +2,7 @@
 //!
 //! Source: `k8s.io/dynamic-resource-allocation/structured` (the allocator), KEP 4381.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -151,7 +152,7 @@ enum Part {
 }
 
 struct Search<'a> {
-    wishes: &'a [Wish],
+    wishes: Vec<&'a Wish>,
     offers: Vec<Offer<'a>>,
     ids: Vec<DeviceId>,
     stock: Vec<Stock>,
@@ -327,8 +328,8 @@ impl<'a> Search<'a> {
 }
 
 /// What each of `wishes` gets on `node`, in their order; `None` when it cannot be had there.
-pub fn allocate(
-    wishes: &[Wish],
+pub fn allocate<W: Borrow<Wish>>(
+    wishes: &[W],
     devices: &Devices,
     taken: &Taken,
     node: &NodeInfo,
@@ -343,7 +344,7 @@ pub fn allocate(
     let counters =
         if offers.iter().any(draws) { devices.counters(taken) } else { Counters::default() };
     let mut search = Search {
-        wishes,
+        wishes: wishes.iter().map(Borrow::borrow).collect(),
         stock: stock.collect(),
         offers,
         ids,
@@ -355,8 +356,8 @@ pub fn allocate(
     if !search.solve(0, 0) {
         return None;
     }
-    let results =
-        wishes.iter().enumerate().map(|(at, wish)| result(&search, at, wish, devices, node));
+    let all = search.wishes.iter().enumerate();
+    let results = all.map(|(at, wish)| result(&search, at, wish, devices, node));
     Some(results.collect())
 }
 
@@ -384,7 +385,10 @@ fn result(
             let texts = share.into_iter().map(|(name, part)| (name, Text(part.canonical())));
             texts.collect()
         });
+        let offered = search.offers[one.offer].device;
         results.push(DeviceRequestAllocationResult {
+            binding_conditions: offered.binding_conditions.clone(),
+            binding_failure_conditions: offered.binding_failure_conditions.clone(),
             admin_access: alternative.admin.then_some(true),
             consumed_capacity: part,
             share_id,

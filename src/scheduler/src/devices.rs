@@ -54,7 +54,8 @@ impl Offer<'_> {
 
     /// It is tied to one node.
     pub fn is_local(&self) -> bool {
-        self.slice.node_name.is_some() || self.device.node_name.is_some()
+        let bound = self.device.binds_to_node == Some(true);
+        bound || self.slice.node_name.is_some() || self.device.node_name.is_some()
     }
 }
 

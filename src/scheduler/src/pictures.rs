@@ -17,6 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use crate::affinity::NamespaceLabels;
 use crate::devices::Devices;
+use crate::extended_resources::IN_MEMORY;
 use crate::owners::{Key, Owners};
 use crate::scheduler::Input;
 use crate::volumes::Volumes;
@@ -35,7 +36,8 @@ pub struct Pictures {
     controllers: Informer<ReplicationController>,
     sets: Informer<ReplicaSet>,
     stateful: Informer<StatefulSet>,
-    device_claims: Informer<ResourceClaim>,
+    /// The claims of devices.
+    pub device_claims: Informer<ResourceClaim>,
     slices: Informer<ResourceSlice>,
     device_classes: Informer<DeviceClass>,
 }
@@ -197,8 +199,9 @@ impl Pictures {
         let mut claims: HashMap<Key, _> =
             claims.map(|claim| (key(&claim.metadata), claim)).collect();
         for (key, reserved) in reserved {
-            if let Some(known) = claims.get_mut(key) {
-                *known = Arc::clone(reserved);
+            // One for extended resources is still to be made.
+            if claims.contains_key(key) || key.1.starts_with(IN_MEMORY) {
+                claims.insert(key.clone(), Arc::clone(reserved));
             }
         }
         Devices {

@@ -10,6 +10,7 @@ use kube::{Client, core::Status};
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use crate::extended_resources::Extended;
 use crate::pod::PodInfo;
 
 /// Binds `pod` to `node`.
@@ -111,6 +112,77 @@ pub async fn claim(client: Client, claims: &[Arc<ResourceClaim>]) -> Result<(), 
         api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
     Ok(())
+}
+
+/// Takes the devices of claims back from a pod that is not bound after all: what nobody else has is free
+/// again.
+pub async fn unclaim(
+    client: Client,
+    claims: &[Arc<ResourceClaim>],
+    pod: &PodInfo,
+) -> Result<(), kube::Error> {
+    for claim in claims {
+        let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
+        let name = claim.metadata.name.as_deref().unwrap_or_default();
+        let api: Api<ResourceClaim> = Api::namespaced(client.clone(), namespace);
+        let Some(now) = api.get_opt(name).await? else { continue };
+        let mut status = now.status.clone().unwrap_or_default();
+        let users = status.reserved_for.get_or_insert_default();
+        users.retain(|user| user.uid != pod.uid);
+        if users.is_empty() {
+            status.allocation = None;
+            status.devices = None;
+        }
+        let mut patch = json!({
+            "metadata": {"uid": now.metadata.uid, "resourceVersion": now.metadata.resource_version},
+            "status": {"reservedFor": status.reserved_for},
+        });
+        if status.allocation.is_none() {
+            patch["status"]["allocation"] = Value::Null;
+            patch["status"]["devices"] = Value::Null;
+        }
+        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    }
+    Ok(())
+}
+
+/// Makes the claim for the pod's extended resources, and tells the pod of it. Returns the claim's name.
+pub async fn claim_extended(
+    client: Client,
+    pod: &PodInfo,
+    extended: &Extended,
+) -> Result<String, kube::Error> {
+    let api: Api<ResourceClaim> = Api::namespaced(client.clone(), &pod.namespace);
+    let mut wanted = extended.claim.clone();
+    let status = wanted.status.take();
+    wanted.metadata.name = None;
+    wanted.metadata.finalizers = Some(vec![CLAIM_FINALIZER.to_owned()]);
+    let made = api.create(&PostParams::default(), &wanted).await?;
+    let name = made.metadata.name.clone().unwrap_or_default();
+    let told = async {
+        let patch = Patch::Merge(json!({"metadata": {"uid": made.metadata.uid}, "status": status}));
+        api.patch_status(&name, &PatchParams::default(), &patch).await?;
+        let told = json!({"extendedResourceClaimStatus": {
+            "resourceClaimName": name, "requestMappings": extended.mappings}});
+        patch_status(client.clone(), pod, told).await
+    };
+    match told.await {
+        Ok(()) => Ok(name),
+        Err(error) => {
+            release(client.clone(), &pod.namespace, &name).await?;
+            Err(error)
+        }
+    }
+}
+
+/// Removes a claim that was made for extended resources.
+pub async fn release(client: Client, namespace: &str, name: &str) -> Result<(), kube::Error> {
+    let api: Api<ResourceClaim> = Api::namespaced(client, namespace);
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    let freed = api.patch(name, &PatchParams::default(), &free).await;
+    freed.map(drop).or_else(absent_is_fine)?;
+    let gone = api.delete(name, &DeleteParams::default()).await;
+    gone.map(drop).or_else(absent_is_fine)
 }
 
 async fn patch_status(client: Client, pod: &PodInfo, status: Value) -> Result<(), kube::Error> {

@@ -18,12 +18,14 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::cache::Cache;
+use crate::device_binding;
+use crate::extended_resources::{self, Extended};
 use crate::extender::{self, EXTENDER, Extender};
 use crate::framework::{Event, Point, Profile, Profiles};
 use crate::late_binding::{self, Promise, promises, reserved};
 use crate::nominator::Nominator;
 use crate::pictures::{Owner, Pictures};
-use crate::plugins::{late_claims, plan};
+use crate::plugins::{Reservation, late_claims, plan};
 use crate::pod::PodInfo;
 use crate::preemption::{self, Preemption, View, preempt};
 use crate::queue::{Queue, Waiting};
@@ -62,6 +64,7 @@ enum Refusal {
     Binding(kube::Error),
     Volumes(late_binding::Error),
     Devices(kube::Error),
+    Unready(device_binding::Error),
     Extender(extender::Error),
 }
 
@@ -71,6 +74,7 @@ impl std::fmt::Display for Refusal {
             Self::Binding(error) => write!(f, "binding rejected: {error}"),
             Self::Volumes(error) => error.fmt(f),
             Self::Devices(error) => write!(f, "updating ResourceClaim: {error}"),
+            Self::Unready(error) => error.fmt(f),
             Self::Extender(error) => write!(f, "binding rejected: {error}"),
         }
     }
@@ -87,6 +91,8 @@ pub(crate) struct Scheduler {
     budgets: Informer<PodDisruptionBudget>,
     inputs: SelectAll<BoxStream<'static, Input>>,
     writes: JoinSet<Written>,
+    /// Bindings that wait for volumes or devices, as long as these take.
+    waits: JoinSet<Written>,
     /// Pods whose binding is being written.
     binding: HashMap<String, Waiting>,
     queue: Queue,
@@ -127,6 +133,7 @@ impl Scheduler {
             budgets: informers.get::<PodDisruptionBudget>(),
             inputs,
             writes: JoinSet::new(),
+            waits: JoinSet::new(),
             binding: HashMap::new(),
             queue: Queue::new(configuration.backoff),
             cache: Cache::default(),
@@ -149,7 +156,9 @@ impl Scheduler {
             while let Some(Some(input)) = self.inputs.next().now_or_never() {
                 self.take(input);
             }
-            while let Some(written) = self.writes.try_join_next() {
+            while let Some(written) =
+                self.writes.try_join_next().or_else(|| self.waits.try_join_next())
+            {
                 self.finish(written);
             }
             if self.writes.len() < WRITES_MAX
@@ -168,6 +177,7 @@ impl Scheduler {
                 () = shutdown.cancelled() => return,
                 Some(input) = self.inputs.next() => self.take(input),
                 Some(written) = self.writes.join_next() => self.finish(written),
+                Some(written) = self.waits.join_next() => self.finish(written),
                 () = sleep_until(wake), if !full => {}
             }
         }
@@ -436,8 +446,14 @@ impl Scheduler {
         let profiles = Arc::clone(&self.profiles);
         let timeout = profiles.of(&pod).map_or(Duration::ZERO, |profile| profile.volume_timeout);
         let (client, claims) = (self.client.clone(), self.pictures.claims.clone());
+        let device_claims = self.pictures.device_claims.clone();
         let started = SystemTime::now();
-        self.writes.spawn(async move {
+        let own = devices.extended.iter().map(|extended| &extended.claim);
+        let mut claimed = devices.claims.iter().map(AsRef::as_ref).chain(own);
+        let slow = !promised.is_empty() || claimed.any(device_binding::waits);
+        // What takes long keeps no other decision from being written.
+        let tasks = if slow { &mut self.waits } else { &mut self.writes };
+        tasks.spawn(async move {
             let kept = match promised.as_slice() {
                 [] => Ok(()),
                 promised => {
@@ -445,41 +461,70 @@ impl Scheduler {
                 }
             };
             let mut result = kept.map_err(Refusal::Volumes);
+            let Reservation { claims, extended } = devices;
             if result.is_ok() {
-                result = report::claim(client.clone(), &devices).await.map_err(Refusal::Devices);
+                result = report::claim(client.clone(), &claims).await.map_err(Refusal::Devices);
+            }
+            let awaited = claims.iter().filter(|claim| device_binding::waits(claim));
+            let awaited: Vec<_> = awaited.map(|claim| claim_key(claim)).collect();
+            if result.is_ok() && !awaited.is_empty() {
+                let timeout = device_binding::TIMEOUT;
+                let ready = device_binding::ready(&device_claims, &awaited, timeout).await;
+                result = ready.map_err(Refusal::Unready);
+                if result.is_err()
+                    && let Err(error) = report::unclaim(client.clone(), &claims, &pod).await
+                {
+                    tracing::warn!(pod = pod.key(), %error, "devices are not given back");
+                }
+            }
+            let mut made = None;
+            if result.is_ok()
+                && let Some(extended) = extended
+            {
+                let claimed = report::claim_extended(client.clone(), &pod, &extended).await;
+                result = claimed.map(|name| made = Some(name)).map_err(Refusal::Devices);
+                if let Some(name) = made.clone().filter(|_| device_binding::waits(&extended.claim))
+                {
+                    let (claim, timeout) = ((pod.namespace.clone(), name), device_binding::TIMEOUT);
+                    let ready = device_binding::ready(&device_claims, &[claim], timeout).await;
+                    result = ready.map_err(Refusal::Unready);
+                }
             }
             if result.is_ok() {
                 result = match binder {
                     Some(extender) => extender.bind(&pod, &node).await.map_err(Refusal::Extender),
-                    None => report::bind(client, Arc::clone(&pod), &node)
+                    None => report::bind(client.clone(), Arc::clone(&pod), &node)
                         .await
                         .map_err(Refusal::Binding),
                 };
+            }
+            if let (Err(_), Some(name)) = (&result, made)
+                && let Err(error) = report::release(client, &pod.namespace, &name).await
+            {
+                tracing::warn!(pod = pod.key(), %error, "a claim for extended resources is left");
             }
             Written::Bound { pod, node, started, result }
         });
     }
 
     /// Sets aside the devices that the pod's claims get; says how the claims will be.
-    fn reserve_devices(&mut self, pod: &PodInfo, node: &str) -> Vec<Arc<ResourceClaim>> {
+    fn reserve_devices(&mut self, pod: &PodInfo, node: &str) -> Reservation {
         let asked = self
             .profiles
             .of(pod)
             .is_some_and(|profile| profile.asks(Point::Reserve, "DynamicResources"));
         let Some(node) = self.cache.cluster.node(node).cloned().filter(|_| asked) else {
-            return Vec::new();
+            return Reservation::default();
         };
-        let claims = plan(pod, &self.cache.cluster, &node).claims;
-        for claim in &claims {
-            let key = (
-                claim.metadata.namespace.clone().unwrap_or_default(),
-                claim.metadata.name.clone().unwrap_or_default(),
-            );
+        let planned = plan(pod, &self.cache.cluster, &node);
+        let own = planned.extended.iter().map(|Extended { claim, .. }| Arc::new(claim.clone()));
+        for claim in planned.claims.iter().cloned().chain(own) {
+            let key = claim_key(&claim);
             let devices = Arc::make_mut(&mut self.cache.cluster.devices);
-            devices.claims.insert(key.clone(), Arc::clone(claim));
-            self.reserved_claims.insert(key, Arc::clone(claim));
+            devices.claims.insert(key.clone(), Arc::clone(&claim));
+            self.reserved_claims.insert(key, claim);
         }
-        claims
+        planned
     }
 
     /// Sets aside what the pod's claims are to be bound to (Reserve).
@@ -644,11 +689,29 @@ impl Scheduler {
             Failure::NoNodes => std::collections::BTreeSet::new(),
             Failure::Unfit(unfit) => unfit.plugins,
         };
+        if plugins.contains("DynamicResources") {
+            self.remove_stale_claim(&pod);
+        }
         self.queue.give_back(waiting, plugins);
         if let Some(recorder) = self.recorder(&pod) {
             recorder.warning(object_reference(pod.pod.as_ref()), "FailedScheduling", &*message);
         }
         self.tell(pod, Unscheduled { reason: "Unschedulable", message }, nominated);
+    }
+
+    /// Removes the claim for extended resources that an attempt has left which came to no end.
+    fn remove_stale_claim(&mut self, pod: &PodInfo) {
+        let Some(claim) = extended_resources::stale(pod, &self.cache.cluster.devices) else {
+            return;
+        };
+        let (client, namespace) = (self.client.clone(), pod.namespace.clone());
+        let name = claim.metadata.name.clone().unwrap_or_default();
+        self.writes.spawn(async move {
+            if let Err(error) = report::release(client, &namespace, &name).await {
+                tracing::warn!(name, %error, "a claim for extended resources is left");
+            }
+            Written::Told
+        });
     }
 
     fn tell(&mut self, pod: Arc<PodInfo>, unscheduled: Unscheduled, nominated: Option<String>) {
@@ -666,6 +729,12 @@ impl Scheduler {
             Written::Told
         });
     }
+}
+
+/// Namespace and name.
+fn claim_key(claim: &ResourceClaim) -> (String, String) {
+    let meta = &claim.metadata;
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
 /// What is left of `candidates` when the extenders have agreed.

@@ -260,3 +260,60 @@ fn a_pod_goes_where_its_devices_are() {
         "0/2 nodes are available: pod \"default/p\": ResourceClaim not created yet for gpu."
     );
 }
+
+#[test]
+fn devices_stand_in_for_extended_resources() {
+    let asking = |name: &str, count: &str| {
+        let requests = json!({(name): count});
+        pod(
+            "p",
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": requests}}]}}),
+        )
+    };
+    let named: Arc<DeviceClass> = of(
+        json!({"metadata": {"name": "gpu"}, "spec": {"extendedResourceName": "example.com/gpu"}}),
+    );
+    let picture = |nodes: [Value; 2], class: Option<&Arc<DeviceClass>>| -> Cluster {
+        let [a, b] = nodes;
+        let mut picture = cluster([node("a", a), node("b", b)], []);
+        let classes = class.map(|class| ("gpu".to_owned(), Arc::clone(class)));
+        let classes = classes.into_iter().collect();
+        picture.devices = Arc::new(Devices { classes, ..devices(&[]) });
+        picture
+    };
+    let plain = || [json!({}), json!({})];
+    let plugin = || [json!({"status": {"allocatable": {"example.com/gpu": "3"}}}), json!({})];
+    let none = "0/2 nodes are available: 2 Insufficient example.com/gpu. preemption: 0/2 nodes are available: 2 Preemption is not helpful for scheduling.";
+    let few = "0/2 nodes are available: 2 cannot allocate all claims.";
+    for (name, count, nodes, class, want) in [
+        ("example.com/gpu", "3", plain(), Some(&named), "b"),
+        ("example.com/gpu", "4", plain(), Some(&named), few),
+        ("deviceclass.resource.kubernetes.io/gpu", "3", plain(), Some(&named), "b"),
+        ("example.com/gpu", "1", plain(), None, none.split_once(" preemption").map_or("", |n| n.0)),
+        // A node that has the resource itself gives that.
+        (
+            "example.com/gpu",
+            "4",
+            plugin(),
+            Some(&named),
+            "0/2 nodes are available: 1 Insufficient example.com/gpu, 1 cannot allocate all claims.",
+        ),
+    ] {
+        let found = outcome(&asking(name, count), &picture(nodes, class));
+        assert_eq!(found, want, "{name} {count}");
+    }
+    // On one of the nodes it is claimed, on the other it is not.
+    let pod = asking("example.com/gpu", "3");
+    let picture = picture(plugin(), Some(&named));
+    for (at, want) in [("a", None), ("b", Some("container-0-request-0=3"))] {
+        let on = picture.node(at).expect("a node");
+        let extended = scheduler::plugins::plan(&pod, &picture, on).extended;
+        let claimed = extended.map(|extended| {
+            let status = extended.claim.status.expect("a status");
+            let results = status.allocation.and_then(|given| given.devices?.results).expect("some");
+            assert_eq!(status.reserved_for.map(|users| users.len()), Some(1));
+            format!("{}={}", results[0].request, results.len())
+        });
+        assert_eq!(claimed.as_deref(), want, "{at}");
+    }
+}

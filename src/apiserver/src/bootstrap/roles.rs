@@ -138,7 +138,7 @@ pub const CLUSTER_ROLES: &[Role] = &[
         "read storage.k8s.io csidrivers",
         "read storage.k8s.io csistoragecapacities",
         "read storage.k8s.io volumeattachments",
-        "get,list,patch,update,watch resource.k8s.io resourceclaims",
+        "create,delete,get,list,patch,update,watch resource.k8s.io resourceclaims",
         "patch,update resource.k8s.io resourceclaims/status",
         "read resource.k8s.io deviceclasses,devicetaintrules,resourceslices",
     ]),

@@ -2,14 +2,18 @@
 //!
 //! Source: `pkg/scheduler/framework/plugins/dynamicresources/dynamicresources.go`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::PodResourceClaim;
-use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
+use k8s_openapi::api::resource::v1::{
+    AllocationResult, ResourceClaim, ResourceClaimConsumerReference,
+};
 
 use crate::allocation::{Wish, allocate};
 use crate::cluster::Cluster;
 use crate::devices::{Devices, Taken};
+use crate::extended_resources::{self, Extended, claimed_on};
 use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::plugins::selects;
@@ -101,22 +105,31 @@ struct Claimed<'a> {
     /// Claims that have none yet, and what they want.
     open: Vec<Arc<ResourceClaim>>,
     wishes: Vec<Wish>,
+    /// Extended resources that classes of devices stand for.
+    backed: BTreeSet<String>,
+    pod: &'a PodInfo,
     devices: &'a Devices,
     taken: Taken,
 }
 
-fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Option<Claimed<'a>>, Rejection> {
+fn claimed<'a>(pod: &'a PodInfo, cluster: &'a Cluster) -> Result<Option<Claimed<'a>>, Rejection> {
     let devices = cluster.devices.as_ref();
     let (allocated, open): (Vec<_>, Vec<_>) =
         claims(pod, devices)?.into_iter().partition(|claim| allocation(claim).is_some());
-    if allocated.is_empty() && open.is_empty() {
+    let backed = extended_resources::backed(pod, devices);
+    if allocated.is_empty() && open.is_empty() && backed.is_empty() {
         return Ok(None);
+    }
+    if !backed.is_empty() && extended_resources::stale(pod, devices).is_some() {
+        // It is removed when the pod is given back, and the pod tried again then.
+        return Err(Rejection::unschedulable("cannot schedule extended resource claim"));
     }
     let wishes: Result<Vec<Wish>, String> =
         open.iter().map(|claim| Wish::new(Arc::clone(claim), devices)).collect();
     let wishes = wishes.map_err(Rejection::unresolvable)?;
-    let taken = if open.is_empty() { Taken::default() } else { devices.taken() };
-    Ok(Some(Claimed { allocated, open, wishes, devices, taken }))
+    let idle = open.is_empty() && backed.is_empty();
+    let taken = if idle { Taken::default() } else { devices.taken() };
+    Ok(Some(Claimed { allocated, open, wishes, backed, pod, devices, taken }))
 }
 
 /// What a pod's claims come to on a node.
@@ -124,15 +137,23 @@ fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Option<Claimed<'a>
 pub struct Reservation {
     /// The claims, as they will be: with their devices, and reserved for the pod.
     pub claims: Vec<Arc<ResourceClaim>>,
+    /// The claim that is to be made for extended resources.
+    pub extended: Option<Extended>,
 }
 
 /// How the pod's claims are satisfied on `node` (Reserve).
 pub fn plan(pod: &PodInfo, cluster: &Cluster, node: &NodeInfo) -> Reservation {
-    if pod.spec().resource_claims.as_ref().is_none_or(Vec::is_empty) {
+    if !asks_for_devices(pod) {
         return Reservation::default();
     }
     let Ok(Some(claimed)) = claimed(pod, cluster) else { return Reservation::default() };
-    let results = claimed.allocate(node).unwrap_or_default();
+    let (mut results, extended) = claimed.allocate(node).unwrap_or_default();
+    let extended = extended.map(|mut extended| {
+        let status = extended.claim.status.get_or_insert_default();
+        status.allocation = results.pop();
+        status.reserved_for = Some(vec![consumer(pod)]);
+        extended
+    });
     let open = claimed.open.iter().zip(results).map(|(claim, result)| (claim, Some(result)));
     let all = claimed.allocated.iter().map(|claim| (claim, None)).chain(open);
     let kept = all.map(|(claim, result)| {
@@ -143,21 +164,40 @@ pub fn plan(pod: &PodInfo, cluster: &Cluster, node: &NodeInfo) -> Reservation {
         }
         let users = status.reserved_for.get_or_insert_default();
         if !users.iter().any(|user| user.uid == pod.uid) {
-            users.push(k8s_openapi::api::resource::v1::ResourceClaimConsumerReference {
-                api_group: None,
-                name: pod.name.clone(),
-                resource: "pods".into(),
-                uid: pod.uid.clone(),
-            });
+            users.push(consumer(pod));
         }
         Arc::new(claim)
     });
-    Reservation { claims: kept.collect() }
+    Reservation { claims: kept.collect(), extended }
+}
+
+fn consumer(pod: &PodInfo) -> ResourceClaimConsumerReference {
+    ResourceClaimConsumerReference {
+        api_group: None,
+        name: pod.name.clone(),
+        resource: "pods".into(),
+        uid: pod.uid.clone(),
+    }
+}
+
+/// Whether devices may have to be found for the pod.
+fn asks_for_devices(pod: &PodInfo) -> bool {
+    pod.spec().resource_claims.as_ref().is_some_and(|claims| !claims.is_empty())
+        || pod.requests.scalars.keys().any(|name| extended_resources::may_be_backed(name))
 }
 
 impl Claimed<'_> {
-    fn allocate(&self, node: &NodeInfo) -> Option<Vec<AllocationResult>> {
-        allocate(&self.wishes, self.devices, &self.taken, node)
+    /// What the open claims get on the node, and then the claim for the extended resources that the
+    /// node does not have of its own, if there are such.
+    fn allocate(&self, node: &NodeInfo) -> Option<(Vec<AllocationResult>, Option<Extended>)> {
+        let resources = claimed_on(&self.backed, node);
+        if resources.is_empty() {
+            return Some((allocate(&self.wishes, self.devices, &self.taken, node)?, None));
+        }
+        let extended = extended_resources::claim(self.pod, &resources, self.devices);
+        let own = [Wish::new(Arc::new(extended.claim.clone()), self.devices).ok()?];
+        let all: Vec<&Wish> = self.wishes.iter().chain(&own).collect();
+        Some((allocate(&all, self.devices, &self.taken, node)?, Some(extended)))
     }
 }
 
@@ -175,7 +215,7 @@ impl Plugin for DynamicResources {
         pod: &'a PodInfo,
         cluster: &'a Cluster,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
-        if pod.spec().resource_claims.as_ref().is_none_or(Vec::is_empty) {
+        if !asks_for_devices(pod) {
             return Ok(None);
         }
         Ok(claimed(pod, cluster)?.map(|claimed| Box::new(claimed) as Box<dyn Filter>))
@@ -204,7 +244,8 @@ impl Filter for Claimed<'_> {
                 return Err(Rejection::unresolvable("resourceclaim not available on the node"));
             }
         }
-        if !self.open.is_empty() && self.allocate(node).is_none() {
+        let idle = self.open.is_empty() && self.backed.is_empty();
+        if !idle && self.allocate(node).is_none() {
             return Err(Rejection::unresolvable("cannot allocate all claims"));
         }
         Ok(())

@@ -19,7 +19,8 @@ mod volume_zone;
 
 use crate::framework::{Plugin, Point, Profile};
 
-pub(crate) use dynamic_resources::{DynamicResources, plan};
+pub(crate) use dynamic_resources::DynamicResources;
+pub use dynamic_resources::{Reservation, plan};
 pub(crate) use image_locality::ImageLocality;
 pub(crate) use inter_pod_affinity::InterPodAffinity;
 pub(crate) use node_affinity::{NodeAffinity, selects};

@@ -2,9 +2,11 @@
 //! function says.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use crate::cluster::Cluster;
 use crate::configuration::{Resources, Scoring, Strategy, UtilizationPoint};
+use crate::extended_resources::{backed, may_be_backed};
 use crate::framework::{Event, Filter, MAX_NODE_SCORE, Plugin, Point, Rejection, Score};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
@@ -14,6 +16,8 @@ pub struct NodeResourcesFit(pub Resources);
 struct Request<'a> {
     pod: &'a PodInfo,
     arguments: &'a Resources,
+    /// The resources that devices may stand in for: where the node has none of its own, these are claimed.
+    backed: BTreeSet<String>,
 }
 
 /// The best score of a point of a scoring function.
@@ -26,8 +30,13 @@ fn is_ignored(name: &str, arguments: &Resources) -> bool {
         || arguments.ignored_groups.iter().any(|ignored| ignored == group())
 }
 
-/// What the node lacks for the pod.
-fn shortages(pod: &PodInfo, node: &NodeInfo, arguments: &Resources) -> Option<Rejection> {
+/// What the node lacks for the pod, apart from what devices stand in for.
+fn shortages(
+    pod: &PodInfo,
+    node: &NodeInfo,
+    arguments: &Resources,
+    backed: impl Fn(&str) -> bool,
+) -> Option<Rejection> {
     let mut resolvable = true;
     let mut reasons: Vec<Cow<'static, str>> = Vec::new();
     if node.pods.len() as i64 + 1 > node.pods_max {
@@ -54,6 +63,9 @@ fn shortages(pod: &PodInfo, node: &NodeInfo, arguments: &Resources) -> Option<Re
             continue;
         }
         let amount = |of: &crate::resource::Resource| of.scalars.get(name).copied().unwrap_or(0);
+        if amount(all) == 0 && backed(name) {
+            continue;
+        }
         lacks(format!("Insufficient {name}").into(), *asked, amount(used), amount(all));
     }
     (!reasons.is_empty()).then_some(Rejection { resolvable, reasons })
@@ -117,9 +129,10 @@ impl Plugin for NodeResourcesFit {
     fn pre_filter<'a>(
         &'a self,
         pod: &'a PodInfo,
-        _: &'a Cluster,
+        cluster: &'a Cluster,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
-        Ok(Some(Box::new(Request { pod, arguments: &self.0 })))
+        let backed = backed(pod, &cluster.devices);
+        Ok(Some(Box::new(Request { pod, arguments: &self.0, backed })))
     }
 
     fn pre_score<'a>(
@@ -128,23 +141,25 @@ impl Plugin for NodeResourcesFit {
         _: &'a Cluster,
         _: &[&'a NodeInfo],
     ) -> Option<Box<dyn Score + 'a>> {
-        Some(Box::new(Request { pod, arguments: &self.0 }))
+        Some(Box::new(Request { pod, arguments: &self.0, backed: BTreeSet::new() }))
     }
 
     fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
         match event {
             // The node is looked at empty: what is on it changes by other events.
             Event::NodeAdded(node) => {
-                shortages(pod, &NodeInfo::new(node.clone()), &self.0).is_none()
+                shortages(pod, &NodeInfo::new(node.clone()), &self.0, may_be_backed).is_none()
             }
             Event::NodeUpdated { old, new } => {
                 let allocatable = |node: &k8s_openapi::api::core::v1::Node| {
                     node.status.as_ref().and_then(|status| status.allocatable.clone())
                 };
                 allocatable(old) != allocatable(new)
-                    && shortages(pod, &NodeInfo::new(new.clone()), &self.0).is_none()
+                    && shortages(pod, &NodeInfo::new(new.clone()), &self.0, may_be_backed).is_none()
             }
             Event::AssignedPodRemoved(_) => true,
+            // A class may stand for a resource from now on.
+            Event::DevicesChanged => pod.requests.scalars.keys().any(|name| may_be_backed(name)),
             Event::AssignedPodUpdated { old, new } | Event::Itself { old, new } => {
                 old.requests != new.requests
             }
@@ -155,7 +170,8 @@ impl Plugin for NodeResourcesFit {
 
 impl Filter for Request<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
-        shortages(self.pod, node, self.arguments).map_or(Ok(()), Err)
+        let backed = |name: &str| self.backed.contains(name);
+        shortages(self.pod, node, self.arguments, backed).map_or(Ok(()), Err)
     }
 }
 
