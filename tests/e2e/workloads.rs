@@ -223,10 +223,7 @@ fn budgets_quotas_and_autoscalers_are_kept() {
         "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}},
             "template": template("web", "Always", STAY)}});
     cluster.apply(&deployment.to_string());
-    let autoscaler = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
-        "metadata": {"name": "web"}, "spec": {"minReplicas": 2, "maxReplicas": 3,
-            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}}});
-    cluster.apply(&autoscaler.to_string());
+    cluster.kubectl_ok(&["autoscale", "deployment", "web", "--min=2", "--max=3"]);
     wait(&cluster, "two pods", &["deployment", "web"], |d| d["status"]["readyReplicas"] == 2);
     let message = cluster.event("web", "SuccessfulRescale");
     assert_eq!(message, "New size: 2; reason: Current number of replicas below Spec.MinReplicas");
@@ -259,6 +256,50 @@ fn budgets_quotas_and_autoscalers_are_kept() {
     cluster.pod_ready("guest");
     cluster.kubectl_ok(&["taint", "node", &node, "away=now:NoExecute"]);
     cluster.kubectl_ok(&["wait", "--for=delete", "pod/guest", "--timeout=30s"]);
+}
+
+#[test]
+fn services_get_addresses_of_every_range() {
+    let cluster = Cluster::ephemeral();
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "more"}, "spec": {"cidrs": ["203.0.113.0/24"]}});
+    cluster.apply(&range.to_string());
+    cluster.kubectl_ok(&["wait", "--for=condition=Ready", "servicecidr/more", "--timeout=30s"]);
+    let serve = "echo here > /tmp/index.html; exec httpd -f -p 8080 -h /tmp";
+    let mut pod = template("far", "Always", serve);
+    pod["apiVersion"] = "v1".into();
+    pod["kind"] = "Pod".into();
+    pod["metadata"]["name"] = "far".into();
+    cluster.apply(&pod.to_string());
+    cluster.pod_ready("far");
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "far"},
+        "spec": {"clusterIP": "203.0.113.10", "selector": {"app": "far"},
+            "ports": [{"port": 80, "targetPort": 8080}]}});
+    cluster.apply(&service.to_string());
+    let parent = "jsonpath={.spec.parentRef.namespace}/{.spec.parentRef.name}";
+    let owner = cluster.kubectl_ok(&["get", "ipaddress", "203.0.113.10", "-o", parent]);
+    assert_eq!(owner, "default/far");
+    eventually("an answer at the address", || {
+        let ask = "printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 2 203.0.113.10 80";
+        let answer = cluster.kubectl(&["exec", "far", "--", "sh", "-c", ask]);
+        if answer.out.ends_with("here\n") || answer.out.ends_with("here") {
+            return Ok(());
+        }
+        Err(format!("{answer:?}"))
+    });
+    // The range stays while the address is in use.
+    cluster.kubectl_ok(&["delete", "servicecidr", "more", "--wait=false"]);
+    let held = wait(&cluster, "what holds the range", &["servicecidr", "more"], |range| {
+        range["status"]["conditions"][0]["reason"] == "Terminating"
+    });
+    assert_eq!(
+        held["status"]["conditions"][0]["message"],
+        "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR"
+    );
+    cluster.kubectl_ok(&["delete", "service", "far"]);
+    let gone = cluster.kubectl(&["get", "ipaddress", "203.0.113.10"]);
+    assert!(gone.err.contains("not found"), "{gone:?}");
+    cluster.kubectl_ok(&["wait", "--for=delete", "servicecidr/more", "--timeout=60s"]);
 }
 
 #[test]

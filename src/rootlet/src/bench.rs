@@ -12,7 +12,9 @@ use client::{Event, Selection, list_watch};
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
@@ -25,6 +27,8 @@ use crate::paths::Paths;
 const CLIENTS: usize = 64;
 /// How often a node's lease is renewed: well within the 50 s after which the node counts as lost.
 const RENEWAL: Duration = Duration::from_secs(20);
+/// The first time for which a scheduler lets a refused pod rest.
+const BACK_OFF: Duration = Duration::from_secs(2);
 /// After so long a measurement has failed.
 const PATIENCE: Duration = Duration::from_mins(10);
 const NAMESPACE: &str = "rootlet-bench";
@@ -105,6 +109,8 @@ struct Census {
     all: HashSet<String>,
     /// Those with a node.
     placed: HashSet<String>,
+    /// Those that there was no node for.
+    refused: HashSet<String>,
 }
 
 async fn in_parallel<T, F>(
@@ -207,6 +213,11 @@ fn on_simulated(pod: &Pod) -> bool {
     node.is_some_and(|node| node.starts_with("simulated-"))
 }
 
+fn was_refused(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == "PodScheduled" && c.status == "False")
+}
+
 /// Does what kubelets would: tells that pods run, and lets those go that are asked to.
 async fn play(client: Client, told: watch::Sender<Census>, awake: Arc<AtomicBool>) {
     let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
@@ -222,6 +233,7 @@ async fn play(client: Client, told: watch::Sender<Census>, awake: Arc<AtomicBool
                 told.send_modify(|census| {
                     census.all.remove(&uid);
                     census.placed.remove(&uid);
+                    census.refused.remove(&uid);
                 });
                 continue;
             }
@@ -231,7 +243,8 @@ async fn play(client: Client, told: watch::Sender<Census>, awake: Arc<AtomicBool
         let placed = on_simulated(&pod);
         told.send_if_modified(|census| {
             let new = census.all.insert(uid.clone());
-            (placed && census.placed.insert(uid.clone())) || new
+            let refused = was_refused(&pod) && census.refused.insert(uid.clone());
+            (placed && census.placed.insert(uid.clone())) || new || refused
         });
         if !placed || !awake.load(Ordering::Relaxed) {
             continue;
@@ -311,6 +324,7 @@ async fn measure(client: &Client, nodes: &Nodes, sizes: &Sizes) -> anyhow::Resul
     }
     if sizes.pods > 0 {
         scheduling(client, nodes, sizes.pods).await?;
+        scheduling_alone(client, nodes, sizes.pods).await?;
     }
     if sizes.replicas > 0 {
         rollout(client, nodes, sizes).await?;
@@ -330,12 +344,13 @@ async fn measure(client: &Client, nodes: &Nodes, sizes: &Sizes) -> anyhow::Resul
     Ok(())
 }
 
-/// Pods made as fast as the API takes them, until the last has a node.
-async fn scheduling(client: &Client, nodes: &Nodes, count: usize) -> anyhow::Result<()> {
-    let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
-    let begin = Instant::now();
-    let wanted = Arc::new(template());
-    nodes.awake.store(false, Ordering::Relaxed);
+/// Makes pods as fast as the API takes them, each with what `more` says in its specification.
+async fn create(api: &Api<Pod>, count: usize, more: &Value) -> anyhow::Result<()> {
+    let mut wanted = template();
+    for (key, value) in more.as_object().into_iter().flatten() {
+        wanted["spec"][key] = value.clone();
+    }
+    let wanted = Arc::new(wanted);
     let made = in_parallel(0..count, |index| {
         let (api, wanted) = (api.clone(), wanted.clone());
         async move {
@@ -346,8 +361,61 @@ async fn scheduling(client: &Client, nodes: &Nodes, count: usize) -> anyhow::Res
             api.create(&PostParams::default(), &pod).await.map(drop)
         }
     });
+    made.await.context("cannot make pods")
+}
+
+/// Removes the pods of a measurement.
+async fn clear(api: &Api<Pod>, nodes: &Nodes) -> anyhow::Result<()> {
+    let parameters = DeleteParams::default().grace_period(0);
+    api.delete_collection(&parameters, &ListParams::default()).await?;
+    nodes.awake.store(true, Ordering::Relaxed);
+    nodes.until("the pods' end", |census| census.all.is_empty()).await
+}
+
+/// Pods that are all there and wait for a volume: from the moment when it is there until the last has a node.
+async fn scheduling_alone(client: &Client, nodes: &Nodes, count: usize) -> anyhow::Result<()> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
+    let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), NAMESPACE);
+    let spec = json!({"accessModes": ["ReadWriteMany"], "storageClassName": "", "capacity": {"storage": "1Gi"},
+        "hostPath": {"path": "/nowhere"}, "persistentVolumeReclaimPolicy": "Retain",
+        "claimRef": {"name": NAMESPACE, "namespace": NAMESPACE}});
+    let volume = json!({"metadata": {"name": NAMESPACE}, "spec": spec});
+    volumes.create(&PostParams::default(), &serde_json::from_value(volume)?).await?;
+    nodes.awake.store(false, Ordering::Relaxed);
+    let awaited =
+        json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": NAMESPACE}}]});
+    create(&api, count, &awaited).await?;
+    let refused = "what the pods wait for";
+    nodes.until(refused, |census| census.refused.len() >= count).await?;
+    // Those that were refused last may be tried again when the shortest back-off is over.
+    tokio::time::sleep(BACK_OFF).await;
+    let spec = json!({"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": NAMESPACE,
+        "resources": {"requests": {"storage": "1Gi"}}});
+    let bound = json!({"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes"});
+    let claim = json!({"metadata": {"name": NAMESPACE, "annotations": bound}, "spec": spec});
+    let begin = Instant::now();
+    claims.create(&PostParams::default(), &serde_json::from_value(claim)?).await?;
+    nodes.until("scheduling alone", |census| census.placed.len() >= count).await?;
+    let rate = count as f64 / begin.elapsed().as_secs_f64();
+    print(
+        &format!("pods scheduled, {count} that were there, over {} nodes", nodes.count),
+        rate,
+        "/s",
+    );
+    clear(&api, nodes).await?;
+    claims.delete(NAMESPACE, &DeleteParams::default()).await?;
+    volumes.delete(NAMESPACE, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// Pods made as fast as the API takes them, until the last has a node.
+async fn scheduling(client: &Client, nodes: &Nodes, count: usize) -> anyhow::Result<()> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let begin = Instant::now();
+    nodes.awake.store(false, Ordering::Relaxed);
     let created = async {
-        made.await.context("cannot make pods")?;
+        create(&api, count, &json!({})).await?;
         anyhow::Ok(begin.elapsed())
     };
     let placed = async {
@@ -359,10 +427,7 @@ async fn scheduling(client: &Client, nodes: &Nodes, count: usize) -> anyhow::Res
     print(&format!("pods created, {count}"), rate(created), "/s");
     let what = format!("pods created and scheduled, {count} over {} nodes", nodes.count);
     print(&what, rate(placed), "/s");
-    let parameters = DeleteParams::default().grace_period(0);
-    api.delete_collection(&parameters, &ListParams::default()).await?;
-    nodes.awake.store(true, Ordering::Relaxed);
-    nodes.until("the pods' end", |census| census.all.is_empty()).await
+    clear(&api, nodes).await
 }
 
 async fn deployed(
