@@ -20,6 +20,9 @@ pub(crate) struct ImageRecord {
     pub layers: Vec<Digest>,
     /// Bytes of manifest, configuration and layers as they were transferred, which is what CRI reports.
     pub size_bytes: u64,
+    /// Stays when room is made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// The boot during which its layers were written, until they are known to be on the disk: after a
     /// power cut such an image is not trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -15,6 +15,8 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Bytes of manifest, configuration and layer blobs as transferred.
     pub size_bytes: u64,
+    /// Stays when room is made.
+    pub pinned: bool,
     /// What the image says about how to run it.
     pub config: Arc<oci_spec::image::ImageConfiguration>,
     /// Its layers, lowest first.

@@ -57,7 +57,7 @@ pub use error::{Error, ErrorKind};
 pub use image::{Image, ImageLayer};
 pub use limits::Limits;
 pub use platform::Platform;
-pub use progress::{LayerEvent, Progress};
+pub use progress::{LayerEvent, Progress, Pulling};
 pub use pull::PullOptions;
 pub use reference::Reference;
 pub use registry::Auth;

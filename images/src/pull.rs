@@ -20,7 +20,7 @@ use crate::install::diff_ids;
 use crate::load::join;
 use crate::manifest::{Descriptor, Document, Manifest, check_layer};
 use crate::platform::Platform;
-use crate::progress::{Fanout, LayerEvent, Progress};
+use crate::progress::{Fanout, LayerEvent, Progress, Pulling, Tally};
 use crate::reference::Reference;
 use crate::registry::Auth;
 use crate::registry::blob::{Download, Verdict};
@@ -52,6 +52,7 @@ type Key = (Reference, Platform, Option<Auth>);
 struct Running {
     future: WeakShared<BoxFuture<'static, Outcome>>,
     listeners: Arc<Fanout>,
+    tally: Arc<Tally>,
 }
 
 /// The pulls of a store.
@@ -92,6 +93,17 @@ impl Store {
         outcome.map_err(Error::Shared)
     }
 
+    /// How far the pull of `reference` is, if one goes on.
+    pub fn pulling(&self, reference: &str) -> Option<Pulling> {
+        let reference: Reference = reference.parse().ok()?;
+        let running = self.inner.pulls.running();
+        let mut of_name = running.iter().filter(|(key, _)| key.0 == reference);
+        of_name.find_map(|(_, entry)| {
+            let future = entry.future.upgrade()?;
+            future.peek().is_none().then(|| entry.tally.sum())
+        })
+    }
+
     fn join_or_start(
         &self,
         key: &Key,
@@ -107,6 +119,8 @@ impl Store {
         }
         let listeners = Arc::new(Fanout::default());
         listeners.add(progress);
+        let tally = Arc::new(Tally::default());
+        listeners.add(Some(Arc::clone(&tally) as Arc<dyn Progress>));
         let pull = Pull {
             store: self.clone(),
             reference: key.0.clone(),
@@ -116,7 +130,7 @@ impl Store {
         };
         let future = async move { pull.run().await.map_err(Arc::new) }.boxed().shared();
         if let Some(weak) = future.downgrade() {
-            let entry = Running { future: weak, listeners };
+            let entry = Running { future: weak, listeners, tally };
             running.insert(key.clone(), entry);
         }
         future

@@ -158,6 +158,16 @@ impl Store {
         })
     }
 
+    /// Says whether the image `name` stays when room is made.
+    pub fn pin(&self, name: &str, pinned: bool) -> Result<(), Error> {
+        self.update(|catalog| {
+            let id = find(catalog, name).ok_or_else(|| not_found(name))?;
+            let record = catalog.images.get_mut(&id).ok_or_else(|| not_found(name))?;
+            record.pinned = pinned;
+            Ok(())
+        })
+    }
+
     /// Removes one name, and the image with its last name; an image ID removes all its names. Layers
     /// go when no image and no snapshot needs them. Returns the bytes freed. Blocks.
     pub fn remove(&self, name: &str) -> Result<u64, Error> {
@@ -229,6 +239,7 @@ impl Store {
                 manifest,
                 layers,
                 size_bytes,
+                pinned: false,
                 unsynced_boot: Some(boot),
             });
             for tag in tags {
@@ -315,6 +326,7 @@ impl Store {
             tags: named(&catalog.tags),
             digests: named(&catalog.digests),
             size_bytes: record.size_bytes,
+            pinned: record.pinned,
             config,
             layers,
         })

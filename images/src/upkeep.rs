@@ -35,12 +35,12 @@ pub struct Damage {
 }
 
 impl Store {
-    /// Removes the images no snapshot is of: those without a tag, or with `all` every one. Blocks.
+    /// Removes the images no snapshot is of and nobody pinned: those without a tag, or with `all` every one. Blocks.
     pub fn prune(&self, all: bool) -> Result<Pruned, Error> {
         let used: BTreeSet<String> = self.snapshots().into_iter().map(|(_, image)| image).collect();
         let mut pruned = Pruned::default();
         for image in self.list() {
-            if used.contains(&image.id) || !(all || image.tags.is_empty()) {
+            if image.pinned || used.contains(&image.id) || !(all || image.tags.is_empty()) {
                 continue;
             }
             match self.remove(&image.id) {

@@ -45,28 +45,28 @@ impl Random {
 
 /// A process in the cluster's user namespace.
 #[derive(Clone, Debug)]
-struct Process {
-    pid: i32,
-    command: String,
+pub struct Process {
+    pub pid: i32,
+    pub command: String,
 }
 
 impl Process {
-    fn is_shim(&self) -> bool {
+    pub fn is_shim(&self) -> bool {
         self.command.ends_with("exe shim ")
     }
 
     /// Part of rootlet itself, rather than of a pod.
-    fn is_ours(&self) -> bool {
+    pub fn is_ours(&self) -> bool {
         self.command.contains("daemon-inside") || self.command.contains("node-inside")
     }
 }
 
-fn user_namespace(pid: i32) -> Option<PathBuf> {
+pub fn user_namespace(pid: i32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{pid}/ns/user")).ok()
 }
 
 /// The processes in the user namespace `of`.
-fn members(of: &Path) -> Vec<Process> {
+pub fn members(of: &Path) -> Vec<Process> {
     let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| user_namespace(*pid).as_deref() == Some(of))
@@ -79,7 +79,7 @@ fn members(of: &Path) -> Vec<Process> {
         .collect()
 }
 
-fn role(cluster: &Cluster, role: &str) -> Option<i32> {
+pub fn role(cluster: &Cluster, role: &str) -> Option<i32> {
     let file = cluster.path("rootlet").join(&cluster.name).join(format!("{role}.pid"));
     let pid = fs::read_to_string(file).ok()?.trim().parse().ok()?;
     Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
@@ -150,7 +150,7 @@ fn strike(cluster: &Cluster, random: &mut Random) -> &'static str {
     kind
 }
 
-fn ready(pod: &Value) -> bool {
+pub fn ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
     conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
@@ -162,7 +162,7 @@ fn entries(folder: &Path) -> Vec<String> {
 }
 
 /// What is still there although all pods are gone.
-fn left(cluster: &Cluster, namespace: &Path) -> Vec<String> {
+pub fn left(cluster: &Cluster, namespace: &Path) -> Vec<String> {
     let (data, run) = (
         cluster.path("data/rootlet").join(&cluster.name),
         cluster.path("rootlet").join(&cluster.name),

@@ -426,6 +426,14 @@ fn images_are_known_by_all_their_names() {
     let used = ask!(client.images.image_fs_info(v1::ImageFsInfoRequest {})).unwrap();
     assert!(used.image_filesystems[0].used_bytes.as_ref().is_some_and(|bytes| bytes.value > 0));
 
+    // What is pinned stays when room is made.
+    cluster.rootlet_ok(&["image", "pin", &tags[1]]);
+    assert!(client.image(&tags[0]).unwrap().pinned);
+    cluster.rootlet_ok(&["image", "prune", "--all"]);
+    assert!(client.image(&tags[0]).is_some());
+    cluster.rootlet_ok(&["image", "pin", "--off", &tags[0]]);
+    assert!(!client.image(&tags[1]).unwrap().pinned);
+
     // Whoever else removes it meanwhile, it is gone when the answer is there.
     let handles: Vec<_> = (0..5)
         .map(|_| {

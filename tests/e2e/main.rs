@@ -8,6 +8,7 @@ mod ci;
 mod client;
 mod cri;
 mod cri_suite;
+mod density;
 mod documentation;
 mod harness;
 mod hosts;

@@ -194,6 +194,56 @@ fn private_images_need_a_pull_secret() {
     let secrets = serde_json::json!({"imagePullSecrets": [{"name": "pull"}]});
     cluster.apply(&pod("with", &image, &secrets));
     cluster.pod_phase("with", "Succeeded");
+    // That it is there by now does not make it everybody's.
+    cluster.kubectl_ok(&["delete", "pod", "without", "--now"]);
+    cluster.apply(&pod("without", &image, &Value::Null));
+    cluster.pod("without", "refused again", |pod| {
+        waiting(pod, "ErrImagePull") || waiting(pod, "ImagePullBackOff")
+    });
+    cluster.apply(&pod("again", &image, &secrets));
+    cluster.pod_phase("again", "Succeeded");
+    assert!(cluster.event("again", "Pulled").contains("already present on machine"));
+}
+
+#[test]
+fn a_plugin_knows_who_may_pull() {
+    let registry = Registry::with_users();
+    registry.push("team/private:1", &["--dest-creds", "me:secret"]);
+    let cluster = Cluster::prepared();
+    let folder = cluster.path("plugins");
+    fs::create_dir_all(&folder).expect("it can be made");
+    let plugin = folder.join("words");
+    let answer = serde_json::json!({
+        "kind": "CredentialProviderResponse", "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+        "cacheKeyType": "Registry", "cacheDuration": "1h",
+        "auth": {format!("127.0.0.1:{}", registry.port): {"username": "me", "password": "secret"}}});
+    fs::write(&plugin, format!("#!/bin/sh\ncat >/dev/null\necho '{answer}'\n")).expect("written");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&plugin, executable).expect("it is ours");
+    let config = cluster.path("providers.yaml");
+    let text = format!(
+        "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n\
+         - name: words\n  matchImages: ['127.0.0.1:{}']\n  defaultCacheDuration: 0s\n  \
+         apiVersion: credentialprovider.kubelet.k8s.io/v1\n",
+        registry.port
+    );
+    fs::write(&config, text).expect("written");
+    let path = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let flag = |name: &str, value: String| format!("--image-credential-provider-{name}={value}");
+    let config_flag = flag("config", path(&config));
+    let nowhere = ["up", "--ephemeral", &config_flag, &flag("bin-dir", "/nowhere".into())];
+    let refused = cluster.rootlet(&nowhere);
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("/nowhere/words did not exist"), "{}", refused.err);
+    let flags = [
+        "--ephemeral",
+        "--max-parallel-image-pulls=1",
+        &config_flag,
+        &flag("bin-dir", path(&folder)),
+    ];
+    cluster.up(&flags);
+    cluster.apply(&pod("plain", &registry.image("team/private:1"), &Value::Null));
+    cluster.pod_phase("plain", "Succeeded");
 }
 
 #[test]

@@ -136,6 +136,16 @@ pub struct Kubelet {
     /// [default: upstream's; of a large disk half a gigabyte].
     #[arg(long, value_name = "LIST")]
     pub eviction_hard: Option<String>,
+    /// Plugins that know registry credentials, as upstream's kubelets have them: a CredentialProviderConfig, or a folder
+    /// of such.
+    #[arg(long, value_name = "FILE", requires = "image_credential_provider_bin_dir")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Folder of these plugins' programs.
+    #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
+    /// Images pulled at the same time, 1 for one after the other [default: all that are wanted].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_parallel_image_pulls: Option<u32>,
     /// How long pods have to end when the cluster is stopped, those of higher priority after the others [default: 5s,
     /// all at once, and what they were goes on with the next start].
     #[arg(long, value_name = "DURATION")]
@@ -637,6 +647,18 @@ where Podman serves no socket, the program itself.")]
         /// `text` or `json`.
         #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
         output: String,
+    },
+    /// Keep images when room is made for others: neither `prune` nor a full disk removes them.
+    Pin {
+        /// Their names or ids.
+        #[arg(required = true, value_name = "REF")]
+        references: Vec<String>,
+        /// They may go again.
+        #[arg(long)]
+        off: bool,
+        /// The cluster.
+        #[command(flatten)]
+        cluster: Cluster,
     },
     /// Write images into an archive that `docker load` and `image load` take.
     #[command(after_help = "Example:

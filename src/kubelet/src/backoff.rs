@@ -33,7 +33,8 @@ impl Backoffs {
         now: Timestamp,
     ) -> Option<(Duration, Timestamp)> {
         let entry = self.entries.get(key)?;
-        if expired(since, entry.last_update) {
+        // What is yet to come was before the clock was set back; how long ago that is, nobody knows.
+        if expired(since, entry.last_update) || now < since {
             return None;
         }
         let until = since + signed(entry.delay);

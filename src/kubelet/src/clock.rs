@@ -15,6 +15,8 @@ pub enum Clock {
         start: Timestamp,
         /// When it began.
         since: Instant,
+        /// By how many seconds somebody has set it.
+        set: &'static std::sync::atomic::AtomicI64,
     },
 }
 
@@ -24,8 +26,11 @@ impl Clock {
         match self {
             Self::System => Timestamp::now(),
             #[cfg(test)]
-            Self::Tokio { start, since } => {
-                start + jiff::SignedDuration::try_from(since.elapsed()).expect("tests are short")
+            Self::Tokio { start, since, set } => {
+                let set = set.load(std::sync::atomic::Ordering::Relaxed);
+                start
+                    + jiff::SignedDuration::try_from(since.elapsed()).expect("tests are short")
+                    + jiff::SignedDuration::from_secs(set)
             }
         }
     }

@@ -22,6 +22,7 @@ use crate::csi::Drivers;
 use crate::eviction::threshold::Thresholds;
 use crate::eviction::{Pressure, is_critical};
 use crate::fields::Facts;
+use crate::image::Getting;
 use crate::objects::Objects;
 use crate::pod::{self, Kind};
 use crate::pods::Workers;
@@ -100,6 +101,8 @@ pub struct Context {
     pub system_reserved: BTreeMap<String, Quantity>,
     /// What of a security context the node can give.
     pub security: Security,
+    /// How it gets images.
+    pub images: Getting,
     /// CSI drivers that have registered.
     pub drivers: Drivers,
     /// Held while a driver's volume is brought or given back.

@@ -7,21 +7,41 @@ use k8s_cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Secret;
 use serde_json::Value;
 
-/// Credentials in `secrets` that fit `image`, the most specific first.
-pub fn for_image(image: &str, secrets: &[&Secret]) -> Vec<AuthConfig> {
-    let (host, path) = split(image);
-    let mut found: Vec<(usize, AuthConfig)> = Vec::new();
-    for (pattern, entry) in secrets.iter().flat_map(|s| entries(s)) {
-        let (wanted_host, wanted_path) = normalise(&pattern);
-        if !host_matches(&wanted_host, &host) || !path_matches(&wanted_path, &path) {
-            continue;
-        }
-        if let Some(auth) = auth(&entry, &pattern) {
-            found.push((wanted_host.len() + wanted_path.len(), auth));
+/// Credentials in `secrets` that fit `image`, each with its secret, the most specific first.
+pub fn for_image<'s>(image: &str, secrets: &[&'s Secret]) -> Vec<(AuthConfig, &'s Secret)> {
+    let mut found: Vec<(usize, AuthConfig, &Secret)> = Vec::new();
+    for secret in secrets {
+        for (pattern, entry) in entries(secret) {
+            if !fits(&pattern, image) {
+                continue;
+            }
+            if let Some(auth) = auth(&entry, &pattern) {
+                let (host, path) = normalise(&pattern);
+                found.push((host.len() + path.len(), auth, secret));
+            }
         }
     }
-    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, auth)| auth).collect()
+    found.sort_by_key(|(length, ..)| std::cmp::Reverse(*length));
+    found.into_iter().map(|(_, auth, secret)| (auth, secret)).collect()
+}
+
+/// Whether credentials kept under `pattern` are for `image`.
+pub fn fits(pattern: &str, image: &str) -> bool {
+    let ((host, path), (wanted_host, wanted_path)) = (split(image), normalise(pattern));
+    host_matches(&wanted_host, &host) && path_matches(&wanted_path, &path)
+}
+
+/// The image's name with its registry and without tag and digest, as plugins are told it.
+pub fn whole_name(image: &str) -> String {
+    let (host, path) = split(image);
+    match (host.as_str(), path.as_str()) {
+        ("index.docker.io", path) => {
+            let path = path.strip_prefix("docker.io/").unwrap_or(path);
+            let folder = if path.contains('/') { "" } else { "library/" };
+            format!("docker.io/{folder}{path}")
+        }
+        (host, path) => format!("{host}/{path}"),
+    }
 }
 
 fn entries(secret: &Secret) -> Vec<(String, Value)> {
@@ -152,8 +172,20 @@ mod tests {
             ("reg.example.com/other/app", None),
         ] {
             let got = for_image(image, &[&s]);
-            assert_eq!(got.first().map(|a| a.username.as_str()), user, "{image}");
+            assert_eq!(got.first().map(|(a, _)| a.username.as_str()), user, "{image}");
         }
-        assert_eq!(for_image("127.0.0.1:5000/app", &[&s])[0].password, "p:q");
+        assert_eq!(for_image("127.0.0.1:5000/app", &[&s])[0].0.password, "p:q");
+    }
+
+    #[test]
+    fn names_are_made_whole() {
+        for (image, expected) in [
+            ("busybox", "docker.io/library/busybox"),
+            ("me/app:1", "docker.io/me/app"),
+            ("docker.io/library/busybox:1.36", "docker.io/library/busybox"),
+            ("reg.example:5000/a/b@sha256:00", "reg.example:5000/a/b"),
+        ] {
+            assert_eq!(whole_name(image), expected);
+        }
     }
 }

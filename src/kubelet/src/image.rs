@@ -2,14 +2,18 @@
 //!
 //! Source of behaviour: `pkg/kubelet/images/image_manager.go`.
 
-use std::collections::HashMap;
+pub mod access;
+pub mod provider;
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::background::Background;
@@ -19,6 +23,58 @@ use crate::context::Context;
 use crate::credentials;
 use crate::pod::{self, Kind};
 use crate::status::Waiting;
+use access::{Access, Origin, Owner, Verdict};
+use provider::Providers;
+
+/// How the node gets images.
+pub struct Getting {
+    providers: Providers,
+    access: Access,
+    /// Pulls at the same time, where that is limited.
+    turns: Option<Semaphore>,
+    most: Option<u32>,
+}
+
+impl Getting {
+    /// Of the kubelet whose files are in `root`; `most` pulls at the same time.
+    pub fn new(root: &Path, providers: Providers, most: Option<u32>) -> Self {
+        Self {
+            providers,
+            access: Access::open(root.join("image_manager")),
+            turns: most.map(|most| Semaphore::new(most as usize)),
+            most,
+        }
+    }
+
+    /// How many are pulled at the same time, where that is limited.
+    pub fn most(&self) -> Option<u32> {
+        self.most
+    }
+
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.turns.as_ref()?.acquire().await.ok()
+    }
+
+    /// Forgets who may use images other than these.
+    pub fn retain(&self, present: &HashSet<&str>) {
+        self.access.retain(present);
+    }
+}
+
+/// Whether the pod may use `image`, which is there: it shows a credential that pulled it before, where one is needed.
+async fn admits(context: &Context, of: &Pod, image: &str, image_ref: &str) -> bool {
+    let access = &context.images.access;
+    match access.verdict(image, image_ref) {
+        Verdict::Open => true,
+        Verdict::Unknown => false,
+        Verdict::Private => {
+            let origins: Vec<Origin> =
+                offers(context, of, image).await.into_iter().map(|(_, origin)| origin).collect();
+            access.knows(image, image_ref, &origins)
+        }
+    }
+}
 
 /// Whether a container's image is there.
 pub enum Ensured {
@@ -32,6 +88,9 @@ pub enum Ensured {
 
 /// How long a failed pull is told as such; then, until the next attempt, as held back.
 const TOLD_AS_FAILED: jiff::SignedDuration = jiff::SignedDuration::from_secs(3);
+
+/// How often it is told how far a pull is.
+const TELL_PROGRESS: Duration = Duration::from_secs(10);
 
 type Pulled = Result<(), String>;
 
@@ -99,14 +158,21 @@ impl Pulls {
             }
             Some(Err(message)) => {
                 self.backoff.next(&key, now, now);
-                self.failures.insert(key, (now, message.clone()));
-                context.warning(of, about, "Failed", "Error: ErrImagePull");
-                return failed("ErrImagePull", message, Some(now + TOLD_AS_FAILED));
+                let (reason, message) = told(&wanted, message);
+                self.failures.insert(key, (now, format!("{reason}: {message}")));
+                context.warning(of, about, "Failed", format!("Error: {reason}"));
+                return failed(reason, message, Some(now + TOLD_AS_FAILED));
             }
             None => {}
         }
         let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-        match (policy, present) {
+        let usable = match present {
+            Some(found) if policy != "Always" && admits(context, of, &image, &found.0).await => {
+                Some(found)
+            }
+            _ => None,
+        };
+        match (policy, usable) {
             ("Never", None) => {
                 let message =
                     format!("Container image {image:?} is not present with pull policy of Never");
@@ -114,7 +180,7 @@ impl Pulls {
                 context.warning(of, about, "Failed", "Error: ErrImageNeverPull");
                 return failed("ErrImageNeverPull", message, None);
             }
-            ("Never" | "IfNotPresent", Some((image_ref, user))) => {
+            (_, Some((image_ref, user))) => {
                 context.normal(
                     of,
                     about,
@@ -132,7 +198,7 @@ impl Pulls {
         {
             context.normal(of, about, "BackOff", format!("Back-off pulling image {wanted:?}"));
             context.warning(of, about, "Failed", "Error: ImagePullBackOff");
-            let message = format!("Back-off pulling image {wanted:?}: ErrImagePull: {cause}");
+            let message = format!("Back-off pulling image {wanted:?}: {cause}");
             return failed("ImagePullBackOff", message, Some(until));
         }
         context.normal(of, about, "Pulling", format!("Pulling image {wanted:?}"));
@@ -159,18 +225,41 @@ async fn pull(
     wanted: String,
     image: String,
 ) -> Pulled {
+    let waiting = Instant::now();
+    let turn = context.images.turn().await;
     let began = Instant::now();
     let started = SystemTime::now();
     let about = Some((kind, container.as_str()));
-    let outcome = attempt(&context, &of, &image).await;
-    let took = go_duration(Duration::from_millis(began.elapsed().as_millis() as u64));
+    context.images.access.begin(&image);
+    let outcome = {
+        let mut work = std::pin::pin!(attempt(&context, &of, &image));
+        loop {
+            tokio::select! {
+                outcome = &mut work => break outcome,
+                () = tokio::time::sleep(TELL_PROGRESS) => {
+                    if let Some(progress) = progress(&context, &image).await {
+                        let message = format!("Pulling image {wanted:?}: {progress}");
+                        context.normal(&of, about, "Pulling", message);
+                    }
+                }
+            }
+        }
+    };
+    context.images.access.end(
+        &image,
+        outcome.as_ref().ok().map(|pulled| (pulled.image_ref.as_str(), pulled.origin.clone())),
+    );
+    drop(turn);
+    let since =
+        |then: Instant| go_duration(Duration::from_millis(then.elapsed().as_millis() as u64));
+    let (took, whole) = (since(began), since(waiting));
     match outcome {
-        Ok(size) => {
+        Ok(CameAs { size, .. }) => {
             context.normal(
                 &of,
                 about,
                 "Pulled",
-                format!("Successfully pulled image {wanted:?} in {took} ({took} including waiting). Image size: {size} bytes."),
+                format!("Successfully pulled image {wanted:?} in {took} ({whole} including waiting). Image size: {size} bytes."),
             );
             apimachinery::trace::step("image", pod::uid(&of), started, &wanted);
             Ok(())
@@ -187,16 +276,34 @@ async fn pull(
     }
 }
 
-async fn attempt(context: &Context, of: &Pod, image: &str) -> Result<u64, String> {
-    let secrets = pull_secrets(context, of).await;
-    let borrowed: Vec<&Secret> = secrets.iter().map(AsRef::as_ref).collect();
-    let found = credentials::for_image(image, &borrowed);
-    let mut attempts: Vec<Option<cri::AuthConfig>> = found.into_iter().map(Some).collect();
+/// How far the pull is, where the runtime tells it.
+async fn progress(context: &Context, image: &str) -> Option<String> {
+    let request = cri::ImageStatusRequest { image: Some(spec(image)), verbose: true };
+    let info = context.cri.image_status(request).await.ok()?.info;
+    let state: serde_json::Value = serde_json::from_str(info.get("pull")?).ok()?;
+    let (received, total) = (state["receivedBytes"].as_u64()?, state["totalBytes"].as_u64()?);
+    let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+    (total > 0).then(|| format!("{} of {} MB", megabytes(received), megabytes(total)))
+}
+
+/// What a pull brought.
+struct CameAs {
+    image_ref: String,
+    size: u64,
+    origin: Origin,
+}
+
+async fn attempt(context: &Context, of: &Pod, image: &str) -> Result<CameAs, String> {
+    let mut attempts: Vec<(Option<cri::AuthConfig>, Origin)> = offers(context, of, image)
+        .await
+        .into_iter()
+        .map(|(auth, origin)| (Some(auth), origin))
+        .collect();
     if attempts.is_empty() {
-        attempts.push(None);
+        attempts.push((None, Origin::Node));
     }
     let mut last = String::new();
-    for auth in attempts {
+    for (auth, origin) in attempts {
         let request = cri::PullImageRequest {
             image: Some(cri::ImageSpec {
                 image: image.to_owned(),
@@ -207,15 +314,37 @@ async fn attempt(context: &Context, of: &Pod, image: &str) -> Result<u64, String
             sandbox_config: None,
         };
         match context.cri.pull_image(request).await {
-            Ok(_) => {
+            Ok(answer) => {
                 let request = cri::ImageStatusRequest { image: Some(spec(image)), verbose: false };
                 let status = context.cri.image_status(request).await;
-                return Ok(status.ok().and_then(|s| s.image).map_or(0, |i| i.size));
+                let found = status.ok().and_then(|s| s.image).unwrap_or_default();
+                let image_ref = if found.id.is_empty() { answer.image_ref } else { found.id };
+                return Ok(CameAs { image_ref, size: found.size, origin });
             }
             Err(error) => last = error.to_string(),
         }
     }
     Err(last)
+}
+
+/// Credentials the pod has for `image`, in the order in which they are tried: those of its secrets, then those that
+/// plugins know.
+async fn offers(context: &Context, of: &Pod, image: &str) -> Vec<(cri::AuthConfig, Origin)> {
+    let secrets = pull_secrets(context, of).await;
+    let borrowed: Vec<&Secret> = secrets.iter().map(AsRef::as_ref).collect();
+    let mut offers = Vec::new();
+    for (auth, secret) in credentials::for_image(image, &borrowed) {
+        let metadata = &secret.metadata;
+        let owner = Owner {
+            uid: metadata.uid.clone().unwrap_or_default(),
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+            hash: access::hash(&auth),
+        };
+        offers.push((auth, Origin::Secret(owner)));
+    }
+    offers.extend(context.images.providers.credentials(context, of, image).await);
+    offers
 }
 
 async fn pull_secrets(context: &Context, of: &Pod) -> Vec<Arc<Secret>> {
@@ -240,6 +369,26 @@ async fn pull_secrets(context: &Context, of: &Pod) -> Vec<Arc<Secret>> {
         );
     }
     out
+}
+
+/// Reason and message of a failed pull: runtimes name some reasons themselves, before a colon (`pkg/kubelet/images`,
+/// `evalCRIPullErr`).
+fn told(wanted: &str, message: String) -> (&'static str, String) {
+    let rest = |name: &str| {
+        let rest = message.split_once(name)?.1.trim_start_matches(':').trim();
+        Some(if rest.is_empty() { String::new() } else { format!(": {rest}") })
+    };
+    if let Some(rest) = rest("RegistryUnavailable") {
+        let message =
+            format!("image pull failed for {wanted} because the registry is unavailable{rest}");
+        return ("RegistryUnavailable", message);
+    }
+    if let Some(rest) = rest("SignatureValidationFailed") {
+        let message =
+            format!("image pull failed for {wanted} because the signature validation failed{rest}");
+        return ("SignatureValidationFailed", message);
+    }
+    ("ErrImagePull", message)
 }
 
 fn spec(image: &str) -> cri::ImageSpec {

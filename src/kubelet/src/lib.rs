@@ -64,7 +64,7 @@ mod loop_tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 
 use client::{Informers, Recorder};
@@ -104,6 +104,11 @@ pub fn check_eviction_hard(text: &str) -> Result<(), Error> {
 /// Checks what is to be kept from pods, `resource=quantity` separated by commas.
 pub fn check_system_reserved(text: &str) -> Result<(), Error> {
     reserved(text).map(drop)
+}
+
+/// Checks the configuration of plugins that know registry credentials, and that the plugins are there.
+pub fn check_image_credential_providers(config: &Path, folder: &Path) -> Result<(), Error> {
+    image::provider::Providers::read(config, folder).map(drop).map_err(Error::Providers)
 }
 
 fn reserved(text: &str) -> Result<BTreeMap<String, Quantity>, Error> {
@@ -161,6 +166,11 @@ pub struct Config {
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Below what the node is under pressure, as upstream's `--eviction-hard`; none for the defaults.
     pub eviction_hard: Option<String>,
+    /// Plugins that know registry credentials, as upstream's `--image-credential-provider-config` and
+    /// `--image-credential-provider-bin-dir`.
+    pub image_credential_providers: Option<(PathBuf, PathBuf)>,
+    /// Images pulled at the same time, as upstream's `maxParallelImagePulls`; none for no limit.
+    pub max_parallel_image_pulls: Option<u32>,
     /// How long pods have when the node ends.
     pub shutdown_periods: Periods,
     /// Tells of the node's end.
@@ -185,6 +195,9 @@ pub enum Error {
     /// A reservation is none.
     #[error("system reservation: {0:?} is not resource=quantity")]
     Reserved(String),
+    /// The plugins for registry credentials cannot be used.
+    #[error("image credential providers")]
+    Providers(#[from] image::provider::Error),
     /// A threshold is not one.
     #[error("eviction thresholds: {0}")]
     Eviction(String),
@@ -204,6 +217,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         None => eviction::threshold::defaults(),
     };
     let system_reserved = reserved(config.system_reserved.as_deref().unwrap_or_default())?;
+    let providers = match &config.image_credential_providers {
+        Some((file, folder)) => image::provider::Providers::read(file, folder)?,
+        None => image::provider::Providers::default(),
+    };
+    let images = image::Getting::new(&config.root_dir, providers, config.max_parallel_image_pulls);
     let version = k8s_cri::v1::VersionRequest { version: "v1".into() };
     let runtime_name = config.cri.version(version).await.map_err(Error::Runtime)?.runtime_name;
     let listen = server::Listen::new(config.listen, &config.tls)?;
@@ -244,6 +262,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
             sysctls: config.allowed_unsafe_sysctls,
             apparmor: node::machine::line("/sys/module/apparmor/parameters/enabled") == "Y",
         },
+        images,
         drivers: csi::Drivers::default(),
         staging: tokio::sync::Mutex::default(),
         thresholds,

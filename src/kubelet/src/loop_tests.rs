@@ -103,6 +103,38 @@ async fn a_crashing_container_is_held_back_longer_and_longer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_holds_nothing_up() {
+    let node = Node::new();
+    let kubelet = node.start();
+    node.submit(busybox());
+    node.until("running", "/status/phase", "Running").await;
+    let restarts = "/status/containerStatuses/0/restartCount";
+    node.runtime.exit("a", 1);
+    node.until("restarted", restarts, 1).await;
+    node.runtime.exit("a", 1);
+    node.until("held back", REASON, "CrashLoopBackOff").await;
+    // Ten seconds, which are now two hours away.
+    let began = tokio::time::Instant::now();
+    node.runtime.set_clock(-7200);
+    node.until("restarted all the same", restarts, 2).await;
+    assert!(began.elapsed().as_secs() <= 61, "{:?}", began.elapsed());
+    let state = "/status/containerStatuses/0/state/running";
+    node.api.until(POD, "running", |pod| pod.is_some_and(|p| p.pointer(state).is_some())).await;
+    // The new container is older than the ones before it, by the clock; it counts all the same.
+    tokio::time::sleep(std::time::Duration::from_mins(3)).await;
+    assert_eq!(node.api.get(POD).unwrap().pointer(restarts), Some(&json!(2)));
+    // After a night's sleep the clock is hours ahead.
+    node.runtime.set_clock(8 * 3600);
+    tokio::time::sleep(std::time::Duration::from_mins(3)).await;
+    let pod = node.api.get(POD).unwrap();
+    assert_eq!(pod.pointer(restarts), Some(&json!(2)));
+    assert_eq!(pod["status"]["phase"], "Running");
+    node.delete(30);
+    node.gone().await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_that_ends_stays_ended() {
     let node = Node::new();
     let kubelet = node.start();
@@ -212,7 +244,41 @@ async fn credentials_come_from_the_pods_secrets() {
     node.submit(json!({"imagePullSecrets": [{"name": "s"}], "containers": [{"name": "a", "image": "reg.example/x"}]}));
     node.until("running", "/status/phase", "Running").await;
     assert!(node.runtime.calls().contains(&"pull reg.example/x:latest me".to_owned()));
+    // The image is there; one who cannot show that he could pull it has to.
+    let other = |name: &str, secrets: Value| {
+        let metadata = json!({"name": name, "namespace": "ns", "uid": name});
+        let spec = json!({"nodeName": "n", "imagePullSecrets": secrets, "containers": [
+            {"name": "a", "image": "reg.example/x", "imagePullPolicy": "IfNotPresent"}]});
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+        node.api.put(&format!("/api/v1/namespaces/ns/pods/{name}"), pod);
+    };
+    let pulls = || node.runtime.calls().iter().filter(|c| c.starts_with("pull")).count();
+    other("friend", json!([{"name": "s"}]));
+    node.until_at("/api/v1/namespaces/ns/pods/friend", "running", "/status/phase", "Running").await;
+    assert_eq!(pulls(), 1);
+    other("stranger", json!([]));
+    node.until_at("/api/v1/namespaces/ns/pods/stranger", "running", "/status/phase", "Running")
+        .await;
+    assert_eq!(
+        node.runtime.calls().iter().filter(|c| *c == "pull reg.example/x:latest").count(),
+        1
+    );
     kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_pull_tells_how_far_it_is() {
+    let node = Node::new();
+    node.runtime.world.lock().unwrap().pull_duration = std::time::Duration::from_secs(25);
+    let kubelet = node.start();
+    node.submit(json!({"containers": [{"name": "a", "image": "reg.example/x"}]}));
+    node.until("running", "/status/phase", "Running").await;
+    kubelet.stop().await;
+    let events = node.api.events();
+    let far = "Pulling Pulling image \"reg.example/x\": 12 of 30 MB";
+    assert!(events.iter().any(|event| event == far), "{events:?}");
+    let done = "Pulled Successfully pulled image \"reg.example/x\" in 25s (25s including waiting)";
+    assert!(events.iter().any(|event| event.starts_with(done)), "{events:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -172,8 +172,9 @@ pub async fn observe(
             Err(e) => return Err(e),
         }
     }
-    view.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.created_at, s.attempt)));
-    view.containers.sort_by_key(|c| std::cmp::Reverse((c.created_at, c.restart_count)));
+    // By their numbers first: the clock may have been set back in between.
+    view.sandboxes.sort_by_key(|s| std::cmp::Reverse((s.attempt, s.created_at)));
+    view.containers.sort_by_key(|c| std::cmp::Reverse((c.restart_count, c.created_at)));
     Ok(view)
 }
 

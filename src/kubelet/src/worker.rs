@@ -168,6 +168,8 @@ pub(crate) struct Worker {
     /// By container name, the dead container that may be succeeded now.
     pub(crate) approved: HashMap<String, String>,
     pub(crate) retry_at: HashMap<String, Timestamp>,
+    /// When it last looked, by the clock on the wall.
+    looked: Timestamp,
     /// All containers are being ended, to be started anew together.
     pub(crate) restarting: bool,
     /// Containers that were removed for that, and have not been seen since.
@@ -221,6 +223,7 @@ impl Worker {
             backoff: Backoffs::default(),
             approved: HashMap::new(),
             retry_at: HashMap::new(),
+            looked: Timestamp::MIN,
             restarting: restart_all::told(&reported),
             renewed: HashSet::new(),
             pulls: Pulls::default(),
@@ -280,6 +283,12 @@ impl Worker {
     /// One look and one step. Returns when to look again; `None` when the pod is gone altogether.
     async fn sync(&mut self) -> Option<Timestamp> {
         let now = self.context.clock.now();
+        if now < self.looked {
+            tracing::info!(pod = pod::full_name(&self.pod), "the clock was set back");
+            // What would be due at a time that may be hours away is due now.
+            self.retry_at.clear();
+        }
+        self.looked = now;
         let uid = pod::uid(&self.pod).to_owned();
         if !self.cleaned {
             match observe::observe(&self.context.cri, &uid, &mut self.known).await {

@@ -38,9 +38,10 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
                 let names = if image.tags.is_empty() { &image.digests } else { &image.tags };
                 for name in names {
                     println!(
-                        "{name:<60} {:<14} {:>10}",
+                        "{name:<60} {:<14} {:>10}{}",
                         id.get(..12).unwrap_or(id),
-                        indicatif::DecimalBytes(image.size_bytes).to_string()
+                        indicatif::DecimalBytes(image.size_bytes).to_string(),
+                        if image.pinned { "  pinned" } else { "" }
                     );
                 }
             }
@@ -48,6 +49,13 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
         Image::Rm { reference, cluster } => {
             Client::of_images(&Paths::of(&cluster.name)?).remove_image(&reference)?;
             say!("Removed {reference}");
+        }
+        Image::Pin { references, off, cluster } => {
+            let client = Client::of_images(&Paths::of(&cluster.name)?);
+            for reference in references {
+                client.pin(&reference, !off)?;
+                say!("{} {reference}", if off { "Unpinned" } else { "Pinned" });
+            }
         }
         Image::Save { references, output, cluster } => {
             save(&references, output.as_deref(), &cluster.name)?;

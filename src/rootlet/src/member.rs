@@ -59,6 +59,10 @@ impl Member {
             shutdown_periods,
             ending: self.ending,
             eviction_hard: flags.eviction_hard,
+            image_credential_providers: flags
+                .image_credential_provider_config
+                .zip(flags.image_credential_provider_bin_dir),
+            max_parallel_image_pulls: flags.max_parallel_image_pulls,
         }
     }
 }
@@ -89,6 +93,19 @@ pub fn checked(flags: &Kubelet) -> anyhow::Result<Kubelet> {
     }
     shutdown_periods(flags)?;
     let mut flags = flags.clone();
+    for path in
+        [&mut flags.image_credential_provider_config, &mut flags.image_credential_provider_bin_dir]
+            .into_iter()
+            .flatten()
+    {
+        *path = std::path::absolute(&path).context("--image-credential-provider-config")?;
+    }
+    if let (Some(config), Some(folder)) =
+        (&flags.image_credential_provider_config, &flags.image_credential_provider_bin_dir)
+    {
+        kubelet::check_image_credential_providers(config, folder)
+            .context("--image-credential-provider-config")?;
+    }
     if let Some(folder) = &mut flags.pod_manifest_path {
         *folder = std::path::absolute(&folder).context("--pod-manifest-path")?;
     }

@@ -25,6 +25,8 @@ pub struct Image {
     pub digests: Vec<String>,
     /// Bytes.
     pub size_bytes: u64,
+    /// Stays when room is made.
+    pub pinned: bool,
     /// How to run it.
     pub config: Arc<ImageConfiguration>,
 }
@@ -55,6 +57,11 @@ pub trait Images: Send + Sync + 'static {
     /// Fetches an image.
     async fn pull(&self, reference: &str, credentials: Option<Credentials>)
     -> Result<Image, Error>;
+    /// How far the pull of a reference is, in bytes and of how many, if one goes on.
+    fn pulling(&self, reference: &str) -> Option<(u64, u64)> {
+        let _ = reference;
+        None
+    }
     /// Removes an image by reference or id.
     async fn remove(&self, name: &str) -> Result<(), Error>;
     /// Makes the writable layer `key` on an image and says how to mount it.

@@ -12,6 +12,9 @@ use crate::runtime::Runtime;
 use crate::serve::{Items, in_parts};
 use crate::state::now_ns;
 
+/// Of the verbose answer to ImageStatus: how far a pull of the image is.
+const PULL: &str = "pull";
+
 type Reply<T> = Result<Response<T>, Status>;
 
 fn image(image: &Image) -> v1::Image {
@@ -27,7 +30,7 @@ fn image(image: &Image) -> v1::Image {
         uid: uid.map(|value| v1::Int64Value { value }),
         username: if uid.is_some() { String::new() } else { user.to_owned() },
         spec: Some(v1::ImageSpec { image: image.id.clone(), ..Default::default() }),
-        pinned: false,
+        pinned: image.pinned,
     }
 }
 
@@ -98,8 +101,13 @@ impl ImageService for Runtime {
         request: Request<v1::ImageStatusRequest>,
     ) -> Reply<v1::ImageStatusResponse> {
         let request = request.into_inner();
-        let found = self.images().get(&name(request.image)?);
+        let name = name(request.image)?;
+        let found = self.images().get(&name);
         let mut info = HashMap::new();
+        if let Some((received, total)) = self.images().pulling(&name).filter(|_| request.verbose) {
+            let state = serde_json::json!({"receivedBytes": received, "totalBytes": total});
+            info.insert(PULL.to_owned(), state.to_string());
+        }
         if let Some(found) = found.as_ref().filter(|_| request.verbose) {
             info.insert(
                 "info".to_owned(),

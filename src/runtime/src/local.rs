@@ -52,6 +52,7 @@ fn image(image: images::Image) -> Image {
         tags: image.tags,
         digests: image.digests,
         size_bytes: image.size_bytes,
+        pinned: image.pinned,
         config: image.config,
     }
 }
@@ -98,6 +99,10 @@ impl Images for images::Store {
             ..images::PullOptions::default()
         };
         Ok(image(Self::pull(self, reference, options).await?))
+    }
+
+    fn pulling(&self, reference: &str) -> Option<(u64, u64)> {
+        Self::pulling(self, reference).map(|state| (state.received_bytes, state.total_bytes))
     }
 
     async fn remove(&self, name: &str) -> Result<(), Error> {

@@ -96,6 +96,7 @@ impl Images {
             .collect();
         let now = Instant::now();
         self.records.retain(|id, _| images.iter().any(|image| &image.id == id));
+        context.images.retain(&images.iter().map(|image| image.id.as_str()).collect());
         let mut out = Vec::new();
         for image in images {
             let record = self

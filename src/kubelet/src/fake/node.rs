@@ -101,6 +101,11 @@ impl Node {
             pod_pids_limit: None,
             system_reserved: BTreeMap::new(),
             security: crate::admission::Security::default(),
+            images: crate::image::Getting::new(
+                &self.dir.path().join("root"),
+                crate::image::provider::Providers::default(),
+                None,
+            ),
             drivers: crate::csi::Drivers::default(),
             staging: tokio::sync::Mutex::default(),
             thresholds: crate::eviction::threshold::defaults(),
@@ -143,9 +148,20 @@ impl Node {
     }
 
     pub async fn until(&self, what: &str, pointer: &str, value: impl Into<Value>) -> Value {
+        self.until_at(POD, what, pointer, value).await
+    }
+
+    /// The same for another object.
+    pub async fn until_at(
+        &self,
+        path: &str,
+        what: &str,
+        pointer: &str,
+        value: impl Into<Value>,
+    ) -> Value {
         let value = value.into();
         let fits = |pod: Option<&Value>| pod.and_then(|p| p.pointer(pointer)) == Some(&value);
-        self.api.until(POD, what, fits).await.unwrap()
+        self.api.until(path, what, fits).await.unwrap()
     }
 
     pub async fn gone(&self) {

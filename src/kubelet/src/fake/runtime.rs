@@ -1,6 +1,6 @@
 //! A CRI runtime in memory. Containers run until a test ends them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
@@ -22,6 +22,8 @@ pub struct World {
     pub images: HashSet<String>,
     /// Pulls fail with this.
     pub pull_error: Option<String>,
+    /// How long pulls take.
+    pub pull_duration: std::time::Duration,
     /// What was called, in order.
     pub calls: Vec<String>,
     /// Where the streaming server is.
@@ -46,9 +48,18 @@ impl FakeRuntime {
     pub fn new() -> Self {
         let mut world = World::default();
         world.images.insert("busybox:latest".into());
-        let clock =
-            Clock::Tokio { start: jiff::Timestamp::now(), since: tokio::time::Instant::now() };
+        let clock = Clock::Tokio {
+            start: jiff::Timestamp::now(),
+            since: tokio::time::Instant::now(),
+            set: Box::leak(Box::default()),
+        };
         Self { world: Arc::new(Mutex::new(world)), events: broadcast::channel(256).0, clock }
+    }
+
+    /// Sets the clock by so many seconds.
+    pub fn set_clock(&self, by_seconds: i64) {
+        let Clock::Tokio { set, .. } = self.clock else { return };
+        set.fetch_add(by_seconds, std::sync::atomic::Ordering::Relaxed);
     }
 
     pub fn cri(&self) -> Cri {
@@ -452,7 +463,10 @@ impl ImageService for FakeRuntime {
             size: 1234,
             ..Default::default()
         });
-        ok(cri::ImageStatusResponse { image, ..Default::default() })
+        // Every pull has come this far.
+        let pull = r#"{"receivedBytes": 11500000, "totalBytes": 30000000}"#;
+        let info = HashMap::from([("pull".to_owned(), pull.to_owned())]);
+        ok(cri::ImageStatusResponse { image, info })
     }
 
     async fn pull_image(
@@ -461,6 +475,8 @@ impl ImageService for FakeRuntime {
     ) -> Answer<cri::PullImageResponse> {
         let request = request.into_inner();
         let name = request.image.unwrap().image;
+        let duration = self.world.lock().unwrap().pull_duration;
+        tokio::time::sleep(duration).await;
         let mut world = self.world.lock().unwrap();
         let user = request.auth.map(|a| a.username).unwrap_or_default();
         world.calls.push(format!("pull {name} {user}").trim().to_owned());

@@ -11,6 +11,7 @@ use super::{Shared, json as answer};
 /// What of upstream's configuration this kubelet has, with its values.
 pub async fn serve(State(shared): State<Shared>) -> Response {
     let context = &shared.context;
+    let pulls = context.images.most();
     let most = context.allocatable().get("pods").and_then(crate::quantity::value).unwrap_or(110);
     answer(&json!({"kubeletconfig": {
         "kind": "KubeletConfiguration",
@@ -27,8 +28,10 @@ pub async fn serve(State(shared): State<Shared>) -> Response {
         "nodeLeaseDurationSeconds": 40,
         "cgroupsPerQOS": true,
         "maxPods": most,
-        "podPidsLimit": -1,
-        "serializeImagePulls": false,
+        "podPidsLimit": context.pod_pids_limit.map_or(-1, i64::from),
+        "serializeImagePulls": pulls == Some(1),
+        "maxParallelImagePulls": pulls,
+        "imagePullCredentialsVerificationPolicy": "NeverVerifyPreloadedImages",
         "evictionHard": crate::eviction::written(context),
         "evictionPressureTransitionPeriod": "5m0s",
         "containerLogMaxSize": "10Mi",

@@ -103,6 +103,14 @@ impl Client {
         })
     }
 
+    /// Says whether an image stays when room is made.
+    pub fn pin(&self, reference: &str, pinned: bool) -> anyhow::Result<()> {
+        run(async {
+            let path = format!("/images/pin?{}&flag={pinned}", query("reference", reference));
+            self.send(Method::POST, &path, empty()).await.map(drop)
+        })
+    }
+
     /// Pulls an image, telling `progress` how it goes.
     pub fn pull(
         &self,

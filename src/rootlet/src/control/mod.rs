@@ -55,6 +55,9 @@ pub struct ImageLine {
     pub digests: Vec<String>,
     /// What its layers take, compressed.
     pub size_bytes: u64,
+    /// Stays when room is made.
+    #[serde(default)]
+    pub pinned: bool,
 }
 
 /// One line of the answer to a load or a pull: progress, the result, or why there is none.

@@ -76,6 +76,7 @@ pub async fn serve(
         .route("/down", post(down))
         .route("/trace/{namespace}/{name}", get(trace))
         .route("/images", get(list).delete(remove))
+        .route("/images/pin", post(pin))
         .route("/images/pull", post(pull))
         .route("/images/load", post(load))
         .route("/images/save", get(save))
@@ -167,6 +168,7 @@ fn line(image: images::Image) -> ImageLine {
         tags: image.tags,
         digests: image.digests,
         size_bytes: image.size_bytes,
+        pinned: image.pinned,
     }
 }
 
@@ -185,6 +187,20 @@ async fn remove(Extract(state): Shared, Query(named): Query<Named>) -> Response 
     let removed = tokio::task::spawn_blocking(move || images.remove(&named.reference)).await;
     match removed {
         Ok(Ok(_)) => StatusCode::OK.into_response(),
+        Ok(Err(error)) => (StatusCode::NOT_FOUND, chain(&error)).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn pin(
+    Extract(state): Shared,
+    Query(named): Query<Named>,
+    Query(pinned): Query<Flag>,
+) -> Response {
+    let Some(images) = state.images.clone() else { return no_images() };
+    let done = tokio::task::spawn_blocking(move || images.pin(&named.reference, pinned.flag)).await;
+    match done {
+        Ok(Ok(())) => StatusCode::OK.into_response(),
         Ok(Err(error)) => (StatusCode::NOT_FOUND, chain(&error)).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -145,6 +145,7 @@ impl Images for Busybox {
             tags: vec!["busybox:latest".into()],
             digests: Vec::new(),
             size_bytes: 1,
+            pinned: false,
             config: Arc::new(serde_json::from_value(config).unwrap()),
         })
     }
