@@ -397,7 +397,6 @@ fn result(
             pool,
             request: alternative.name.clone(),
             tolerations: Some(alternative.tolerations.clone()).filter(|all| !all.is_empty()),
-            ..DeviceRequestAllocationResult::default()
         });
     }
     let of_class = classes.into_iter().flat_map(|(class, names)| {

@@ -321,21 +321,20 @@ pub async fn run(registry: Registry, options: bootstrap::Options, shutdown: Canc
             changed = b.changed() => if changed.is_err() { return },
             changed = c.changed() => if changed.is_err() { return },
         }
-        wake.iter_mut().for_each(|receiver| drop(receiver.borrow_and_update()));
+        for receiver in &mut wake {
+            receiver.mark_unchanged();
+        }
         let mut outcome = bootstrap::keep_range(&registry, &options).await;
-        match touched(&services, &known, &mut seen).filter(|_| !failed) {
-            Some(touched) => {
-                for (namespace, name) in &touched.services {
-                    outcome = outcome.and(check_service(&registry, namespace, name, true).await);
-                }
-                for name in &touched.addresses {
-                    outcome = outcome.and(check_address(&registry, name, true).await);
-                }
+        if let Some(touched) = touched(&services, &known, &mut seen).filter(|_| !failed) {
+            for (namespace, name) in &touched.services {
+                outcome = outcome.and(check_service(&registry, namespace, name, true).await);
             }
-            None => {
-                seen = (services.snapshot().revision, known.snapshot().revision);
-                outcome = outcome.and(check_all(&registry, true).await);
+            for name in &touched.addresses {
+                outcome = outcome.and(check_address(&registry, name, true).await);
             }
+        } else {
+            seen = (services.snapshot().revision, known.snapshot().revision);
+            outcome = outcome.and(check_all(&registry, true).await);
         }
         failed = outcome.is_err();
         if let Err(status) = outcome {
