@@ -61,11 +61,14 @@ bench: build ## speed, side by side with podman, skopeo and umoci, crun, the sto
 	tests/bench-api.sh
 	tests/bench-network.sh
 
-install: build ## copy bin/rootlet to $(PREFIX)/bin, with manual pages and bash's completion
+install: build ## copy bin/rootlet to $(PREFIX)/bin, with manual pages and the shells' completions
 	install -D -m 755 bin/rootlet $(PREFIX)/bin/rootlet
 	bin/rootlet man $(PREFIX)/share/man/man1
 	@mkdir -p $(PREFIX)/share/bash-completion/completions
 	bin/rootlet completions bash > $(PREFIX)/share/bash-completion/completions/rootlet
+	@mkdir -p $(PREFIX)/share/zsh/site-functions $(PREFIX)/share/fish/vendor_completions.d
+	bin/rootlet completions zsh > $(PREFIX)/share/zsh/site-functions/_rootlet
+	bin/rootlet completions fish > $(PREFIX)/share/fish/vendor_completions.d/rootlet.fish
 
 reference: ## write docs/reference.md from what the command line says
 	@cargo run -q --locked -p rootlet -- man --markdown > docs/.reference.md

@@ -18,7 +18,7 @@ trap clean EXIT
 # The user may not be able to read where the project lies.
 cp "$target/rootlet" target/tools/{kubectl,kubectl-old,helm} "$place/"
 cp "$suite" "$place/e2e"
-cp -r examples docs .ci "$place/"
+cp -r examples docs README.md .ci "$place/"
 tests/busybox-image.sh "$place/busybox.tar" localhost/busybox:test
 tests/redis-image.sh "$place/redis.tar" localhost/redis:test
 tests/busybox-image.sh "$place/library.tar" docker.io/library/busybox:1.37

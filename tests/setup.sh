@@ -40,6 +40,8 @@ if [ "$what" = test ]; then
     need etcd etcd-server
     need /usr/lib/cni/bridge containernetworking-plugins
     need /usr/share/doc/python3-venv python3-venv
+    need zsh zsh
+    need fish fish
     need chromium chromium
 fi
 if [ ${#missing[@]} -gt 0 ]; then

@@ -58,12 +58,15 @@ tar -xzf "$work/$archives" -C "$work"
 from=$work/${archives%.tar.gz}
 "$from/rootlet" version >/dev/null || fail "the program does not run on this machine"
 # Beside its place and then renamed: a running rootlet keeps its own file.
-mkdir -p "$prefix/bin" "$prefix/share/man/man1" "$prefix/share/bash-completion/completions"
+mkdir -p "$prefix/bin" "$prefix/share/man/man1" "$prefix/share/bash-completion/completions" \
+    "$prefix/share/zsh/site-functions" "$prefix/share/fish/vendor_completions.d"
 cp "$from/rootlet" "$prefix/bin/.rootlet.new"
 chmod 755 "$prefix/bin/.rootlet.new"
 mv "$prefix/bin/.rootlet.new" "$prefix/bin/rootlet"
 cp "$from"/man/*.1 "$prefix/share/man/man1/"
 cp "$from/completions/rootlet.bash" "$prefix/share/bash-completion/completions/rootlet"
+cp "$from/completions/rootlet.zsh" "$prefix/share/zsh/site-functions/_rootlet"
+cp "$from/completions/rootlet.fish" "$prefix/share/fish/vendor_completions.d/rootlet.fish"
 echo "Installed $prefix/bin/rootlet ($("$prefix/bin/rootlet" version))"
 case :$PATH: in
     *":$prefix/bin:"*) ;;

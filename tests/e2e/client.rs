@@ -90,7 +90,7 @@ fn both(cluster: &Cluster, words: &[&str], input: &str) -> (Answer, Answer) {
 }
 
 /// The two answer the same, but for suggestions, which are ours alone.
-fn same(cluster: &Cluster, line: &str) {
+pub fn same(cluster: &Cluster, line: &str) {
     // A blank within a word is written as `~`.
     let words: Vec<String> = line.split(' ').map(|word| word.replace('~', " ")).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -407,6 +407,53 @@ fn what_is_applied_is_the_same() {
     }
     let gone = cluster.kubectl(&["get", "namespace", "by-rootlet"]);
     assert!(gone.err.contains("NotFound"), "{gone:?}");
+}
+
+#[test]
+fn what_is_pruned_is_the_same() {
+    let cluster = Cluster::ephemeral();
+    for namespace in ["by-kubectl", "by-rootlet"] {
+        cluster.kubectl_ok(&["create", "namespace", namespace]);
+        cluster.kubectl_ok(&["create", "-n", namespace, "configmap", "bare", "--from-literal=a=b"]);
+        cluster.kubectl_ok(&["label", "-n", namespace, "configmap", "bare", "app=x"]);
+    }
+    let map = |name: &str, app: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: NS, labels: {{app: {app}}}}}\n"
+        )
+    };
+    let role = "---\napiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {name: r, namespace: NS, labels: {app: x}}\n";
+    let all = [map("a", "x"), map("b", "x"), map("c", "other"), role.to_owned()].concat();
+    let apply = |manifest: &str, flags: &str| {
+        let answers = [(theirs(&cluster), "by-kubectl"), (own(&cluster), "by-rootlet")].map(
+            |(mut command, namespace)| {
+                let words = ["apply", "-f", "-"].into_iter().chain(flags.split_whitespace());
+                let said =
+                    run_with(command.args(words), manifest.replace("NS", namespace).as_bytes());
+                // kubectl's own log has times.
+                let told = said.err.lines().filter(|line| !line.starts_with("W1"));
+                let told: Vec<String> = told.map(|line| line.replace(namespace, "NS")).collect();
+                (said.code, said.out.replace(namespace, "NS"), told)
+            },
+        );
+        assert_eq!(answers[0], answers[1], "{flags}");
+        answers[1].1.clone()
+    };
+    apply(&all, "");
+    let one = map("a", "x");
+    apply(&one, "--prune");
+    apply(&one, "--prune -l app=x --prune-allowlist=v1/ConfigMap");
+    let said = apply(&one, "--prune -l app=x --dry-run=server");
+    assert!(said.contains("configmap/b pruned (server dry run)\n"), "{said}");
+    apply(&one, "--prune -l app=x --dry-run=client");
+    let said = apply(&one, "--prune -l app=x");
+    assert_eq!(said, "configmap/a unchanged\nconfigmap/b pruned\n");
+    let said = apply(&one, "--prune -l app=x --prune-allowlist=rbac.authorization.k8s.io/v1/Role");
+    assert!(said.contains("role.rbac.authorization.k8s.io/r pruned\n"), "{said}");
+    let said = apply(&one, "--prune --all --prune-allowlist=core/v1/ConfigMap -o name");
+    assert_eq!(said, "configmap/a\nconfigmap/c\n");
+    // What was not applied is not pruned.
+    cluster.kubectl_ok(&["get", "-n", "by-rootlet", "configmap", "bare"]);
 }
 
 #[test]

@@ -101,6 +101,8 @@ documents! {
     storage: "storage.md",
     images: "images.md",
     living: "living.md",
+    client: "client.md",
+    readme: "../README.md",
     ci: "ci/README.md",
 }
 

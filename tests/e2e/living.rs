@@ -62,11 +62,67 @@ fn another_build_takes_over_and_pods_keep_their_processes() {
         ("XDG_RUNTIME_DIR", cluster.path("")),
     ]));
     assert!(status.out.contains("another build"), "{}{}", status.out, status.err);
-    let said = next(&["up", "--upgrade"]);
+    let node = holder(&cluster, "node");
+    // A connection between pods, which is the kernel's, from before to after.
+    let address = before["status"]["podIP"].as_str().expect("it has one").to_owned();
+    cluster.kubectl_ok(&[
+        "exec",
+        "stays",
+        "--",
+        "sh",
+        "-c",
+        "nc -l -p 7000 > /tmp/heard & echo $! > /tmp/pid",
+    ]);
+    let talk = format!(
+        "(echo one; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo two) | nc {address} 7000; touch /tmp/said"
+    );
+    cluster.kubectl_ok(&[
+        "run",
+        "talks",
+        "--image",
+        BUSYBOX,
+        "--",
+        "sh",
+        "-c",
+        &format!("{talk}; sleep 1000"),
+    ]);
+    let heard = |what: &str| {
+        eventually(what, || {
+            let heard = cluster.kubectl_ok(&["exec", "stays", "--", "cat", "/tmp/heard"]);
+            if heard == what { Ok(()) } else { Err(heard) }
+        });
+    };
+    heard("one\n");
+    let said = next(&["up", "--upgrade=daemon"]);
     assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
     let now = holder(&cluster, "daemon");
     assert_ne!(now, daemon);
     assert_eq!(fs::read_link(format!("/proc/{now}/exe")).expect("it runs"), other);
+    assert_eq!(holder(&cluster, "node"), node, "it carries the pods' connections on");
+    let said = next(&["up", "--upgrade"]);
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    let successor = holder(&cluster, "node");
+    assert_ne!(successor, node);
+    assert_eq!(fs::read_link(format!("/proc/{successor}/exe")).expect("it runs"), other);
+    cluster.kubectl_ok(&["exec", "talks", "--", "touch", "/tmp/go"]);
+    heard("one\ntwo\n");
+    // Names and the way to the API are there again.
+    eventually("the cluster's names", || {
+        let lookup = cluster.kubectl(&[
+            "exec",
+            "stays",
+            "--",
+            "nslookup",
+            "kubernetes.default.svc.cluster.local",
+        ]);
+        if lookup.code == Some(0) { Ok(()) } else { Err(format!("{lookup:?}")) }
+    });
+    let status = run(Command::new(&other).args(["status", "--name", &cluster.name]).envs([
+        ("HOME", cluster.path("")),
+        ("XDG_DATA_HOME", cluster.path("data")),
+        ("XDG_RUNTIME_DIR", cluster.path("")),
+    ]));
+    assert!(!status.out.contains("another build"), "{}{}", status.out, status.err);
 
     assert_eq!(processes("sleep 31337"), inside, "the pod's process is the same");
     let after = cluster.pod_ready("stays");
@@ -214,7 +270,45 @@ fn a_shell_offers_what_a_cluster_knows() {
     assert_eq!(offered(&format!("rootlet why --name {name} -n sh")), "shop");
     assert_eq!(offered(&format!("rootlet status --name {}", &name[..2])), *name);
     assert_eq!(offered(&format!("rootlet image rm --name {name} lo")), BUSYBOX);
+    assert_eq!(offered(&format!("rootlet get --name {name} deplo")), "deployments");
+    assert_eq!(offered(&format!("rootlet get pods --name {name} -n shop b")), "blue");
+    assert_eq!(offered(&format!("rootlet logs pod/red --name {name} -n shop -c ")), "red");
     assert_eq!(offered("rootlet do"), "down doctor", "what clap knows is still offered");
+
+    // fish says what it would offer.
+    let path = format!("{}:{}", place().display(), std::env::var("PATH").expect("it is set"));
+    let fish = |line: &str| {
+        let mut shell = Command::new("fish");
+        cluster.settle(&mut shell);
+        let script = format!("rootlet completions fish | source; complete --do-complete '{line}'");
+        let said = run(shell.env("PATH", &path).args(["--no-config", "-c", &script]));
+        assert_eq!(said.err, "", "{line}");
+        said.out.lines().map(|l| l.split('\t').next().unwrap_or(l).to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(fish(&format!("rootlet why --name {name} -n shop pod/r")), ["pod/red"]);
+    assert_eq!(fish(&format!("rootlet get pods --name {name} -n shop b")), ["blue"]);
+    assert_eq!(fish("rootlet docto"), ["doctor"]);
+    // zsh is asked as it would be by a person: by the key.
+    let zsh = |line: &str| {
+        let mut shell = Command::new("zsh");
+        cluster.settle(&mut shell);
+        let script = format!(
+            "zmodload zsh/zpty
+            zpty z zsh -f -i
+            zpty -w z 'PS1= PROMPT_EOL_MARK=; stty -echo; autoload -Uz compinit; compinit -u -D; source <(rootlet completions zsh)'
+            zpty -w z 'show() {{ print -r -- \"<<$BUFFER>>\"; BUFFER=; zle accept-line }}; zle -N show; bindkey \"^X\" show; print REA\"\"DY'
+            zpty -r z said '*READY*'
+            zpty -w -n z '{line}'$'\\t'$'\\x18'
+            zpty -r z said '*<<*>>*'
+            print -r -- $said"
+        );
+        let said = run(shell.env("PATH", &path).args(["-f", "-c", &script]));
+        let line = said.out.rsplit("<<").next().and_then(|rest| rest.split(">>").next());
+        line.unwrap_or_else(|| panic!("{line:?}: {said:?}")).to_owned()
+    };
+    let before = format!("rootlet why --name {name} -n shop");
+    assert_eq!(zsh(&format!("{before} pod/r")), format!("{before} pod/red "));
+    assert_eq!(zsh("rootlet docto"), "rootlet doctor ");
 }
 
 #[test]

@@ -57,9 +57,13 @@ fn only_what_the_checksums_name_is_installed() {
     let good = install(top, &["--from", "release", "--signers", "signers.key"]);
     assert_eq!(good.code, Some(0), "{}{}", good.out, good.err);
     assert!(good.out.contains("Installed prefix/bin/rootlet (rootlet 9.8.7"), "{}", good.out);
-    for file in
-        ["bin/rootlet", "share/man/man1/rootlet.1", "share/bash-completion/completions/rootlet"]
-    {
+    for file in [
+        "bin/rootlet",
+        "share/man/man1/rootlet.1",
+        "share/bash-completion/completions/rootlet",
+        "share/zsh/site-functions/_rootlet",
+        "share/fish/vendor_completions.d/rootlet.fish",
+    ] {
         assert!(top.join("prefix").join(file).exists(), "{file}");
     }
     let refused = |words: &[&str], why: &str| {

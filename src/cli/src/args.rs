@@ -158,6 +158,15 @@ pub struct Kubelet {
     pub shutdown_grace_period_by_pod_priority: Option<String>,
 }
 
+/// What `up --upgrade` replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Upgrade {
+    /// The daemon, then the node process: connections to the outside break once.
+    All,
+    /// The daemon alone: no connection breaks.
+    Daemon,
+}
+
 /// Flags of `up`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Up {
@@ -237,8 +246,9 @@ pub struct Up {
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Put this build of rootlet in the place of the one that runs, with its settings; pods go on running.
-    #[arg(long, conflicts_with = "ephemeral")]
-    pub upgrade: bool,
+    /// `daemon` leaves the process that carries their connections to the outside.
+    #[arg(long, value_name = "WHAT", num_args = 0..=1, require_equals = true, default_missing_value = "all", conflicts_with = "ephemeral")]
+    pub upgrade: Option<Upgrade>,
     /// Stay in the foreground until SIGTERM or SIGINT, then stop the cluster.
     #[arg(long)]
     pub foreground: bool,
@@ -420,6 +430,14 @@ Example:
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "WORDS")]
         words: Vec<std::ffi::OsString>,
     },
+    /// Print what a kustomization makes, as `apply -k` would apply it.
+    #[command(after_help = "Example:
+  rootlet kustomize deploy/overlays/test")]
+    Kustomize {
+        /// A folder with a kustomization.
+        #[arg(value_name = "DIR", default_value = ".")]
+        folder: String,
+    },
     /// Print the cluster's kubeconfig.
     #[command(after_help = "Example:
   rootlet kubeconfig > ~/rootlet.yaml && kubectl --kubeconfig ~/rootlet.yaml get nodes")]
@@ -453,7 +471,8 @@ do what you may.")]
     /// Tell what holds a pod, and the remedy.
     #[command(after_help = "Examples:
   rootlet why pod/hello
-  rootlet why pod/web-0 -n shop -o json")]
+  rootlet why pod/web-0 -n shop -o json
+  rootlet why deployment/web            also why it has no pods at all")]
     Why(Why),
     /// Run a command, or a shell, in the node's namespaces, where pods and services have their addresses.
     #[command(after_help = "Examples:
@@ -761,9 +780,9 @@ pub struct Trace {
 /// Flags of `why`.
 #[derive(Args, Clone, Debug)]
 pub struct Why {
-    /// The pod, as `pod/NAME`.
-    #[arg(value_name = "pod/NAME", value_parser = pod_name)]
-    pub pod: String,
+    /// A pod, as `pod/NAME`, or what has pods: `deployment/NAME`, `job/NAME` and so on.
+    #[arg(value_name = "pod/NAME", value_parser = held)]
+    pub object: (String, String),
     /// Its namespace.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
@@ -824,6 +843,19 @@ fn pod_name(text: &str) -> Result<String, String> {
         name if name.contains('/') => Err("only pods are traced: use pod/NAME".into()),
         name => Ok(name.to_owned()),
     }
+}
+
+/// Kind and name of what `why` is asked about.
+fn held(text: &str) -> Result<(String, String), String> {
+    let (kind, name) = text.split_once('/').unwrap_or(("pod", text));
+    if name.is_empty() || name.contains('/') {
+        return Err("name the pod, as in pod/hello".into());
+    }
+    let known = crate::report::kind_of(kind);
+    let kind = known.ok_or(
+        "use pod, deployment, replicaset, statefulset, daemonset, job or cronjob, as in pod/NAME",
+    )?;
+    Ok((kind.to_owned(), name.to_owned()))
 }
 
 #[cfg(test)]
@@ -889,6 +921,21 @@ mod tests {
         ];
         for (text, want) in cases {
             assert_eq!(unix_socket(text).ok(), want.map(PathBuf::from), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_pods_is_named_by_its_kind() {
+        let cases = [
+            ("a", Some(("Pod", "a"))),
+            ("po/a", Some(("Pod", "a"))),
+            ("deploy/a", Some(("Deployment", "a"))),
+            ("service/a", None),
+            ("pod/", None),
+        ];
+        for (text, want) in cases {
+            let want = want.map(|(kind, name)| (kind.to_owned(), name.to_owned()));
+            assert_eq!(held(text).ok(), want, "{text:?}");
         }
     }
 

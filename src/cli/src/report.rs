@@ -28,10 +28,133 @@ pub async fn events(client: &Client, namespace: &str, name: &str) -> kube::Resul
     Ok(in_order(get(client, &path).await?))
 }
 
+/// What holds an object, and what it is called.
+pub struct Held {
+    /// `Pod default/web-0`.
+    pub object: String,
+    /// What holds it.
+    pub verdict: why::Verdict,
+}
+
 /// What holds a pod.
 pub async fn why(client: &Client, namespace: &str, name: &str) -> kube::Result<why::Verdict> {
     let pod = get(client, &format!("/api/v1/namespaces/{namespace}/pods/{name}")).await?;
-    Ok(why::explain(&pod, &events(client, namespace, name).await?))
+    pod_verdict(client, &pod).await
+}
+
+async fn pod_verdict(client: &Client, pod: &Value) -> kube::Result<why::Verdict> {
+    let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
+    let (namespace, name) = (text("namespace"), text("name"));
+    let mut verdict = why::explain(pod, &events(client, namespace, name).await?);
+    if let Some((container, previous)) = &verdict.log {
+        let path = format!(
+            "/api/v1/namespaces/{namespace}/pods/{name}/log?container={container}&tailLines={LINES}&previous={previous}"
+        );
+        // A log that is gone is no reason to say nothing.
+        let log = client.request_text(request(&path)?).await.unwrap_or_default();
+        verdict.hear(&log);
+    }
+    Ok(verdict)
+}
+
+/// Where kinds that make pods are served.
+const OWNERS: [(&str, &str, &str); 6] = [
+    ("Deployment", "apps/v1", "deployments"),
+    ("ReplicaSet", "apps/v1", "replicasets"),
+    ("StatefulSet", "apps/v1", "statefulsets"),
+    ("DaemonSet", "apps/v1", "daemonsets"),
+    ("Job", "batch/v1", "jobs"),
+    ("CronJob", "batch/v1", "cronjobs"),
+];
+
+/// Kinds that can be asked about, as they are written on a command line.
+pub fn kind_of(word: &str) -> Option<&'static str> {
+    Some(match word.to_lowercase().as_str() {
+        "pod" | "pods" | "po" => "Pod",
+        "deployment" | "deployments" | "deploy" => "Deployment",
+        "replicaset" | "replicasets" | "rs" => "ReplicaSet",
+        "statefulset" | "statefulsets" | "sts" => "StatefulSet",
+        "daemonset" | "daemonsets" | "ds" => "DaemonSet",
+        "job" | "jobs" => "Job",
+        "cronjob" | "cronjobs" | "cj" => "CronJob",
+        _ => return None,
+    })
+}
+
+/// What holds an object that makes pods: that it cannot make them, or what holds the first of them that is not
+/// well.
+pub async fn why_not(
+    client: &Client,
+    kind: &str,
+    namespace: &str,
+    name: &str,
+) -> kube::Result<Held> {
+    let object = format!("{kind} {namespace}/{name}");
+    let Some((_, version, plural)) = OWNERS.iter().find(|(owner, _, _)| *owner == kind) else {
+        let verdict = why(client, namespace, name).await?;
+        return Ok(Held { object, verdict });
+    };
+    let of =
+        get(client, &format!("/apis/{version}/namespaces/{namespace}/{plural}/{name}")).await?;
+    let mut owners = vec![of];
+    let mut pods = Vec::new();
+    // What owns pods, itself or through what it owns.
+    for (owned, version, plural) in
+        [("ReplicaSet", "apps/v1", "replicasets"), ("Job", "batch/v1", "jobs")]
+    {
+        if kind == "Deployment" && owned == "ReplicaSet" || kind == "CronJob" && owned == "Job" {
+            let all =
+                get(client, &format!("/apis/{version}/namespaces/{namespace}/{plural}")).await?;
+            let mine = owned_by(&owners, all);
+            owners.extend(mine);
+        }
+    }
+    pods.extend(owned_by(
+        &owners,
+        get(client, &format!("/api/v1/namespaces/{namespace}/pods")).await?,
+    ));
+    for pod in &pods {
+        let verdict = pod_verdict(client, pod).await?;
+        if !verdict.step.is_empty() {
+            let pod = pod["metadata"]["name"].as_str().unwrap_or_default();
+            return Ok(Held { object: format!("{object}, by its Pod {pod}"), verdict });
+        }
+    }
+    let events = in_order(
+        get(
+            client,
+            &format!("/api/v1/namespaces/{namespace}/events?fieldSelector=reason%3DFailedCreate"),
+        )
+        .await?,
+    );
+    let about = |event: &&Value| {
+        owners.iter().any(|owner| owner["metadata"]["uid"] == event["involvedObject"]["uid"])
+    };
+    // Events stay for an hour: those of one that has its pods by now are past.
+    let satisfied = !pods.is_empty()
+        && pods.len() as u64 >= owners[0]["spec"]["replicas"].as_u64().unwrap_or(1);
+    if let Some(event) = events.iter().rev().find(about).filter(|_| !satisfied) {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let creator = format!(
+            "{} {namespace}/{}",
+            text(&event["involvedObject"]["kind"]),
+            text(&event["involvedObject"]["name"])
+        );
+        return Ok(Held { object, verdict: why::not_created(&creator, &text(&event["message"])) });
+    }
+    Ok(Held { object, verdict: why::unheld(&owners[0], pods.len()) })
+}
+
+/// Of a list's objects those that any of `owners` has.
+fn owned_by(owners: &[Value], mut list: Value) -> Vec<Value> {
+    let Value::Array(items) = list["items"].take() else { return Vec::new() };
+    let is_mine = |item: &Value| {
+        let references = item["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+        references
+            .into_iter()
+            .any(|r| owners.iter().any(|owner| owner["metadata"]["uid"] == r["uid"]))
+    };
+    items.into_iter().filter(is_mine).collect()
 }
 
 fn in_order(mut list: Value) -> Vec<Value> {

@@ -189,6 +189,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Objects(command) => return objects::run(&command),
         Command::Kubectl { words } => return objects::kubectl(&words),
+        Command::Kustomize { folder } => return objects::kustomize(&folder),
         Command::Kubeconfig(cluster) => {
             let paths = Paths::of(&cluster.name)?;
             let access = control::access(&paths)?;
@@ -222,11 +223,12 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut cli::args::definition(), "rootlet", &mut script);
-            print!("{}", String::from_utf8_lossy(&script));
+            let script = String::from_utf8_lossy(&script);
             match shell {
-                clap_complete::Shell::Bash => print!("{}", candidates::BASH),
-                clap_complete::Shell::Fish => print!("{}", candidates::FISH),
-                _ => {}
+                clap_complete::Shell::Bash => print!("{script}{}", candidates::BASH),
+                clap_complete::Shell::Fish => print!("{script}{}", candidates::FISH),
+                clap_complete::Shell::Zsh => print!("{}", candidates::zsh(&script)),
+                _ => print!("{script}"),
             }
         }
     }
@@ -245,16 +247,20 @@ fn manual(folder: &Path) -> anyhow::Result<()> {
 
 fn why(arguments: &cli::args::Why) -> anyhow::Result<()> {
     let paths = Paths::of(&arguments.cluster.name)?;
-    let (namespace, name) = (&arguments.namespace, &arguments.pod);
+    let (kind, name) = &arguments.object;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let verdict = runtime.block_on(async {
+    let held = runtime.block_on(async {
         let client = control::api(&paths).await?;
-        anyhow::Ok(cli::report::why(&client, namespace, name).await?)
+        let held = cli::report::why_not(&client, kind, &arguments.namespace, name).await;
+        held.map_err(|error| match error {
+            kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
+            other => other.into(),
+        })
     })?;
     if arguments.output == "json" {
-        println!("{}", serde_json::to_string_pretty(&verdict)?);
+        println!("{}", serde_json::to_string_pretty(&held.verdict)?);
     } else {
-        print!("{}", cli::why::text(namespace, name, &verdict));
+        print!("{}", cli::why::told(&held.object, &held.verdict));
     }
     Ok(())
 }

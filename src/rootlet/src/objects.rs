@@ -36,6 +36,19 @@ pub fn run(command: &Objects) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(error.code()))
 }
 
+/// Prints what a kustomization makes.
+pub fn kustomize(folder: &str) -> anyhow::Result<ExitCode> {
+    match cli::objects::kustomize::build(folder)
+        .and_then(|made| cli::objects::kustomize::print(&made))
+    {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            eprint!("{}", error.text());
+            Ok(ExitCode::from(error.code()))
+        }
+    }
+}
+
 /// What `rootlet logs` without a pod asks for.
 pub fn process_log(flags: &cli::objects::logs::Logs) -> cli::args::Logs {
     let name = flags.connection.name.clone().unwrap_or_else(|| "default".into());
@@ -48,7 +61,7 @@ pub fn process_log(flags: &cli::objects::logs::Logs) -> cli::args::Logs {
 }
 
 /// The kubeconfig of the cluster, if it runs.
-fn running(paths: &Paths) -> Option<PathBuf> {
+pub fn running(paths: &Paths) -> Option<PathBuf> {
     let file = paths.kubeconfig();
     (file.exists() && lock::holder(&paths.lock("daemon")).is_some()).then_some(file)
 }

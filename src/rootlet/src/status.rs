@@ -38,7 +38,7 @@ pub fn status(arguments: &cli::args::Status) -> anyhow::Result<ExitCode> {
         let client = control::api(&paths).await?;
         anyhow::Ok(overview(&client, &own.publish).await?)
     })?;
-    if build::differs(daemon) {
+    if build::differs(daemon) || node.is_some_and(build::differs) {
         seen.warnings.push(
             "another build of rootlet runs; `rootlet up --upgrade` moves to this one, with pods running"
                 .to_owned(),

@@ -38,8 +38,11 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
         lock::await_dying(&paths.lock(role));
     }
     match lock::holder(&paths.lock("daemon")) {
-        Some(_) if arguments.upgrade => upgrade(paths)?,
         Some(daemon) => {
+            if let Some(what) = arguments.upgrade {
+                upgrade(paths, what)?;
+                return Ok((Settings::read(&paths.settings())?.unwrap_or(settings), held));
+            }
             say!("Cluster {:?} is already running.", paths.name);
             if build::differs(daemon) {
                 say!(
@@ -56,9 +59,12 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
     Ok((Settings::read(&paths.settings())?.unwrap_or(settings), held))
 }
 
-/// Puts this build in the place of the daemon that runs. Pods belong to their shims and go on; so does the node
-/// process, which carries their connections.
-fn upgrade(paths: &Paths) -> anyhow::Result<()> {
+/// How long a node process may take to end, and another to stand in its place.
+const HANDOVER: Duration = Duration::from_secs(10);
+
+/// Puts this build in the place of the one that runs. Pods belong to their shims and go on, and so do connections
+/// between them, which are the kernel's. Those to the outside are the node process': they go on while it stays.
+fn upgrade(paths: &Paths, what: cli::args::Upgrade) -> anyhow::Result<()> {
     let known = Settings::read(&paths.settings())?.context("the settings are gone")?;
     if known.ephemeral {
         bail!(
@@ -70,7 +76,30 @@ fn upgrade(paths: &Paths) -> anyhow::Result<()> {
     lock::end_holder(&paths.lock("daemon"), Duration::from_mins(1))
         .context("the daemon that runs cannot be ended")?;
     start(paths)?;
+    if what == cli::args::Upgrade::All {
+        replace_node(paths)?;
+    }
     say!("Cluster {:?} now runs rootlet {}.", paths.name, build::VERSION);
+    Ok(())
+}
+
+/// Ends a node process of another build. The daemon, which holds its network, puts one of its own build there.
+fn replace_node(paths: &Paths) -> anyhow::Result<()> {
+    let lock = paths.lock("node");
+    let Some(old) = lock::holder(&lock).filter(|node| build::differs(*node)) else { return Ok(()) };
+    lock::end_holder(&lock, HANDOVER).context("the node process that runs cannot be ended")?;
+    let until = std::time::Instant::now() + HANDOVER;
+    // Its DNS is the last that it serves.
+    let ready = || {
+        lock::holder(&lock).is_some_and(|node| node != old)
+            && std::os::unix::net::UnixStream::connect(paths.dns_socket()).is_ok()
+    };
+    while !ready() {
+        if std::time::Instant::now() > until {
+            bail!("the daemon started no node process; see {}", paths.log("daemon").display());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
     Ok(())
 }
 

@@ -15,12 +15,13 @@ use super::error::Error;
 use super::kinds::{Kinds, Resource};
 use super::manifest::{Document, Files};
 use super::print::{self, Output, json as text};
+use super::prune::{self, Applied};
 use super::selection::{Labels, Query};
 use super::session::{Connection, Session};
 use super::{delete, migrate, put};
 
 /// Where what was applied is remembered, for the next time.
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// As whom fields are set on the client's side; the server knows the name, and hands over to server-side apply.
 const CLIENT_MANAGER: &str = "kubectl-client-side-apply";
 /// As whom on the server's.
@@ -97,6 +98,16 @@ pub struct Apply {
     /// Delete and create anew what cannot be changed.
     #[arg(long, conflicts_with = "server_side")]
     pub force: bool,
+    /// Delete what was applied before and is in no manifest now; of what -l selects, or with --all.
+    #[arg(long)]
+    pub prune: bool,
+    /// With --prune: of everything.
+    #[arg(long, requires = "prune", conflicts_with = "selector")]
+    pub all: bool,
+    /// With --prune: kinds to look through, as `group/version/kind`; may be repeated [default: workloads, services,
+    /// configuration, claims, volumes, namespaces].
+    #[arg(long, value_name = "GROUP/VERSION/KIND", requires = "prune", value_delimiter = ',')]
+    pub prune_allowlist: Vec<String>,
     /// How to print the objects, as for `get`.
     #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
     pub output: String,
@@ -118,6 +129,7 @@ pub async fn run(session: &Session, flags: &Apply) -> Result<(), Error> {
             "--dry-run=client doesn't work with --server-side (did you mean --dry-run=server instead?)",
         ));
     }
+    prune::check(flags)?;
     let output = Output::parse(&flags.output)?;
     let (mut documents, mut errors) = flags.files.read().await?;
     let selector = apimachinery::labels::Selector::parse(&flags.labels.selector)
@@ -135,24 +147,33 @@ pub async fn run(session: &Session, flags: &Apply) -> Result<(), Error> {
         newer: None,
         defined: false,
     };
-    let mut objects = Vec::new();
+    let (mut objects, mut applied) = (Vec::new(), Applied::default());
+    let mut tell = |resource: &Resource, mut object: Value, done: &str| match &output {
+        Output::Human { .. } => {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            put(&format!("{}/{name} {done}{}\n", resource.word(), flags.dry_run.suffix()))
+        }
+        Output::Name => put(&format!("{}\n", print::name(&object))),
+        _ => {
+            if !flags.show_managed_fields {
+                print::without_managed_fields(&mut object);
+            }
+            objects.push(object);
+            Ok(())
+        }
+    };
     for mut document in documents {
         match apply.one(&mut document).await {
-            Ok((resource, mut object, done)) => match &output {
-                Output::Human { .. } => {
-                    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-                    put(&format!("{}/{name} {done}{}\n", resource.word(), flags.dry_run.suffix()))?;
-                }
-                Output::Name => put(&format!("{}\n", print::name(&object)))?,
-                _ => {
-                    if !flags.show_managed_fields {
-                        print::without_managed_fields(&mut object);
-                    }
-                    objects.push(object);
-                }
-            },
+            Ok((resource, object, done)) => {
+                applied.note(&object);
+                tell(&resource, object, done)?;
+            }
             Err(error) => errors.push(error),
         }
+    }
+    if flags.prune && errors.is_empty() {
+        prune::run(session, flags, &applied, |resource, object| tell(resource, object, "pruned"))
+            .await?;
     }
     match objects.len() {
         0 => {}

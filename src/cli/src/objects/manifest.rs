@@ -20,10 +20,12 @@ const REDIRECTS: usize = 10;
 /// Where manifests are.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Files {
-    /// A manifest, a folder of them, a URL, or `-` for standard input; may be repeated. Kustomizations
-    /// (kubectl's -k) are not covered: `kubectl kustomize DIR | rootlet apply -f -`.
+    /// A manifest, a folder of them, a URL, or `-` for standard input; may be repeated.
     #[arg(short, long = "filename", value_name = "FILE", value_delimiter = ',')]
     pub filename: Vec<String>,
+    /// A folder with a kustomization.
+    #[arg(short = 'k', long, value_name = "DIR", conflicts_with_all = ["filename", "recursive"])]
+    pub kustomize: Option<String>,
     /// Folders with all that is below them.
     #[arg(short = 'R', long)]
     pub recursive: bool,
@@ -96,12 +98,15 @@ impl Document {
 impl Files {
     /// Whether none is named.
     pub fn is_empty(&self) -> bool {
-        self.filename.is_empty()
+        self.filename.is_empty() && self.kustomize.is_none()
     }
 
     /// All objects, in order; those of lists one by one. Files that cannot be read come as errors of their own.
     pub async fn read(&self) -> Result<(Vec<Document>, Vec<Error>), Error> {
         let (mut found, mut errors) = (Vec::new(), Vec::new());
+        if let Some(folder) = &self.kustomize {
+            found = super::kustomize::build(folder)?;
+        }
         for name in &self.filename {
             for (source, text) in self.texts(name).await? {
                 match documents(&source, &text) {
@@ -351,7 +356,7 @@ mod tests {
             fs::write(folder.path().join(name), "").unwrap();
         }
         let names = |recursive| {
-            let files = Files { filename: Vec::new(), recursive };
+            let files = Files { recursive, ..Files::default() };
             let found = files.paths(folder.path()).unwrap();
             let names = found.iter().map(|p| p.file_name().unwrap().to_string_lossy().into_owned());
             names.collect::<Vec<_>>().join(" ")

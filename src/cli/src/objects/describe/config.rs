@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Page, items, map, or, shown, str};
+use super::{Page, items, map, policy, shown, str};
 use crate::objects::error::Error;
 use crate::objects::session::Session;
 
@@ -105,12 +105,10 @@ pub async fn namespace(page: &mut Page, session: &Session, object: &Value) -> Re
     }
     for quota in items(&quotas["items"]) {
         page.line(1, format!("Name:\t{}", str(&quota["metadata"]["name"])));
+        policy::scopes(page, 1, "* ", quota);
         page.line(1, "Resource\tUsed\tHard");
         page.line(1, "--------\t---\t---");
-        for (resource, hard) in map(&quota["status"]["hard"]) {
-            let used = or(&quota["status"]["used"][resource], "0");
-            page.line(1, format!("{resource}\t{used}\t{}", shown(hard)));
-        }
+        policy::used(page, 1, quota);
     }
     let limits = session.api.get(&format!("/api/v1/namespaces/{name}/limitranges")).await;
     let limits = limits.unwrap_or_default();
@@ -120,28 +118,16 @@ pub async fn namespace(page: &mut Page, session: &Session, object: &Value) -> Re
         return Ok(());
     }
     page.line(0, "Resource Limits");
-    page.line(
-        0,
-        " Type\tResource\tMin\tMax\tDefault Request\tDefault Limit\tMax Limit/Request Ratio",
-    );
-    page.line(
-        0,
-        " ----\t--------\t---\t---\t---------------\t-------------\t-----------------------",
-    );
-    for range in items(&limits["items"]) {
-        for limit in items(&range["spec"]["limits"]) {
-            const FIELDS: [&str; 5] =
-                ["min", "max", "defaultRequest", "default", "maxLimitRequestRatio"];
-            let mut resources: Vec<&String> =
-                FIELDS.iter().flat_map(|field| map(&limit[*field]).map(|(key, _)| key)).collect();
-            resources.sort();
-            resources.dedup();
-            for resource in resources {
-                let cells: Vec<String> =
-                    FIELDS.iter().map(|field| or(&limit[*field][resource], "-")).collect();
-                page.line(0, format!(" {}\t{resource}\t{}", str(&limit["type"]), cells.join("\t")));
-            }
-        }
-    }
+    policy::limits(page, " ", items(&limits["items"]));
     Ok(())
+}
+
+/// Writes a priority class.
+pub fn priority_class(page: &mut Page, object: &Value) {
+    page.field(0, "Name", str(&object["metadata"]["name"]));
+    page.field(0, "Value", shown(&object["value"]));
+    page.field(0, "GlobalDefault", if object["globalDefault"] == true { "true" } else { "false" });
+    page.field(0, "PreemptionPolicy", str(&object["preemptionPolicy"]));
+    page.field(0, "Description", str(&object["description"]));
+    page.field(0, "Annotations", super::storage::joined(&object["metadata"]["annotations"]));
 }

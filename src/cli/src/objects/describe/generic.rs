@@ -24,16 +24,9 @@ pub fn describe(page: &mut Page, object: &Value) {
     page.field(0, "Namespace", str(&meta["namespace"]));
     page.labels(0, "Labels", &meta["labels"]);
     page.annotations("Annotations", &meta["annotations"]);
-    page.field(0, "API Version", str(&object["apiVersion"]));
-    page.field(0, "Kind", str(&object["kind"]));
-    let mut rest: Vec<(String, &String, &Value)> = map(object)
-        .filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind"))
-        .map(|(key, value)| (label(key), key, value))
-        .collect();
-    rest.sort_by(|a, b| a.0.cmp(&b.0));
-    for (label, key, value) in rest {
+    for (key, value) in map(object) {
         if key != "metadata" {
-            field(page, 0, &label, value);
+            field(page, 0, &label(key), value);
             continue;
         }
         page.line(0, "Metadata:");
@@ -45,13 +38,8 @@ pub fn describe(page: &mut Page, object: &Value) {
 }
 
 fn fields(page: &mut Page, level: usize, object: &Value, wanted: impl Fn(&str) -> bool) {
-    let mut all: Vec<(String, &Value)> = map(object)
-        .filter(|(key, _)| wanted(key))
-        .map(|(key, value)| (label(key), value))
-        .collect();
-    all.sort_by(|a, b| a.0.cmp(&b.0));
-    for (label, value) in all {
-        field(page, level, &label, value);
+    for (key, value) in map(object).filter(|(key, _)| wanted(key)) {
+        field(page, level, &label(key), value);
     }
 }
 
@@ -80,32 +68,40 @@ fn go(value: &Value) -> String {
     shown(value)
 }
 
-/// `apiVersion` as `API Version`.
+/// `apiVersion` as `API Version`; what has other characters than letters and dashes stays as it is.
 fn label(field: &str) -> String {
-    let mut words: Vec<String> = Vec::new();
-    let chars: Vec<char> = field.chars().collect();
-    for (index, c) in chars.iter().enumerate() {
-        let before = index.checked_sub(1).and_then(|i| chars.get(i));
-        let next = chars.get(index + 1);
-        let starts = index == 0
-            || c.is_uppercase()
-                && (before.is_some_and(|b| b.is_lowercase())
-                    || next.is_some_and(|n| n.is_lowercase()));
-        if starts || words.is_empty() {
-            words.push(String::new());
-        }
-        if let Some(word) = words.last_mut() {
-            word.push(*c);
-        }
+    if !field.chars().all(|c| c.is_alphabetic() || c == '-') {
+        return field.to_owned();
     }
-    let titled = words.into_iter().map(|word| match word.to_lowercase().as_str() {
+    let titled = words(field).into_iter().map(|word| match word.to_lowercase().as_str() {
         "api" | "url" | "uid" | "osb" | "guid" => word.to_uppercase(),
-        _ => {
+        word => {
             let mut chars = word.chars();
             chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
         }
     });
     titled.collect::<Vec<_>>().join(" ")
+}
+
+/// Runs of letters of one case; the last capital before small ones begins their word.
+fn words(field: &str) -> Vec<String> {
+    let class = |c: char| (c.is_lowercase(), c.is_uppercase());
+    let mut runs: Vec<String> = Vec::new();
+    for c in field.chars() {
+        match runs.last_mut() {
+            Some(run) if run.chars().last().map(class) == Some(class(c)) => run.push(c),
+            _ => runs.push(c.to_string()),
+        }
+    }
+    for at in 1..runs.len() {
+        let before = runs[at - 1].chars().last().filter(|c| c.is_uppercase());
+        if let Some(capital) = before.filter(|_| runs[at].starts_with(char::is_lowercase)) {
+            runs[at - 1].pop();
+            runs[at].insert(0, capital);
+        }
+    }
+    runs.retain(|run| !run.is_empty());
+    runs
 }
 
 #[cfg(test)]
@@ -121,7 +117,10 @@ mod tests {
             ("apiVersion", "API Version"),
             ("uid", "UID"),
             ("creationTimestamp", "Creation Timestamp"),
-            ("podIP", "Pod IP"),
+            ("podIP", "Pod Ip"),
+            ("nonResourceURLs", "Non Resource Ur Ls"),
+            ("openAPIV3Schema", "openAPIV3Schema"),
+            ("x-kubernetes-preserve", "X - Kubernetes - Preserve"),
             ("x", "X"),
         ] {
             assert_eq!(label(field), want);

@@ -2,11 +2,15 @@
 //!
 //! Source: `k8s.io/kubectl/pkg/describe/describe.go`.
 
+mod access;
+mod autoscaler;
 mod config;
 mod events;
 mod generic;
+mod network;
 mod node;
 mod pod;
+mod policy;
 mod service;
 mod storage;
 mod tabs;
@@ -137,35 +141,53 @@ async fn text(
     object: &Value,
 ) -> Result<String, Error> {
     let mut out = Page::default();
-    let ours = matches!(
-        resource.group.as_str(),
-        "" | "apps" | "batch" | "networking.k8s.io" | "storage.k8s.io"
-    );
-    match resource.kind.as_str() {
-        _ if !ours => generic::describe(&mut out, object),
-        "Pod" => pod::describe(&mut out, object),
-        "Node" => node::describe(&mut out, session, object).await?,
-        "Deployment" => workload::deployment(&mut out, session, object).await?,
-        "ReplicaSet" | "ReplicationController" => {
+    let of = (resource.group.as_str(), resource.kind.as_str());
+    match of {
+        ("", "Pod") => pod::describe(&mut out, object),
+        ("", "Node") => node::describe(&mut out, session, object).await?,
+        ("apps", "Deployment") => workload::deployment(&mut out, session, object).await?,
+        ("apps", "ReplicaSet") | ("", "ReplicationController") => {
             workload::replica_set(&mut out, session, object).await?;
         }
-        "StatefulSet" => workload::stateful_set(&mut out, session, object).await?,
-        "DaemonSet" => workload::daemon_set(&mut out, session, object).await?,
-        "Job" => workload::job(&mut out, object),
-        "CronJob" => workload::cron_job(&mut out, object),
-        "Service" => service::service(&mut out, session, object).await?,
-        "Ingress" => service::ingress(&mut out, session, object).await?,
-        "ConfigMap" => config::config_map(&mut out, object),
-        "Secret" => config::secret(&mut out, object),
-        "ServiceAccount" => config::service_account(&mut out, session, object).await?,
-        "Namespace" => config::namespace(&mut out, session, object).await?,
-        "PersistentVolumeClaim" => storage::claim(&mut out, session, object).await?,
-        "PersistentVolume" => storage::volume(&mut out, object),
-        "StorageClass" => storage::class(&mut out, object),
+        ("apps", "StatefulSet") => workload::stateful_set(&mut out, session, object).await?,
+        ("apps", "DaemonSet") => workload::daemon_set(&mut out, session, object).await?,
+        ("batch", "Job") => workload::job(&mut out, object),
+        ("batch", "CronJob") => workload::cron_job(&mut out, object),
+        ("", "Service") => service::service(&mut out, session, object).await?,
+        ("", "Endpoints") => network::endpoints(&mut out, object),
+        ("discovery.k8s.io", "EndpointSlice") => network::slice(&mut out, object),
+        ("networking.k8s.io", "Ingress") => service::ingress(&mut out, session, object).await?,
+        ("networking.k8s.io", "IngressClass") => network::ingress_class(&mut out, object),
+        ("networking.k8s.io", "NetworkPolicy") => policy::network_policy(&mut out, object),
+        ("networking.k8s.io", "ServiceCIDR") => network::service_cidr(&mut out, object),
+        ("networking.k8s.io", "IPAddress") => network::ip_address(&mut out, object),
+        ("", "ConfigMap") => config::config_map(&mut out, object),
+        ("", "Secret") => config::secret(&mut out, object),
+        ("", "ServiceAccount") => config::service_account(&mut out, session, object).await?,
+        ("", "Namespace") => config::namespace(&mut out, session, object).await?,
+        ("", "ResourceQuota") => policy::quota(&mut out, object),
+        ("", "LimitRange") => policy::limit_range(&mut out, object),
+        ("policy", "PodDisruptionBudget") => policy::disruption_budget(&mut out, object),
+        ("autoscaling", "HorizontalPodAutoscaler") => autoscaler::autoscaler(&mut out, object),
+        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => access::role(&mut out, object),
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
+            access::binding(&mut out, object)
+        }
+        ("scheduling.k8s.io", "PriorityClass") => config::priority_class(&mut out, object),
+        ("", "PersistentVolumeClaim") => storage::claim(&mut out, session, object).await?,
+        ("", "PersistentVolume") => storage::volume(&mut out, object),
+        ("storage.k8s.io", "StorageClass") => storage::class(&mut out, object),
+        ("storage.k8s.io", "CSINode") => storage::csi_node(&mut out, object),
         _ => generic::describe(&mut out, object),
     }
     // Some are told without events, by upstream's choice.
-    if show_events && !matches!(resource.kind.as_str(), "Secret" | "Namespace") {
+    let without = matches!(
+        of,
+        ("", "Secret" | "Namespace" | "ResourceQuota" | "LimitRange")
+            | ("networking.k8s.io", "NetworkPolicy")
+            | ("rbac.authorization.k8s.io", _)
+    );
+    if show_events && !without {
         let found = events::about(session, object).await?;
         events::write(&mut out, &found);
     }
@@ -215,8 +237,8 @@ impl Page {
             }
             self.line(0, format!("{lead}{key}:"));
             for line in value.split('\n') {
-                let line: String = line.chars().take(140).collect::<String>()
-                    + if line.chars().count() > 140 { "..." } else { "" };
+                let line: String = line.chars().take(138).collect::<String>()
+                    + if line.chars().count() > 138 { "..." } else { "" };
                 self.line(0, format!("\t  {line}"));
             }
         }

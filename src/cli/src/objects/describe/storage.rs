@@ -7,15 +7,16 @@ use crate::objects::error::Error;
 use crate::objects::session::Session;
 
 /// Access modes in short.
+/// Access modes, in kubectl's order.
 fn modes(list: &Value) -> String {
-    let short = |mode: &Value| match str(mode) {
-        "ReadWriteOnce" => "RWO",
-        "ReadOnlyMany" => "ROX",
-        "ReadWriteMany" => "RWX",
-        "ReadWriteOncePod" => "RWOP",
-        _ => "",
-    };
-    items(list).map(short).collect::<Vec<_>>().join(",")
+    const SHORT: [(&str, &str); 4] = [
+        ("ReadWriteOnce", "RWO"),
+        ("ReadOnlyMany", "ROX"),
+        ("ReadWriteMany", "RWX"),
+        ("ReadWriteOncePod", "RWOP"),
+    ];
+    let there = SHORT.iter().filter(|(mode, _)| items(list).any(|m| m == mode));
+    there.map(|(_, short)| *short).collect::<Vec<_>>().join(",")
 }
 
 fn phase(object: &Value) -> String {
@@ -170,7 +171,14 @@ pub fn volume(page: &mut Page, object: &Value) {
             let attributes: Vec<String> = map(&spec[field]["volumeAttributes"])
                 .map(|(k, v)| format!("{k}={}", str(v)))
                 .collect();
-            page.multiline(2, "VolumeAttributes", &attributes);
+            if attributes.is_empty() {
+                page.field(2, "VolumeAttributes", "<none>");
+            }
+            // kubectl indents each part anew.
+            for (index, attribute) in attributes.iter().enumerate() {
+                let lead = if index == 0 { "VolumeAttributes:" } else { "    " };
+                page.line(2, format!("{lead}\t    {attribute}"));
+            }
         }
     }
 }
@@ -180,8 +188,8 @@ fn affinity(page: &mut Page, required: &Value) {
         page.field(0, "Node Affinity", "<none>");
         return;
     }
-    page.line(0, "Node Affinity:");
-    page.line(1, "Required Terms:");
+    page.field(0, "Node Affinity", "");
+    page.field(1, "Required Terms", "");
     for (index, term) in items(&required["nodeSelectorTerms"]).enumerate() {
         let title = format!("Term {index}");
         let texts: Vec<String> = items(&term["matchExpressions"])
@@ -210,10 +218,6 @@ pub fn class(page: &mut Page, object: &Value) {
     .iter()
     .any(|key| annotations[*key] == "true");
     page.field(0, "IsDefaultClass", if default { "Yes" } else { "No" });
-    let joined = |map_of: &Value| {
-        let pairs: Vec<String> = map(map_of).map(|(k, v)| format!("{k}={}", str(v))).collect();
-        if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") }
-    };
     page.field(0, "Annotations", joined(annotations));
     page.field(0, "Provisioner", str(&object["provisioner"]));
     page.field(0, "Parameters", joined(&object["parameters"]));
@@ -237,4 +241,47 @@ pub fn class(page: &mut Page, object: &Value) {
     }
     page.field(0, "ReclaimPolicy", or(&object["reclaimPolicy"], "<unset>"));
     page.field(0, "VolumeBindingMode", or(&object["volumeBindingMode"], "<unset>"));
+    if items(&object["allowedTopologies"]).next().is_some() {
+        page.field(0, "AllowedTopologies", "");
+        for (index, term) in items(&object["allowedTopologies"]).enumerate() {
+            let texts: Vec<String> = items(&term["matchLabelExpressions"])
+                .map(|e| {
+                    let values: Vec<&str> = items(&e["values"]).map(str).collect();
+                    format!("{} in [{}]", str(&e["key"]), values.join(", "))
+                })
+                .collect();
+            page.multiline(1, &format!("Term {index}"), &texts);
+        }
+    }
+}
+
+/// Pairs in one line.
+pub fn joined(pairs: &Value) -> String {
+    let pairs: Vec<String> = map(pairs).map(|(k, v)| format!("{k}={}", str(v))).collect();
+    if pairs.is_empty() { "<none>".to_owned() } else { pairs.join(",") }
+}
+
+/// Writes the drivers of a node.
+pub fn csi_node(page: &mut Page, object: &Value) {
+    let meta = &object["metadata"];
+    page.field(0, "Name", str(&meta["name"]));
+    page.labels(0, "Labels", &meta["labels"]);
+    page.annotations("Annotations", &meta["annotations"]);
+    page.field(0, "CreationTimestamp", super::time(&meta["creationTimestamp"]));
+    page.line(0, "Spec:");
+    if items(&object["spec"]["drivers"]).next().is_some() {
+        page.line(1, "Drivers:");
+    }
+    for driver in items(&object["spec"]["drivers"]) {
+        page.line(2, format!("{}:", str(&driver["name"])));
+        page.field(3, "Node ID", str(&driver["nodeID"]));
+        if !driver["allocatable"]["count"].is_null() {
+            page.line(3, "Allocatables:");
+            page.field(4, "Count", shown(&driver["allocatable"]["count"]));
+        }
+        if driver["topologyKeys"].is_array() {
+            let keys: Vec<&str> = items(&driver["topologyKeys"]).map(str).collect();
+            page.field(3, "Topology Keys", format!("[{}]", keys.join(" ")));
+        }
+    }
 }

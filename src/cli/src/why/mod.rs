@@ -1,7 +1,11 @@
 //! Follows a pod through the steps of its life and names the one that holds it.
 
+mod remedy;
+
 use serde::Serialize;
 use serde_json::Value;
+
+use remedy::{CREATE, IMAGE, START, UNSCHEDULED, VOLUME, WORDS, find};
 
 /// What holds a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -14,11 +18,23 @@ pub struct Verdict {
     pub evidence: String,
     /// What to do; empty when there is nothing to do or it is not known.
     pub remedy: String,
+    /// The container whose log tells more, and whether that of the run before.
+    #[serde(skip)]
+    pub log: Option<(String, bool)>,
 }
+
+/// Lines of a log that are told.
+const LAST_LINES: usize = 3;
 
 impl Verdict {
     fn new(step: &'static str, finding: impl Into<String>) -> Self {
-        Self { step, finding: finding.into(), evidence: String::new(), remedy: String::new() }
+        Self {
+            step,
+            finding: finding.into(),
+            evidence: String::new(),
+            remedy: String::new(),
+            log: None,
+        }
     }
 
     fn because(mut self, evidence: impl Into<String>) -> Self {
@@ -30,11 +46,30 @@ impl Verdict {
         self.remedy = remedy.into();
         self
     }
+
+    /// Takes a container's last words into account.
+    pub fn hear(&mut self, log: &str) {
+        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        if lines.is_empty() {
+            return;
+        }
+        let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n  ");
+        self.evidence = format!("{} Its last words:\n  {last}", self.evidence).trim().to_owned();
+        let remedy = find(WORDS, &last);
+        if !remedy.is_empty() {
+            self.remedy = remedy.into();
+        }
+    }
 }
 
 /// The verdict as a paragraph.
 pub fn text(namespace: &str, name: &str, verdict: &Verdict) -> String {
-    let mut out = format!("Pod {namespace}/{name}: {}", verdict.finding);
+    told(&format!("Pod {namespace}/{name}"), verdict)
+}
+
+/// As [`text`], of any object.
+pub fn told(object: &str, verdict: &Verdict) -> String {
+    let mut out = format!("{object}: {}", verdict.finding);
     if !verdict.evidence.is_empty() {
         out.push_str(&format!(" {}", sentence(&verdict.evidence)));
     }
@@ -47,7 +82,12 @@ pub fn text(namespace: &str, name: &str, verdict: &Verdict) -> String {
 
 fn sentence(text: &str) -> String {
     let text = text.trim();
-    if text.ends_with(['.', '!', '?']) { text.to_owned() } else { format!("{text}.") }
+    // What a program said is left as it was.
+    if text.contains('\n') || text.ends_with(['.', '!', '?']) {
+        text.to_owned()
+    } else {
+        format!("{text}.")
+    }
 }
 
 /// What holds `pod`, an object of the API; `events` are those about it, oldest first.
@@ -61,7 +101,38 @@ pub fn explain(pod: &Value, events: &[Value]) -> Verdict {
         .or_else(|| pod.container("initContainerStatuses", "init container"))
         .or_else(|| pod.container("containerStatuses", "container"))
         .or_else(|| pod.not_ready())
-        .unwrap_or_else(|| Verdict::new("", "nothing holds it: it is Running and Ready."))
+        .unwrap_or_else(|| pod.well())
+}
+
+/// Why pods are not created, from the message of a `FailedCreate` event about `object`.
+pub fn not_created(object: &str, message: &str) -> Verdict {
+    let message = message.trim_start_matches("(combined from similar events): ");
+    Verdict::new("admit", format!("{object} cannot create its pods."))
+        .because(message)
+        .mend(find(CREATE, message))
+}
+
+/// Of an object whose pods, if it has any, are all well.
+pub fn unheld(owner: &Value, pods: usize) -> Verdict {
+    if pods > 0 {
+        return Verdict::new("", format!("nothing holds it: its {pods} pods are well."));
+    }
+    let spec = &owner["spec"];
+    if spec["suspend"] == true {
+        return Verdict::new("", "it is suspended, and has no pods.")
+            .mend("set spec.suspend to false");
+    }
+    if spec["replicas"] == 0 {
+        return Verdict::new("", "it is asked for no pods (spec.replicas is 0).");
+    }
+    if spec["schedule"].is_string() {
+        return Verdict::new(
+            "",
+            format!("its time has not come: {}.", spec["schedule"].as_str().unwrap_or_default()),
+        );
+    }
+    Verdict::new("controllers", "it has no pods yet.")
+        .mend("see what its controller says: kubectl describe")
 }
 
 struct Pod<'a> {
@@ -82,6 +153,37 @@ impl Pod<'_> {
     fn event(&self, reasons: &[&str]) -> Option<&str> {
         let of = |event: &&Value| event["reason"].as_str().is_some_and(|r| reasons.contains(&r));
         self.events.iter().rev().find(of).and_then(|event| event["message"].as_str())
+    }
+
+    /// Nothing holds it now; what happened before is told.
+    fn well(&self) -> Verdict {
+        let verdict = Verdict::new("", "nothing holds it: it is Running and Ready.");
+        if let Some(message) = self.hook_failure() {
+            return hook(message);
+        }
+        let statuses = self.pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+        let restarted = statuses
+            .into_iter()
+            .find(|c| c["restartCount"].as_u64().is_some_and(|count| count > 0));
+        let Some(status) = restarted else { return verdict };
+        let last = self.exited(
+            &format!("container {}", status["name"].as_str().unwrap_or_default()),
+            &status["lastState"]["terminated"],
+            true,
+        );
+        let count = times(status["restartCount"].as_u64().unwrap_or_default());
+        verdict
+            .because(format!("It was restarted {count} before: {} {}", last.finding, last.evidence))
+    }
+
+    /// That a hook failed after the newest start of its container.
+    fn hook_failure(&self) -> Option<&str> {
+        let newest = |reason: &str| self.events.iter().rposition(|event| event["reason"] == reason);
+        let failed = newest("FailedPostStartHook")?;
+        let started = newest("Started").unwrap_or_default();
+        (failed > started
+            || self.events[failed]["lastTimestamp"] == self.events[started]["lastTimestamp"])
+            .then(|| self.events[failed]["message"].as_str().unwrap_or_default())
     }
 
     fn ending(&self) -> Option<Verdict> {
@@ -117,8 +219,16 @@ impl Pod<'_> {
             "Failed" => {
                 let message = self.status("message");
                 if !self.status("reason").is_empty() {
-                    let finding = format!("it has failed: {}.", self.status("reason"));
-                    return Some(Verdict::new("observe", finding).because(message));
+                    let reason = self.status("reason");
+                    let finding = format!("it has failed: {reason}.");
+                    let remedy = match reason {
+                        "DeadlineExceeded" => "raise activeDeadlineSeconds, or make it faster",
+                        "Evicted" => {
+                            "free what the node is short of; who creates the pod creates another"
+                        }
+                        _ => "",
+                    };
+                    return Some(Verdict::new("observe", finding).because(message).mend(remedy));
                 }
                 self.container("initContainerStatuses", "init container")
                     .or_else(|| self.container("containerStatuses", "container"))
@@ -150,13 +260,13 @@ impl Pod<'_> {
                 .collect();
             let verdict =
                 Verdict::new("schedule", "it waits for its scheduling gates to be removed.");
-            return Some(verdict.because(format!("They are {}", gates.join(", "))));
+            let verdict = verdict.because(format!("They are {}", gates.join(", ")));
+            return Some(verdict.mend(
+                "see whether the controller that set them runs, or take them out of spec.schedulingGates",
+            ));
         }
         let verdict = Verdict::new("schedule", "no node suits it.").because(message);
-        Some(match UNSCHEDULED.iter().find(|(part, _)| message.contains(part)) {
-            Some((_, remedy)) => verdict.mend(*remedy),
-            None => verdict,
-        })
+        Some(verdict.mend(find(UNSCHEDULED, message)))
     }
 
     fn unseen(&self) -> Option<Verdict> {
@@ -165,7 +275,7 @@ impl Pod<'_> {
         (!seen).then(|| {
             let finding = format!("it is bound to node {node}, whose kubelet has not taken it up.");
             Verdict::new("kubelet", finding)
-                .mend(format!("see whether the node is Ready: kubectl describe node {node}"))
+                .mend(format!("see whether there is such a node, and whether it is Ready: kubectl describe node {node}"))
         })
     }
 
@@ -182,11 +292,7 @@ impl Pod<'_> {
         if let Some(message) = self.event(&["FailedMount", "FailedAttachVolume", "FailedMapVolume"])
         {
             let verdict = Verdict::new("volumes", "a volume cannot be mounted.").because(message);
-            return Some(match message {
-                m if m.contains("not found") => verdict
-                    .mend("create the object that is missing, or mark the volume `optional: true`"),
-                _ => verdict,
-            });
+            return Some(verdict.mend(find(VOLUME, message)));
         }
         if ready {
             return None;
@@ -210,7 +316,31 @@ impl Pod<'_> {
         }
         let terminated = &state["terminated"];
         let failed = terminated["exitCode"].as_i64().is_some_and(|code| code != 0);
-        failed.then(|| self.exited(&format!("{what} {name}"), terminated))
+        if failed {
+            return Some(self.exited(&format!("{what} {name}"), terminated, false));
+        }
+        let running = what == "init container" && state["running"].is_object();
+        let holds = running && (!self.is_sidecar(name) || status["started"] == false);
+        holds.then(|| {
+            let finding = format!("{what} {name} runs still; the others wait for it.");
+            let since = state["running"]["startedAt"].as_str().unwrap_or_default();
+            let mut verdict = Verdict::new("containers", finding)
+                .because(format!("It began at {since}"))
+                .mend(self.logs(name, false));
+            verdict.log = Some((name.to_owned(), false));
+            verdict
+        })
+    }
+
+    fn is_sidecar(&self, name: &str) -> bool {
+        let all = self.pod["spec"]["initContainers"].as_array().into_iter().flatten();
+        all.into_iter().any(|c| c["name"] == name && c["restartPolicy"] == "Always")
+    }
+
+    fn logs(&self, container: &str, previous: bool) -> String {
+        let text = |field: &str| self.pod["metadata"][field].as_str().unwrap_or_default();
+        let previous = if previous { " --previous" } else { "" };
+        format!("kubectl logs -n {} {} -c {container}{previous}", text("namespace"), text("name"))
     }
 
     fn waiting(&self, status: &Value, what: &str, reason: &str, message: &str) -> Option<Verdict> {
@@ -226,11 +356,11 @@ impl Pod<'_> {
                 })
             }
             "CrashLoopBackOff" => {
-                let mut verdict = self.exited(what, &status["lastState"]["terminated"]);
-                let count = status["restartCount"].as_u64().unwrap_or_default();
+                let mut verdict = self.exited(what, &status["lastState"]["terminated"], true);
                 verdict.finding = format!(
-                    "{} It was restarted {count} times and waits before the next.",
-                    verdict.finding
+                    "{} It was restarted {} and waits before the next.",
+                    verdict.finding,
+                    times(status["restartCount"].as_u64().unwrap_or_default())
                 );
                 Some(verdict)
             }
@@ -249,63 +379,74 @@ impl Pod<'_> {
                     "image",
                     format!("the image {image:?} of {what} is not to be had."),
                 );
-                let remedy = IMAGE.iter().find(|(part, _)| cause.contains(part)).map(|(_, r)| *r);
-                Some(verdict.because(cause).mend(remedy.unwrap_or_default()))
+                Some(verdict.because(cause).mend(find(IMAGE, cause)))
             }
             "CreateContainerConfigError" => {
                 let verdict = Verdict::new(
                     "containers",
                     format!("the configuration of {what} is not complete."),
                 );
-                let missing =
-                    message.contains("not found") || message.contains("couldn't find key");
-                let remedy = "create what is missing; the container then starts by itself";
-                Some(verdict.because(message).mend(if missing { remedy } else { "" }))
+                Some(verdict.because(message).mend(find(START, message)))
             }
             _ => {
                 let message =
                     if message.is_empty() { self.event(&["Failed"]) } else { Some(message) };
                 let verdict =
                     Verdict::new("containers", format!("{what} does not start: {reason}."));
-                Some(verdict.because(message.unwrap_or_default()))
+                let message = message.unwrap_or_default();
+                Some(verdict.because(message).mend(find(START, message)))
             }
         }
     }
 
-    fn exited(&self, what: &str, terminated: &Value) -> Verdict {
+    /// What is told of a container that ended; `again` when that was before its last start.
+    fn exited(&self, what: &str, terminated: &Value, again: bool) -> Verdict {
         let code = terminated["exitCode"].as_i64().unwrap_or_default();
         let reason = terminated["reason"].as_str().unwrap_or_default();
         let message = terminated["message"].as_str().unwrap_or_default();
-        let name = self.pod["metadata"]["name"].as_str().unwrap_or_default();
-        let namespace = self.pod["metadata"]["namespace"].as_str().unwrap_or_default();
         let container = what.rsplit(' ').next().unwrap_or_default();
-        let logs = format!("kubectl logs -n {namespace} {name} -c {container} --previous");
         if reason == "OOMKilled" {
             return Verdict::new("observe", format!("{what} was killed for want of memory."))
                 .because(message)
                 .mend("raise resources.limits.memory, or make it use less");
         }
-        if let Some(liveness) = self.event(&["Unhealthy"]).filter(|m| m.starts_with("Liveness")) {
-            return Verdict::new("observe", format!("{what} was restarted by its liveness probe."))
-                .because(liveness)
-                .mend("see whether the probe asks the right thing, early or often enough for this container");
+        if let Some(verdict) = self.ended_by_kubelet(what) {
+            return verdict;
         }
-        let verdict = Verdict::new("observe", format!("{what} ended with exit code {code}."));
-        let verdict = verdict.because(if message.is_empty() {
-            String::new()
+        let mut verdict = Verdict::new("observe", format!("{what} ended with exit code {code}."));
+        let said = message.trim();
+        if !said.is_empty() {
+            verdict = verdict.because(format!("It said: {said}"));
+        }
+        let unstarted = message.starts_with("unable to start container process") || code == 128;
+        if !unstarted {
+            verdict.log = Some((container.to_owned(), again));
+        }
+        let known = find(START, message);
+        verdict.mend(match code {
+            _ if unstarted && !known.is_empty() => known.to_owned(),
+            0 => "a container is expected to go on running: give it a command that does, or make it a Job, or set restartPolicy".into(),
+            126 => "its command cannot be executed: see that it is a program for this machine's architecture".into(),
+            127 => "its command was not found: see command and args".into(),
+            137 => format!("something killed it (SIGKILL), for want of memory or time; {}", self.logs(container, again)),
+            _ => self.logs(container, again),
+        })
+    }
+
+    /// That a probe or a hook is why a container was ended.
+    fn ended_by_kubelet(&self, what: &str) -> Option<Verdict> {
+        if let Some(message) = self.hook_failure() {
+            return Some(hook(message));
+        }
+        let message = self.event(&["Unhealthy"])?;
+        let probe = ["Liveness", "Startup"].into_iter().find(|probe| message.starts_with(probe))?;
+        let finding = format!("{what} was restarted by its {} probe.", probe.to_lowercase());
+        let remedy = if probe == "Startup" {
+            "see what it does at its start, or give it longer: failureThreshold, periodSeconds"
         } else {
-            format!("It said: {}", message.trim())
-        });
-        match code {
-            _ if message.contains("failed to mount") => {
-                verdict.mend("`rootlet doctor` says what of it this machine, or the container it runs in, forbids")
-            }
-            126 | 128 => {
-                verdict.mend("see that its command exists in the image, for this architecture")
-            }
-            127 => verdict.mend("its command was not found: see command and args"),
-            _ => verdict.mend(logs),
-        }
+            "see whether the probe asks the right thing, early or often enough for this container"
+        };
+        Some(Verdict::new("observe", finding).because(message).mend(remedy))
     }
 
     fn not_ready(&self) -> Option<Verdict> {
@@ -328,43 +469,23 @@ impl Pod<'_> {
             .collect();
         if !closed.is_empty() {
             let finding = "it runs, and waits for conditions that others set.";
-            return Some(Verdict::new("observe", finding).because(closed.join(", ")));
+            let verdict = Verdict::new("observe", finding).because(closed.join(", "));
+            return Some(verdict.mend("see whether what sets them runs: spec.readinessGates"));
         }
         let message = ready["message"].as_str().unwrap_or_default();
         Some(Verdict::new("observe", "it runs, and is not Ready yet.").because(message))
     }
 }
 
-/// What a scheduler's message contains, and what to do then.
-const UNSCHEDULED: [(&str, &str); 8] = [
-    ("Insufficient ", "lower resources.requests, or end other pods"),
-    ("disk-pressure", "free space on the disk that holds the cluster's data"),
-    (
-        "untolerated taint",
-        "remove the taint (kubectl describe nodes shows it), or add a toleration",
-    ),
-    ("node affinity/selector", "change nodeSelector or affinity, or label a node"),
-    (
-        "unbound immediate PersistentVolumeClaims",
-        "see what its claims wait for: kubectl describe pvc",
-    ),
-    ("persistentvolumeclaim", "create the claim"),
-    ("free ports", "another pod has the host port; take another, or end that pod"),
-    ("were unschedulable", "kubectl uncordon NODE"),
-];
+fn hook(message: &str) -> Verdict {
+    Verdict::new("containers", "its postStart hook failed, and the container is ended for that.")
+        .because(message)
+        .mend("see what lifecycle.postStart runs; it has to end with 0")
+}
 
-/// What a registry's answer contains, and what to do then.
-const IMAGE: [(&str, &str); 9] = [
-    ("401", "name credentials: imagePullSecrets, registries.yaml or `docker login`"),
-    ("unauthorized", "name credentials: imagePullSecrets, registries.yaml or `docker login`"),
-    ("denied", "name credentials: imagePullSecrets, registries.yaml or `docker login`"),
-    ("not found", "see that image and tag are spelled right and were pushed"),
-    ("refused", "see that the registry runs, and that its port is right"),
-    ("certificate", "name the registry's CA in registries.yaml"),
-    ("resolve", "see that the registry's name is right, and that this machine has a network"),
-    ("policy of Never", "rootlet image load FILE, or another imagePullPolicy"),
-    ("timed out", "see that this machine reaches the registry"),
-];
+fn times(count: u64) -> String {
+    if count == 1 { "once".into() } else { format!("{count} times") }
+}
 
 #[cfg(test)]
 mod tests {
@@ -483,6 +604,62 @@ mod tests {
                 assert!(said.contains(part), "{part}: {said}");
             }
         }
+    }
+
+    #[test]
+    fn last_words_are_evidence_and_may_have_a_remedy() {
+        let crash = bound(
+            json!([{"name": "c", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error"}}}]),
+        );
+        let mut verdict = explain(&crash, &[]);
+        assert_eq!(verdict.log, Some(("c".into(), true)));
+        verdict.hear("one\n\nsh: can't create /x: Read-only file system\n");
+        let said = text("n", "p", &verdict);
+        assert_eq!(
+            said,
+            "Pod n/p: container c ended with exit code 1. It was restarted once and waits before the next. Its last words:\n  one\n  sh: can't create /x: Read-only file system\nRemedy: give it a volume to write to, such as an emptyDir at that path.\n"
+        );
+    }
+
+    #[test]
+    fn what_holds_the_others_is_told() {
+        let event = |reason: &str, message: &str| json!({"reason": reason, "message": message});
+        let mut preparing = bound(json!([]));
+        preparing["status"]["initContainerStatuses"] = json!([{"name": "i", "containerID": "x", "started": true, "state": {"running": {"startedAt": "T"}}}]);
+        let verdict = explain(&preparing, &[]);
+        assert_eq!(verdict.finding, "init container i runs still; the others wait for it.");
+        preparing["spec"]["initContainers"] = json!([{"name": "i", "restartPolicy": "Always"}]);
+        assert_ne!(explain(&preparing, &[]).finding, verdict.finding);
+        let crash = |code: i64| {
+            bound(
+                json!([{"name": "c", "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": code, "reason": "Error"}}}]),
+            )
+        };
+        for (pod, events, want) in [
+            (crash(137), vec![event("Unhealthy", "Startup probe failed: x")], "startup probe"),
+            (
+                crash(137),
+                vec![event("Started", ""), event("FailedPostStartHook", "x")],
+                "postStart hook",
+            ),
+            (crash(137), vec![], "SIGKILL"),
+            (crash(0), vec![], "make it a Job"),
+        ] {
+            let said = text("n", "p", &explain(&pod, &events));
+            assert!(said.contains(want), "{want}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_created_is_told() {
+        let message = "(combined from similar events): Error creating: pods \"x\" is forbidden: exceeded quota: q";
+        let verdict = not_created("ReplicaSet q/web", message);
+        assert_eq!(
+            told("Deployment q/web", &verdict),
+            "Deployment q/web: ReplicaSet q/web cannot create its pods. Error creating: pods \"x\" is forbidden: exceeded quota: q.\nRemedy: raise the ResourceQuota, or end other pods: kubectl describe quota.\n"
+        );
     }
 
     #[test]
