@@ -71,7 +71,7 @@ fn another_build_takes_over_and_pods_keep_their_processes() {
         "--",
         "sh",
         "-c",
-        "nc -l -p 7000 > /tmp/heard & echo $! > /tmp/pid",
+        "sleep 1000 | nc -l -p 7000 > /tmp/heard 2>&1 &",
     ]);
     let talk = format!(
         "(echo one; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo two) | nc {address} 7000; touch /tmp/said"

@@ -39,6 +39,14 @@ def row(text):
     return f"[...document.querySelectorAll('#list .row[data-key]')].find((row) => row.innerText.trim().startsWith({json.dumps(text)}))"
 
 
+def until(condition, what):
+    """Waits until the cluster is as it should be."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not in time"
+        time.sleep(0.1)
+
+
 def see(words, where="body"):
     page.until_text(words, where)
 
@@ -231,6 +239,18 @@ def actions_ask_first():
     page.key("c")
     agree("Uncordon Node")
     page.until(f"!({row('rootlet')})?.innerText.includes('cordoned')")
+    # Draining evicts pods and leaves daemon sets' alone.
+    pods = lambda label: set(kubectl("get", "pods", "-n", "shop", "-l", label, "-o", "name").split())
+    web, agent = pods("app=web"), pods("app=agent")
+    page.key("D")
+    agree("Drain Node")
+    see("pods are evicted", "#toast")
+    until(lambda: not web & pods("app=web"), "others are in their place")
+    assert pods("app=agent") == agent
+    page.key("c")
+    agree("Uncordon Node")
+    page.until(f"!({row('rootlet')})?.innerText.includes('cordoned')")
+    until(lambda: "2" in kubectl("get", "deployment", "web", "-n", "shop", "-o", "jsonpath={.status.readyReplicas}"), "they run")
     go("pods")
     page.until(row("greedy"))
     narrow("greedy")
@@ -267,6 +287,19 @@ def anything_can_be_gone_to():
     data = json.loads(kubectl("get", "configmap", "settings", "-n", "shop", "-o", "json"))["data"]
     assert data == {"colour": "no", "page.html": '<h1>Shop</h1>\n<p>It is "open": come in.</p>\n'}, data
     page.key("Escape")
+
+
+def fits_a_telephone():
+    page.size(375, 700)
+    for view in ["overview", "pods", "workloads", "events", "network", "nodes"]:
+        go(view)
+        page.until("document.querySelector('#list').innerText.length > 20")
+        over = page.js("[...document.querySelectorAll('#top > *, .card, .card .list li')].filter((e) => e.offsetParent && e.getBoundingClientRect().right > innerWidth + 1).length")
+        assert over == 0, f"{view}: something is beyond the edge"
+        assert page.js("document.documentElement.scrollWidth") <= 375, view
+    go("overview")
+    picture("narrow")
+    page.size(1440, 860)
 
 
 def namespaces_narrow():
@@ -343,6 +376,7 @@ try:
     actions_ask_first()
     anything_can_be_gone_to()
     namespaces_narrow()
+    fits_a_telephone()
     thousands_scroll()
     it_can_be_used_without_eyes_and_mouse()
     restarts_are_survived()

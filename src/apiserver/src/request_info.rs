@@ -135,6 +135,41 @@ impl<'a> Segments<'a> {
     }
 }
 
+/// The URI with those characters written out in its path that clients may encode and need not, such as the colons of
+/// roles' names. What is passed on to others (`proxy`) stays as it came.
+pub fn written_out(uri: &http::Uri) -> Option<http::Uri> {
+    let path = uri.path();
+    if !path.contains('%') || path.contains("/proxy/") {
+        return None;
+    }
+    let mut plain = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        plain.push_str(&rest[..at]);
+        let code = rest.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match code
+            .map(char::from)
+            .filter(|c| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@".contains(*c))
+        {
+            Some(c) => {
+                plain.push(c);
+                rest = &rest[at + 3..];
+            }
+            None => {
+                plain.push('%');
+                rest = &rest[at + 1..];
+            }
+        }
+    }
+    plain.push_str(rest);
+    if let Some(query) = uri.query() {
+        plain.push_str(&format!("?{query}"));
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(plain.parse().ok()?);
+    http::Uri::from_parts(parts).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,6 +306,19 @@ mod tests {
             let info = parse(&Method::GET, path, false).expect(path);
             assert!(!info.is_resource, "{path}");
             assert_eq!(info.verb, "get");
+        }
+    }
+
+    #[test]
+    fn needless_codes_are_written_out() {
+        for (path, want) in [
+            ("/apis/x/clusterroles/system%3Aa?b=%3A", Some("/apis/x/clusterroles/system:a?b=%3A")),
+            ("/a%2Fb%ff%20%", Some("/a%2Fb%ff%20%")),
+            ("/plain", None),
+            ("/api/v1/namespaces/a/pods/b/proxy/%3A", None),
+        ] {
+            let found = written_out(&path.parse().unwrap()).map(|uri| uri.to_string());
+            assert_eq!(found.as_deref(), want, "{path}");
         }
     }
 }

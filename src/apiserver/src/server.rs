@@ -139,6 +139,9 @@ impl Server {
         let head = request.method() == Method::HEAD;
         let compressible = gzip::is_wanted(request.headers());
         let (mut parts, body) = request.into_parts();
+        if let Some(uri) = request_info::written_out(&parts.uri) {
+            parts.uri = uri;
+        }
         let mut way = Way {
             labels: Labels { component: "apiserver", ..Labels::default() },
             ..Way::default()

@@ -17,6 +17,34 @@ function pathOf(object, kind, subresource) {
 	return kind.one(object.metadata.namespace, object.metadata.name, subresource);
 }
 
+// What `kubectl drain --ignore-daemonsets --delete-emptydir-data` does, once.
+async function drain(node, kind) {
+	const { name } = node.metadata;
+	const told = { evicted: 0, kept: 0 };
+	try {
+		await ask(pathOf(node, kind), { method: "PATCH", type: MERGE, body: { spec: { unschedulable: true } } });
+		const pods = await askJson(`${KIND.Pod.list()}?fieldSelector=${encodeURIComponent(`spec.nodeName=${name}`)}`);
+		const stays = ({ metadata, status }) => metadata.annotations?.["kubernetes.io/config.mirror"]
+			|| metadata.ownerReferences?.some((owner) => owner.controller && owner.kind === "DaemonSet")
+			|| metadata.deletionTimestamp || ["Succeeded", "Failed"].includes(status.phase);
+		for (const { metadata } of pods.items.filter((pod) => !stays(pod))) {
+			const body = { apiVersion: "policy/v1", kind: "Eviction", metadata: { name: metadata.name, namespace: metadata.namespace } };
+			try {
+				await ask(KIND.Pod.one(metadata.namespace, metadata.name, "eviction"), { method: "POST", body });
+				told.evicted += 1;
+			} catch (error) {
+				// 429: a disruption budget keeps it for now. 404: it went by itself.
+				if (error.code !== 429 && error.code !== 404) throw error;
+				told.kept += error.code === 429;
+			}
+		}
+		const kept = told.kept ? `; disruption budgets keep ${told.kept}, try again later` : "";
+		toast(`Node ${name} is cordoned, and ${told.evicted} pods are evicted${kept}.`, told.kept > 0);
+	} catch (error) {
+		toast(`Node ${name} is not drained: ${error.message}`, true);
+	}
+}
+
 const ACTIONS = [
 	{
 		key: "r", label: "Restart",
@@ -51,6 +79,15 @@ const ACTIONS = [
 			if (!(await confirmed({ title: `${on ? "Cordon" : "Uncordon"} ${nameOf(object)}?`, text, go: on ? "Cordon" : "Uncordon" }))) return;
 			await act(`${nameOf(object)} is ${on ? "cordoned" : "schedulable"}.`, () =>
 				ask(pathOf(object, kind), { method: "PATCH", type: MERGE, body: { spec: { unschedulable: on || null } } }));
+		},
+	},
+	{
+		key: "D", label: "Drain",
+		fits: (object) => object.kind === "Node",
+		async run(object, kind) {
+			const text = "No new pods are placed on it, and those there are evicted, as disruption budgets allow. Daemon sets' and static pods stay.";
+			if (!(await confirmed({ title: `Drain ${nameOf(object)}?`, text, go: "Drain", danger: true }))) return;
+			await drain(object, kind);
 		},
 	},
 	{

@@ -38,7 +38,7 @@ const KEYS = [
 	]],
 	["What is selected", [
 		["l", "logs"], ["s", "shell"], ["y, d", "YAML"], ["e", "events"], ["t", "life of a pod: its waterfall"], ["w", "why a pod does not start"],
-		["x", "delete"], ["r", "restart"], ["+", "scale"], ["c", "cordon, uncordon"],
+		["x", "delete"], ["r", "restart"], ["+", "scale"], ["c", "cordon, uncordon"], ["D", "drain"],
 	]],
 	["Everywhere", [["Esc", "back"], ["[ ]", "previous, next tab"], ["f", "details over the whole width"], ["T", "light or dark"], ["?", "this list"]]],
 ];

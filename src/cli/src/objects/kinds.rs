@@ -87,7 +87,9 @@ pub fn word(kind: &str, group: &str) -> String {
 
 /// Text for a path or query.
 pub fn escape(text: &str) -> String {
-    url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
+    let text: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
+    // Names of roles have colons, which need no code.
+    text.replace('+', "%20").replace("%3A", ":")
 }
 
 /// Everything a server has, preferred groups and versions first.

@@ -143,6 +143,6 @@ mod tests {
             .iter()
             .map(|r| format!("{} {}", r.called(), r.verbs.join(",")))
             .collect();
-        assert_eq!(told, [" get", "pods/log get,list", "pods get,list,watch", "pods.apps watch"]);
+        assert_eq!(told, ["pods get,list,watch", "pods/log get,list", " get", "pods.apps watch"]);
     }
 }
