@@ -289,6 +289,16 @@ def anything_can_be_gone_to():
     page.key("Escape")
 
 
+def a_workload_says_what_holds_it():
+    kubectl("create", "quota", "none", "--hard=pods=0", "-n", "shop")
+    kubectl("create", "deployment", "lost", "--image", "localhost/absent:1", "-n", "shop")
+    go("workloads/deployments.apps/shop/lost")
+    see("cannot create its pods", "#detail .why")
+    see("ResourceQuota", "#detail .why .remedy")
+    kubectl("delete", "deployment/lost", "quota/none", "-n", "shop")
+    page.key("Escape")
+
+
 def fits_a_telephone():
     page.size(375, 700)
     for view in ["overview", "pods", "workloads", "events", "network", "nodes"]:
@@ -376,6 +386,7 @@ try:
     actions_ask_first()
     anything_can_be_gone_to()
     namespaces_narrow()
+    a_workload_says_what_holds_it()
     fits_a_telephone()
     thousands_scroll()
     it_can_be_used_without_eyes_and_mouse()

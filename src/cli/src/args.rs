@@ -531,7 +531,11 @@ and name it in the network's configuration:
     )]
     Bench(Bench),
     /// Print the version.
-    Version,
+    Version {
+        /// `text` or `json`.
+        #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
+        output: String,
+    },
     /// Write the manual pages into a folder.
     #[command(after_help = "Example:
   rootlet man ~/.local/share/man/man1 && man rootlet-up")]

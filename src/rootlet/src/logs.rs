@@ -17,9 +17,12 @@ const LOOK: Duration = Duration::from_millis(200);
 pub fn logs(arguments: &Logs) -> anyhow::Result<()> {
     let paths = Paths::of(&arguments.cluster.name)?;
     let path = paths.log(&arguments.process);
-    let mut file = File::open(&path).with_context(|| {
-        format!("cannot read {}; has cluster {:?} been started?", path.display(), paths.name)
-    })?;
+    let mut file = match File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            anyhow::bail!(paths.not_running());
+        }
+        opened => opened.with_context(|| format!("cannot read {}", path.display()))?,
+    };
     if let Some(lines) = arguments.tail {
         let start = tail(&mut file, lines)?;
         file.seek(SeekFrom::Start(start))?;

@@ -179,10 +179,15 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Objects(Objects::Delete(flags)) if flags.is_of_cluster() => {
             let paths = Paths::of(flags.connection.name.as_deref().unwrap_or("default"))?;
+            let known = paths.data.exists();
             let held = up::hold(&paths)?;
             up::delete(&paths)?;
             drop(held);
-            say!("Cluster {:?} is deleted.", paths.name);
+            if known {
+                say!("Cluster {:?} is deleted.", paths.name);
+            } else {
+                say!("There is no cluster {:?}.", paths.name);
+            }
         }
         Command::Objects(Objects::Logs(flags)) if flags.is_of_process() => {
             logs::logs(&objects::process_log(&flags))?;
@@ -216,7 +221,10 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
         Command::Cri(arguments) => match cri::cri(&arguments)? {},
         Command::Bench(command) => bench::bench(&command)?,
         Command::Cni => return Ok(cni::run()),
-        Command::Version => println!("rootlet {} (Kubernetes 1.36)", build::VERSION),
+        Command::Version { output } if output == "json" => {
+            println!("{}", serde_json::json!({"version": build::VERSION, "kubernetes": "1.36"}));
+        }
+        Command::Version { .. } => println!("rootlet {} (Kubernetes 1.36)", build::VERSION),
         Command::Man { folder: Some(folder), .. } => manual(&folder)?,
         Command::Man { .. } => print!("{}", cli::reference::markdown(Cli::command())),
         Command::Candidates { words } => candidates::print(&words),

@@ -183,7 +183,7 @@ function metadata(object) {
 
 function overviewTab(object, scope, current, kind) {
 	const more = { Pod: podOverview, Node: nodeOverview, Service: serviceOverview, Ingress: serviceOverview, Event: eventOverview }[object.kind];
-	return h("div.overview", { tabindex: 0 }, more?.(object, scope), isWorkload(object) && workloadOverview(object), section("Object", metadata(object)), conditions(object));
+	return h("div.overview", { tabindex: 0 }, more?.(object, scope), isWorkload(object) && workloadLevel(object) !== "ok" && whyBox(object), isWorkload(object) && workloadOverview(object), section("Object", metadata(object)), conditions(object));
 }
 
 function eventOverview(event) {
@@ -193,14 +193,15 @@ function eventOverview(event) {
 
 const verdicts = new Map(); // uid → {version, element}
 
-// What holds a pod, as `rootlet why` tells it.
-function whyBox(pod) {
-	const known = verdicts.get(pod.metadata.uid);
-	if (known?.version === pod.metadata.resourceVersion) return known.element;
+// What holds a pod, or what should have pods, as `rootlet why` tells it.
+function whyBox(object) {
+	const { uid, resourceVersion, namespace, name } = object.metadata;
+	const known = verdicts.get(uid);
+	if (known?.version === resourceVersion) return known.element;
 	const element = known?.element ?? h("p.why", { role: "status" });
-	verdicts.set(pod.metadata.uid, { version: pod.metadata.resourceVersion, element });
-	askJson(`/ui/why/${pod.metadata.namespace}/${encodeURIComponent(pod.metadata.name)}`).then((verdict) => {
-		element.className = `why ${verdict.step ? podLevel(pod) : "done"}`;
+	verdicts.set(uid, { version: resourceVersion, element });
+	askJson(`/ui/why/${object.kind}/${namespace}/${encodeURIComponent(name)}`).then((verdict) => {
+		element.className = `why ${verdict.step ? statusOf(object)[1] : "done"}`;
 		element.replaceChildren(verdict.step ? h("b", null, verdict.step) : "", h("span", null, verdict.finding[0].toUpperCase() + verdict.finding.slice(1)),
 			verdict.evidence ? h("span.evidence", null, verdict.evidence) : "", verdict.remedy ? h("span.remedy", null, h("b", null, "Remedy"), verdict.remedy) : "");
 	}, () => element.replaceChildren());

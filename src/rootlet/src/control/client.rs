@@ -234,9 +234,13 @@ impl Client {
         path: &str,
         body: Body,
     ) -> anyhow::Result<Response<Incoming>> {
-        let stream = tokio::net::UnixStream::connect(&self.socket)
-            .await
-            .map_err(|error| anyhow!(error).context(self.not_running.clone()))?;
+        use std::io::ErrorKind::{ConnectionRefused, NotFound};
+        let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|error| {
+            match error.kind() {
+                ConnectionRefused | NotFound => anyhow!(self.not_running.clone()),
+                _ => anyhow!(error).context(self.not_running.clone()),
+            }
+        })?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);

@@ -134,8 +134,12 @@ pub async fn api(paths: &Paths) -> anyhow::Result<kube::Client> {
 /// What the administrator's kubeconfig says.
 pub fn access(paths: &Paths) -> anyhow::Result<cli::kubeconfig::Access> {
     let file = paths.data.join("admin.json");
-    let bytes = fs::read(&file)
-        .with_context(|| format!("cannot read {}; is the cluster up?", file.display()))?;
+    let bytes = match fs::read(&file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            anyhow::bail!(paths.not_running());
+        }
+        read => read.with_context(|| format!("cannot read {}", file.display()))?,
+    };
     let admin: Admin = serde_json::from_slice(&bytes)
         .with_context(|| format!("{} is damaged; run `rootlet down` and `up`", file.display()))?;
     Ok(cli::kubeconfig::Access {

@@ -112,7 +112,7 @@ fn router(door: Door, paths: Paths) -> Router {
         .route("/", get(page))
         .route("/ui/about", get(about))
         .route("/ui/trace/{namespace}/{name}", get(trace))
-        .route("/ui/why/{namespace}/{name}", get(why))
+        .route("/ui/why/{kind}/{namespace}/{name}", get(why))
         .fallback(pass_on)
         .layer(axum::middleware::from_fn_with_state(server.clone(), guard))
         .with_state(server)
@@ -180,10 +180,14 @@ async fn trace(State(server): Shared, Path((namespace, name)): Path<(String, Str
     }
 }
 
-async fn why(State(server): Shared, Path((namespace, name)): Path<(String, String)>) -> Response {
+async fn why(
+    State(server): Shared,
+    Path((kind, namespace, name)): Path<(String, String, String)>,
+) -> Response {
     let verdict = async {
         let client = server.api.client().await?;
-        anyhow::Ok(cli::report::why(&client, &namespace, &name).await?)
+        let kind = cli::report::kind_of(&kind).context("it makes no pods")?;
+        anyhow::Ok(cli::report::why_not(&client, kind, &namespace, &name).await?.verdict)
     };
     match verdict.await {
         Ok(verdict) => axum::Json(verdict).into_response(),
