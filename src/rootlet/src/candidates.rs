@@ -14,7 +14,7 @@ use crate::paths::Paths;
 /// A shell that waits longer is in the way.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Flags whose value is a word of its own.
-const VALUED: [&str; 16] = [
+const VALUED: [&str; 15] = [
     "-n",
     "--namespace",
     "-o",
@@ -30,7 +30,6 @@ const VALUED: [&str; 16] = [
     "--timeout",
     "--tail",
     "--since",
-    "-f",
 ];
 /// Where clap's script for zsh registers what it defines.
 const ZSH_END: &str = "if [ \"$funcstack[1]\" = \"_rootlet\" ]";

@@ -45,7 +45,8 @@ impl Resource {
         }
         path.push_str(&format!("/{}", self.plural));
         if !name.is_empty() {
-            path.push_str(&format!("/{}", escape(name)));
+            // Names of roles have colons, which need no code.
+            path.push_str(&format!("/{}", escape(name).replace("%3A", ":")));
         }
         path
     }
@@ -87,9 +88,7 @@ pub fn word(kind: &str, group: &str) -> String {
 
 /// Text for a path or query.
 pub fn escape(text: &str) -> String {
-    let text: String = url::form_urlencoded::byte_serialize(text.as_bytes()).collect();
-    // Names of roles have colons, which need no code.
-    text.replace('+', "%20").replace("%3A", ":")
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
 
 /// Everything a server has, preferred groups and versions first.

@@ -38,13 +38,13 @@ fn layers_come_in_order() {
         ("base/pod.yaml", POD),
         (
             "top/kustomization.yml",
-            "resources: [../base, ns.yaml]\nnamePrefix: out-\nnamespace: n\n",
+            "resources: [../base, ns.yaml]\nnamePrefix: out-\nnamespace: there\n",
         ),
         ("top/ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: x}\n"),
     ];
     assert_eq!(
         built(&files, "top").unwrap(),
-        ["Namespace n", "ConfigMap out-in-c-g9kgbg2ckh", "Pod out-in-a"]
+        ["Namespace there", "ConfigMap out-in-c-4h2mbtbbt6", "Pod out-in-a"]
     );
 }
 
