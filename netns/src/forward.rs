@@ -62,12 +62,15 @@ async fn accept(
     token: CancellationToken,
 ) {
     loop {
-        let client = crate::gateway::accept(&listener).await;
+        let (client, _) = crate::gateway::accept(&listener).await;
         let token = token.clone();
         tasks.spawn(async move {
             let forward = async {
                 match TcpStream::connect(host).await {
-                    Ok(server) => relay(client, server).await,
+                    Ok(server) => {
+                        let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                        relay(client, server).await;
+                    }
                     Err(_) => reset_on_close(&client),
                 }
             };

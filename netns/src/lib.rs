@@ -40,7 +40,7 @@ pub use cidr::{Cidr, CidrError};
 pub use control::Control;
 pub use error::Error;
 pub use forward::Forward;
-pub use network::{AttachRequest, Attachment, Bandwidth, raise_loopback};
+pub use network::{Adopted, AttachRequest, Attachment, Bandwidth, raise_loopback};
 pub use node::{Node, NodeConfig, Ranges6};
 pub use policy::{Member, PolicyRule, PolicyTable, PortRange};
 pub use publish::{Publication, Refused};

@@ -4,7 +4,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::family::octets;
-use crate::netlink::{Requests, attributes, u32_at};
+use crate::netlink::Requests;
+
+mod state;
+
+pub(crate) use state::{Link, read_link};
 
 /// An Ethernet address.
 pub(crate) type Mac = [u8; 6];
@@ -16,10 +20,7 @@ const APPEND: i32 = libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_APPEND;
 const UP: u32 = libc::IFF_UP as u32;
 
 // if_link.h: not in the libc crate.
-const IF_OPER_UP: u8 = 6;
-const BR_STATE_FORWARDING: u8 = 3;
 const VETH_INFO_PEER: u16 = 1;
-const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_UNICAST_FLOOD: u16 = 9;
 const IFLA_BRPORT_MCAST_FLOOD: u16 = 27;
@@ -297,48 +298,6 @@ fn route_header(of: IpAddr, prefix: u8, scope: u8, kind: u8) -> [u8; 12] {
     header[6] = scope;
     header[7] = kind;
     header
-}
-
-/// A link as the kernel lists it.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Link {
-    pub index: u32,
-    pub name: String,
-    pub alias: Option<String>,
-    /// In RFC 2863's sense.
-    pub operational: bool,
-    /// A bridge port through which packets pass.
-    pub forwarding: bool,
-}
-
-/// Reads the payload of an RTM_NEWLINK.
-pub(crate) fn read_link(payload: &[u8]) -> Option<Link> {
-    let mut link = Link {
-        index: u32_at(payload, 4)?,
-        name: String::new(),
-        alias: None,
-        operational: false,
-        forwarding: false,
-    };
-    let text = |value: &[u8]| String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
-    for (kind, value) in attributes(payload.get(16..)?) {
-        match kind {
-            libc::IFLA_IFNAME => link.name = text(value),
-            libc::IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
-            libc::IFLA_LINKINFO => {
-                let state = nested(value, libc::IFLA_INFO_SLAVE_DATA)
-                    .and_then(|port| nested(port, IFLA_BRPORT_STATE));
-                link.forwarding = state == Some(&[BR_STATE_FORWARDING]);
-            }
-            libc::IFLA_IFALIAS => link.alias = Some(text(value)),
-            _ => {}
-        }
-    }
-    Some(link)
-}
-
-fn nested(nest: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(nest).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// The IPv4 address in `address`; callers have checked the family.

@@ -139,9 +139,15 @@ impl Label {
 }
 
 /// A pod that somebody else attached to the node's network, as CNI plugins do.
-struct Adopted {
-    member: String,
-    addresses: Vec<IpAddr>,
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// Its name among the members of policies.
+    pub member: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The node's own addresses on its link: what is sent to them stays in the node's network.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
 }
 
 struct Pod {
@@ -312,17 +318,16 @@ impl Network {
     }
 
     /// Makes services and policies hold for a pod that somebody else attached. Idempotent by id.
-    pub fn adopt(&mut self, id: &str, member: String, addresses: Vec<IpAddr>) -> Result<(), Error> {
-        let known = self.adopted.get(id);
-        if known.is_some_and(|known| known.member == member && known.addresses == addresses) {
+    pub fn adopt(&mut self, id: &str, pod: Adopted) -> Result<(), Error> {
+        if self.adopted.get(id) == Some(&pod) {
             return Ok(());
         }
         self.release(id)?;
         let mut batch = Batch::new(TABLE);
-        for (set, elements) in self.elements_of(&addresses) {
+        for (set, elements) in self.elements_of(&pod) {
             batch.add_elements(&set, &elements);
         }
-        self.adopted.insert(id.to_owned(), Adopted { member, addresses });
+        self.adopted.insert(id.to_owned(), pod);
         let done = self.commit_with_policies(batch);
         if done.is_err() {
             self.adopted.remove(id);
@@ -334,7 +339,7 @@ impl Network {
     fn release(&mut self, id: &str) -> Result<Vec<IpAddr>, Error> {
         let Some(pod) = self.adopted.remove(id) else { return Ok(Vec::new()) };
         let mut batch = Batch::new(TABLE);
-        for (set, elements) in self.elements_of(&pod.addresses) {
+        for (set, elements) in self.elements_of(&pod) {
             batch.delete_elements(&set, &elements);
         }
         self.commit_with_policies(batch)?;
@@ -342,11 +347,17 @@ impl Network {
     }
 
     /// What the sets have of a pod that somebody else attached.
-    fn elements_of(&self, addresses: &[IpAddr]) -> Vec<(String, Vec<Element>)> {
+    fn elements_of(&self, pod: &Adopted) -> Vec<(String, Vec<Element>)> {
         let ranges = &self.shape.ranges;
         let inside = |address| ranges.iter().any(|r| r.pods.contains(address));
         let mut elements = Vec::new();
-        for address in addresses {
+        // Pods of one bridge have one gateway, which is there for as long as one of them is.
+        let shared = |gateway| self.adopted.values().any(|other| other.gateways.contains(gateway));
+        for gateway in pod.gateways.iter().filter(|gateway| !shared(gateway)) {
+            let own = Element::interval(*gateway, *gateway);
+            elements.push((Family::of(*gateway).name(CLUSTER), own));
+        }
+        for address in &pod.addresses {
             let family = Family::of(*address);
             let own = Element::Key(crate::family::octets(*address));
             elements.push((family.name(ADOPTED), vec![own]));

@@ -15,14 +15,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::family::Family;
 use crate::forward::Forwards;
-use crate::gateway::{self, Flows, Held, Ping};
+use crate::gateway::{self, Flows, Front, Held, Ping};
 use crate::link::v4;
 use crate::network::{Network, Shape};
 use crate::publish::{Publications, Surroundings};
 use crate::ruleset::{QueueBy, Ranges};
 use crate::thread::NetnsThread;
 use crate::{
-    AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
+    Adopted, AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
     ServiceChange, ServiceTable, sys,
 };
 
@@ -81,11 +81,13 @@ struct Shared {
     shutdown: CancellationToken,
     tasks: TaskTracker,
     join: std::sync::Mutex<Option<JoinHandle<()>>>,
+    fronts: std::sync::Mutex<Vec<Front>>,
 }
 
 /// The gateway's sockets in the node network, of each family.
 struct Sockets {
-    tcp: Vec<std::net::TcpListener>,
+    /// For each gateway thread its listeners.
+    tcp: Vec<Vec<std::net::TcpListener>>,
     udp: Vec<Socket>,
     icmp: Vec<gateway::IcmpSockets>,
     queue: Option<Socket>,
@@ -135,6 +137,7 @@ impl Node {
                 shutdown,
                 tasks,
                 join: std::sync::Mutex::new(Some(join)),
+                fronts: std::sync::Mutex::default(),
             }),
         };
         node.serve_gateway(sockets)?;
@@ -154,15 +157,23 @@ impl Node {
         let Shared { flows, tasks, .. } = &*self.shared;
         let ping = Ping::new(sockets.icmp, sockets.gateways, sockets.inside).map_err(failed)?;
         let (ping, held) = (Arc::new(ping), Arc::new(Held::default()));
-        for tcp in sockets.tcp {
-            let tcp = TcpListener::from_std(tcp).map_err(failed)?;
-            let (held, flows) = (Arc::clone(&held), Arc::clone(flows));
-            self.spawn(gateway::serve_tcp(tcp, held, flows, tasks.clone()));
-        }
-        if let Some(queue) = sockets.queue {
-            let node = self.shared.thread.clone();
-            let serve = gateway::serve_queue(queue, held, Arc::clone(flows), tasks.clone(), node);
-            self.spawn_gateway("queue of new connections", serve);
+        let mut queue = sockets.queue;
+        for listeners in sockets.tcp {
+            let front = Front::start(self.shared.shutdown.clone(), tasks.clone())?;
+            // Sockets are watched by the thread that they are given to here.
+            let _inside = front.runtime().enter();
+            for tcp in listeners {
+                let tcp = TcpListener::from_std(tcp).map_err(failed)?;
+                let (held, flows) = (Arc::clone(&held), Arc::clone(flows));
+                self.spawn(gateway::serve_tcp(tcp, held, flows, tasks.clone()));
+            }
+            if let Some(queue) = queue.take() {
+                let (node, held) = (self.shared.thread.clone(), Arc::clone(&held));
+                let serve =
+                    gateway::serve_queue(queue, held, Arc::clone(flows), tasks.clone(), node);
+                self.spawn_gateway("queue of new connections", serve);
+            }
+            self.shared.fronts.lock().expect("never held across a panic").push(front);
         }
         let context = gateway::Context {
             node: self.shared.thread.clone(),
@@ -212,14 +223,9 @@ impl Node {
 
     /// Makes services and policies hold for a pod that somebody else attached to this network, until
     /// it is detached. Idempotent by id.
-    pub async fn adopt(
-        &self,
-        id: String,
-        member: String,
-        addresses: Vec<IpAddr>,
-    ) -> Result<(), Error> {
-        self.await_policies(&id, Some(&member)).await?;
-        self.shared.thread.run(move |network| network.adopt(&id, member, addresses)).await?
+    pub async fn adopt(&self, id: String, pod: Adopted) -> Result<(), Error> {
+        self.await_policies(&id, Some(&pod.member)).await?;
+        self.shared.thread.run(move |network| network.adopt(&id, pod)).await?
     }
 
     /// Waits until policies know a pod that they have to know.
@@ -372,6 +378,9 @@ impl Node {
         self.shared.shutdown.cancel();
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
+        let fronts =
+            std::mem::take(&mut *self.shared.fronts.lock().expect("never held across a panic"));
+        fronts.into_iter().for_each(Front::join);
         let join = self.shared.join.lock().expect("never held across a panic").take();
         drop(join);
     }
@@ -406,14 +415,21 @@ fn prepare(network: &mut Network) -> Result<Sockets, Error> {
     Err(failed(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())))
 }
 
-type GatewaySockets = (u16, Vec<std::net::TcpListener>, Vec<Socket>);
+/// A port, for each gateway thread its listeners, and a UDP socket of each family.
+type GatewaySockets = (u16, Vec<Vec<std::net::TcpListener>>, Vec<Socket>);
 
 fn open_gateway(families: &[Family]) -> std::io::Result<GatewaySockets> {
     let (mut port, mut tcp, mut udp) = (0, Vec::new(), Vec::new());
+    for _ in 0..gateway::fronts() {
+        let mut listeners = Vec::new();
+        for family in families {
+            let listener = gateway::listen(*family, port)?;
+            port = listener.local_addr()?.port();
+            listeners.push(listener);
+        }
+        tcp.push(listeners);
+    }
     for family in families {
-        let listener = gateway::listen(*family, port)?;
-        port = listener.local_addr()?.port();
-        tcp.push(listener);
         udp.push(gateway::bind_udp(*family, port)?);
     }
     Ok((port, tcp, udp))

@@ -190,11 +190,14 @@ async fn accept(
     token: CancellationToken,
 ) {
     loop {
-        let client = crate::gateway::accept(&listener).await;
+        let (client, _) = crate::gateway::accept(&listener).await;
         let (target, node) = (publication.target, surroundings.node.clone());
         spawn(&surroundings, &token, async move {
             match connect(&node, target).await {
-                Ok(server) => relay(client, server).await,
+                Ok(server) => {
+                    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+                    relay(client, server).await;
+                }
                 Err(error) => {
                     tracing::debug!(%target, error = error.chain(), "nobody takes a connection");
                     reset_on_close(&client);

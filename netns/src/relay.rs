@@ -48,12 +48,10 @@ pub(crate) fn reset_on_close(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// Copies both ways until both directions have ended or one has failed.
+/// Copies both ways until both directions have ended or one has failed. Both are to have `TCP_NODELAY`:
+/// segments are passed on as they come; waiting for more would add the peer's delayed acknowledgement to
+/// every exchange.
 pub(crate) async fn relay(a: TcpStream, b: TcpStream) {
-    // Segments are passed on as they come; waiting for more would add the peer's delayed
-    // acknowledgement to every exchange.
-    let _ = a.set_nodelay(true);
-    let _ = b.set_nodelay(true);
     if tokio::try_join!(pump(&a, &b), pump(&b, &a)).is_err() {
         reset_on_close(&a);
         reset_on_close(&b);

@@ -9,7 +9,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use super::{Request, Response, frame};
 use crate::{
-    AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
+    Adopted, AttachRequest, Attachment, Cidr, Error, Forward, PolicyTable, Publication, Refused,
     ServiceChange, ServiceTable,
 };
 
@@ -104,9 +104,8 @@ impl Control {
 
     /// Makes services and policies hold for a pod that somebody else attached to the node's network,
     /// until it is detached. Idempotent by id.
-    pub async fn adopt(&self, id: &str, member: &str, addresses: Vec<IpAddr>) -> Result<(), Error> {
-        let (id, member) = (id.to_owned(), member.to_owned());
-        self.done(&Request::Adopt { id, member, addresses }).await
+    pub async fn adopt(&self, id: &str, pod: Adopted) -> Result<(), Error> {
+        self.done(&Request::Adopt { id: id.to_owned(), pod }).await
     }
 
     /// The pods that are connected.

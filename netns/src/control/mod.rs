@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttachRequest, Attachment, Forward, PolicyTable, Publication, Refused, ServiceChange,
+    Adopted, AttachRequest, Attachment, Forward, PolicyTable, Publication, Refused, ServiceChange,
     ServiceTable,
 };
 
@@ -28,8 +28,7 @@ enum Request {
     },
     Adopt {
         id: String,
-        member: String,
-        addresses: Vec<IpAddr>,
+        pod: Adopted,
     },
     Attachments,
     /// Answered with an unconnected socket.

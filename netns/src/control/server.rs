@@ -75,8 +75,8 @@ impl Node {
                 self.detach(id).await?;
                 Response::Done
             }
-            Request::Adopt { id, member, addresses } => {
-                self.adopt(id, member, addresses).await?;
+            Request::Adopt { id, pod } => {
+                self.adopt(id, pod).await?;
                 Response::Done
             }
             Request::Attachments => Response::Attachments(self.attachments().await?),

@@ -5,16 +5,19 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::TcpStream as StdTcpStream;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 
 use super::Flows;
-use crate::netlink::{Requests, Socket, attributes, messages};
+use super::first_packet::{Key, read_packet};
+use crate::netlink::{Requests, Socket, messages};
 use crate::network::Network;
 use crate::ruleset::{CROWDED_MS, MARK_REFUSED, MARK_UNREACHABLE, QUEUE};
 use crate::thread::NetnsThread;
@@ -29,10 +32,8 @@ const CONFIG_PARAMETERS: u16 = 2;
 const CONFIG_MAX_LENGTH: u16 = 3;
 const COMMAND_BIND: u8 = 1;
 const COPY_PACKET: u8 = 2;
-const PACKET_HEADER: u16 = 1;
 const VERDICT_HEADER: u16 = 2;
 const MARK: u16 = 3;
-const PAYLOAD: u16 = 10;
 
 /// Enough for the longest IP header and the ports behind it.
 const COPIED_BYTES: u32 = 96;
@@ -44,14 +45,12 @@ const RECEIVE_BYTES: usize = 64 << 10;
 /// Connections that the outside accepted and the pod has lost interest in are closed after this.
 const UNCLAIMED: Duration = Duration::from_secs(5);
 
-/// Pod's and outside address of a connection.
-type Key = (SocketAddr, SocketAddr);
-
 enum State {
     /// The outside has not answered; the pod's own retransmissions add nothing.
     Connecting,
-    /// The outside has accepted; the pod's connection is about to arrive at the listener.
-    Connected(TcpStream, Instant),
+    /// The outside has accepted; the pod's connection is about to arrive at the listener, on whose thread
+    /// this one is then watched.
+    Connected(StdTcpStream, Instant),
 }
 
 /// The connections between their first packet and their arrival at the listener.
@@ -74,7 +73,7 @@ impl Held {
     }
 
     /// The outside's end of a connection that has just arrived.
-    pub fn claim(&self, pod: SocketAddr, destination: SocketAddr) -> Option<TcpStream> {
+    pub fn claim(&self, pod: SocketAddr, destination: SocketAddr) -> Option<StdTcpStream> {
         let mut table = self.table();
         match table.states.remove(&(pod, destination)) {
             Some(State::Connected(stream, _)) => Some(stream),
@@ -104,7 +103,7 @@ impl Held {
         None
     }
 
-    fn settle(&self, key: Key, stream: Option<TcpStream>) {
+    fn settle(&self, key: Key, stream: Option<StdTcpStream>) {
         let mut table = self.table();
         if let Some(count) = table.connecting.get_mut(&key.0.ip()) {
             *count = count.saturating_sub(1);
@@ -216,6 +215,8 @@ pub(crate) async fn serve(
             (&mut socket.get_ref()).read(&mut buffer)
         });
         let Ok(Ok(length)) = received else { continue };
+        // The connections that arrive, and those that wait, are served by the same thread.
+        tokio::task::coop::consume_budget().await;
         for (header, payload) in messages(&buffer[..length]) {
             if header.kind != PACKET {
                 continue;
@@ -236,22 +237,67 @@ pub(crate) async fn serve(
                         });
                     }
                 }
-                Some((key, None)) => {
-                    let (queue, held) = (Arc::clone(&queue), Arc::clone(&held));
-                    let token = flows.of(key.0.ip());
-                    tasks.spawn(async move {
-                        let connected = token.run_until_cancelled(TcpStream::connect(key.1)).await;
-                        let (verdict, stream) = match connected {
-                            Some(Ok(stream)) => (Answer::Accept, Some(stream)),
-                            Some(Err(error)) => (Answer::to(&error), None),
-                            None => (Answer::Drop, None),
-                        };
-                        held.settle(key, stream);
-                        answer(&queue, id, verdict);
-                    });
-                }
+                Some((key, None)) => match begin(key.1) {
+                    Ok(Begun::Done(stream)) => {
+                        held.settle(key, Some(stream));
+                        answer(&queue, id, Answer::Accept);
+                    }
+                    Err(error) => {
+                        held.settle(key, None);
+                        answer(&queue, id, Answer::to(&error));
+                    }
+                    Ok(Begun::Waiting(stream)) => {
+                        let (queue, held) = (Arc::clone(&queue), Arc::clone(&held));
+                        let token = flows.of(key.0.ip());
+                        tasks.spawn(async move {
+                            let connected =
+                                token.run_until_cancelled(until_connected(stream)).await;
+                            let (verdict, stream) = match connected {
+                                Some(Ok(stream)) => (Answer::Accept, Some(stream)),
+                                Some(Err(error)) => (Answer::to(&error), None),
+                                None => (Answer::Drop, None),
+                            };
+                            held.settle(key, stream);
+                            answer(&queue, id, verdict);
+                        });
+                    }
+                },
             }
         }
+    }
+}
+
+/// A connection to the outside that was begun.
+enum Begun {
+    /// It is there already: the other side is on this machine.
+    Done(StdTcpStream),
+    Waiting(StdTcpStream),
+}
+
+/// Begins a connection. One within this machine is accepted or refused while `connect` is under way, which
+/// the second call tells: so it needs no watching, and nobody has to be woken for it.
+fn begin(destination: SocketAddr) -> io::Result<Begun> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = socket2::Socket::new(Domain::for_address(destination), kind, None)?;
+    let address = destination.into();
+    let first = socket.connect(&address);
+    let state = match first {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => socket.connect(&address),
+        other => other,
+    };
+    match state.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(()) | Err((Some(libc::EISCONN), _)) => Ok(Begun::Done(socket.into())),
+        Err((Some(libc::EALREADY | libc::EINPROGRESS), _)) => Ok(Begun::Waiting(socket.into())),
+        Err((_, error)) => Err(error),
+    }
+}
+
+async fn until_connected(stream: StdTcpStream) -> io::Result<StdTcpStream> {
+    let stream = TcpStream::from_std(stream)?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => stream.into_std(),
     }
 }
 
@@ -275,72 +321,12 @@ fn answer(queue: &AsyncFd<socket2::Socket>, id: u32, verdict: Answer) {
     }
 }
 
-/// The packet's number, and its addresses if they can be read.
-fn read_packet(payload: &[u8]) -> Option<(u32, Option<Key>)> {
-    let mut id = None;
-    let mut key = None;
-    for (kind, value) in attributes(payload.get(4..)?) {
-        match kind {
-            PACKET_HEADER => id = Some(u32::from_be_bytes(value.get(..4)?.try_into().ok()?)),
-            PAYLOAD => key = read_addresses(value),
-            _ => {}
-        }
-    }
-    Some((id?, key))
-}
-
-/// Source and destination of a TCP packet.
-fn read_addresses(packet: &[u8]) -> Option<Key> {
-    let (addresses, transport): ([IpAddr; 2], &[u8]) = match packet.first()? >> 4 {
-        4 if packet.get(9) == Some(&(libc::IPPROTO_TCP as u8)) => {
-            let at = |at: usize| -> Option<IpAddr> {
-                let octets: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
-                Some(Ipv4Addr::from(octets).into())
-            };
-            ([at(12)?, at(16)?], packet.get(usize::from(packet[0] & 0xf) * 4..)?)
-        }
-        6 if packet.get(6) == Some(&(libc::IPPROTO_TCP as u8)) => {
-            let at = |at: usize| -> Option<IpAddr> {
-                let octets: [u8; 16] = packet.get(at..at + 16)?.try_into().ok()?;
-                Some(Ipv6Addr::from(octets).into())
-            };
-            ([at(8)?, at(24)?], packet.get(40..)?)
-        }
-        _ => return None,
-    };
-    let port = |at: usize| -> Option<u16> {
-        Some(u16::from_be_bytes(transport.get(at..at + 2)?.try_into().ok()?))
-    };
-    Some((SocketAddr::new(addresses[0], port(0)?), SocketAddr::new(addresses[1], port(2)?)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
-    fn addresses_are_read_from_both_families() {
-        let mut v4 = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 42, 0, 2, 192, 0, 2, 1];
-        v4.extend_from_slice(&[0x9c, 0x40, 0, 80]);
-        let mut v6 = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
-        v6.extend_from_slice(&"fd00::2".parse::<Ipv6Addr>().unwrap().octets());
-        v6.extend_from_slice(&"2001:db8::1".parse::<Ipv6Addr>().unwrap().octets());
-        v6.extend_from_slice(&[0x9c, 0x40, 0, 80]);
-        let cases = [
-            (v4.clone(), Some(("10.42.0.2:40000", "192.0.2.1:80"))),
-            (v6, Some(("[fd00::2]:40000", "[2001:db8::1]:80"))),
-            (v4[..21].to_vec(), None),
-            (Vec::new(), None),
-        ];
-        for (packet, want) in cases {
-            let want = want.map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap()));
-            assert_eq!(read_addresses(&packet), want);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_pod_cannot_hold_everything() {
+    fn a_pod_cannot_hold_everything() {
         let held = Held::default();
         let key = |pod: u8, port: u16| {
             (SocketAddr::from(([10, 42, 0, pod], port)), "192.0.2.1:80".parse().unwrap())
@@ -357,11 +343,22 @@ mod tests {
         assert_eq!(held.admit(key(2, 9000)), None, "a place became free");
     }
 
-    proptest! {
-        #[test]
-        fn foreign_packets_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let _ = read_addresses(&bytes);
-            let _ = read_packet(&bytes);
-        }
+    #[tokio::test]
+    async fn connections_within_the_machine_are_there_or_refused_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stream = match begin(address).unwrap() {
+            Begun::Done(stream) => stream,
+            // It may be that another thread did a part of the work, and later.
+            Begun::Waiting(stream) => until_connected(stream).await.unwrap(),
+        };
+        assert_eq!(stream.peer_addr().unwrap(), address);
+        drop((stream, listener));
+        let error = match begin(address) {
+            Err(error) => error,
+            Ok(Begun::Done(_)) => panic!("nobody listens"),
+            Ok(Begun::Waiting(stream)) => until_connected(stream).await.unwrap_err(),
+        };
+        assert_eq!(Answer::to(&error), Answer::Refuse);
     }
 }

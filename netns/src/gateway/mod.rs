@@ -1,12 +1,14 @@
 //! Egress: what pods send beyond the cluster is carried by ordinary sockets of the host.
 
+mod first_packet;
+mod front;
 mod hold;
 mod icmp;
 mod tcp;
 mod udp;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use front::{Front, count as fronts};
 pub(crate) use hold::{Held, open as open_queue, serve as serve_queue};
 pub(crate) use icmp::{Ping, Sockets as IcmpSockets, open as open_icmp};
 pub(crate) use tcp::{listen, serve as serve_tcp};
@@ -23,11 +26,11 @@ pub(crate) use udp::{Context, bind as bind_udp, serve as serve_udp};
 /// After running out of descriptors or memory, some time for connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts the next connection, whatever goes wrong on the way.
-pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
+/// Accepts the next connection, whatever goes wrong on the way; with who made it.
+pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(accepted) => return accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -1,7 +1,7 @@
 //! TCP: the node's transparent listener has accepted under the address the pod asked for.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream as StdTcpStream};
 use std::sync::Arc;
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -20,6 +20,11 @@ pub(crate) fn listen(family: Family, port: u16) -> io::Result<std::net::TcpListe
     let socket = Socket::new(domain(family), Type::STREAM.nonblocking().cloexec(), None)?;
     sys::set_transparent(&socket, family)?;
     socket.set_reuse_address(true)?;
+    // Several threads listen at one port, and the kernel spreads the connections.
+    socket.set_reuse_port(true)?;
+    // What is accepted inherits these.
+    socket.set_keepalive(true)?;
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&SocketAddr::new(family.loopback(), port).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -41,10 +46,8 @@ pub(crate) async fn serve(
 ) {
     let own = listener.local_addr().ok();
     loop {
-        let client = super::accept(&listener).await;
-        let (Ok(destination), Ok(source)) = (client.local_addr(), client.peer_addr()) else {
-            continue;
-        };
+        let (client, source) = super::accept(&listener).await;
+        let Ok(destination) = client.local_addr() else { continue };
         if Some(destination) == own {
             reset_on_close(&client);
             continue;
@@ -62,15 +65,15 @@ pub(crate) async fn serve(
     }
 }
 
-async fn carry(client: TcpStream, server: Option<TcpStream>, destination: SocketAddr) {
-    let _ = SockRef::from(&client).set_keepalive(true);
+async fn carry(client: TcpStream, server: Option<StdTcpStream>, destination: SocketAddr) {
     let server = match server {
-        Some(server) => Ok(server),
+        Some(server) => TcpStream::from_std(server),
         None => TcpStream::connect(destination).await,
     };
     match server {
         Ok(server) => {
             let _ = SockRef::from(&server).set_keepalive(true);
+            let _ = server.set_nodelay(true);
             relay(client, server).await;
         }
         Err(error) => {

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::netlink::{Attributes, Requests, Socket};
-use crate::nft::{Element, Rule, SetSpec, set};
+use crate::nft::{Element, Rule, SetSpec, elements, set};
 
 const SUBSYSTEM: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8;
 const BATCH_BEGIN: u16 = 0x10;
@@ -209,7 +209,7 @@ impl Batch {
             self.push(format!("{verb} set {set}"), kind, flags, |a| {
                 set::write_list_header(a, table, set);
                 let start = a.written();
-                a.nest(set::LIST_ELEMENTS, |a| {
+                a.nest(elements::LIST_ELEMENTS, |a| {
                     while a.written() - start < ELEMENTS_BYTES
                         && let Some(element) = elements.next()
                     {
@@ -245,6 +245,6 @@ pub(crate) fn dump_elements(
         set::write_list_header(a, table, map);
     });
     let mut elements = Vec::new();
-    socket.dump(&requests, |_, payload| elements.extend(set::read_elements(payload)))?;
+    socket.dump(&requests, |_, payload| elements.extend(elements::read_elements(payload)))?;
     Ok(elements)
 }

@@ -4,6 +4,7 @@
 //! `include/uapi/linux/netfilter/nf_tables.h`; meanings: `nft(8)`. Every number is big-endian.
 
 mod batch;
+mod elements;
 pub(crate) mod expr;
 mod set;
 

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
+use super::elements::{DATA_VALUE, ELEMENT_DATA, ELEMENT_KEY, LIST_ELEMENT};
 use crate::family::{next_address, octets};
-use crate::netlink::{Attributes, attributes};
+use crate::netlink::Attributes;
 
 const SET_TABLE: u16 = 1;
 const SET_NAME: u16 = 2;
@@ -17,14 +18,9 @@ const SET_TIMEOUT: u16 = 11;
 
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
-pub(super) const LIST_ELEMENTS: u16 = 3;
-const LIST_ELEMENT: u16 = 1;
 
-const ELEMENT_KEY: u16 = 1;
-const ELEMENT_DATA: u16 = 2;
 const ELEMENT_FLAGS: u16 = 3;
 
-const DATA_VALUE: u16 = 1;
 pub(super) const DATA_VERDICT: u16 = 2;
 pub(super) const VERDICT_CODE: u16 = 1;
 pub(super) const VERDICT_CHAIN: u16 = 2;
@@ -153,26 +149,6 @@ fn write_verdict(a: &mut Attributes, code: i32, chain: &str) {
     a.nest(DATA_VERDICT, |a| {
         a.be32(VERDICT_CODE, code as u32).string(VERDICT_CHAIN, chain);
     });
-}
-
-/// The keys and values of a dumped list of elements.
-pub(crate) fn read_elements(payload: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let value_of = |nest: &[u8]| {
-        attributes(nest).find(|(kind, _)| *kind == DATA_VALUE).map(|(_, value)| value.to_vec())
-    };
-    let lists = attributes(payload.get(4..).unwrap_or_default());
-    let elements = lists
-        .filter(|(kind, _)| *kind == LIST_ELEMENTS)
-        .flat_map(|(_, list)| attributes(list))
-        .filter(|(kind, _)| *kind == LIST_ELEMENT);
-    elements
-        .filter_map(|(_, element)| {
-            let part = |wanted| attributes(element).find(|(kind, _)| *kind == wanted);
-            let key = value_of(part(ELEMENT_KEY)?.1)?;
-            let data = part(ELEMENT_DATA).and_then(|(_, data)| value_of(data));
-            Some((key, data.unwrap_or_default()))
-        })
-        .collect()
 }
 
 pub(super) fn write_set_name(a: &mut Attributes, table: &str, name: &str) {

@@ -1,7 +1,7 @@
 //! The way out.
 
 use std::io::ErrorKind;
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 use crate::harness::{HOST, Pod, TIMEOUT, echo, run, serve, start};
 
@@ -18,6 +18,42 @@ fn egress_reaches_the_host_and_refusals_arrive() {
         let free = TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap();
         let refused = pod.ask(free).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
+    });
+}
+
+/// Runs `ip` where the host is.
+fn ip(words: &str) {
+    let status = std::process::Command::new("ip").args(words.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {words}");
+}
+
+/// A VPN that is joined, another wireless network: new connections go as the host's do by then.
+#[test]
+fn the_way_out_follows_the_host() {
+    run("egress::the_way_out_follows_the_host", async {
+        let (_node, control, _dir) = start().await;
+        let pod = Pod::new();
+        pod.attach(&control, "a").await;
+        let far = SocketAddr::from(([198, 51, 100, 7], 80));
+        let kind = |answer: std::io::Result<String>| answer.map_err(|error| error.kind());
+        let unreachable = [ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable];
+        let before = kind(pod.ask(far)).unwrap_err();
+        assert!(unreachable.contains(&before), "no way there yet: {before:?}");
+        ip("link add vpn type veth peer name far");
+        ip("address add 198.51.100.7/24 dev vpn");
+        ip("link set vpn up");
+        let listener = TcpListener::bind(far).unwrap();
+        serve(listener, "vpn");
+        assert_eq!(kind(pod.ask(far)), Ok("vpn 198.51.100.7\nhello".into()));
+        // From one network to another: what the host calls its own address now is what servers see.
+        ip("address add 203.0.113.1/32 dev lo");
+        let other = TcpListener::bind("203.0.113.1:0").unwrap();
+        let address = other.local_addr().unwrap();
+        serve(other, "moved");
+        assert_eq!(kind(pod.ask(address)), Ok("moved 203.0.113.1\nhello".into()));
+        ip("link delete vpn");
+        let after = kind(pod.ask(far)).unwrap_err();
+        assert!(unreachable.contains(&after), "the way is gone: {after:?}");
     });
 }
 

@@ -101,7 +101,7 @@ fn pods_have_both_families() {
 
         // The way out, to the host's IPv6 address.
         let added = std::process::Command::new("ip")
-            .args(["address", "add", "2001:db8::10/128", "dev", "lo"])
+            .args(["address", "add", "2001:db8::10/128", "dev", "lo", "nodad"])
             .status();
         assert!(added.unwrap().success());
         let host: IpAddr = "2001:db8::10".parse().unwrap();

@@ -241,6 +241,12 @@ fn addresses(result: &Value) -> Vec<IpAddr> {
         .collect()
 }
 
+/// The gateways in a result: addresses of the node, at which host ports may be.
+fn gateways(result: &Value) -> Vec<IpAddr> {
+    let ips = result["ips"].as_array().into_iter().flatten();
+    ips.filter_map(|ip| ip["gateway"].as_str()?.parse().ok()).collect()
+}
+
 fn failed(error: anyhow::Error) -> Error {
     Error::Failed(format!("{error:#}"))
 }
@@ -289,7 +295,12 @@ impl Network for PluginNetwork {
             })
             .await?;
         let addresses = addresses(&attached.result);
-        self.control.adopt(&adopted, &attached.member, addresses.clone()).await?;
+        let pod = netns::Adopted {
+            member: attached.member,
+            addresses: addresses.clone(),
+            gateways: gateways(&attached.result),
+        };
+        self.control.adopt(&adopted, pod).await?;
         Ok(addresses)
     }
 
@@ -338,5 +349,8 @@ mod tests {
         let want: Vec<IpAddr> = vec!["10.9.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
         assert_eq!(addresses(&result), want);
         assert!(addresses(&Value::Null).is_empty());
+        let told =
+            json!({"ips": [{"address": "10.9.0.2/24", "gateway": "10.9.0.1"}, {"address": "x"}]});
+        assert_eq!(gateways(&told), ["10.9.0.1".parse::<IpAddr>().unwrap()]);
     }
 }
