@@ -5,6 +5,7 @@
 //! `k8s.io/apimachinery/pkg/util/remotecommand` (the protocols).
 
 mod forward;
+mod message;
 mod session;
 mod socket;
 mod spdy;

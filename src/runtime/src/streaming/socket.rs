@@ -1,48 +1,7 @@
 //! The client's end of a remote command, whichever protocol carries it.
 
-use bytes::Bytes;
-use serde::Deserialize;
-
+pub use super::message::{Incoming, Size, channel};
 use super::{spdy, websocket};
-
-/// Numbers of the channels.
-pub mod channel {
-    /// Standard input, from the client.
-    pub const STDIN: u8 = 0;
-    /// Standard output.
-    pub const STDOUT: u8 = 1;
-    /// Standard error.
-    pub const STDERR: u8 = 2;
-    /// How it ended, as a `Status`.
-    pub const ERROR: u8 = 3;
-    /// Sizes of the terminal, from the client.
-    pub const RESIZE: u8 = 4;
-    /// The channel named by the next byte is closed (WebSocket, version 5).
-    pub const CLOSE: u8 = 255;
-}
-
-/// A size of the terminal, in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Size {
-    /// Columns.
-    pub width: u16,
-    /// Rows.
-    pub height: u16,
-}
-
-/// What the client says.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Incoming {
-    /// Input for the process.
-    Input(Bytes),
-    /// There is no more input.
-    InputEnd,
-    /// The terminal has another size.
-    Resize(Size),
-    /// Nothing that concerns the process.
-    Other,
-}
 
 /// The client's end of a session.
 pub enum Socket {

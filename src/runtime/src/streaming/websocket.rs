@@ -7,9 +7,7 @@
 //! Source: `k8s.io/apimachinery/pkg/util/httpstream/wsstream` (`conn.go`) and
 //! `k8s.io/kubelet/pkg/cri/streaming/remotecommand` (`websocket.go`).
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use http::header::{
     CONNECTION, HeaderMap, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
@@ -25,7 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_util::io::{CopyToBytes, SinkWriter, StreamReader};
 
-use super::socket::{Incoming, channel};
+use super::message::{Form, Incoming, channel, meaning};
 use super::spdy::{ReadHalf, WriteHalf};
 
 /// The versions of remote commands that are spoken; the last is that of a client that names none.
@@ -85,52 +83,6 @@ pub fn accept<B: Default>(headers: &HeaderMap, protocol: &'static str) -> Respon
         answer.insert(SEC_WEBSOCKET_ACCEPT, value);
     }
     response
-}
-
-/// How channels are written into messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Form {
-    /// The channel is a digit, and what follows is base64.
-    base64: bool,
-    /// The end is told as a `Status`; before version 4 a failure is told as text, and success not at all.
-    status: bool,
-}
-
-impl Form {
-    fn of(protocol: &str) -> Self {
-        Self { base64: protocol.contains("base64"), status: protocol.starts_with('v') }
-    }
-
-    /// The channel and what was sent on it; `None` for what is no message of this form.
-    fn parse(self, message: Bytes) -> Option<(u8, Bytes)> {
-        let (channel, data) = (*message.first()?, message.slice(1..));
-        if !self.base64 {
-            return Some((channel, data));
-        }
-        let data = STANDARD.decode(&data).ok()?;
-        Some((channel.checked_sub(b'0')?, data.into()))
-    }
-
-    fn message(self, channel: u8, bytes: &[u8]) -> Message {
-        if self.base64 {
-            let digit = char::from(b'0' + channel);
-            return Message::text(format!("{digit}{}", STANDARD.encode(bytes)));
-        }
-        let mut message = BytesMut::with_capacity(bytes.len() + 1);
-        message.put_u8(channel);
-        message.put_slice(bytes);
-        Message::Binary(message.freeze())
-    }
-}
-
-/// What is said on a channel of a remote command.
-fn meaning(channel: u8, data: Bytes) -> Incoming {
-    match channel {
-        channel::STDIN if !data.is_empty() => Incoming::Input(data),
-        channel::RESIZE => serde_json::from_slice(&data).map_or(Incoming::Other, Incoming::Resize),
-        channel::CLOSE if data.first() == Some(&channel::STDIN) => Incoming::InputEnd,
-        _ => Incoming::Other,
-    }
 }
 
 /// The client's end of a session.
@@ -212,7 +164,6 @@ pub async fn tunnel(stream: TokioIo<Upgraded>) -> (ReadHalf, WriteHalf) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::socket::Size;
     use super::*;
 
     fn headers(protocols: &'static str) -> HeaderMap {
@@ -241,46 +192,5 @@ mod tests {
         let mut other = HeaderMap::new();
         other.insert(UPGRADE, HeaderValue::from_static("h2c"));
         assert!(negotiate(&other, &CHANNELS).unwrap_err().contains("h2c"));
-    }
-
-    #[test]
-    fn messages_mean_what_their_channel_says() {
-        let cases: [(&[u8], Option<Incoming>); 6] = [
-            (b"\x00abc", Some(Incoming::Input(Bytes::from_static(b"abc")))),
-            (b"\x00", Some(Incoming::Other)),
-            (b"\xff\x00", Some(Incoming::InputEnd)),
-            (
-                b"\x04{\"Width\":80,\"Height\":24}",
-                Some(Incoming::Resize(Size { width: 80, height: 24 })),
-            ),
-            (b"\x04nonsense", Some(Incoming::Other)),
-            (b"", None),
-        ];
-        let form = Form::of("v5.channel.k8s.io");
-        for (message, want) in cases {
-            let got = form.parse(Bytes::from_static(message));
-            assert_eq!(got.map(|(channel, data)| meaning(channel, data)), want);
-        }
-    }
-
-    #[test]
-    fn the_version_says_how_messages_are_written() {
-        for (protocol, sent, status) in [
-            ("v5.channel.k8s.io", Message::binary(&b"\x01abc"[..]), true),
-            ("v4.base64.channel.k8s.io", Message::text("1YWJj"), true),
-            ("base64.channel.k8s.io", Message::text("1YWJj"), false),
-            ("channel.k8s.io", Message::binary(&b"\x01abc"[..]), false),
-            ("", Message::binary(&b"\x01abc"[..]), false),
-        ] {
-            let form = Form::of(protocol);
-            assert_eq!(form.status, status, "{protocol}");
-            let message = form.message(channel::STDOUT, b"abc");
-            assert_eq!(message, sent, "{protocol}");
-            let parsed = form.parse(message.into_data());
-            assert_eq!(parsed, Some((channel::STDOUT, Bytes::from_static(b"abc"))), "{protocol}");
-        }
-        let damaged = Form::of("base64.channel.k8s.io");
-        assert_eq!(damaged.parse(Bytes::from_static(b"0%")), None);
-        assert_eq!(damaged.parse(Bytes::from_static(b"\x00YQ==")), None);
     }
 }
