@@ -12,7 +12,9 @@ binary=${1:-target/x86_64-unknown-linux-gnu/debug/rootlet}
 place=$(mktemp -d "$PWD/target/vm.XXXXXX")
 trap 'rm -rf "$place"; "$vm" stop >/dev/null 2>&1 || true' EXIT
 cp "$binary" "$place/rootlet" && strip "$place/rootlet"
-cp target/tools/kubectl tests/vm-{inside,service,wait}.sh "$place/"
+cp target/tools/kubectl tests/vm-{inside,sctp,service,wait}.sh "$place/"
+cargo build --locked -q -p netns --example associate
+cp target/x86_64-unknown-linux-gnu/debug/examples/associate "$place/" && strip "$place/associate"
 tests/busybox-image.sh "$place/busybox.tar" localhost/busybox:test
 chmod -R a+rX "$place"
 export VM_SHARE=$PWD VM_NAME=${VM_NAME:-rootlet}
@@ -23,6 +25,9 @@ for how in "" --scope; do
     # shellcheck disable=SC2086
     "$vm" run $how -- "$place/vm-inside.sh" "$place"
 done
+echo "== SCTP"
+"$vm" run --root -- modprobe sctp
+"$vm" run -- "$place/vm-sctp.sh" "$place"
 echo "== service"
 "$vm" run -- "$place/vm-service.sh" "$place" install
 "$vm" run --root -- systemctl restart user@1000.service
