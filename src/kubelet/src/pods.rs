@@ -117,7 +117,7 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
                     of_files.mirrors.gone(&pod);
                     folder.reset_immediately();
                 }
-                Some(Change::Deleted(pod)) => remove(&workers, &pod),
+                Some(Change::Deleted(pod)) => remove(&context, &workers, &pod),
                 Some(Change::Synced) => {
                     synced = true;
                     let all = informer.store().state();
@@ -132,7 +132,7 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
                     }
                     for known in workers.pods() {
                         if !pod::is_static(&known) && !all.iter().any(|p| p.metadata.uid == known.metadata.uid) {
-                            remove(&workers, &known);
+                            remove(&context, &workers, &known);
                         }
                     }
                     adopt_orphans(&context, &workers, &done).await;
@@ -195,7 +195,7 @@ impl Static {
         let first = !std::mem::replace(&mut self.read, true);
         for (name, pod) in &before {
             if self.pods.get(name).is_none_or(|now| now.metadata.uid != pod.metadata.uid) {
-                remove(workers, pod);
+                remove(context, workers, pod);
             }
         }
         let fresh: Vec<Name> = self
@@ -243,7 +243,10 @@ fn apply(
     }
 }
 
-fn remove(workers: &Workers, pod: &Arc<Pod>) {
+/// A pod is no longer wanted. What the API does not know any more takes nothing from those that come, as the
+/// scheduler has it: it may have given the pod's ports away already.
+fn remove(context: &Context, workers: &Workers, pod: &Arc<Pod>) {
+    context.release(pod::uid(pod));
     if let Some(handle) = workers.lock().get(pod::uid(pod)) {
         handle.update(Update::removed(pod.clone()));
     }
