@@ -8,6 +8,8 @@ use std::net::IpAddr;
 
 use libfuzzer_sys::fuzz_target;
 
+#[path = "../../../netns/src/family.rs"]
+mod family;
 #[path = "../../../netns/src/gateway/icmp/wire.rs"]
 mod wire;
 
