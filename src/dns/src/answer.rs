@@ -204,7 +204,7 @@ pub(crate) fn own(
             name_of_file(&mut answer, &name, kind, known)?;
         }
         Answer::Records(records) => {
-            lasting = zone_records(&mut answer, records, zone, kind, known)?
+            lasting = zone_records(&mut answer, records, zone, kind, known)?;
         }
         nothing => {
             answer.metadata.authoritative = true;

@@ -21,8 +21,8 @@ use crate::host::{self, Host};
 use crate::metrics::{self, Asked, Metrics};
 use crate::recent::{Given, Recent};
 use crate::shares::Shares;
-use crate::update::{Update, Whole};
-use crate::zone::{Answer, Data, Kind, Zone};
+use crate::update::Update;
+use crate::zone::{Answer, Data, Zone};
 
 /// Questions that may wait for the host's name servers.
 const WAITING_MAX: usize = 1024;
@@ -313,7 +313,9 @@ impl Known for Server {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::update::Whole;
     use crate::zone::Data;
+    use crate::zone::Kind;
 
     fn told(server: &Server, lines: &[&str], name: &str) -> Answer {
         for line in lines {

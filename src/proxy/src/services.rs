@@ -188,8 +188,12 @@ impl Keeper {
                     self.tables.set_balanced(&key, None);
                 }
                 self.hosted.clear();
-                services.iter().for_each(|s| self.concern(&tables::key(&**s), Some(s)));
-                pods.iter().for_each(|pod| self.host(&tables::key(&**pod), Some(pod)));
+                for s in &services {
+                    self.concern(&tables::key(&**s), Some(s));
+                }
+                for pod in &pods {
+                    self.host(&tables::key(&**pod), Some(pod));
+                }
                 self.take(Changed::Zone);
                 self.tables.reset(&services, &self.slices.store().state(), &pods);
             }
@@ -200,12 +204,11 @@ impl Keeper {
         let concerns = |service: &&Arc<Service>| {
             publish::concerns(service) || health::port_of(service).is_some()
         };
-        match service.filter(concerns) {
-            Some(service) => drop(self.concerned.insert(key.clone(), Arc::clone(service))),
-            None => {
-                self.concerned.remove(key);
-                self.tables.set_balanced(key, None);
-            }
+        if let Some(service) = service.filter(concerns) {
+            self.concerned.insert(key.clone(), Arc::clone(service));
+        } else {
+            self.concerned.remove(key);
+            self.tables.set_balanced(key, None);
         }
     }
 

@@ -102,15 +102,23 @@ impl Tables {
     ) {
         // What is not there any more has to be found out; the table itself stays to be compared with.
         let gone: Vec<Claimant> = self.claimed.values().map(|(who, _)| who.clone()).collect();
-        gone.into_iter().for_each(|who| self.claim(who, Vec::new()));
+        for who in gone {
+            self.claim(who, Vec::new());
+        }
         let balanced = std::mem::take(&mut self.services).into_iter();
         for (key, known) in balanced.filter(|(_, known)| known.balanced.is_some()) {
             self.set_balanced(&key, known.balanced);
         }
         self.owners.clear();
-        services.iter().for_each(|service| self.set_service(key(&**service), Some(service)));
-        slices.iter().for_each(|slice| self.set_slice(key(&**slice), Some(slice)));
-        pods.iter().for_each(|pod| self.set_pod(key(&**pod), Some(pod)));
+        for service in services {
+            self.set_service(key(&**service), Some(service));
+        }
+        for slice in slices {
+            self.set_slice(key(&**slice), Some(slice));
+        }
+        for pod in pods {
+            self.set_pod(key(&**pod), Some(pod));
+        }
     }
 
     /// The node is somewhere else now.
