@@ -523,7 +523,7 @@ mod tests {
                 let mut zone = Zone::new("cluster.local", Vec::new());
                 names.records().into_iter().for_each(|record| zone.add(record));
                 for some in changes.chunks(told) {
-                    for change in &some {
+                    for change in some {
      changed(&mut names, *change);
     }
                     let Difference { gone, added } = names.difference();
