@@ -201,6 +201,16 @@ pub fn env_var_name(text: &str) -> Mistakes {
     mistakes
 }
 
+/// The name of a header of HTTP.
+pub fn http_header_name(text: &str) -> Mistakes {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if !text.is_empty() && text.bytes().all(valid) {
+        return Mistakes::new();
+    }
+    let message = "a valid HTTP header must consist of alphanumeric characters or '-'";
+    vec![pattern(message, "[-A-Za-z0-9]+", &["X-Header-Name"])]
+}
+
 /// The name of a port: `IANA_SVC_NAME`.
 pub fn port_name(text: &str) -> Mistakes {
     let mut mistakes = Mistakes::new();

@@ -129,6 +129,17 @@ impl Quantity {
         self.scaled(0)
     }
 
+    /// Whether there is nothing behind the point.
+    pub fn is_whole(&self) -> bool {
+        self.scale >= 0 || self.at_scale(0).1
+    }
+
+    /// Whether it is some number of `unit`s; both as whole amounts.
+    pub fn is_multiple_of(&self, unit: &Self) -> bool {
+        let (amount, unit) = (self.at_scale(0).0, unit.at_scale(0).0);
+        unit != 0 && amount % unit == 0
+    }
+
     /// The amount in thousandths, rounded away from zero, within 64 bits.
     pub fn milli_value(&self) -> i64 {
         self.scaled(-3)
@@ -194,12 +205,18 @@ impl Quantity {
         if self.format != Format::DecimalExponent {
             exponent = exponent.min(18);
         }
-        let (number, _) = self.at_scale(exponent);
+        let number = self.digits_at(exponent);
         if self.format == Format::DecimalExponent {
-            return if exponent == 0 { number.to_string() } else { format!("{number}e{exponent}") };
+            return if exponent == 0 { number } else { format!("{number}e{exponent}") };
         }
         let suffix = DECIMAL.iter().find(|(_, e)| *e == exponent).map_or("", |(s, _)| s);
         format!("{number}{suffix}")
+    }
+
+    /// The amount in units of `10^scale`, of which it is a multiple, however many digits that takes.
+    fn digits_at(&self, scale: i32) -> String {
+        let zeros = usize::try_from(self.scale - scale).unwrap_or(0);
+        format!("{}{}", self.mantissa, "0".repeat(zeros))
     }
 
     /// Whole numbers from 1024 up have a binary spelling; others are shown in decimal, exactly.
@@ -281,13 +298,23 @@ impl FromStr for Quantity {
         let all = format!("{whole}{fraction}");
         let number = all.trim_start_matches('0');
         let zeros = number.len() - number.trim_end_matches('0').len();
-        let number = &number[..number.len() - zeros];
+        let mut number = &number[..number.len() - zeros];
+        let mut scale = zeros as i32 - fraction.len() as i32;
+        let mut more = 0;
+        if let (true, Suffix::Ten(exponent, _)) = (number.len() > DIGITS as usize, &suffix) {
+            // What is below a billionth only rounds up.
+            let below = NANO.saturating_sub(scale.saturating_add(*exponent)).max(0);
+            let kept = number.len().saturating_sub(below.unsigned_abs() as usize);
+            more = i128::from(kept < number.len());
+            scale += (number.len() - kept) as i32;
+            number = &number[..kept];
+        }
         if number.len() > DIGITS as usize {
             return Err(Error::Numeric);
         }
         let mantissa: i128 =
             if number.is_empty() { 0 } else { number.parse().map_err(|_| Error::Numeric)? };
-        let mut scale = zeros as i32 - fraction.len() as i32;
+        let mantissa = mantissa + more;
         let (mut mantissa, format) = match suffix {
             Suffix::Ten(exponent, format) => {
                 scale = scale.saturating_add(exponent);
@@ -412,6 +439,16 @@ mod tests {
             (".5", "500m"),
             ("5e-3", "5e-3"),
             ("0.1Mi", "104857600m"),
+            // More digits than an integer of 128 bits has.
+            (
+                "1000000000000000000000000000000000000000000000000000000000000",
+                "1000000000000000000000000000000000000000000E",
+            ),
+            (
+                "-100000000000000000000000000000000000000000000000000000000000000",
+                "-100000000000000000000000000000000000000000000E",
+            ),
+            ("1.00000000000000000000000000000000000000000001", "1000000001n"),
         ];
         for (text, want) in cases {
             assert_eq!(parse(text).to_string(), want, "{text}");

@@ -19,12 +19,17 @@ mod pod;
 pub mod pod_resources;
 mod pod_update;
 mod policy;
+mod projected;
 mod quota;
 mod registration;
+mod restart;
+mod security;
 mod service;
 mod status;
 mod storage;
+mod trust;
 mod volume;
+mod volume_source;
 mod webhooks;
 mod workload;
 
@@ -52,7 +57,6 @@ pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
         ("", "configmaps") => core::config_map(object, &mut errors),
         ("", "secrets") => core::secret(object, &mut errors),
         ("", "nodes") => core::node(object, &mut errors),
-        ("", "serviceaccounts") => core::service_account(object, &mut errors),
         ("scheduling.k8s.io", "priorityclasses") => core::priority_class(object, &mut errors),
         ("rbac.authorization.k8s.io", _) => core::rbac(plural, object, &mut errors),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
@@ -128,6 +132,7 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
                 certificates::update("", object, old, errors);
             }
         }
+        ("certificates.k8s.io", "clustertrustbundles") => trust::bundle(object, old, errors),
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => flowcontrol::schema(object, errors),
         ("flowcontrol.apiserver.k8s.io", _) => flowcontrol::level(object, errors),
         ("resource.k8s.io", _) => devices::validate(plural, object, old, errors),
@@ -138,6 +143,7 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
         ("storage.k8s.io", "volumeattributesclasses") => {
             csi::attributes_class(object, old, errors);
         }
+        ("apps", "controllerrevisions") => workload::revision(object, old, errors),
         ("apiregistration.k8s.io", "apiservices") => registration::api_service(object, errors),
         _ => {}
     }
@@ -188,7 +194,6 @@ pub fn validate_update(ctx: &RequestContext, object: &Value, old: &Value) -> Err
             core::immutable_data(object, old, &mut errors);
         }
         ("", "nodes") => core::node_update(object, old, &mut errors),
-        ("", "serviceaccounts") => core::service_account(object, &mut errors),
         ("scheduling.k8s.io", "priorityclasses") => {
             core::priority_class_update(object, old, &mut errors);
         }

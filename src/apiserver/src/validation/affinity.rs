@@ -68,13 +68,21 @@ fn node_selector_term(term: &Value, path: &Path, errors: &mut ErrorList) {
             let (key, operator) = (item["key"].text(), item["operator"].text());
             let values = item["values"].items().len();
             if list == "matchFields" {
-                one_of(errors, &path.child("key"), key, &["metadata.name"]);
                 if !matches!(operator, "In" | "NotIn") {
                     let detail = "not a valid selector operator";
                     errors.push(Error::invalid(&path.child("operator"), operator, detail));
                 } else if values != 1 {
                     let detail = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
                     errors.push(Error::required(&path.child("values"), detail));
+                }
+                if key == "metadata.name" {
+                    for (index, name) in item["values"].texts().enumerate() {
+                        let at = path.child("values").index(index);
+                        mistakes(errors, &at, name, names::dns_subdomain(name));
+                    }
+                } else {
+                    let detail = "not a valid field selector key";
+                    errors.push(Error::invalid(&path.child("key"), key, detail));
                 }
                 continue;
             }
@@ -99,6 +107,12 @@ fn node_selector_term(term: &Value, path: &Path, errors: &mut ErrorList) {
                 )),
             }
             mistakes(errors, &path.child("key"), key, names::qualified_name(key));
+            if matches!(operator, "In" | "NotIn") {
+                for (index, value) in item["values"].texts().enumerate() {
+                    let at = path.child("values").index(index);
+                    mistakes(errors, &at, value, names::label_value(value));
+                }
+            }
         }
     }
 }
@@ -107,10 +121,10 @@ fn pod_term(term: &Value, path: &Path, errors: &mut ErrorList) {
     for selector in ["labelSelector", "namespaceSelector"] {
         label_selector(errors, &path.child(selector), &term[selector]);
     }
-    for (index, namespace) in term["namespaces"].texts().enumerate() {
-        let at = path.child("namespaces").index(index);
-        mistakes(errors, &at, namespace, names::dns_label(namespace));
+    for namespace in term["namespaces"].texts() {
+        mistakes(errors, &path.child("namespace"), namespace, names::dns_label(namespace));
     }
+    label_keys(term, path, errors);
     topology_key(&term["topologyKey"], path, errors);
 }
 
@@ -118,8 +132,26 @@ fn topology_key(key: &Value, path: &Path, errors: &mut ErrorList) {
     let path = path.child("topologyKey");
     if key.text().is_empty() {
         errors.push(Error::required(&path, "can not be empty"));
-    } else {
-        mistakes(errors, &path, key.text(), names::qualified_name(key.text()));
+    }
+    mistakes(errors, &path, key.text(), names::qualified_name(key.text()));
+}
+
+/// The keys of labels that a pod's own values stand for (`validateMatchLabelKeysAndMismatchLabelKeys`).
+fn label_keys(term: &Value, path: &Path, errors: &mut ErrorList) {
+    let mut seen: HashSet<&str> = HashSet::new();
+    for list in ["matchLabelKeys", "mismatchLabelKeys"] {
+        let at = path.child(list);
+        if term["labelSelector"].is_null() && !term[list].items().is_empty() {
+            let detail = "must not be specified when labelSelector is not set";
+            errors.push(Error::forbidden(&at, detail));
+        }
+        for (index, key) in term[list].texts().enumerate() {
+            mistakes(errors, &at.index(index), key, names::qualified_name(key));
+            if !seen.insert(key) && list == "mismatchLabelKeys" {
+                let detail = "exists in both matchLabelKeys and mismatchLabelKeys";
+                errors.push(Error::invalid(&at.index(index), key, detail));
+            }
+        }
     }
 }
 
@@ -219,5 +251,6 @@ pub fn spread(constraints: &[Value], path: &Path, errors: &mut ErrorList) {
             }
         }
         label_selector(errors, &path.child("labelSelector"), &constraint["labelSelector"]);
+        label_keys(constraint, &path, errors);
     }
 }

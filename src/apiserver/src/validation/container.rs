@@ -8,7 +8,7 @@ use apimachinery::quantity::Quantity;
 use serde_json::Value;
 
 use super::volume::Volumes;
-use super::{mistakes, non_negative, one_of, required_one_of};
+use super::{mistakes, non_negative, one_of, required_one_of, restart};
 use crate::zero::Zero;
 
 const PROTOCOLS: [&str; 3] = ["TCP", "UDP", "SCTP"];
@@ -22,6 +22,12 @@ pub struct Pod<'a> {
     pub host_network: bool,
     /// Its `restartPolicy`.
     pub restart_policy: &'a str,
+    /// Whether its users are the node's.
+    pub host_users: bool,
+    /// The names of its `resourceClaims`.
+    pub claims: &'a [&'a str],
+    /// Its `os.name`, or nothing.
+    pub os: &'a str,
     /// Its `terminationGracePeriodSeconds`; none where that is missing, which is told elsewhere.
     pub grace_seconds: Option<i64>,
 }
@@ -50,6 +56,7 @@ pub fn validate_list(
         errors.push(Error::required(path, ""));
         return;
     }
+    let others = if list == List::Ephemeral { seen.clone() } else { HashSet::new() };
     for (index, container) in containers.items().iter().enumerate() {
         let path = path.index(index);
         let name = container["name"].text();
@@ -65,11 +72,18 @@ pub fn validate_list(
         match list {
             List::Main => main_only(container, &path, pod, errors),
             List::Init => init_only(container, &path, pod, errors),
-            List::Ephemeral => ephemeral_only(container, &path, errors),
+            List::Ephemeral => ephemeral_only(container, &path, &others, errors),
         }
     }
-    if list != List::Ephemeral {
-        host_ports(containers, path, errors);
+    match list {
+        List::Main => host_ports(containers.items(), path, errors),
+        // They run one by one; upstream counts each as the first.
+        List::Init => {
+            for container in containers.items() {
+                host_ports(std::slice::from_ref(container), path, errors);
+            }
+        }
+        List::Ephemeral => {}
     }
 }
 
@@ -99,7 +113,15 @@ fn common(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList)
         &PULL_POLICIES,
     );
     resources(&container["resources"], &path.child("resources"), errors);
-    security(&container["securityContext"], &path.child("securityContext"), errors);
+    super::security::container(
+        &container["securityContext"],
+        &path.child("securityContext"),
+        pod.host_users,
+        errors,
+    );
+    restart::claims(container, &path.child("resources").child("claims"), pod.claims, errors);
+    restart::resize_policy(container, &path.child("resizePolicy"), pod.restart_policy, errors);
+    restart::rules(container, path, errors);
     if pod.host_network {
         for (index, port) in container["ports"].items().iter().enumerate() {
             if port["hostPort"].int() != port["containerPort"].int() {
@@ -115,6 +137,10 @@ fn common(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList)
 
 fn main_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList) {
     lifecycle(&container["lifecycle"], &path.child("lifecycle"), pod, errors);
+    probes(container, path, errors);
+}
+
+fn probes(container: &Value, path: &Path, errors: &mut ErrorList) {
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         probe(&container[name], &path.child(name), errors);
         readiness_grace(container, path, name, errors);
@@ -124,30 +150,12 @@ fn main_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorLi
             errors.push(Error::invalid(&path, threshold.int(), "must be 1"));
         }
     }
-    let policy = container["restartPolicy"].text();
-    if !policy.is_empty()
-        && pod.restart_policy == policy
-        && container["restartPolicyRules"].is_null()
-    {
-        return;
-    }
-    if !policy.is_empty() {
-        one_of(errors, &path.child("restartPolicy"), policy, &["Always", "OnFailure", "Never"]);
-    }
 }
 
 fn init_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList) {
-    let policy = container["restartPolicy"].text();
-    let sidecar = policy == "Always";
-    if !policy.is_empty() {
-        one_of(errors, &path.child("restartPolicy"), policy, &["Always", "OnFailure", "Never"]);
-    }
-    if sidecar {
+    if container["restartPolicy"] == "Always" {
         lifecycle(&container["lifecycle"], &path.child("lifecycle"), pod, errors);
-        for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
-            probe(&container[name], &path.child(name), errors);
-            readiness_grace(container, path, name, errors);
-        }
+        probes(container, path, errors);
         return;
     }
     for name in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
@@ -158,17 +166,57 @@ fn init_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorLi
     }
 }
 
-fn ephemeral_only(container: &Value, path: &Path, errors: &mut ErrorList) {
-    let forbidden = ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"];
-    for name in forbidden {
-        if container[name].is_set() {
-            let detail = "cannot be set for an Ephemeral Container";
-            errors.push(Error::forbidden(&path.child(name), detail));
+/// What ephemeral containers have beside what every container has.
+const OF_EPHEMERAL: [&str; 18] = [
+    "args",
+    "command",
+    "env",
+    "envFrom",
+    "image",
+    "imagePullPolicy",
+    "name",
+    "securityContext",
+    "stdin",
+    "stdinOnce",
+    "targetContainerName",
+    "terminationMessagePath",
+    "terminationMessagePolicy",
+    "tty",
+    "volumeDevices",
+    "volumeMounts",
+    "workingDir",
+    "restartPolicyRules",
+];
+
+fn ephemeral_only(
+    container: &Value,
+    path: &Path,
+    others: &HashSet<String>,
+    errors: &mut ErrorList,
+) {
+    const DETAIL: &str = "cannot be set for an Ephemeral Container";
+    let target = container["targetContainerName"].text();
+    if !target.is_empty() && !others.contains(target) {
+        errors.push(Error::not_found(&path.child("targetContainerName"), target));
+    }
+    for (key, value) in container.entries() {
+        let is_empty = match value {
+            Value::Null => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(map) => key == "resources" && map.is_empty(),
+            _ => false,
+        };
+        if !is_empty && !OF_EPHEMERAL.contains(&key.as_str()) {
+            errors.push(Error::forbidden(&path.child(key), DETAIL));
         }
     }
-    if container["resources"].entries().next().is_some() {
-        let detail = "cannot be set for an Ephemeral Container";
-        errors.push(Error::forbidden(&path.child("resources"), detail));
+    for (index, mount) in container["volumeMounts"].items().iter().enumerate() {
+        for key in ["subPath", "subPathExpr"] {
+            if !mount[key].text().is_empty() {
+                let at = path.child("volumeMounts").index(index).child(key);
+                errors.push(Error::forbidden(&at, DETAIL));
+            }
+        }
     }
 }
 
@@ -210,9 +258,9 @@ pub fn port_reference(port: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn host_ports(containers: &Value, path: &Path, errors: &mut ErrorList) {
+fn host_ports(containers: &[Value], path: &Path, errors: &mut ErrorList) {
     let mut seen = HashSet::new();
-    for (index, container) in containers.items().iter().enumerate() {
+    for (index, container) in containers.iter().enumerate() {
         for (at, port) in container["ports"].items().iter().enumerate() {
             let host = port["hostPort"].int();
             let key = format!("{}/{}/{host}", port["protocol"].text(), port["hostIP"].text());
@@ -406,6 +454,9 @@ fn readiness_grace(container: &Value, path: &Path, probe: &str, errors: &mut Err
 }
 
 fn lifecycle(lifecycle: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorList) {
+    if let Some(signal) = lifecycle["stopSignal"].as_str() {
+        restart::stop_signal(signal, &path.child("stopSignal"), pod.os, errors);
+    }
     for name in ["postStart", "preStop"] {
         if lifecycle[name].is_set() {
             let kinds = ["exec", "httpGet", "tcpSocket", "sleep"];
@@ -444,6 +495,10 @@ fn handler(handler: &Value, path: &Path, kinds: &[&str], errors: &mut ErrorList)
                 }
                 port_reference(&action["port"], &path.child("port"), errors);
                 one_of(errors, &path.child("scheme"), action["scheme"].text(), &["HTTP", "HTTPS"]);
+                for header in action["httpHeaders"].items() {
+                    let (name, at) = (header["name"].text(), path.child("httpHeaders"));
+                    mistakes(errors, &at, name, names::http_header_name(name));
+                }
             }
             "tcpSocket" => port_reference(&action["port"], &path.child("port"), errors),
             "grpc" => port_number(action["port"].int(), &path.child("port"), errors),
@@ -511,6 +566,22 @@ pub fn resources(resources: &Value, path: &Path, errors: &mut ErrorList) {
     amounts(resources, path, resource_name, errors);
 }
 
+/// Whether the resource comes in whole pieces: devices and the like, whose names have a domain.
+fn is_counted(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
+}
+
+/// Huge pages are given whole.
+fn huge_pages(name: &str, amount: &Quantity, path: &Path, errors: &mut ErrorList) {
+    let Some(size) = name.strip_prefix("hugepages-") else { return };
+    let Ok(size) = size.parse::<Quantity>() else { return };
+    if !amount.is_multiple_of(&size) {
+        let shown = amount.to_string();
+        let detail = format!("{shown} is not positive integer multiple of {name}");
+        errors.push(Error::invalid(path, shown, detail));
+    }
+}
+
 /// Requests and limits, whose names `check_name` knows.
 pub fn amounts(
     resources: &Value,
@@ -527,10 +598,22 @@ pub fn amounts(
                 let detail = "must be greater than or equal to 0";
                 errors.push(Error::invalid(&path.key(name), amount.to_string(), detail));
             }
+            if is_counted(name) && !amount.is_whole() {
+                let shown = amount.to_string();
+                errors.push(Error::invalid(&path.key(name), shown, "must be an integer"));
+            }
+            huge_pages(name, &amount, &path.key(name), errors);
         }
     };
     check("limits", errors);
     check("requests", errors);
+    let named = |wanted: fn(&str) -> bool| {
+        let kinds = ["limits", "requests"];
+        kinds.iter().any(|kind| resources[*kind].entries().any(|(name, _)| wanted(name)))
+    };
+    if named(|name| name.starts_with("hugepages-")) && !named(|n| matches!(n, "cpu" | "memory")) {
+        errors.push(Error::forbidden(path, "HugePages require cpu or memory"));
+    }
     for (name, request) in resources["requests"].entries() {
         let limit = quantity(&resources["limits"][name]);
         let Some(request) = quantity(request) else { continue };
@@ -550,74 +633,6 @@ pub fn amounts(
                 errors.push(Error::required(&path.child("limits"), detail));
             }
             _ => {}
-        }
-    }
-}
-
-fn security(context: &Value, path: &Path, errors: &mut ErrorList) {
-    if context.is_null() {
-        return;
-    }
-    for name in ["runAsUser", "runAsGroup"] {
-        id(&context[name], &path.child(name), errors);
-    }
-    let proc_mount = context["procMount"].text();
-    if !proc_mount.is_empty() {
-        one_of(errors, &path.child("procMount"), proc_mount, &["Default", "Unmasked"]);
-    }
-    let escalation = &context["allowPrivilegeEscalation"];
-    if escalation.as_bool() == Some(false) {
-        if context["privileged"].flag() {
-            let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            errors.push(Error::invalid(path, context.clone(), detail));
-        }
-        let added = &context["capabilities"]["add"];
-        if added.texts().any(|capability| capability == "CAP_SYS_ADMIN") {
-            let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errors.push(Error::invalid(path, context.clone(), detail));
-        }
-    }
-    seccomp(&context["seccompProfile"], &path.child("seccompProfile"), errors);
-}
-
-/// A user or group id.
-pub fn id(value: &Value, path: &Path, errors: &mut ErrorList) {
-    if value.is_set() && !(0..=i64::from(i32::MAX)).contains(&value.int()) {
-        let detail = "must be between 0 and 2147483647, inclusive";
-        errors.push(Error::invalid(path, value.int(), detail));
-    }
-}
-
-/// A seccomp profile.
-pub fn seccomp(profile: &Value, path: &Path, errors: &mut ErrorList) {
-    if profile.is_null() {
-        return;
-    }
-    let local = profile["localhostProfile"].text();
-    match profile["type"].text() {
-        "" => errors.push(Error::required(
-            &path.child("type"),
-            "type is required when seccompProfile is set",
-        )),
-        "Localhost" if local.is_empty() => errors.push(Error::required(
-            &path.child("localhostProfile"),
-            "must be set when seccomp type is Localhost",
-        )),
-        "Localhost" => local_path(local, &path.child("localhostProfile"), errors),
-        kind => {
-            one_of(
-                errors,
-                &path.child("type"),
-                kind,
-                &["Localhost", "RuntimeDefault", "Unconfined"],
-            );
-            if !local.is_empty() {
-                errors.push(Error::invalid(
-                    &path.child("localhostProfile"),
-                    local,
-                    "can only be set when seccomp type is Localhost",
-                ));
-            }
         }
     }
 }

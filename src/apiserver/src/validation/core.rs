@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{affinity, mistakes, one_of, required_one_of};
+use super::{affinity, label_selector, mistakes, one_of};
 use crate::zero::Zero;
 
 /// ConfigMaps and Secrets hold no more.
@@ -45,8 +45,14 @@ pub fn config_map(map: &Value, errors: &mut ErrorList) {
     }
 }
 
+/// How many bytes the text in base64 stands for.
+fn decoded_bytes(text: &str) -> usize {
+    let padding = text.bytes().rev().take_while(|byte| *byte == b'=').count();
+    (text.len() / 4 * 3).saturating_sub(padding)
+}
+
 fn size(field: &str, text: &str) -> usize {
-    if field == "data" { text.len() } else { text.len() / 4 * 3 }
+    if field == "data" { text.len() } else { decoded_bytes(text) }
 }
 
 /// Keys, size, and what the type asks for.
@@ -56,7 +62,7 @@ pub fn secret(secret: &Value, errors: &mut ErrorList) {
     let mut bytes = 0;
     for (key, value) in data.entries() {
         mistakes(errors, &path.key(key), key, names::config_map_key(key));
-        bytes += value.text().len() / 4 * 3;
+        bytes += decoded_bytes(value.text());
     }
     if bytes > DATA_MAX_BYTES {
         errors.push(Error::too_long(&path, DATA_MAX_BYTES));
@@ -119,22 +125,16 @@ pub fn immutable_data(new: &Value, old: &Value, errors: &mut ErrorList) {
     }
 }
 
-/// Secrets' names.
-pub fn service_account(account: &Value, errors: &mut ErrorList) {
-    for (index, secret) in account["imagePullSecrets"].items().iter().enumerate() {
-        let name = secret["name"].text();
-        if name.is_empty() {
-            let path = Path::new("imagePullSecrets").index(index).child("name");
-            errors.push(Error::required(&path, ""));
-        }
-    }
-}
-
 /// Taints, pod CIDRs.
 pub fn node(node: &Value, errors: &mut ErrorList) {
     let (spec, path) = (&node["spec"], Path::new("spec"));
     affinity::taints(spec["taints"].items(), &path.child("taints"), errors);
     let cidrs = spec["podCIDRs"].items();
+    let of_six = cidrs.iter().filter(|cidr| cidr.text().contains(':')).count();
+    if cidrs.len() > 2 || cidrs.len() == 2 && of_six != 1 {
+        let detail = "may specify no more than one CIDR for each IP family";
+        errors.push(Error::invalid(&path.child("podCIDRs"), spec["podCIDRs"].clone(), detail));
+    }
     for (index, cidr) in cidrs.iter().enumerate() {
         let text = cidr.text();
         let valid = text.split_once('/').is_some_and(|(ip, bits)| {
@@ -220,6 +220,19 @@ pub fn rbac(plural: &str, object: &Value, errors: &mut ErrorList) {
         binding(plural == "rolebindings", object, errors);
     } else {
         rules(plural == "roles", object, errors);
+        let aggregation = &object["aggregationRule"];
+        if plural == "clusterroles" && aggregation.is_set() {
+            let path = Path::new("aggregationRule").child("clusterRoleSelectors");
+            let selectors = aggregation["clusterRoleSelectors"].items();
+            if selectors.is_empty() {
+                let detail =
+                    "at least one clusterRoleSelector required if aggregationRule is non-nil";
+                errors.push(Error::required(&path, detail));
+            }
+            for (index, selector) in selectors.iter().enumerate() {
+                label_selector(errors, &path.index(index), selector);
+            }
+        }
     }
 }
 
@@ -286,7 +299,7 @@ fn binding(namespaced: bool, object: &Value, errors: &mut ErrorList) {
             "User" | "Group" => one_of(errors, &path.child("apiGroup"), group, &[RBAC]),
             kind => {
                 let known = ["ServiceAccount", "User", "Group"];
-                required_one_of(errors, &path.child("kind"), kind, &known);
+                one_of(errors, &path.child("kind"), kind, &known);
             }
         }
     }

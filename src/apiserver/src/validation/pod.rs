@@ -7,12 +7,15 @@ use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::names;
 use serde_json::Value;
 
-use super::container::{self, List, Pod, id, seccomp};
+use super::container::{self, List, Pod};
+use super::security::{app_armor, id, seccomp};
 use super::volume::Volumes;
-use super::{affinity, metadata, mistakes, pod_resources, required_one_of};
+use super::{affinity, metadata, mistakes, pod_resources, required_one_of, restart};
 use crate::zero::Zero;
 
 const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+/// The longest host name of Linux.
+const HOSTNAME_MAX: usize = 64;
 const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
 const MAX_SEARCH_BYTES: usize = 2048;
@@ -24,6 +27,7 @@ pub fn validate(pod: &Value, errors: &mut ErrorList) {
         let detail = "cannot be set on create";
         errors.push(Error::forbidden(&path.child("ephemeralContainers"), detail));
     }
+    annotations(pod, errors);
     spec(&pod["spec"], &path, errors);
 }
 
@@ -47,8 +51,14 @@ pub fn template(template: &Value, path: &Path, restart_policies: &[&str], errors
 /// A pod's spec.
 pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
     let volumes = Volumes::validate(&spec["volumes"], &path.child("volumes"), errors);
+    let claims: Vec<&str> =
+        spec["resourceClaims"].items().iter().map(|claim| claim["name"].text()).collect();
+    restart::pod_claims(spec["resourceClaims"].items(), &path.child("resourceClaims"), errors);
     let pod = Pod {
         volumes: &volumes,
+        host_users: spec["hostUsers"].as_bool() != Some(false),
+        claims: &claims,
+        os: spec["os"]["name"].text(),
         host_network: spec["hostNetwork"].flag(),
         restart_policy: spec["restartPolicy"].text(),
         grace_seconds: spec["terminationGracePeriodSeconds"].as_i64(),
@@ -100,6 +110,47 @@ pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
         );
     }
     gates(spec, path, errors);
+    super::security::os(spec, path, errors);
+    overhead(spec, path, errors);
+    hostname_override(spec, path, errors);
+}
+
+/// What the runtime takes for itself (`ValidateOverhead`).
+fn overhead(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    if spec["overhead"].is_set() {
+        let limits = serde_json::json!({"limits": spec["overhead"]});
+        container::resources(&limits, &path.child("overhead"), errors);
+    }
+}
+
+/// A host name that is not the pod's, which no other name goes with.
+fn hostname_override(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let Some(name) = spec["hostnameOverride"].as_str() else { return };
+    let at = path.child("hostnameOverride");
+    mistakes(errors, &at, name, names::dns_subdomain(name));
+    if name.len() > HOSTNAME_MAX {
+        errors.push(Error::too_long(&at, HOSTNAME_MAX));
+    }
+    if spec["setHostnameAsFQDN"].flag() {
+        let detail = "setHostnameAsFQDN must be false or unset if hostnameOverride is set";
+        errors.push(Error::forbidden(&path.child("setHostnameAsFQDN"), detail));
+    }
+    if spec["hostNetwork"].flag() {
+        let detail = "may not be specified when hostNetwork is true";
+        errors.push(Error::forbidden(&at, detail));
+    }
+}
+
+/// What annotations say of a pod that is only a mirror of what its kubelet runs.
+fn annotations(pod: &Value, errors: &mut ErrorList) {
+    const MIRROR: &str = "kubernetes.io/config.mirror";
+    if let Some(value) = pod["metadata"]["annotations"][MIRROR].as_str()
+        && pod["spec"]["nodeName"].text().is_empty()
+    {
+        let at = Path::new("metadata").child("annotations").key(MIRROR);
+        let detail = "must set spec.nodeName if mirror pod annotation is set";
+        errors.push(Error::invalid(&at, value, detail));
+    }
 }
 
 fn gates(spec: &Value, path: &Path, errors: &mut ErrorList) {
@@ -150,7 +201,18 @@ fn security(spec: &Value, path: &Path, errors: &mut ErrorList) {
         let known = ["Always", "OnRootMismatch"];
         super::one_of(errors, &at.child("fsGroupChangePolicy"), change, &known);
     }
+    let groups = context["supplementalGroupsPolicy"].text();
+    if !groups.is_empty() {
+        let known = ["Merge", "Strict"];
+        super::one_of(errors, &at.child("supplementalGroupsPolicy"), groups, &known);
+    }
+    let selinux = context["seLinuxChangePolicy"].text();
+    if !selinux.is_empty() {
+        let known = ["MountOption", "Recursive"];
+        super::one_of(errors, &at.child("seLinuxChangePolicy"), selinux, &known);
+    }
     seccomp(&context["seccompProfile"], &at.child("seccompProfile"), errors);
+    app_armor(&context["appArmorProfile"], &at.child("appArmorProfile"), errors);
     sysctls(spec, &context["sysctls"], &at.child("sysctls"), errors);
     if spec["shareProcessNamespace"].flag() && spec["hostPID"].flag() {
         let detail = "ShareProcessNamespace and HostPID cannot both be enabled";

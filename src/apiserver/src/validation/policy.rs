@@ -9,9 +9,9 @@ use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::{meta, names};
 use serde_json::Value;
 
-use super::container::quantity;
+use super::container::{self, quantity};
 use super::core::immutable;
-use super::{label_selector, mistakes, non_negative, one_of};
+use super::{affinity, label_selector, metadata, mistakes, non_negative, one_of};
 use crate::zero::Zero;
 
 const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
@@ -89,6 +89,7 @@ pub fn autoscaler(autoscaler: &Value, errors: &mut ErrorList) {
             mistakes(errors, &at.child(key), text, names::path_segment(text));
         }
     }
+    reference_version(target, &at, errors);
     for (index, metric) in spec["metrics"].items().iter().enumerate() {
         metric_spec(metric, &path.child("metrics").index(index), errors);
     }
@@ -97,6 +98,15 @@ pub fn autoscaler(autoscaler: &Value, errors: &mut ErrorList) {
         if rules.is_set() {
             scaling_rules(rules, &path.child("behavior").child(direction), errors);
         }
+    }
+}
+
+/// The version of what is referred to: `v1` or `group/version`.
+fn reference_version(reference: &Value, path: &Path, errors: &mut ErrorList) {
+    let version = reference["apiVersion"].text();
+    if version.matches('/').count() > 1 {
+        let detail = format!("unexpected GroupVersion string: {version}");
+        errors.push(Error::invalid(&path.child("apiVersion"), version, detail));
     }
 }
 
@@ -132,9 +142,20 @@ fn metric_spec(metric: &Value, path: &Path, errors: &mut ErrorList) {
     }
     if expected.ends_with("esource") {
         resource_metric(source, &at, errors);
-    } else if source["metric"]["name"].text().is_empty() {
-        let detail = "must specify a metric name";
-        errors.push(Error::required(&at.child("metric").child("name"), detail));
+    } else {
+        metric_identifier(&source["metric"], &at.child("metric"), errors);
+    }
+    if *expected == "object" {
+        let (described, at) = (&source["describedObject"], at.child("describedObject"));
+        for key in ["kind", "name"] {
+            let text = described[key].text();
+            if text.is_empty() {
+                errors.push(Error::required(&at.child(key), ""));
+            } else {
+                mistakes(errors, &at.child(key), text, names::path_segment(text));
+            }
+        }
+        reference_version(described, &at, errors);
     }
     metric_target(&source["target"], &at.child("target"), errors);
     let (target, at) = (&source["target"], at.child("target"));
@@ -154,9 +175,22 @@ fn metric_spec(metric: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+fn metric_identifier(metric: &Value, path: &Path, errors: &mut ErrorList) {
+    let (name, at) = (metric["name"].text(), path.child("name"));
+    if name.is_empty() {
+        errors.push(Error::required(&at, "must specify a metric name"));
+    } else {
+        mistakes(errors, &at, name, names::path_segment(name));
+    }
+    label_selector(errors, &path.child("selector"), &metric["selector"]);
+}
+
 fn resource_metric(source: &Value, path: &Path, errors: &mut ErrorList) {
     if source["name"].text().is_empty() {
         errors.push(Error::required(&path.child("name"), "must specify a resource name"));
+    }
+    if path.as_str().ends_with(".containerResource") && source["container"].text().is_empty() {
+        errors.push(Error::required(&path.child("container"), "must specify a container"));
     }
     let (target, at) = (&source["target"], path.child("target"));
     match (target["averageUtilization"].is_set(), target["averageValue"].is_set()) {
@@ -205,6 +239,12 @@ fn scaling_rules(rules: &Value, path: &Path, errors: &mut ErrorList) {
     if window.int() > WINDOW_MAX {
         let detail = format!("must be less than or equal to {WINDOW_MAX}");
         errors.push(Error::invalid(&at, window.int(), detail));
+    }
+    if let Some(tolerance) = quantity(&rules["tolerance"])
+        && tolerance.signum() < 0
+    {
+        let detail = "must be greater than or equal to 0";
+        errors.push(Error::invalid(&path.child("tolerance"), tolerance.to_string(), detail));
     }
     if rules["selectPolicy"].is_set() {
         let at = path.child("selectPolicy");
@@ -315,6 +355,21 @@ pub fn runtime_class(class: &Value, old: Option<&Value>, errors: &mut ErrorList)
     mistakes(errors, &at, handler, names::dns_label(handler));
     if let Some(old) = old {
         immutable(&at, &class["handler"], &old["handler"], errors);
+    }
+    if class["overhead"].is_set() {
+        let limits = serde_json::json!({"limits": class["overhead"]["podFixed"]});
+        container::resources(&limits, &Path::new("overhead"), errors);
+    }
+    let (scheduling, at) = (&class["scheduling"], Path::new("scheduling"));
+    metadata::labels(&scheduling["nodeSelector"], &at.child("nodeSelector"), errors);
+    let (tolerations, at) = (scheduling["tolerations"].items(), at.child("tolerations"));
+    affinity::tolerations(tolerations, &at, errors);
+    let mut seen = BTreeSet::new();
+    for (index, toleration) in tolerations.iter().enumerate() {
+        let same = ["key", "operator", "value", "effect"].map(|key| toleration[key].text());
+        if !seen.insert(same) {
+            errors.push(Error::duplicate(&at.index(index), toleration.clone()));
+        }
     }
 }
 

@@ -3,39 +3,41 @@
 //! Source: `pkg/apis/core/validation/validation.go`, `pkg/apis/storage/validation/validation.go`.
 
 use apimachinery::field::{Error, ErrorList, Path};
-use apimachinery::names;
+use apimachinery::{meta, names};
 use serde_json::Value;
 
 use super::container::quantity;
 use super::core::immutable;
 use super::pod_update::difference;
+use super::volume_source::{self, Owner};
 use super::{label_selector, mistakes, one_of};
 use crate::zero::Zero;
 
 const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+/// The sources in the order in which upstream looks at them: of two, the later one is refused.
 const SOURCES: [&str; 22] = [
+    "hostPath",
+    "gcePersistentDisk",
     "awsElasticBlockStore",
-    "azureDisk",
-    "azureFile",
+    "glusterfs",
+    "flocker",
+    "nfs",
+    "rbd",
+    "quobyte",
     "cephfs",
+    "iscsi",
     "cinder",
-    "csi",
     "fc",
     "flexVolume",
-    "flocker",
-    "gcePersistentDisk",
-    "glusterfs",
-    "hostPath",
-    "iscsi",
-    "local",
-    "nfs",
+    "azureFile",
+    "vsphereVolume",
     "photonPersistentDisk",
     "portworxVolume",
-    "quobyte",
-    "rbd",
+    "azureDisk",
     "scaleIO",
+    "local",
     "storageos",
-    "vsphereVolume",
+    "csi",
 ];
 const PARAMETERS_MAX: usize = 512;
 const PARAMETERS_MAX_BYTES: usize = 256 * 1024;
@@ -84,6 +86,54 @@ pub fn claim_spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
         positive(request, &at.key("storage"), errors);
     }
     class_and_mode(spec, path, errors);
+    let class = spec["volumeAttributesClassName"].text();
+    if !class.is_empty() {
+        let at = path.child("volumeAttributesClassName");
+        mistakes(errors, &at, class, names::dns_subdomain(class));
+    }
+    data_sources(spec, path, errors);
+}
+
+/// What a claim's volume begins with, named in the old way, in the new one, or in both alike.
+fn data_sources(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let (old, new) = (&spec["dataSource"], &spec["dataSourceRef"]);
+    for key in ["dataSource", "dataSourceRef"] {
+        if spec[key].is_set() {
+            data_source(&spec[key], &path.child(key), errors);
+        }
+    }
+    let namespace = new["namespace"].text();
+    if !namespace.is_empty() {
+        let at = path.child("dataSourceRef").child("namespace");
+        mistakes(errors, &at, namespace, names::dns_label(namespace));
+    }
+    if old.is_null() || new.is_null() {
+        return;
+    }
+    let shown = path.child("dataSource").to_string();
+    let same = ["apiGroup", "kind", "name"].iter().all(|key| old[*key].text() == new[*key].text());
+    if !namespace.is_empty() {
+        let detail = "may not be specified when dataSourceRef.namespace is specified";
+        errors.push(Error::invalid(path, shown, detail));
+    } else if !same {
+        errors.push(Error::invalid(path, shown, "must match dataSourceRef"));
+    }
+}
+
+fn data_source(source: &Value, path: &Path, errors: &mut ErrorList) {
+    for key in ["name", "kind"] {
+        if source[key].text().is_empty() {
+            errors.push(Error::required(&path.child(key), ""));
+        }
+    }
+    let (group, kind) = (source["apiGroup"].text(), source["kind"].text());
+    if group.is_empty() && kind != "PersistentVolumeClaim" {
+        let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+        errors.push(Error::invalid(path, kind, detail));
+    }
+    if !group.is_empty() {
+        mistakes(errors, &path.child("apiGroup"), group, names::dns_subdomain(group));
+    }
 }
 
 /// A changed claim: only its size and attributes class change, and its volume once.
@@ -126,6 +176,11 @@ pub fn claim_update(new: &Value, old: &Value, errors: &mut ErrorList) {
         let at = Path::new("spec").child("resources").child("requests").child("storage");
         errors.push(Error::forbidden(&at, "field can not be less than status.capacity"));
     }
+    let class = "volumeAttributesClassName";
+    if before[class].is_set() && new["spec"][class].is_null() {
+        let detail = "update from non-nil value to nil is forbidden";
+        errors.push(Error::forbidden(&Path::new("spec").child(class), detail));
+    }
     let mode = Path::new("volumeMode");
     immutable(&mode, &new["spec"]["volumeMode"], &before["volumeMode"], errors);
 }
@@ -158,40 +213,47 @@ pub fn volume(volume: &Value, errors: &mut ErrorList) {
             super::affinity::node_selector(&affinity["required"], &at, errors);
         }
     }
-    sources(spec, &path, errors);
+    sources(spec, meta::name(volume), &path, errors);
     let root = spec["hostPath"]["path"].text();
     if spec["hostPath"].is_set() && policy == "Recycle" && root.trim_end_matches('/').is_empty() {
         let detail = "may not be 'recycle' for a hostPath mount of '/'";
         errors.push(Error::forbidden(&at, detail));
     }
     class_and_mode(spec, &path, errors);
+    if let Some(class) = spec["volumeAttributesClassName"].as_str() {
+        let at = path.child("volumeAttributesClassName");
+        if class.is_empty() {
+            errors.push(Error::required(&at, "an empty string is disallowed"));
+        } else {
+            mistakes(errors, &at, class, names::dns_subdomain(class));
+        }
+        if spec["csi"].is_null() {
+            let detail = "has to be specified when using volumeAttributesClassName";
+            errors.push(Error::required(&path.child("csi"), detail));
+        }
+    }
 }
 
-fn sources(spec: &Value, path: &Path, errors: &mut ErrorList) {
-    let mut found = SOURCES.iter().filter(|source| spec[**source].is_set());
-    if found.next().is_none() {
-        errors.push(Error::required(path, "must specify a volume type"));
-    }
-    for source in found {
-        let detail = "may not specify more than 1 volume type";
-        errors.push(Error::forbidden(&path.child(source), detail));
-    }
-    for (source, keys) in [
-        ("hostPath", &["path"][..]),
-        ("local", &["path"]),
-        ("nfs", &["server", "path"]),
-        ("csi", &["driver", "volumeHandle"]),
-    ] {
-        if spec[source].is_null() {
+fn sources(spec: &Value, name: &str, path: &Path, errors: &mut ErrorList) {
+    let mut count = 0;
+    for kind in SOURCES.iter().filter(|kind| spec[**kind].is_set()) {
+        if count > 0 {
+            let detail = "may not specify more than 1 volume type";
+            errors.push(Error::forbidden(&path.child(kind), detail));
             continue;
         }
-        for key in keys.iter().filter(|key| spec[source][**key].text().is_empty()) {
-            errors.push(Error::required(&path.child(source).child(key), ""));
+        count += 1;
+        // Upstream calls this one so.
+        let shown = if *kind == "gcePersistentDisk" { "persistentDisk" } else { kind };
+        let (source, at) = (&spec[*kind], path.child(shown));
+        volume_source::validate(kind, source, &at, Owner::Persistent(name), errors);
+        if *kind == "local" && spec["nodeAffinity"].is_null() {
+            let detail = "Local volume requires node affinity";
+            errors.push(Error::required(&path.child("nodeAffinity"), detail));
         }
     }
-    if spec["local"].is_set() && spec["nodeAffinity"].is_null() {
-        let detail = "Local volume requires node affinity";
-        errors.push(Error::required(&path.child("nodeAffinity"), detail));
+    if count == 0 {
+        errors.push(Error::required(path, "must specify a volume type"));
     }
 }
 

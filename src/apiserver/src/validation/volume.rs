@@ -7,21 +7,12 @@ use apimachinery::names;
 use serde_json::Value;
 
 use super::container::{field_reference, local_path, quantity, resource_reference};
-use super::{mistakes, one_of};
+use super::volume_source::{self, Owner};
+use super::{metadata, mistakes, one_of, storage};
 use crate::zero::Zero;
 
 /// The longest key of a variable in a file.
 const FILE_KEY_MAX: usize = 128;
-const HOST_PATH_TYPES: [&str; 8] = [
-    "",
-    "BlockDevice",
-    "CharDevice",
-    "Directory",
-    "DirectoryOrCreate",
-    "File",
-    "FileOrCreate",
-    "Socket",
-];
 const FIELDS: [&str; 5] = [
     "metadata.annotations",
     "metadata.labels",
@@ -93,48 +84,115 @@ impl Volumes {
 
     /// Checks a container's mounts and devices.
     pub fn validate_mounts(&self, container: &Value, path: &Path, errors: &mut ErrorList) {
+        self.mounts(container, &path.child("volumeMounts"), errors);
+        self.devices(container, &path.child("volumeDevices"), errors);
+    }
+
+    fn mounts(&self, container: &Value, list: &Path, errors: &mut ErrorList) {
+        let devices = container["volumeDevices"].items();
         let mut points = HashSet::new();
         for (index, mount) in container["volumeMounts"].items().iter().enumerate() {
-            let path = path.child("volumeMounts").index(index);
-            let name = mount["name"].text();
+            let path = list.index(index);
+            let (name, at) = (mount["name"].text(), path.child("name"));
             if name.is_empty() {
-                errors.push(Error::required(&path.child("name"), ""));
-            } else if !self.0.contains_key(name) {
-                errors.push(Error::not_found(&path.child("name"), name));
+                errors.push(Error::required(&at, ""));
             }
-            let point = mount["mountPath"].text();
+            if !self.0.contains_key(name) {
+                errors.push(Error::not_found(&at, name));
+            }
+            let (point, place) = (mount["mountPath"].text(), path.child("mountPath"));
             if point.is_empty() {
-                errors.push(Error::required(&path.child("mountPath"), ""));
-            } else if !points.insert(point) {
-                errors.push(Error::invalid(&path.child("mountPath"), point, "must be unique"));
+                errors.push(Error::required(&place, ""));
+            }
+            if !points.insert(point) {
+                errors.push(Error::invalid(&place, point, "must be unique"));
+            }
+            if devices.iter().any(|device| device["name"] == name) {
+                let detail = "must not already exist in volumeDevices";
+                errors.push(Error::invalid(&at, name, detail));
+            }
+            if devices.iter().any(|device| device["devicePath"] == point) {
+                let detail = "must not already exist as a path in volumeDevices";
+                errors.push(Error::invalid(&place, point, detail));
             }
             let (sub, expression) = (mount["subPath"].text(), mount["subPathExpr"].text());
-            local_path(sub, &path.child("subPath"), errors);
+            // Upstream names the list, not the mount, from here on.
+            local_path(sub, &list.child("subPath"), errors);
             if !expression.is_empty() {
                 if !sub.is_empty() {
                     let detail = "subPathExpr and subPath are mutually exclusive";
                     errors.push(Error::invalid(&path.child("subPathExpr"), expression, detail));
                 }
-                local_path(expression, &path.child("subPathExpr"), errors);
+                local_path(expression, &list.child("subPathExpr"), errors);
             }
-            propagation(mount, container, &path, errors);
+            propagation(mount, container, list, errors);
+            recursive_read_only(mount, &list.child("recursiveReadOnly"), errors);
         }
+    }
+
+    fn devices(&self, container: &Value, list: &Path, errors: &mut ErrorList) {
+        let mounts = container["volumeMounts"].items();
+        let (mut names, mut places) = (HashSet::new(), HashSet::new());
         for (index, device) in container["volumeDevices"].items().iter().enumerate() {
-            let path = path.child("volumeDevices").index(index);
-            let name = device["name"].text();
+            let path = list.index(index);
+            let (name, at) = (device["name"].text(), path.child("name"));
+            if name.is_empty() {
+                errors.push(Error::required(&at, ""));
+            } else if !names.insert(name) {
+                errors.push(Error::invalid(&at, name, "must be unique"));
+            }
             match self.0.get(name) {
-                _ if name.is_empty() => errors.push(Error::required(&path.child("name"), "")),
-                None => errors.push(Error::not_found(&path.child("name"), name)),
+                None => errors.push(Error::not_found(&at, name)),
                 Some(false) => errors.push(Error::invalid(
-                    &path.child("name"),
+                    &at,
                     name,
                     "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode",
                 )),
                 Some(true) => {}
             }
-            if device["devicePath"].text().is_empty() {
-                errors.push(Error::required(&path.child("devicePath"), ""));
+            let (place, point) = (path.child("devicePath"), device["devicePath"].text());
+            if point.is_empty() {
+                errors.push(Error::required(&place, ""));
             }
+            if places.contains(point) {
+                errors.push(Error::invalid(&place, point, "must be unique"));
+            }
+            if point.split('/').any(|part| part == "..") {
+                errors.push(Error::invalid(&place, point, "can not contain backsteps ('..')"));
+            } else {
+                places.insert(point);
+            }
+            if mounts.iter().any(|mount| mount["name"] == name) {
+                let detail = "must not already exist in volumeMounts";
+                errors.push(Error::invalid(&at, name, detail));
+            }
+            if mounts.iter().any(|mount| mount["mountPath"] == point) {
+                let detail = "must not already exist as a path in volumeMounts";
+                errors.push(Error::invalid(&place, point, detail));
+            }
+        }
+    }
+}
+
+fn recursive_read_only(mount: &Value, path: &Path, errors: &mut ErrorList) {
+    if mount["recursiveReadOnly"].is_null() {
+        return;
+    }
+    match mount["recursiveReadOnly"].text() {
+        "Disabled" => {}
+        "Enabled" | "IfPossible" => {
+            if !mount["readOnly"].flag() {
+                let detail = "may only be specified when readOnly is true";
+                errors.push(Error::forbidden(path, detail));
+            }
+            if !matches!(mount["mountPropagation"].text(), "" | "None") {
+                let detail = "may only be specified when mountPropagation is None or not specified";
+                errors.push(Error::forbidden(path, detail));
+            }
+        }
+        other => {
+            let known = ["Disabled", "Enabled", "IfPossible"];
+            errors.push(Error::not_supported(path, other, &known));
         }
     }
 }
@@ -152,16 +210,50 @@ fn propagation(mount: &Value, container: &Value, path: &Path, errors: &mut Error
     }
 }
 
+/// The sources in the order in which upstream looks at them: of two, the later one is refused.
+const SOURCES: [&str; 30] = [
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "projected",
+    "scaleIO",
+    "csi",
+    "ephemeral",
+    "image",
+];
+
 fn source(volume: &Value, path: &Path, errors: &mut ErrorList) {
     let mut given = 0;
-    for (kind, source) in volume.entries().filter(|(key, value)| *key != "name" && value.is_set()) {
-        let path = path.child(kind);
+    for kind in SOURCES.iter().filter(|kind| volume[**kind].is_set()) {
+        let (source, path) = (&volume[*kind], path.child(kind));
         if given > 0 {
             errors.push(Error::forbidden(&path, "may not specify more than 1 volume type"));
             continue;
         }
         given += 1;
-        match kind.as_str() {
+        match *kind {
             "emptyDir" => {
                 let limit = quantity(&source["sizeLimit"]);
                 if limit.is_some_and(|limit| limit.signum() < 0) {
@@ -169,17 +261,10 @@ fn source(volume: &Value, path: &Path, errors: &mut ErrorList) {
                     errors.push(Error::forbidden(&path.child("sizeLimit"), detail));
                 }
             }
-            "hostPath" => host_path(source, &path, errors),
-            "secret" => {
-                if source["secretName"].text().is_empty() {
-                    errors.push(Error::required(&path.child("secretName"), ""));
-                }
-                mode(source, "defaultMode", &path, errors);
-                key_paths(source, &path, errors);
-            }
-            "configMap" => {
-                if source["name"].text().is_empty() {
-                    errors.push(Error::required(&path.child("name"), ""));
+            "secret" | "configMap" => {
+                let name = if *kind == "secret" { "secretName" } else { "name" };
+                if source[name].text().is_empty() {
+                    errors.push(Error::required(&path.child(name), ""));
                 }
                 mode(source, "defaultMode", &path, errors);
                 key_paths(source, &path, errors);
@@ -188,32 +273,20 @@ fn source(volume: &Value, path: &Path, errors: &mut ErrorList) {
                 mode(source, "defaultMode", &path, errors);
                 downward_files(source, &path, errors);
             }
-            "projected" => projected(source, &path, errors),
-            "persistentVolumeClaim" if source["claimName"].text().is_empty() => {
-                errors.push(Error::required(&path.child("claimName"), ""));
+            "projected" => {
+                mode(source, "defaultMode", &path, errors);
+                super::projected::sources(source, &path, errors);
             }
-            "nfs" => {
-                for key in ["server", "path"] {
-                    if source[key].text().is_empty() {
-                        errors.push(Error::required(&path.child(key), ""));
-                    }
-                }
-                if !source["path"].text().starts_with('/') {
-                    let text = source["path"].text();
-                    errors.push(Error::invalid(
-                        &path.child("path"),
-                        text,
-                        "must be an absolute path",
-                    ));
+            "ephemeral" => claim_template(source, &path.child("volumeClaimTemplate"), errors),
+            "image" => {
+                // A template may leave the reference to whoever fills it in.
+                if source["pullPolicy"].is_set() {
+                    let policies = ["Always", "IfNotPresent", "Never"];
+                    let at = path.child("pullPolicy");
+                    one_of(errors, &at, source["pullPolicy"].text(), &policies);
                 }
             }
-            "csi" if source["driver"].text().is_empty() => {
-                errors.push(Error::required(&path.child("driver"), ""));
-            }
-            "ephemeral" if source["volumeClaimTemplate"].is_null() => {
-                errors.push(Error::required(&path.child("volumeClaimTemplate"), ""));
-            }
-            _ => {}
+            _ => volume_source::validate(kind, source, &path, Owner::Pod, errors),
         }
     }
     if given == 0 {
@@ -221,16 +294,23 @@ fn source(volume: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn host_path(source: &Value, path: &Path, errors: &mut ErrorList) {
-    let text = source["path"].text();
-    if text.is_empty() {
-        errors.push(Error::required(&path.child("path"), ""));
+/// The claim that a pod brings along; only labels and annotations are taken over from its metadata.
+fn claim_template(source: &Value, path: &Path, errors: &mut ErrorList) {
+    let template = &source["volumeClaimTemplate"];
+    if template.is_null() {
+        errors.push(Error::required(path, ""));
         return;
     }
-    if text.split('/').any(|part| part == "..") {
-        errors.push(Error::invalid(&path.child("path"), text, "must not contain '..'"));
+    let (meta, at) = (&template["metadata"], path.child("metadata"));
+    metadata::annotations(&meta["annotations"], &at.child("annotations"), errors);
+    metadata::labels(&meta["labels"], &at.child("labels"), errors);
+    for (key, value) in meta.entries() {
+        let taken = matches!(key.as_str(), "annotations" | "labels" | "creationTimestamp");
+        if !taken && value.is_set() {
+            errors.push(Error::forbidden(&at.child(key), "cannot be set"));
+        }
     }
-    one_of(errors, &path.child("type"), source["type"].text(), &HOST_PATH_TYPES);
+    storage::claim_spec(&template["spec"], &path.child("spec"), errors);
 }
 
 fn mode(source: &Value, key: &str, path: &Path, errors: &mut ErrorList) {
@@ -240,14 +320,14 @@ fn mode(source: &Value, key: &str, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn file_path(text: &str, path: &Path, errors: &mut ErrorList) {
+pub(super) fn file_path(text: &str, path: &Path, errors: &mut ErrorList) {
     local_path(text, path, errors);
-    if text.starts_with("..") && !text.split('/').any(|part| part == "..") {
+    if text.starts_with("..") && !text.starts_with("../") {
         errors.push(Error::invalid(path, text, "must not start with '..'"));
     }
 }
 
-fn key_paths(source: &Value, path: &Path, errors: &mut ErrorList) {
+pub(super) fn key_paths(source: &Value, path: &Path, errors: &mut ErrorList) {
     for (index, item) in source["items"].items().iter().enumerate() {
         let path = path.child("items").index(index);
         if item["key"].text().is_empty() {
@@ -261,17 +341,19 @@ fn key_paths(source: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn downward_files(source: &Value, path: &Path, errors: &mut ErrorList) {
-    for (index, item) in source["items"].items().iter().enumerate() {
-        let path = path.child("items").index(index);
+pub(super) fn downward_files(source: &Value, path: &Path, errors: &mut ErrorList) {
+    // Upstream names the volume here, not the file.
+    for item in source["items"].items() {
         if item["path"].text().is_empty() {
             errors.push(Error::required(&path.child("path"), ""));
         }
         file_path(item["path"].text(), &path.child("path"), errors);
         match (item["fieldRef"].is_set(), item["resourceFieldRef"].is_set()) {
             (true, true) => {
+                let at = path.child("fieldRef");
+                field_reference(&item["fieldRef"], &at, &FIELDS, errors);
                 let detail = "fieldRef and resourceFieldRef can not be specified simultaneously";
-                errors.push(Error::invalid(&path, "resource", detail));
+                errors.push(Error::invalid(path, "resource", detail));
             }
             (true, false) => {
                 field_reference(&item["fieldRef"], &path.child("fieldRef"), &FIELDS, errors);
@@ -282,48 +364,9 @@ fn downward_files(source: &Value, path: &Path, errors: &mut ErrorList) {
             }
             (false, false) => {
                 let detail = "one of fieldRef and resourceFieldRef is required";
-                errors.push(Error::required(&path.child("fieldRef"), detail));
+                errors.push(Error::required(path, detail));
             }
         }
-        mode(item, "mode", &path, errors);
-    }
-}
-
-fn projected(source: &Value, path: &Path, errors: &mut ErrorList) {
-    mode(source, "defaultMode", path, errors);
-    for (index, source) in source["sources"].items().iter().enumerate() {
-        let path = path.child("sources").index(index);
-        for (kind, part) in source.entries().filter(|(_, part)| part.is_set()) {
-            let path = path.child(kind);
-            match kind.as_str() {
-                "secret" | "configMap" => {
-                    if part["name"].text().is_empty() {
-                        errors.push(Error::required(&path.child("name"), ""));
-                    }
-                    key_paths(part, &path, errors);
-                }
-                "downwardAPI" => downward_files(part, &path, errors),
-                "serviceAccountToken" => {
-                    let seconds = part["expirationSeconds"].int();
-                    let at = path.child("expirationSeconds");
-                    if seconds < 600 {
-                        let detail = "may not specify a duration less than 10 minutes";
-                        errors.push(Error::invalid(&at, seconds, detail));
-                    } else if seconds > 1 << 32 {
-                        let detail = "may not specify a duration larger than 2^32 seconds";
-                        errors.push(Error::invalid(&at, seconds, detail));
-                    }
-                    if part["path"].text().is_empty() {
-                        errors.push(Error::required(&path.child("path"), ""));
-                    } else {
-                        file_path(part["path"].text(), &path.child("path"), errors);
-                    }
-                }
-                _ => {}
-            }
-        }
-        if source.entries().filter(|(_, part)| part.is_set()).count() > 1 {
-            errors.push(Error::forbidden(&path, "may not specify more than 1 volume type"));
-        }
+        mode(item, "mode", path, errors);
     }
 }

@@ -90,6 +90,17 @@ pub fn validate_update(
     }
 }
 
+/// A revision of a workload: what it holds stays.
+pub fn revision(object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    if object["data"].is_null() {
+        errors.push(Error::required(&Path::new("data"), "data is mandatory"));
+    }
+    non_negative(errors, &Path::new("revision"), &object["revision"]);
+    if let Some(old) = old {
+        immutable(&Path::new("data"), &object["data"], &old["data"], errors);
+    }
+}
+
 /// The template must be what the selector finds.
 fn selected_template(plural: &str, spec: &Value, path: &Path, errors: &mut ErrorList) {
     let (selector, at) = (&spec["selector"], path.child("selector"));
