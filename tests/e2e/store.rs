@@ -200,6 +200,12 @@ fn two_servers_share_an_etcd_and_one_of_them_dies() {
         // What is no TLS is answered with an alert, and the connection closed.
         let greet = "echo | timeout 20 nc -w 10 kubernetes.default 443";
         cluster.kubectl_ok(&["exec", pod, "--", "sh", "-c", greet]);
+        // Either server reaches either node.
+        for through in &clusters {
+            let said = through.kubectl_ok(&["exec", pod, "--", "hostname"]);
+            assert_eq!(said.trim(), pod);
+            through.kubectl_ok(&["logs", pod]);
+        }
     }
 
     // The one whose controllers work is killed: those of the other take over.

@@ -32,6 +32,7 @@ mod flow;
 mod gate;
 mod gzip;
 mod health;
+mod identity;
 mod in_process;
 mod kubeconfig;
 mod leftover;

@@ -2,8 +2,9 @@
 //! when they are first asked for.
 //!
 //! Source: `k8s.io/kube-openapi` (`builder3`, `handler3`) and the extensions named `x-kubernetes-…` in
-//! the API conventions. The table has no descriptions, so neither have the documents.
+//! the API conventions.
 
+mod descriptions;
 mod protobuf;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,10 +17,12 @@ use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use self::descriptions::Descriptions;
 use crate::body::Response;
 use crate::resource::Resource;
 use crate::served::Served;
 
+const SCHEMAS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 /// Bodies of patches, by content type; custom resources take all but the last.
 const PATCHES: [&str; 4] = [
@@ -195,14 +198,17 @@ fn v3(served: &Served, foreign: &[Foreign<'_>]) -> BTreeMap<String, Document> {
     for resource in described(served) {
         groups.entry(root(resource)).or_default().push(resource);
     }
+    let mut descriptions = Descriptions::unpack();
     groups
         .into_iter()
         .map(|(name, resources)| {
             let mut builder = Builder::new(Dialect::V3);
+            builder.descriptions = std::mem::take(&mut descriptions);
             let paths = builder.paths(&resources);
             let schemas = builder.definitions();
             let document = json!({"openapi": "3.0.0", "info": info(), "paths": paths,
                 "components": {"schemas": schemas}});
+            descriptions = builder.descriptions;
             (name, Document::new(&document))
         })
         .chain(foreign.iter().filter_map(|other| {
@@ -214,6 +220,7 @@ fn v3(served: &Served, foreign: &[Foreign<'_>]) -> BTreeMap<String, Document> {
 fn v2(served: &Served, foreign: &[Foreign<'_>]) -> Value {
     let resources: Vec<&Resource> = described(served).collect();
     let mut builder = Builder::new(Dialect::V2);
+    builder.descriptions = Descriptions::unpack();
     let paths = builder.paths(&resources);
     let mut document = json!({"swagger": "2.0", "info": info(), "paths": paths,
         "definitions": builder.definitions()});
@@ -226,6 +233,7 @@ fn v2(served: &Served, foreign: &[Foreign<'_>]) -> Value {
 }
 
 struct Builder {
+    descriptions: Descriptions,
     /// Content types of patches of the resource at hand.
     patches: &'static [&'static str],
     dialect: Dialect,
@@ -243,28 +251,20 @@ fn quantity(dialect: Dialect) -> Value {
     }
 }
 
-/// Takes the type from where any JSON is allowed.
-fn allow_any(shape: &Shape, described: &mut Value) {
-    let Value::Object(map) = described else { return };
-    match shape {
-        Shape::Any => drop(map.remove("type")),
-        Shape::List(of) => {
-            if let Some(items) = map.get_mut("items") {
-                allow_any(of, items);
-            }
-        }
-        Shape::Map(of) => {
-            if let Some(values) = map.get_mut("additionalProperties") {
-                allow_any(of, values);
-            }
-        }
-        _ => {}
+/// The definition of what a field of `JSONSchemaProps` holds where any JSON is allowed.
+fn loose_definition(field: &str) -> &'static str {
+    match field {
+        "items" => "JSONSchemaPropsOrArray",
+        "additionalItems" | "additionalProperties" => "JSONSchemaPropsOrBool",
+        "dependencies" => "JSONSchemaPropsOrStringArray",
+        _ => "JSON",
     }
 }
 
 impl Builder {
     fn new(dialect: Dialect) -> Self {
         Self {
+            descriptions: Descriptions::default(),
             patches: &PATCHES,
             dialect,
             schema: schema::builtin(),
@@ -286,6 +286,28 @@ impl Builder {
         match self.dialect {
             Dialect::V2 => reference,
             Dialect::V3 => json!({"allOf": [reference]}),
+        }
+    }
+
+    /// Refers to a definition without a type from where any JSON is allowed.
+    fn allow_any(&mut self, field: &str, shape: &Shape, described: &mut Value) {
+        let inner = match shape {
+            Shape::Any => {
+                let name = format!("{SCHEMAS}.{}", loose_definition(field));
+                *described = self.beside(self.reference_to(&name));
+                self.custom.entry(name).or_insert_with_key(|name| {
+                    let mut definition = json!({});
+                    self.descriptions.describe(name, &mut definition);
+                    definition
+                });
+                return;
+            }
+            Shape::List(of) => (of, "items"),
+            Shape::Map(of) => (of, "additionalProperties"),
+            _ => return,
+        };
+        if let Some(described) = described.get_mut(inner.1) {
+            self.allow_any(field, inner.0, described);
         }
     }
 
@@ -410,14 +432,16 @@ impl Builder {
         for field in &of.fields {
             let mut property = self.field(field);
             if loose {
-                allow_any(&field.shape, &mut property);
+                self.allow_any(&field.name, &field.shape, &mut property);
             }
+            self.descriptions.describe_field(&of.name, &field.name, &mut property);
             properties.insert(field.name.to_string(), property);
             if field.required {
                 required.push(field.name.as_ref());
             }
         }
         let mut value = json!({"type": "object"});
+        self.descriptions.describe(&of.name, &mut value);
         if !properties.is_empty() {
             value["properties"] = properties.into();
         }
@@ -714,17 +738,33 @@ mod tests {
         let document = get("openapi/v2");
         let schema = &document["definitions"][name]["properties"];
         for (path, want) in [
-            ("/default", json!({})),
-            ("/items", json!({})),
-            ("/enum/items", json!({})),
-            ("/enum/type", json!("array")),
-            ("/dependencies/additionalProperties", json!({})),
-            ("/pattern", json!({"type": "string"})),
+            ("/default", "JSON"),
+            ("/items", "JSONSchemaPropsOrArray"),
+            ("/enum/items", "JSON"),
+            ("/dependencies/additionalProperties", "JSONSchemaPropsOrStringArray"),
         ] {
-            assert_eq!(schema.pointer(path), Some(&want), "{path}");
+            let found = schema.pointer(&format!("{path}/$ref")).and_then(Value::as_str);
+            let definition = format!("{SCHEMAS}.{want}");
+            assert_eq!(found, Some(format!("#/definitions/{definition}").as_str()), "{path}");
+            assert!(document["definitions"][definition].get("type").is_none(), "{want}");
         }
+        assert_eq!(schema["enum"]["type"], "array");
         let raw = &document["definitions"]["io.k8s.api.apps.v1.ControllerRevision"]["properties"];
-        assert_eq!(raw["data"], json!({"type": "object"}));
+        assert_eq!(raw["data"]["type"], "object");
+    }
+
+    #[test]
+    fn kinds_and_fields_are_described() {
+        for (path, place) in
+            [("openapi/v2", "/definitions"), ("openapi/v3/api/v1", "/components/schemas")]
+        {
+            let document = get(path);
+            let pod = &document.pointer(place).expect("definitions")["io.k8s.api.core.v1.Pod"];
+            for of in [pod, &pod["properties"]["spec"], &pod["properties"]["kind"]] {
+                let text = of["description"].as_str().unwrap_or_default();
+                assert!(text.len() > 20, "{path}: {of}");
+            }
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::custom;
 use crate::encryption::Encryption;
 use crate::flow::{self, Flow};
 use crate::health::Health;
+use crate::identity;
 use crate::in_process::InProcess;
 use crate::metrics::Metrics;
 use crate::pki::{self, Pki};
@@ -248,6 +249,11 @@ impl ApiServer {
         tasks.spawn(access::follow(server.clone(), reload, config.shutdown.clone()));
         tasks.spawn(flow::run(flow, config.shutdown.clone()));
         tasks.spawn(aggregation::run(aggregator, config.shutdown.clone()));
+        // Servers on one store are told apart by the name that each has for itself.
+        if let Some(host) = config.extra_sans.into_iter().next() {
+            let registry = server.registry.clone();
+            tasks.spawn(identity::run(registry, host, config.shutdown.clone()));
+        }
         tasks.spawn(compact(config.store, config.shutdown));
         server.health.set_bootstrapped();
         Ok(Self { server, pki, tasks: Arc::new(Mutex::new(Some(tasks))) })

@@ -4,6 +4,7 @@
 //! the schema. What is checked here is what a schema cannot say.
 
 mod addresses;
+mod admission_policies;
 mod affinity;
 mod certificates;
 mod container;
@@ -62,13 +63,6 @@ pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             errors.extend(definition::validate(object));
         }
-        (
-            "admissionregistration.k8s.io",
-            "mutatingwebhookconfigurations" | "validatingwebhookconfigurations",
-        ) => webhooks::validate(object, &mut errors),
-        ("admissionregistration.k8s.io", _) => {
-            crate::admission::dynamic::check_policy(plural, object, &mut errors);
-        }
         ("" | "events.k8s.io", "events") => {
             policy::event(object, ctx.group == "events.k8s.io", &mut errors);
         }
@@ -113,6 +107,10 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
             "admissionregistration.k8s.io",
             "mutatingwebhookconfigurations" | "validatingwebhookconfigurations",
         ) => webhooks::validate(object, errors),
+        ("admissionregistration.k8s.io", _) => {
+            admission_policies::validate(plural, object, errors);
+            crate::admission::dynamic::check_policy(plural, object, errors);
+        }
         ("node.k8s.io", "runtimeclasses") => policy::runtime_class(object, old, errors),
         ("coordination.k8s.io", "leases") => policy::lease(object, errors),
         ("batch", "jobs") => {

@@ -470,6 +470,7 @@ async fn start_api(
             .context("cannot open the store")?
     };
     let own = settings.paths.context();
+    let node_ip = plan.node;
     let shared = settings.store.is_some();
     let port = if shared { API_PORT } else { listener.local_addr()?.port() };
     let server = ApiServer::start(apiserver::Config {
@@ -481,13 +482,18 @@ async fn start_api(
         service_cidr: plan.services.clone(),
         cluster_domain: DOMAIN.into(),
         extra_sans: vec![own.clone()],
-        // The own kubelet listens on loopback, where the node's address does not lead.
-        node_address: Arc::new(move |node, object| match kubelet_port.filter(|_| node == own) {
-            Some(port) => Some(KubeletAddress {
-                address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
-                ours: true,
-            }),
-            None => KubeletAddress::reported(object),
+        node_address: Arc::new(move |node, object| {
+            if let Some(port) = kubelet_port.filter(|_| node == own) {
+                return Some(on_loopback(port));
+            }
+            let reported = KubeletAddress::reported(object)?;
+            let port = reported.address.port();
+            // Every node of ours has this address to its own pods. That of another cluster folder on
+            // this machine has another port here; one with the same port is on another machine.
+            if reported.address.ip() == node_ip && kubelet_port != Some(port) {
+                return Some(on_loopback(port));
+            }
+            Some(reported)
         }),
         dial: dial::through(network.clone()),
         access: access(&settings.access),
@@ -503,6 +509,11 @@ async fn start_api(
     .await
     .context("cannot start the API server")?;
     Ok((server, store))
+}
+
+/// A kubelet of this machine: they listen on loopback, where the node's address does not lead.
+fn on_loopback(port: u16) -> KubeletAddress {
+    KubeletAddress { address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), ours: true }
 }
 
 /// The API server's files.

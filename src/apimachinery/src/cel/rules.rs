@@ -9,6 +9,7 @@ use serde_json::Value as Json;
 use super::estimate::{self, RULE_LIMIT, SCHEMA_LIMIT, SLACK};
 use super::{COST_EXCEEDED, Named, Program, TOTAL_LIMIT, Type, Value};
 use crate::field::{Error, ErrorList, ErrorType, Path};
+use crate::schema::ListType;
 use crate::structural::{Additional, Rule, Structural};
 
 /// One compiled rule.
@@ -55,7 +56,7 @@ fn compile_rule(
 /// What is wrong with the rules of a schema at `path`.
 pub fn check(schema: &Structural, path: &Path) -> ErrorList {
     let mut found = Found { errors: ErrorList::new(), total: 0, costs: Vec::new() };
-    check_at(schema, path, true, Some(1), &mut found);
+    check_at(schema, path, true, Some(1), None, &mut found);
     let Found { mut errors, total, mut costs } = found;
     if total > SCHEMA_LIMIT.saturating_mul(SLACK) {
         // Those that make up most of it are named.
@@ -95,12 +96,22 @@ fn check_at(
     path: &Path,
     is_root: bool,
     count: Option<u64>,
+    uncorrelatable: Option<&Path>,
     found: &mut Found,
 ) {
     let root = (is_root || schema.embedded).then_some(schema);
     for (index, rule) in schema.rules.iter().enumerate() {
         let path = path.child("x-kubernetes-validations").index(index);
         check_rule(rule, schema, root, &path, &mut found.errors);
+        if let Some(within) = uncorrelatable
+            && compile_rule(rule, schema, root).is_ok_and(|compiled| compiled.transition)
+        {
+            let detail = format!(
+                "oldSelf cannot be used on the uncorrelatable portion of the schema within {within}"
+            );
+            let at = path.child("rule");
+            found.errors.push(Error::invalid(&at, rule.rule.as_str(), detail));
+        }
         let names = declared(schema);
         let times = count.unwrap_or_else(|| estimate::unbounded_count(schema));
         for (text, key, what) in [
@@ -113,15 +124,19 @@ fn check_at(
         }
     }
     for (name, below) in &schema.properties {
-        check_at(below, &path.child("properties").key(name), false, count, found);
+        check_at(below, &path.child("properties").key(name), false, count, uncorrelatable, found);
     }
     let inner =
         count.zip(estimate::factor(schema)).map(|(count, factor)| count.saturating_mul(factor));
     if let Some(items) = &schema.items {
-        check_at(items, &path.child("items"), false, inner, found);
+        // Only the items of a map are known again in the old list.
+        let apart = schema.list_type != Some(ListType::Map);
+        let within = if apart { Some(path) } else { uncorrelatable };
+        check_at(items, &path.child("items"), false, inner, within, found);
     }
     if let Some(Additional::Of(values)) = &schema.additional {
-        check_at(values, &path.child("additionalProperties"), false, inner, found);
+        let path = path.child("additionalProperties");
+        check_at(values, &path, false, inner, uncorrelatable, found);
     }
 }
 

@@ -22,6 +22,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How often sending is tried, and how the time between two attempts grows.
 const ATTEMPTS: u32 = 5;
 const GROWTH: f64 = 1.5;
+/// Requests a second, and how many may come at once after a pause
+/// (`--audit-webhook-batch-throttle-qps`, `--audit-webhook-batch-throttle-burst`).
+const REQUESTS_PER_SECOND: f64 = 10.0;
+const BURST: f64 = 15.0;
 /// How long what is left may take at the end.
 const LAST_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -77,6 +81,27 @@ pub struct Webhook {
     waiting: Mutex<Option<mpsc::Receiver<Value>>>,
 }
 
+/// How many requests may be sent now; what is not used is kept up to the burst.
+struct Pace {
+    requests: f64,
+    since: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { requests: BURST, since: Instant::now() }
+    }
+
+    /// Takes one; says how long to wait before it may be used.
+    fn take(&mut self) -> Duration {
+        let passed = self.since.elapsed();
+        self.since += passed;
+        self.requests = (self.requests + passed.as_secs_f64() * REQUESTS_PER_SECOND).min(BURST);
+        self.requests -= 1.0;
+        Duration::from_secs_f64((-self.requests).max(0.0) / REQUESTS_PER_SECOND)
+    }
+}
+
 /// Why a batch was not taken.
 struct Refused {
     detail: String,
@@ -123,12 +148,15 @@ impl Webhook {
     pub async fn run(&self, shutdown: CancellationToken) {
         let taken = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut waiting) = taken else { return };
+        let mut pace = Pace::new();
         while !shutdown.is_cancelled() {
             let batch = self.collect(&mut waiting, &shutdown).await;
             if batch.is_empty() {
                 continue;
             }
             let count = batch.len();
+            let wait = tokio::time::sleep(pace.take());
+            let _ = shutdown.run_until_cancelled(wait).await;
             // Cut short, the batch has one more chance below the time that is left.
             let sent = shutdown.run_until_cancelled(self.send(batch.clone(), ATTEMPTS)).await;
             match sent {
@@ -220,4 +248,21 @@ impl Webhook {
 
 fn lost(count: usize, error: &str) {
     tracing::error!(count, error, "audit events are lost: the webhook does not take them");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_have_a_pace() {
+        let mut pace = Pace::new();
+        let waits: Vec<Duration> = (0..17).map(|_| pace.take()).collect();
+        assert!(waits[..15].iter().all(Duration::is_zero), "{waits:?}");
+        assert_eq!(waits[15..], [Duration::from_millis(100), Duration::from_millis(200)]);
+        // A second later there are ten again.
+        tokio::time::advance(Duration::from_millis(1200)).await;
+        assert_eq!((0..10).map(|_| pace.take()).max(), Some(Duration::ZERO));
+        assert!(!pace.take().is_zero());
+    }
 }

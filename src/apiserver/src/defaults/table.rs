@@ -99,11 +99,17 @@ pub const DEFAULTS: &[(&str, &[&str], &[Line])] = &[
         ("spec.matchConstraints.namespaceSelector", "{}"),
         ("spec.matchConstraints.objectSelector", "{}"),
         ("spec.matchConstraints.resourceRules[].scope", r#""*""#),
+        ("spec.matchConstraints.excludeResourceRules[].scope", r#""*""#),
+    ]),
+    ("admissionregistration.k8s.io", &["mutatingadmissionpolicies"], &[
+        ("spec.reinvocationPolicy", r#""Never""#),
     ]),
     ("admissionregistration.k8s.io", &["validatingadmissionpolicybindings", "mutatingadmissionpolicybindings"], &[
         ("spec.matchResources.matchPolicy", r#""Equivalent""#),
         ("spec.matchResources.namespaceSelector", "{}"),
         ("spec.matchResources.objectSelector", "{}"),
+        ("spec.matchResources.resourceRules[].scope", r#""*""#),
+        ("spec.matchResources.excludeResourceRules[].scope", r#""*""#),
     ]),
     ("apiregistration.k8s.io", &["apiservices"], &[("spec.service.port", "443")]),
     ("flowcontrol.apiserver.k8s.io", &["flowschemas"], &[("spec.matchingPrecedence", "1000")]),

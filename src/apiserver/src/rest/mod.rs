@@ -72,7 +72,14 @@ impl Call {
                 None => return Err(not_found_path()),
             },
         };
-        if !allowed {
+        // Collections are posted to, and their items put and patched.
+        let whole = self.ctx.subresource.is_empty() && self.ctx.name.is_empty();
+        let misplaced = match verb {
+            "create" => self.ctx.subresource.is_empty() && !whole,
+            "update" | "patch" => whole,
+            _ => false,
+        };
+        if !allowed || misplaced {
             return Err(method_not_allowed());
         }
         if subresources::handles(&self.ctx) {

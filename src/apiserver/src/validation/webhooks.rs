@@ -83,7 +83,8 @@ fn qualified(name: &str, path: &Path, errors: &mut ErrorList) {
 const NAMED: [(&str, &str); 3] =
     [("operations", "operations"), ("apiGroups", "API groups"), ("apiVersions", "API versions")];
 
-fn rule(rule: &Value, path: &Path, errors: &mut ErrorList) {
+/// Which requests a rule is about.
+pub fn rule(rule: &Value, path: &Path, errors: &mut ErrorList) {
     for (key, what) in NAMED {
         let (list, at) = (rule[key].items(), path.child(key));
         if list.is_empty() {
@@ -97,23 +98,54 @@ fn rule(rule: &Value, path: &Path, errors: &mut ErrorList) {
     for (index, operation) in rule["operations"].texts().enumerate() {
         one_of(errors, &path.child("operations").index(index), operation, &OPERATIONS);
     }
-    for key in ["apiVersions", "resources"] {
-        let blank = rule[key].texts().enumerate().filter(|(_, text)| text.is_empty());
-        for (index, _) in blank {
-            errors.push(Error::required(&path.child(key).index(index), ""));
+    for (index, version) in rule["apiVersions"].texts().enumerate() {
+        if version.is_empty() {
+            errors.push(Error::required(&path.child("apiVersions").index(index), ""));
         }
     }
-    let (resources, at) = (rule["resources"].items(), path.child("resources"));
-    if resources.is_empty() {
-        errors.push(Error::required(&at, ""));
-    }
-    if resources.len() > 1 && resources.iter().any(|item| item == "*/*") {
-        let detail = "if '*/*' is present, must not specify other resources";
-        errors.push(Error::invalid(&at, rule["resources"].clone(), detail));
-    }
+    resources(&rule["resources"], &path.child("resources"), errors);
     if rule["scope"].is_set() {
         let known = ["*", "Cluster", "Namespaced"];
         one_of(errors, &path.child("scope"), rule["scope"].text(), &known);
+    }
+}
+
+/// Resources and subresources; what a wildcard says is not said again.
+fn resources(list: &Value, path: &Path, errors: &mut ErrorList) {
+    if list.items().is_empty() {
+        errors.push(Error::required(path, ""));
+    }
+    let (mut all_of, mut of_all) = (BTreeSet::new(), BTreeSet::new());
+    for (index, text) in list.texts().enumerate() {
+        let at = path.index(index);
+        if text.is_empty() {
+            errors.push(Error::required(&at, ""));
+        }
+        let Some((resource, sub)) = text.split_once('/') else { continue };
+        for (known, wildcard) in [
+            (all_of.contains(resource), format!("{resource}/*")),
+            (of_all.contains(sub), format!("*/{sub}")),
+        ] {
+            if known {
+                let detail = format!("if '{wildcard}' is present, must not specify {text}");
+                errors.push(Error::invalid(&at, text, detail));
+            }
+        }
+        if sub == "*" {
+            all_of.insert(resource);
+        }
+        if resource == "*" {
+            of_all.insert(sub);
+        }
+    }
+    let has = |wanted: &str| list.texts().any(|text| text == wanted);
+    if list.items().len() > 1 && has("*/*") {
+        let detail = "if '*/*' is present, must not specify other resources";
+        errors.push(Error::invalid(path, list.clone(), detail));
+    }
+    if has("*") && list.texts().any(|text| text != "*" && !text.contains('/')) {
+        let detail = "if '*' is present, must not specify other resources without subresources";
+        errors.push(Error::invalid(path, list.clone(), detail));
     }
 }
 
