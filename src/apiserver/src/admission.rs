@@ -19,7 +19,7 @@ mod service_account;
 mod storage;
 mod tolerations;
 
-use apimachinery::Status;
+use apimachinery::{Status, meta};
 use futures::future::{BoxFuture, FutureExt};
 use serde_json::Value;
 
@@ -51,7 +51,9 @@ impl Admission {
         mut object: Option<&mut Value>,
         old: Option<&Value>,
     ) -> Result<(), Status> {
-        lifecycle::admit(&self.registry, ctx, operation).await?;
+        let name = object.as_deref().map(meta::name).filter(|name| !name.is_empty());
+        let name = name.unwrap_or(&ctx.name).to_owned();
+        lifecycle::admit(&self.registry, ctx, operation, &name).await?;
         if let Some(object) = object.as_deref_mut() {
             self.mutate_built_in(ctx, operation, object, old).await?;
         }

@@ -32,17 +32,18 @@ pub fn check_preconditions(
     options: &DeleteOptions,
 ) -> Result<(), Status> {
     let conflict = |why: String| {
-        Err(Status::conflict(&resource.group, &resource.plural, meta::name(object), &why))
+        // Upstream names the kind here.
+        Err(Status::conflict(&resource.group, &resource.kind, meta::name(object), &why))
     };
     let (uid, version) = (meta::uid(object), meta::resource_version(object));
     if let Some(wanted) = options.uid.as_deref().filter(|w| *w != uid) {
         return conflict(format!(
-            "Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}"
+            "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
         ));
     }
     if let Some(wanted) = options.resource_version.as_deref().filter(|w| *w != version) {
         return conflict(format!(
-            "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
+            "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({version}). The object might have been modified"
         ));
     }
     Ok(())

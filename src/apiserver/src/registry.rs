@@ -740,6 +740,12 @@ fn check_version(
     object: &mut Value,
     old: &Value,
 ) -> Result<(), Status> {
+    let (mine, now) = (meta::uid(object), meta::uid(old));
+    if !mine.is_empty() && mine != now {
+        let why =
+            format!("Precondition failed: UID in precondition: {mine}, UID in object meta: {now}");
+        return Err(Status::conflict(&resource.group, &resource.plural, meta::name(object), &why));
+    }
     let (mine, now) = (meta::resource_version(object), meta::resource_version(old));
     if mine.is_empty() || mine == "0" {
         if rules.versioned {
@@ -762,12 +768,6 @@ fn check_version(
             meta::name(object),
             "the object has been modified; please apply your changes to the latest version and try again",
         ));
-    }
-    let (mine, now) = (meta::uid(object), meta::uid(old));
-    if !mine.is_empty() && mine != now {
-        let why =
-            format!("Precondition failed: UID in precondition: {mine}, UID in object meta: {now}");
-        return Err(Status::conflict(&resource.group, &resource.plural, meta::name(object), &why));
     }
     Ok(())
 }

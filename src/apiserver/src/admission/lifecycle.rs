@@ -11,11 +11,12 @@ use crate::zero::Zero;
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
-/// Admits or refuses the request.
+/// Admits or refuses the request about the object `name`.
 pub async fn admit(
     registry: &Registry,
     ctx: &RequestContext,
     operation: Operation,
+    name: &str,
 ) -> Result<(), Status> {
     if ctx.is("", "namespaces") {
         let refused = operation == Operation::Delete && IMMORTAL.contains(&ctx.name.as_str());
@@ -48,7 +49,7 @@ pub async fn admit(
         "unable to create new content in namespace {} because it is being terminated",
         ctx.namespace
     );
-    let mut status = Status::forbidden(&ctx.group, &ctx.plural, &ctx.name, &why);
+    let mut status = Status::forbidden(&ctx.group, &ctx.plural, name, &why);
     if let Some(details) = &mut status.details {
         details.causes.push(Cause {
             reason: "NamespaceTerminating".into(),
