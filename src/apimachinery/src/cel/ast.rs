@@ -43,6 +43,8 @@ pub enum Fold {
     Filter,
     /// `transformMap`
     TransformMap,
+    /// `transformMapEntry`
+    TransformEntries,
     /// `sortBy`
     SortBy,
 }

@@ -204,7 +204,7 @@ impl<'s> Checker<'s> {
                     Fold::All | Fold::Exists | Fold::ExistsOne => Type::Plain("bool"),
                     Fold::Filter | Fold::SortBy => Type::List(Box::new(item)),
                     Fold::Map => Type::List(Box::new(made)),
-                    Fold::TransformMap => Type::Dyn,
+                    Fold::TransformMap | Fold::TransformEntries => Type::Dyn,
                 }
             }
             Expr::OptMap { target, name, step, .. } => {

@@ -296,7 +296,7 @@ impl<'s> Estimator<'s> {
             Fold::ExistsOne => (2, 2),
             Fold::Filter => (1 + LIST_COST, 3 + LIST_COST),
             Fold::Map | Fold::SortBy => (1 + LIST_COST, 2 + LIST_COST),
-            Fold::TransformMap => (1 + MAP_COST, 2),
+            Fold::TransformMap | Fold::TransformEntries => (1 + MAP_COST, 2),
         };
         each = each.saturating_add(step).saturating_add(bookkeeping);
         let total = cost.saturating_add(range.size().saturating_mul(each)).saturating_add(around);
@@ -304,7 +304,9 @@ impl<'s> Estimator<'s> {
             Fold::All | Fold::Exists | Fold::ExistsOne => Shape::Small,
             Fold::Filter | Fold::SortBy => Shape::List(range.size(), Box::new(item)),
             Fold::Map => Shape::List(range.size(), Box::new(made)),
-            Fold::TransformMap => Shape::List(range.size(), Box::new(Shape::Any)),
+            Fold::TransformMap | Fold::TransformEntries => {
+                Shape::List(range.size(), Box::new(Shape::Any))
+            }
         };
         (total, shape)
     }

@@ -341,6 +341,15 @@ impl<'a> Folded<'a> {
             }
             Fold::Map => self.list.push(made?),
             Fold::TransformMap => self.map.push((key, made?)),
+            Fold::TransformEntries => {
+                let Value::Map(entries) = made? else { return Err("no such overload".into()) };
+                for (key, value) in entries.iter() {
+                    if self.map.iter().any(|(known, _)| known.equals(key)) {
+                        return Err(format!("insert failed: key {} already exists", key.to_text()));
+                    }
+                    self.map.push((key.clone(), value.clone()));
+                }
+            }
             Fold::SortBy => self.map.push((made?, item)),
         }
         Ok(false)
@@ -354,7 +363,7 @@ impl<'a> Folded<'a> {
             },
             Fold::ExistsOne => Ok((self.count == 1).into()),
             Fold::Map | Fold::Filter => Ok(self.list.into()),
-            Fold::TransformMap => Ok(Value::Map(Arc::new(self.map))),
+            Fold::TransformMap | Fold::TransformEntries => Ok(Value::Map(Arc::new(self.map))),
             Fold::SortBy => {
                 self.map.sort_by(|a, b| a.0.compare(&b.0).unwrap_or(std::cmp::Ordering::Equal));
                 Ok(self.map.into_iter().map(|(_, item)| item).collect::<Vec<_>>().into())

@@ -656,6 +656,8 @@ impl Parser {
             ("transformList", 4) => (Fold::Map, true, true),
             ("transformMap", 3) => (Fold::TransformMap, true, false),
             ("transformMap", 4) => (Fold::TransformMap, true, true),
+            ("transformMapEntry", 3) => (Fold::TransformEntries, true, false),
+            ("transformMapEntry", 4) => (Fold::TransformEntries, true, true),
             ("sortBy", 2) => (Fold::SortBy, false, false),
             _ => {
                 let target = Some(Box::new(target));

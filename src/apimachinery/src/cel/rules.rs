@@ -531,6 +531,28 @@ mod tests {
 
     /// Upstream's words for rules that could hold up the server.
     #[test]
+    fn old_items_are_known_again_in_maps_only() {
+        let of = |kind: Option<&str>| {
+            let mut list = json!({"type": "array", "maxItems": 5, "items": {"type": "object",
+                "properties": {"k": {"type": "string"}, "v": {"type": "integer"}},
+                "x-kubernetes-validations": [{"rule": "self.v >= oldSelf.v"}]}});
+            if let Some(kind) = kind {
+                list["x-kubernetes-list-type"] = kind.into();
+                list["x-kubernetes-list-map-keys"] = json!(["k"]);
+            }
+            let schema = json!({"type": "object", "properties": {"list": list}});
+            let errors = check(&Structural::parse(&schema), &Path::new("s"));
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of(Some("map")), Vec::<String>::new());
+        let told = of(None);
+        assert!(
+            told[0].ends_with("oldSelf cannot be used on the uncorrelatable portion of the schema within s.properties[list]"),
+            "{told:?}"
+        );
+    }
+
+    #[test]
     fn costs_are_estimated_from_the_limits_of_the_schema() {
         let estimate = |items: Json, rule: &str| {
             let schema = Structural::parse(&json!({"type": "object",

@@ -36,6 +36,7 @@ fn expressions_have_values() {
         ("[5, 6].all(i, v, v - i == 5)", "true"),
         ("['a', 'b'].transformList(i, v, v + string(i))", "[a0, b1]"),
         ("{'a': 1}.transformMap(k, v, v + 1)", "{a: 2}"),
+        ("{'a': 1}.transformMapEntry(k, v, {v: k})", "{1: a}"),
         ("2 in [1, 2]", "true"),
         ("'a' in {'a': 1}", "true"),
         ("object.?z.orValue('none')", "none"),

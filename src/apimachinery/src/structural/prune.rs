@@ -2,9 +2,12 @@
 //!
 //! Source: `apiserver/schema/pruning`.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Additional, Structural};
+use crate::schema;
+
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 impl Structural {
     /// Removes unknown fields; tells their paths, such as `spec.list[0].x`. At a resource's root
@@ -42,6 +45,11 @@ impl Structural {
                     }
                     known
                 });
+                if self.embedded
+                    && let Some(Value::Object(metadata)) = map.get_mut("metadata")
+                {
+                    prune_metadata(metadata, &join("metadata"), unknown);
+                }
                 for (name, value) in map.iter_mut().filter(|(name, _)| !own(name)) {
                     if let Some(schema) = self.child(name) {
                         schema.prune_at(value, false, &join(name), unknown);
@@ -64,6 +72,19 @@ impl Structural {
     }
 }
 
+/// Removes what the metadata of no object has.
+fn prune_metadata(metadata: &mut Map<String, Value>, path: &str, unknown: &mut Vec<String>) {
+    let schema = schema::builtin();
+    let Some(of) = schema.named(OBJECT_META).map(|id| schema.get(id)) else { return };
+    metadata.retain(|name, _| {
+        let known = of.fields.iter().any(|field| field.name.as_ref() == name);
+        if !known {
+            unknown.push(format!("{path}.{name}"));
+        }
+        known
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -83,7 +104,7 @@ mod tests {
         let mut object = json!({"apiVersion": "g/v1", "kind": "K", "metadata": {"name": "n"}, "other": 1,
             "spec": {"a": "1", "b": 2, "list": [{"x": "1", "y": 2}], "map": {"k": {"x": 1, "z": 1}},
                 "free": {"any": {"thing": 1}, "strict": {"gone": 1}},
-                "pod": {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "status": {}}}});
+                "pod": {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "nick": "q"}, "status": {}}}});
         let unknown = schema.prune(&mut object, true);
         assert_eq!(
             unknown,
@@ -93,6 +114,7 @@ mod tests {
                 "spec.free.strict.gone",
                 "spec.list[0].y",
                 "spec.map.k.z",
+                "spec.pod.metadata.nick",
                 "spec.pod.status"
             ]
         );

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::table::keys_of;
 use super::{Additional, Structural, format};
 use crate::field::{Error, ErrorList, Path};
+use crate::names;
 use crate::schema::ListType;
 
 /// The JSON schema type of a value.
@@ -276,6 +277,7 @@ impl Structural {
                     errors.push(Error::required(&path.child(name), "must not be empty"));
                 }
             }
+            validate_embedded(map, path, errors);
         }
         for (name, value) in map {
             let before = old.and_then(|old| old.get(name));
@@ -331,6 +333,33 @@ impl Structural {
                 }
             }
             _ => {}
+        }
+    }
+}
+
+/// The kind and the metadata of an object within another.
+fn validate_embedded(map: &serde_json::Map<String, Value>, path: &Path, errors: &mut ErrorList) {
+    let kind = map.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let sentences = names::dns_1035_label(&kind.to_lowercase());
+    if !kind.is_empty() && !sentences.is_empty() {
+        let detail =
+            format!("may have mixed case, but should otherwise match: {}", sentences.join(","));
+        errors.push(Error::invalid(&path.child("kind"), kind, detail));
+    }
+    let Some(metadata) = map.get("metadata") else { return };
+    let at = path.child("metadata");
+    let name = metadata["name"].as_str().unwrap_or_default();
+    for sentence in names::path_segment(name) {
+        errors.push(Error::invalid(&at.child("name"), name, sentence));
+    }
+    let labels = at.child("labels");
+    for (key, value) in metadata["labels"].as_object().into_iter().flatten() {
+        let value = value.as_str().unwrap_or_default();
+        let of_key =
+            names::qualified_name(key).into_iter().map(|sentence| (key.as_str(), sentence));
+        let of_value = names::label_value(value).into_iter().map(|sentence| (value, sentence));
+        for (text, sentence) in of_key.chain(of_value) {
+            errors.push(Error::invalid(&labels, text, sentence));
         }
     }
 }
