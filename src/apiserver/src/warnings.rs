@@ -54,8 +54,14 @@ pub fn deprecated(resource: &Resource) -> Option<&str> {
 
 /// Tells the client of what is odd in an object that was created, or changed from `old`.
 pub fn warn(ctx: &RequestContext, object: &Value, old: Option<&Value>) {
-    let Some(resource) = ctx.resource.as_ref().filter(|r| r.custom.is_none()) else { return };
+    let Some(resource) = &ctx.resource else { return };
     if !ctx.subresource.is_empty() {
+        return;
+    }
+    if resource.custom.is_some() {
+        for text in finalizers(object, old) {
+            ctx.warnings.add(text);
+        }
         return;
     }
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
@@ -88,6 +94,28 @@ pub fn warn(ctx: &RequestContext, object: &Value, old: Option<&Value>) {
     for text in texts {
         ctx.warnings.add(text);
     }
+}
+
+/// Finalizers of custom resources that others may use as well (`validateKubeFinalizerName`).
+fn finalizers(object: &Value, old: Option<&Value>) -> Texts {
+    const STANDARD: [&str; 3] = ["foregroundDeletion", "kubernetes", "orphan"];
+    let before = old.map(meta::finalizers).unwrap_or_default();
+    let mut added = meta::finalizers(object);
+    added.retain(|name| !before.contains(name));
+    added.sort_unstable();
+    let mut texts = Texts::new();
+    for name in added {
+        let mut tell = |what: &str| texts.push(format!("metadata.finalizers: {name:?}: {what}"));
+        for sentence in names::qualified_name(name) {
+            tell(&sentence);
+        }
+        if !name.contains('/') && !STANDARD.contains(&name) {
+            tell(
+                "prefer a domain-qualified finalizer name including a path (/) to avoid accidental conflicts with other finalizer writers",
+            );
+        }
+    }
+    texts
 }
 
 /// Warnings of pods and of templates of pods.
@@ -337,6 +365,19 @@ mod tests {
         let ctx = RequestContext::internal("create", &resource, "default", "a");
         warn(&ctx, object, None);
         ctx.warnings.list()
+    }
+
+    #[test]
+    fn finalizers_that_others_may_use_are_told() {
+        let with = |names: &[&str]| json!({"metadata": {"finalizers": names}});
+        let old = with(&["known"]);
+        assert_eq!(finalizers(&with(&["known", "e.com/a", "orphan"]), Some(&old)), Texts::new());
+        assert_eq!(
+            finalizers(&with(&["mine"]), None),
+            [
+                "metadata.finalizers: \"mine\": prefer a domain-qualified finalizer name including a path (/) to avoid accidental conflicts with other finalizer writers"
+            ]
+        );
     }
 
     #[test]

@@ -197,7 +197,15 @@ impl Node<'_, '_> {
                 Ok(parsed) if *shape == Shape::Time => Some(time::seconds(parsed).into()),
                 Ok(parsed) => Some(time::micros(parsed).into()),
                 Err(error) => {
-                    walk.fail(|_| error);
+                    let layout = "2006-01-02T15:04:05.000000Z07:00";
+                    let micro = *shape == Shape::MicroTime;
+                    walk.fail(|_| {
+                        if micro {
+                            error.replace("2006-01-02T15:04:05Z07:00", layout)
+                        } else {
+                            error
+                        }
+                    });
                     None
                 }
             },

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use apimachinery::cel::{Program, Type};
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::names;
 use serde_json::Value;
@@ -202,7 +203,24 @@ fn selectors(selectors: &Value, path: &Path, errors: &mut ErrorList) {
             errors.push(Error::too_long(&at, EXPRESSION_MAX_BYTES));
         } else if text.trim().is_empty() {
             errors.push(Error::required(&at, "must not be empty"));
+        } else {
+            chooses(text, &at, errors);
         }
+    }
+}
+
+/// An expression says of a `device` whether it is taken.
+fn chooses(text: &str, path: &Path, errors: &mut ErrorList) {
+    match Program::compile(text, vec![("device".into(), Type::Dyn)], None) {
+        Err(why) => {
+            errors.push(Error::invalid(path, text, format!("compilation failed: {why}")));
+        }
+        Ok(program) if !matches!(program.result(), "bool" | "dyn") => {
+            let detail =
+                format!("must evaluate to bool or the unknown type, not {}", program.result());
+            errors.push(Error::invalid(path, text, detail));
+        }
+        Ok(_) => {}
     }
 }
 
@@ -352,6 +370,24 @@ mod tests {
     use super::*;
     use crate::validation::told;
     use serde_json::json;
+
+    #[test]
+    fn expressions_that_choose_devices_compile() {
+        let of = |text: &str| {
+            let list = json!([{"cel": {"expression": text}}]);
+            told(|errors| selectors(&list, &Path::new("s"), errors))
+        };
+        assert_eq!(of("device.attributes['e.com'].size > 1"), Vec::<String>::new());
+        assert!(of("device.driver ==")[0].starts_with(
+            "s[0].cel.expression: Invalid value: \"device.driver ==\": compilation failed: ERROR"
+        ));
+        assert_eq!(
+            of("'a' + 'b'"),
+            [
+                "s[0].cel.expression: Invalid value: \"'a' + 'b'\": must evaluate to bool or the unknown type, not string"
+            ]
+        );
+    }
 
     #[test]
     fn claims_are_checked() {
