@@ -167,7 +167,7 @@ fn init_only(container: &Value, path: &Path, pod: &Pod<'_>, errors: &mut ErrorLi
 }
 
 /// What ephemeral containers have beside what every container has.
-const OF_EPHEMERAL: [&str; 18] = [
+const OF_EPHEMERAL: [&str; 17] = [
     "args",
     "command",
     "env",
@@ -185,7 +185,6 @@ const OF_EPHEMERAL: [&str; 18] = [
     "volumeDevices",
     "volumeMounts",
     "workingDir",
-    "restartPolicyRules",
 ];
 
 fn ephemeral_only(
