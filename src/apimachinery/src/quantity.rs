@@ -107,7 +107,7 @@ impl Quantity {
     /// The amount in units of `10^scale`, rounded away from zero, and whether that was exact.
     /// Amounts beyond the integer's range saturate.
     fn at_scale(&self, scale: i32) -> (i128, bool) {
-        let shift = self.scale - scale;
+        let shift = self.scale.saturating_sub(scale);
         if shift >= 0 {
             let factor = 10i128.checked_pow(shift as u32);
             let value = factor.and_then(|f| self.mantissa.checked_mul(f));
@@ -321,8 +321,15 @@ impl FromStr for Quantity {
                 (mantissa, format)
             }
             Suffix::Two(exponent) => {
-                let value = mantissa.checked_mul(1i128 << exponent);
-                (value.unwrap_or(i128::MAX), Format::BinarySi)
+                // Of more digits than fit the last ones go, rounded up.
+                let mut kept = mantissa;
+                let value = loop {
+                    match kept.checked_mul(1i128 << exponent) {
+                        Some(value) => break value,
+                        None => (kept, scale) = (kept / 10 + 1, scale + 1),
+                    }
+                };
+                (value, Format::BinarySi)
             }
         };
         let mut parsed = Self { mantissa, scale, format, text: None };
@@ -508,7 +515,17 @@ mod tests {
         #[test]
         fn any_text_is_parsed_or_refused(text in "[+-]?[0-9.]{0,45}[eEinumkKMGTP]{0,3}[-+]?[0-9]{0,9}") {
             if let Ok(parsed) = text.parse::<Quantity>() {
-                let _ = (parsed.canonical(), parsed.value());
+                let _ = (parsed.canonical(), parsed.value(), parsed.milli_value());
+            }
+        }
+
+        #[test]
+        fn long_numbers_are_read_back(text in "-?[0-9]{1,60}(\\.[0-9]{0,60})?(n|u|m|k|M|E|Ki|Ei|e3|e-6)?") {
+            if let Ok(parsed) = text.parse::<Quantity>() {
+                let written = parsed.canonical();
+                let again = written.parse::<Quantity>();
+                prop_assert!(again.is_ok(), "{} {}", text, written);
+                prop_assert_eq!(again.map(|q| q.canonical()), Ok(written));
             }
         }
     }
