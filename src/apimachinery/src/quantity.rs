@@ -309,9 +309,6 @@ impl FromStr for Quantity {
             scale += (number.len() - kept) as i32;
             number = &number[..kept];
         }
-        if number.len() > DIGITS as usize {
-            return Err(Error::Numeric);
-        }
         let mantissa: i128 =
             if number.is_empty() { 0 } else { number.parse().map_err(|_| Error::Numeric)? };
         let mantissa = mantissa + more;
