@@ -531,6 +531,68 @@ mod tests {
                 "spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
             ),
             (
+                |s| {
+                    s["containers"][0]["resources"] = json!({"limits": {"e.com/gpu": "1500m"}, "requests": {"e.com/gpu": "1500m"}});
+                },
+                "spec.containers[0].resources.limits[e.com/gpu]: Invalid value: \"1500m\": must be an integer",
+            ),
+            (
+                |s| {
+                    s["containers"][0]["resources"] =
+                        json!({"limits": {"hugepages-2Mi": "3Mi", "memory": "1Gi"}});
+                },
+                "spec.containers[0].resources.limits[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive integer multiple of hugepages-2Mi",
+            ),
+            (
+                |s| s["containers"][0]["resources"] = json!({"limits": {"hugepages-2Mi": "4Mi"}}),
+                "spec.containers[0].resources: Forbidden: HugePages require cpu or memory",
+            ),
+            (
+                |s| s["containers"][0]["resources"] = json!({"claims": [{"name": "a"}]}),
+                "spec.containers[0].resources.claims[0].name: Not found: \"a\": must be one of the names in pod.spec.resourceClaims which is empty",
+            ),
+            (
+                |s| s["resourceClaims"] = json!([{"name": "a"}]),
+                "spec.resourceClaims[0]: Invalid value: {\"name\":\"a\"}: must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
+            ),
+            (
+                |s| {
+                    s["containers"][0]["livenessProbe"] =
+                        json!({"httpGet": {"port": 80, "httpHeaders": [{"name": "a b"}]}})
+                },
+                "spec.containers[0].livenessProbe.httpGet.httpHeaders: Invalid value: \"a b\": a valid HTTP header must consist of alphanumeric characters or '-'",
+            ),
+            (
+                |s| {
+                    s["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+                    s["containers"][0]["volumeMounts"] =
+                        json!([{"name": "v", "mountPath": "/v", "recursiveReadOnly": "Enabled"}]);
+                },
+                "spec.containers[0].volumeMounts.recursiveReadOnly: Forbidden: may only be specified when readOnly is true",
+            ),
+            (
+                |s| {
+                    s["volumes"] = json!([{"name": "v", "ephemeral": {"volumeClaimTemplate": {
+                        "metadata": {"name": "n"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1"}}}}}}]);
+                },
+                "spec.volumes[0].ephemeral.volumeClaimTemplate.metadata.name: Forbidden: cannot be set",
+            ),
+            (
+                |s| s["hostnameOverride"] = "A".into(),
+                "spec.hostnameOverride: Invalid value: \"A\": a lowercase RFC 1123 subdomain must",
+            ),
+            (
+                |s| s["overhead"] = json!({"x": "1"}),
+                "spec.overhead.limits[x]: Invalid value: \"x\": must be a standard resource type or fully qualified",
+            ),
+            (
+                |s| {
+                    s["affinity"] = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                    {"matchFields": [{"key": "metadata.uid", "operator": "In", "values": ["a"]}]}]}}})
+                },
+                "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields[0].key: Invalid value: \"metadata.uid\": not a valid field selector key",
+            ),
+            (
                 |s| s["ephemeralContainers"] = json!([{"name": "e", "image": "a"}]),
                 "spec.ephemeralContainers: Forbidden: cannot be set on create",
             ),
