@@ -20,7 +20,7 @@ mod value;
 
 pub use check::Type;
 pub use eval::{Named, Variables};
-pub use value::{Host, Value};
+pub use value::{Host, Value, is_identifier};
 
 use crate::structural::Structural;
 

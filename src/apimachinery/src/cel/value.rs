@@ -108,32 +108,42 @@ impl<'a> From<Vec<Value<'a>>> for Value<'a> {
     }
 }
 
+/// Words that are no names of variables.
+const WORDS: [&str; 20] = [
+    "true",
+    "false",
+    "null",
+    "in",
+    "as",
+    "break",
+    "const",
+    "continue",
+    "else",
+    "for",
+    "function",
+    "if",
+    "import",
+    "let",
+    "loop",
+    "package",
+    "namespace",
+    "return",
+    "var",
+    "void",
+];
+
+/// Whether a variable may be called so.
+pub fn is_identifier(name: &str) -> bool {
+    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let shaped = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    starts && shaped && !WORDS.contains(&name)
+}
+
 /// The name a field has in expressions back to its own: `__dot__` and its like.
 fn unescape(name: &str) -> Cow<'_, str> {
     if !name.contains("__") {
         return Cow::Borrowed(name);
     }
-    const WORDS: [&str; 19] = [
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-    ];
     if let Some(word) = name.strip_prefix("__").and_then(|n| n.strip_suffix("__"))
         && WORDS.contains(&word)
     {

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use apimachinery::cel::is_identifier;
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::{meta, names};
 use serde_json::Value;
@@ -52,35 +53,6 @@ pub fn validate(plural: &str, object: &Value, errors: &mut ErrorList) {
         told(validation, &path.child("validations").index(index), errors);
     }
     audit_annotations(meta::name(object), spec, &path.child("auditAnnotations"), errors);
-}
-
-/// Whether CEL takes the name for a variable.
-fn is_identifier(name: &str) -> bool {
-    const RESERVED: [&str; 20] = [
-        "true",
-        "false",
-        "null",
-        "in",
-        "as",
-        "break",
-        "const",
-        "continue",
-        "else",
-        "for",
-        "function",
-        "if",
-        "import",
-        "let",
-        "loop",
-        "package",
-        "namespace",
-        "return",
-        "var",
-        "void",
-    ];
-    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    let all = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    starts && all && !RESERVED.contains(&name)
 }
 
 fn param_kind(kind: &Value, path: &Path, errors: &mut ErrorList) {
