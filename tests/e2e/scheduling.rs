@@ -188,6 +188,27 @@ fn devices_are_given_to_claims_and_taken_back() {
     cluster.kubectl_ok(&["delete", "pod", "first", "--now"]);
     let claim = claim_of("second");
     assert_eq!(claim["status"]["reservedFor"][0]["name"], "second");
+
+    // A class stands for an extended resource: the claim is made for the pod, and goes with it.
+    let patch = r#"{"spec":{"extendedResourceName":"example.com/gpu"}}"#;
+    cluster.kubectl_ok(&["patch", "deviceclass", "gpu", "--type=merge", "-p", patch]);
+    cluster.apply(&pod(
+        "third",
+        &json!({"containers": [{"name": "c", "image": BUSYBOX,
+        "resources": {"limits": {"example.com/gpu": "1"}}}]}),
+    ));
+    let bound = cluster.pod("third", "bound", |pod| pod["spec"]["nodeName"] == node.as_str());
+    let told = &bound["status"]["extendedResourceClaimStatus"];
+    let mapping = json!([{"containerName": "c", "requestName": "container-0-request-0",
+        "resourceName": "example.com/gpu"}]);
+    assert_eq!(told["requestMappings"], mapping);
+    let name = told["resourceClaimName"].as_str().expect("a name").to_owned();
+    assert!(name.starts_with("third-extended-resources-"), "{name}");
+    let claim = cluster.get(&["resourceclaim", &name]).expect("the claim");
+    assert_eq!(claim["status"]["allocation"]["devices"]["results"][0]["device"], "small");
+    assert_eq!(claim["status"]["reservedFor"][0]["name"], "third");
+    cluster.kubectl_ok(&["delete", "pod", "third", "--now"]);
+    cluster.kubectl_ok(&["wait", "--for=delete", "resourceclaim", &name, "--timeout=60s"]);
 }
 
 /// `rootlet bench nodes`, until dropped.

@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use futures::{Stream, StreamExt};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::{broadcast, watch};
@@ -200,6 +201,26 @@ async fn follow<K>(
     }
 }
 
+/// Most of what watches cost is to read pods. Asked for here, that is compiled as this crate is, for speed,
+/// whichever component is the first to ask.
+fn spawn_pods(client: &Client) -> (Informer<Pod>, JoinHandle<()>) {
+    Informer::spawn(Api::all(client.clone()), Selection::default())
+}
+
+fn spawn_for<K>(client: &Client) -> (Informer<K>, JoinHandle<()>)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    if TypeId::of::<K>() == TypeId::of::<Pod>() {
+        let (pods, task) = spawn_pods(client);
+        if let Some(informer) = (&pods as &dyn Any).downcast_ref::<Informer<K>>() {
+            return (informer.clone(), task);
+        }
+        task.abort();
+    }
+    Informer::spawn(Api::all(client.clone()), Selection::default())
+}
+
 struct Shared {
     client: Client,
     kinds: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
@@ -234,8 +255,7 @@ impl Informers {
         if let Some(informer) = known {
             return informer.clone();
         }
-        let (informer, task) =
-            Informer::spawn(Api::all(self.0.client.clone()), Selection::default());
+        let (informer, task) = spawn_for(&self.0.client);
         kinds.insert(TypeId::of::<K>(), Box::new(informer.clone()));
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
         informer

@@ -9,19 +9,21 @@ use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::core::Request;
 use kube::{Client, Resource, ResourceExt};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Events that may wait for the API server; more are dropped, as upstream's broadcaster does.
-const QUEUE: usize = 1000;
+/// Events that may wait for the API server; more are dropped, as upstream's broadcaster does after fewer.
+const QUEUE: usize = 8192;
 /// Distinct events remembered for counting.
 const REMEMBERED: usize = 4096;
 /// Similar events, different only in their message, after which they are combined.
 const SIMILAR_MAX: u32 = 10;
-/// Events on their way to the API server at once.
-const WRITES_MAX: usize = 64;
+/// Events on their way to the API server at once: few, because what they tell of goes first.
+const WRITES_MAX: usize = 4;
 /// Seconds of quiet after which the counting of similar events starts afresh.
 const SIMILAR_WINDOW_S: i64 = 600;
 
@@ -82,28 +84,38 @@ pub fn object_reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRefe
     }
 }
 
+/// Writes a new event. What the server makes of it is of no interest.
+async fn create(api: &Api<Event>, event: &Event) -> Result<(), kube::Error> {
+    let body = serde_json::to_vec(event).map_err(kube::Error::SerdeError)?;
+    let request = Request::new(api.resource_url())
+        .create(&PostParams::default(), body)
+        .map_err(kube::Error::BuildRequest)?;
+    api.clone().into_client().request::<IgnoredAny>(request).await.map(drop)
+}
+
+fn code<T>(outcome: &Result<T, kube::Error>) -> u16 {
+    match outcome {
+        Err(kube::Error::Api(status)) => status.code,
+        _ => 0,
+    }
+}
+
 /// Counts the event that `again` names once more; writes `event` when there is none, or it is gone.
 async fn send(
     api: &Api<Event>,
     mut event: Event,
     again: Option<(String, Value)>,
 ) -> Result<(), kube::Error> {
-    let code = |outcome: &Result<Event, kube::Error>| match outcome {
-        Err(kube::Error::Api(status)) => status.code,
-        _ => 0,
-    };
-    let Some((name, patch)) = again else {
-        return api.create(&PostParams::default(), &event).await.map(|_| ());
-    };
+    let Some((name, patch)) = again else { return create(api, &event).await };
     let parameters = PatchParams::default();
     let counted = api.patch(&name, &parameters, &Patch::Merge(&patch)).await;
     if code(&counted) != 404 {
         return counted.map(|_| ());
     }
     event.metadata.name = Some(name.clone());
-    let made = api.create(&PostParams::default(), &event).await;
+    let made = create(api, &event).await;
     if code(&made) != 409 {
-        return made.map(|_| ());
+        return made;
     }
     // The first of them has just been written.
     api.patch(&name, &parameters, &Patch::Merge(&patch)).await.map(|_| ())

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use client::{Event, Recorder, Selection, list_watch};
+use client::{Change, Event, Informer, Informers, Recorder, Selection, list_watch};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
     Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, Preconditions,
@@ -99,8 +99,40 @@ async fn follow(client: Client, of: Watched, world: Shared, changed: mpsc::Sende
     }
 }
 
+/// The same for pods, of which there are most: the process has them already.
+async fn follow_pods(pods: Informer<Pod>, world: Shared, changed: mpsc::Sender<Vec<String>>) {
+    let kind = ("v1".to_owned(), "Pod".to_owned());
+    let mut changes = std::pin::pin!(pods.subscribe());
+    while let Some(change) = changes.next().await {
+        let touched = match change {
+            Change::Applied(pod) => lock(&world).graph.apply(Node::new(&kind, &pod.metadata)),
+            Change::Deleted(pod) => {
+                lock(&world).graph.remove(pod.metadata.uid.as_deref().unwrap_or_default())
+            }
+            Change::Synced => {
+                let all = pods.store().state();
+                let listed = all.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+                let graph = &mut lock(&world).graph;
+                let mut touched = graph.retain(&kind, &listed);
+                for pod in all {
+                    touched.extend(graph.apply(Node::new(&kind, &pod.metadata)));
+                }
+                touched
+            }
+        };
+        if !touched.is_empty() && changed.send(touched).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Watches what discovery offers, and stops watching what it no longer does.
-async fn discover(client: Client, world: Shared, changed: mpsc::Sender<Vec<String>>) {
+async fn discover(
+    client: Client,
+    pods: Informer<Pod>,
+    world: Shared,
+    changed: mpsc::Sender<Vec<String>>,
+) {
     let mut watches: BTreeMap<(String, String), AbortHandle> = BTreeMap::new();
     // Dropping the set, when this task is aborted, ends the watches.
     let mut tasks = JoinSet::new();
@@ -137,8 +169,13 @@ async fn discover(client: Client, world: Shared, changed: mpsc::Sender<Vec<Strin
             keep
         });
         for (key, of) in found {
+            let is_pods = (key.0.as_str(), key.1.as_str()) == ("v1", "Pod");
             watches.entry(key).or_insert_with(|| {
-                tasks.spawn(follow(client.clone(), of, world.clone(), changed.clone()))
+                let (world, changed) = (world.clone(), changed.clone());
+                if is_pods {
+                    return tasks.spawn(follow_pods(pods.clone(), world, changed));
+                }
+                tasks.spawn(follow(client.clone(), of, world, changed))
             });
         }
     }
@@ -355,12 +392,12 @@ async fn remove_finalizer(
 }
 
 /// Runs until `shutdown`.
-pub async fn run(client: Client, shutdown: CancellationToken) {
+pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
     let world = Shared::default();
     let events = Recorder::new(client.clone(), "garbage-collector-controller", "");
     let (sender, receiver) = mpsc::channel(BACKLOG);
     let mut discovery = JoinSet::new();
-    discovery.spawn(discover(client.clone(), world.clone(), sender));
+    discovery.spawn(discover(client.clone(), informers.get(), world.clone(), sender));
     let changes = futures::stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|keys| (keys, receiver))
     });

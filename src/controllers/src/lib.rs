@@ -169,10 +169,7 @@ const CONTROLLERS: &[(&str, Start)] = &[
         "ttl-after-finished-controller",
         ttl_after_finished
     ),
-    ("garbage-collector-controller", |setup| {
-        let (client, _, stop) = setup.parts("generic-garbage-collector");
-        garbage_collector::run(client, stop).boxed()
-    }),
+    controller!("garbage-collector-controller", "generic-garbage-collector", garbage_collector),
     controller!("pod-garbage-collector-controller", "pod-garbage-collector", pod_gc),
     controller!("taint-eviction-controller", "node-controller", taint_eviction),
     controller!("disruption-controller", "disruption-controller", disruption),

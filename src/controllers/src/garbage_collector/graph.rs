@@ -102,6 +102,10 @@ impl Graph {
     /// Takes in an object that appeared or changed; returns the uids to look at.
     pub fn apply(&mut self, node: Node) -> Vec<String> {
         let uid = node.uid.clone();
+        if self.nodes.get(&uid) == Some(&node) {
+            // Its status has changed, or nothing.
+            return Vec::new();
+        }
         let old = self.nodes.insert(uid.clone(), node.clone());
         let mut touched = Vec::new();
         for owner in old.iter().flat_map(|old| &old.owners) {
@@ -319,6 +323,19 @@ mod tests {
         let unknown = |uid: &str| graph.look(uid).expect("known").1.len();
         assert_eq!((unknown("a"), unknown("b")), (1, 0));
         assert_eq!(graph.decide("a", &set(&["o"])), Action::Delete(Policy::Background));
+    }
+
+    #[test]
+    fn only_what_has_changed_is_looked_at() {
+        let mut graph = graph(&[node("o", &[], &[], false)]);
+        for (applied, touched) in [
+            (node("a", &["o"], &[], false), &["a"][..]),
+            (node("a", &["o"], &[], false), &[]),
+            (node("a", &["o"], &[FOREGROUND], true), &["a"]),
+            (node("a", &["p"], &[FOREGROUND], true), &["o", "a"]),
+        ] {
+            assert_eq!(graph.apply(applied.clone()), touched, "{applied:?}");
+        }
     }
 
     #[test]
