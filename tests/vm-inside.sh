@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The part of tests/vm.sh that runs in the machine, as an ordinary user: FOLDER holds the programs.
+# The part of tests/vm.sh that runs in the machine: FOLDER holds the programs.
 set -euo pipefail
 place=$1
 work=$(mktemp -d "$HOME/vm.XXXXXX")
@@ -37,7 +37,7 @@ rootlet up --ephemeral --pod-max-pids 40 --kubeconfig "$kc" >/dev/null
 rootlet image load "$place/busybox.tar" >/dev/null
 enforced=$(kubectl get nodes -o 'jsonpath={.items[0].status.conditions[?(@.type=="ResourceLimitsEnforced")].status}')
 [ "$enforced" = True ] || fail "limits are enforced: $enforced"
-ok "systemd gave a scope: $(grep -h ^0:: /proc/"$(pgrep -u "$(id -u)" -f ' daemon-inside ' | head -1)"/cgroup)"
+ok "a scope of its own: $(grep -h ^0:: /proc/"$(pgrep -u "$(id -u)" -f ' daemon-inside ' | head -1)"/cgroup)"
 
 pod greedy '{limits: {memory: 32Mi}}' 'tail /dev/zero'
 until_is OOMKilled field greedy '.status.containerStatuses[0].state.terminated.reason'
@@ -46,7 +46,7 @@ ok "a container above its memory limit is OOMKilled, exit code $(field greedy '.
 pod limited '{requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 200m, memory: 64Mi}}' 'exec sleep 10000'
 until_is Running field limited .status.phase
 uid=$(field limited .metadata.uid)
-scope=$(find /sys/fs/cgroup/user.slice -type d -name "pod$uid" 2>/dev/null | head -1)
+scope=$(find /sys/fs/cgroup -type d -name "pod$uid" 2>/dev/null | head -1)
 [ -n "$scope" ] || fail "the pod has a cgroup"
 [ "$(cat "$scope/cpu.max")" = "20000 100000" ] || fail "cpu.max of the pod: $(cat "$scope/cpu.max")"
 container=$(find "$scope" -mindepth 1 -maxdepth 1 -type d | head -1)
@@ -76,6 +76,6 @@ kubectl delete pod limited greedy --grace-period=1 >/dev/null
 [ ! -d "$scope" ] || fail "the pod's cgroup is left: $scope"
 ok "the cgroup of a deleted pod is gone"
 rootlet down >/dev/null
-left=$(find /sys/fs/cgroup/user.slice -type d -name 'rootlet-vm.scope' 2>/dev/null)
+left=$(find /sys/fs/cgroup -type d -name 'rootlet-vm.scope' 2>/dev/null)
 [ -z "$left" ] || fail "left after down: $left"
 ok "down leaves no cgroup"

@@ -12,7 +12,7 @@ binary=${1:-target/x86_64-unknown-linux-gnu/debug/rootlet}
 place=$(mktemp -d "$PWD/target/vm.XXXXXX")
 trap 'rm -rf "$place"; "$vm" stop >/dev/null 2>&1 || true' EXIT
 cp "$binary" "$place/rootlet" && strip "$place/rootlet"
-cp target/tools/kubectl tests/vm-{inside,sctp,service,wait}.sh "$place/"
+cp target/tools/kubectl tests/vm-{inside,plain,sctp,service,wait}.sh "$place/"
 cargo build --locked -q -p netns --example associate
 cp target/x86_64-unknown-linux-gnu/debug/examples/associate "$place/" && strip "$place/associate"
 tests/busybox-image.sh "$place/busybox.tar" localhost/busybox:test
@@ -28,6 +28,11 @@ done
 echo "== SCTP"
 "$vm" run --root -- modprobe sctp
 "$vm" run -- "$place/vm-sctp.sh" "$place"
+# The machine's user is whoever `run` runs as.
+for user in root "$("$vm" run -- id -un)"; do
+    echo "== without systemd, $user"
+    "$vm" run --root -- "$place/vm-plain.sh" "$place" "$user"
+done
 echo "== service"
 "$vm" run -- "$place/vm-service.sh" "$place" install
 "$vm" run --root -- systemctl restart user@1000.service

@@ -189,16 +189,43 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     logging::detach();
     tracing::info!(elapsed_ms = started.elapsed().as_millis() as u64, "the node is Ready");
 
-    let stopped = wait(&mut asked, &mut tasks).await?;
+    let periods = crate::member::shutdown_periods(&settings.kubelet).unwrap_or_default();
+    let graceful = own_node && !periods.is_empty();
+    let machine = if graceful { watch_machine(periods.total()).await } else { None };
+    let machine_ends = async {
+        if let Some(told) = machine
+            && let Ok(delay) = told.await
+        {
+            tracing::info!("the machine shuts down: pods have their time");
+            let _ = tokio::time::timeout(periods.total() + DRAIN_TIMEOUT, ending.end()).await;
+            drop(delay);
+        }
+        // What follows is a signal to all processes.
+        std::future::pending().await
+    };
+    let stopped = tokio::select! {
+        stopped = wait(&mut asked, &mut tasks) => stopped?,
+        () = machine_ends => None,
+    };
     if stopped.is_some() {
         // For a service manager, which would start it again.
         let _ = std::fs::write(paths.stopped(), "");
-        let periods = crate::member::shutdown_periods(&settings.kubelet).unwrap_or_default();
-        if own_node && !periods.is_empty() {
+        if graceful {
             let _ = tokio::time::timeout(periods.total() + DRAIN_TIMEOUT, ending.end()).await;
         }
     }
     stop(Stop { shutdown, serving, tasks, server, store, runtime, stopped, sockets }).await
+}
+
+/// Has the machine's shutdown wait for the pods, where there is a logind.
+async fn watch_machine(period: Duration) -> Option<oneshot::Receiver<crate::logind::Delay>> {
+    match tokio::task::spawn_blocking(move || crate::logind::watch(period)).await.ok()? {
+        Ok(told) => Some(told),
+        Err(error) => {
+            tracing::info!(error, "a shutdown of the machine will not wait for pods");
+            None
+        }
+    }
 }
 
 /// Starts the node process anew should it end: the daemon holds its network, with all pods in it, and

@@ -270,6 +270,9 @@ fn cgroups(user: &str) -> Check {
     if !writable && scope::offered() {
         return Check::ok(NAME, "systemd gives each cluster a scope of its own");
     }
+    if scope::offered_plain() {
+        return Check::ok(NAME, "each cluster has a cgroup of its own, without systemd");
+    }
     if !writable {
         return Check::limited(
             NAME,

@@ -379,6 +379,7 @@ pub fn down(paths: &Paths) -> anyhow::Result<()> {
         // It is of no use without its process; the next start would replace it anyway.
         let _ = std::fs::remove_file(socket);
     }
+    scope::remove(&paths.name);
     pods?;
     daemon.context("the daemon cannot be stopped")?;
     agent.context("the agent cannot be stopped")?;
