@@ -147,18 +147,14 @@ pub fn written_out(uri: &http::Uri) -> Option<http::Uri> {
     while let Some(at) = rest.find('%') {
         plain.push_str(&rest[..at]);
         let code = rest.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match code
-            .map(char::from)
-            .filter(|c| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@".contains(*c))
-        {
-            Some(c) => {
-                plain.push(c);
-                rest = &rest[at + 3..];
-            }
-            None => {
-                plain.push('%');
-                rest = &rest[at + 1..];
-            }
+        let stands_for = code.map(char::from);
+        let needless = |c: &char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@".contains(*c);
+        if let Some(c) = stands_for.filter(needless) {
+            plain.push(c);
+            rest = &rest[at + 3..];
+        } else {
+            plain.push('%');
+            rest = &rest[at + 1..];
         }
     }
     plain.push_str(rest);

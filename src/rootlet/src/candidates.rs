@@ -219,7 +219,7 @@ async fn known(
             let pod = session.api.get(&path).await?;
             let all = ["initContainers", "containers"]
                 .into_iter()
-                .flat_map(|list| pod["spec"][list].as_array());
+                .filter_map(|list| pod["spec"][list].as_array());
             all.flatten().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
         }
         Kind::Namespaces => listed(&session.api.get("/api/v1/namespaces").await?, ""),

@@ -37,24 +37,21 @@ pub fn launch(arguments: &cli::args::Up, paths: &Paths) -> anyhow::Result<(Setti
     for role in ["daemon", "runtime", "node"] {
         lock::await_dying(&paths.lock(role));
     }
-    match lock::holder(&paths.lock("daemon")) {
-        Some(daemon) => {
-            if let Some(what) = arguments.upgrade {
-                upgrade(paths, what)?;
-                return Ok((Settings::read(&paths.settings())?.unwrap_or(settings), held));
-            }
-            say!("Cluster {:?} is already running.", paths.name);
-            if build::differs(daemon) {
-                say!(
-                    "It runs another build of rootlet; `rootlet up --upgrade` moves it to this one, with its pods running."
-                );
-            }
+    if let Some(daemon) = lock::holder(&paths.lock("daemon")) {
+        if let Some(what) = arguments.upgrade {
+            upgrade(paths, what)?;
+            return Ok((Settings::read(&paths.settings())?.unwrap_or(settings), held));
         }
-        None => {
-            check_moved(paths)?;
-            settings.write()?;
-            start(paths)?;
+        say!("Cluster {:?} is already running.", paths.name);
+        if build::differs(daemon) {
+            say!(
+                "It runs another build of rootlet; `rootlet up --upgrade` moves it to this one, with its pods running."
+            );
         }
+    } else {
+        check_moved(paths)?;
+        settings.write()?;
+        start(paths)?;
     }
     Ok((Settings::read(&paths.settings())?.unwrap_or(settings), held))
 }

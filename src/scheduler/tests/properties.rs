@@ -352,7 +352,9 @@ proptest! {
             let own: Vec<_> = present.iter().filter(|pod| pod.node_name == node.name).collect();
             prop_assert_eq!(node.pods.len(), own.len());
             let mut asked = scheduler::resource::Resource::default();
-            own.iter().for_each(|pod| asked.add(&pod.requests));
+            for pod in &own {
+ asked.add(&pod.requests);
+}
             for resource in ["cpu", "memory", "example.com/gpu"] {
                 let (known, want) = (node.requested.amount(resource), asked.amount(resource));
                 prop_assert_eq!(known, want, "{}", resource);

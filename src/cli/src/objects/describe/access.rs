@@ -76,7 +76,7 @@ fn compact(rules: &Value) -> Vec<Rule> {
                             .find(|r| Rule { verbs: Vec::new(), ..(*r).clone() } == about);
                         match same {
                             Some(same) if !same.verbs.contains(&verb) => {
-                                same.verbs.push(verb.clone())
+                                same.verbs.push(verb.clone());
                             }
                             Some(_) => {}
                             None => found.push(Rule { verbs: vec![verb.clone()], ..about }),

@@ -171,7 +171,7 @@ async fn text(
         ("autoscaling", "HorizontalPodAutoscaler") => autoscaler::autoscaler(&mut out, object),
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => access::role(&mut out, object),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            access::binding(&mut out, object)
+            access::binding(&mut out, object);
         }
         ("scheduling.k8s.io", "PriorityClass") => config::priority_class(&mut out, object),
         ("", "PersistentVolumeClaim") => storage::claim(&mut out, session, object).await?,

@@ -156,16 +156,16 @@ fn select(entry: &mut Entry, id: &Id, pairs: &BTreeMap<String, String>) {
     let (group, kind) = (id.group.as_str(), id.kind.as_str());
     match (group, kind) {
         ("", "Service" | "ReplicationController") if id.version == "v1" => {
-            put(entry, "spec/selector", true, pairs)
+            put(entry, "spec/selector", true, pairs);
         }
         (_, "Deployment" | "ReplicaSet" | "DaemonSet") | ("apps", "StatefulSet") => {
             put(entry, "spec/selector/matchLabels", true, pairs);
         }
         ("batch", "Job") | ("policy", "PodDisruptionBudget") => {
-            put(entry, "spec/selector/matchLabels", false, pairs)
+            put(entry, "spec/selector/matchLabels", false, pairs);
         }
         ("batch", "CronJob") => {
-            put(entry, "spec/jobTemplate/spec/selector/matchLabels", false, pairs)
+            put(entry, "spec/jobTemplate/spec/selector/matchLabels", false, pairs);
         }
         ("networking.k8s.io", "NetworkPolicy") => {
             for path in
@@ -230,7 +230,7 @@ fn scale(replicas: &Replicas, entries: &mut [Entry]) -> Result<(), Error> {
             || entry.before.iter().any(|before| before.name == replicas.name);
         if named && SCALED.contains(&id.kind.as_str()) {
             visit(&mut entry.value, &["spec", "replicas"], true, &mut |count| {
-                *count = replicas.count.into()
+                *count = replicas.count.into();
             });
             found = true;
         }
