@@ -250,7 +250,7 @@ def actions_ask_first():
     page.key("c")
     agree("Uncordon Node")
     page.until(f"!({row('rootlet')})?.innerText.includes('cordoned')")
-    until(lambda: "2" in kubectl("get", "deployment", "web", "-n", "shop", "-o", "jsonpath={.status.readyReplicas}"), "they run")
+    kubectl("rollout", "status", "deployment/web", "-n", "shop", "--timeout=60s")
     go("pods")
     page.until(row("greedy"))
     narrow("greedy")
