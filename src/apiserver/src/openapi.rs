@@ -8,10 +8,14 @@ mod descriptions;
 mod protobuf;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
 use std::sync::OnceLock;
 
 use apimachinery::schema::{self, Field, ListType, Schema, Shape, Type, TypeId};
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
@@ -32,12 +36,37 @@ const PATCHES: [&str; 4] = [
     "application/strategic-merge-patch+json",
 ];
 
-/// A rendered document, the hash that names it, and its protobuf form, made when it is asked for.
+/// A rendered document, packed for as long as nobody asks for it, and the hash that names it.
+#[derive(Debug)]
+struct Packed {
+    bytes: Bytes,
+    hash: String,
+}
+
+impl Packed {
+    fn new(body: &[u8]) -> Self {
+        let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+        // Writing to memory does not fail.
+        let written = packed.write_all(body).and_then(|()| packed.finish());
+        Self { bytes: written.unwrap_or_default().into(), hash: hash(body) }
+    }
+
+    fn unpack(&self) -> Bytes {
+        let mut body = Vec::new();
+        // It was packed here.
+        let read = GzDecoder::new(self.bytes.as_ref()).read_to_end(&mut body);
+        if read.is_err() {
+            body.clear();
+        }
+        body.into()
+    }
+}
+
+/// A document as JSON, and its protobuf form, made when it is asked for.
 #[derive(Debug)]
 struct Document {
-    body: Bytes,
-    hash: String,
-    protobuf: OnceLock<(Bytes, String)>,
+    json: Packed,
+    protobuf: OnceLock<Packed>,
 }
 
 fn hash(body: &[u8]) -> String {
@@ -46,18 +75,14 @@ fn hash(body: &[u8]) -> String {
 
 impl Document {
     fn new(value: &Value) -> Self {
-        let body = Bytes::from(value.to_string());
-        let hash = hash(&body);
-        Self { body, hash, protobuf: OnceLock::new() }
+        Self { json: Packed::new(value.to_string().as_bytes()), protobuf: OnceLock::new() }
     }
 
-    fn protobuf(&self, encode: fn(&Value) -> Vec<u8>) -> &(Bytes, String) {
+    fn protobuf(&self, encode: fn(&Value) -> Vec<u8>) -> &Packed {
         self.protobuf.get_or_init(|| {
             // The body was rendered from a value here.
-            let value = serde_json::from_slice(&self.body).unwrap_or_default();
-            let bytes = Bytes::from(encode(&value));
-            let hash = hash(&bytes);
-            (bytes, hash)
+            let value = serde_json::from_slice(&self.json.unpack()).unwrap_or_default();
+            Packed::new(&encode(&value))
         })
     }
 }
@@ -122,7 +147,7 @@ impl OpenApi {
             let paths: Map<String, Value> = documents
                 .iter()
                 .map(|(name, document)| {
-                    let url = format!("/openapi/v3/{name}?hash={}", document.hash);
+                    let url = format!("/openapi/v3/{name}?hash={}", document.json.hash);
                     (name.clone(), json!({"serverRelativeURL": url}))
                 })
                 .collect();
@@ -151,20 +176,19 @@ fn form(headers: &HeaderMap, protobuf: &'static str) -> Option<Form> {
 }
 
 fn send(document: &Document, form: Form, headers: &HeaderMap) -> Response {
-    let (body, hash, content_type) = match form {
-        Form::Json => (&document.body, &document.hash, "application/json"),
+    let (packed, content_type) = match form {
+        Form::Json => (&document.json, "application/json"),
         Form::Protobuf(media) => {
             let encode = if media == PROTOBUF_V2 { protobuf::v2 } else { protobuf::v3 };
-            let (body, hash) = document.protobuf(encode);
-            (body, hash, media)
+            (document.protobuf(encode), media)
         }
     };
-    let tag = format!("\"{hash}\"");
+    let tag = format!("\"{}\"", packed.hash);
     let mut response = Response::default();
     if headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes()) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     } else {
-        *response.body_mut() = body.clone().into();
+        *response.body_mut() = packed.unpack().into();
     }
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));

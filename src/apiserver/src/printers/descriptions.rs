@@ -13,6 +13,12 @@ const TEXTS: &[(&str, &str, &str)] = &[
     ("*", "Containers", "Names of each container in the template."),
     ("*", "Images", "Images referenced by each container in the template."),
     ("*", "Selector", "Labels of the pods that belong to it."),
+    ("NodeMetrics", "cpu", "How much CPU the node uses."),
+    ("NodeMetrics", "memory", "How much memory the node uses."),
+    ("NodeMetrics", "Window", "How long that was measured."),
+    ("PodMetrics", "cpu", "How much CPU the pod's containers use together."),
+    ("PodMetrics", "memory", "How much memory the pod's containers use together."),
+    ("PodMetrics", "Window", "How long that was measured."),
     // Pods and what makes them.
     ("Pod", "Ready", "How many of the pod's containers are ready, of how many."),
     ("Pod", "Status", "The state of the pod, summed up from its containers."),

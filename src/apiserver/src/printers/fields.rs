@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::cells::{NONE, access_modes, age, containers, labels, name, selector};
 use super::{Column, Printer};
+use crate::validation::quantity;
 use crate::zero::Zero;
 
 const NAME: Column = ("Name", "string", 0);
@@ -69,6 +70,12 @@ fn cluster(kind: (&str, &str)) -> Option<Cells> {
             ],
             autoscaler,
         ),
+        ("metrics.k8s.io", "NodeMetrics") => (USED, |o, _| used(o, &[&o["usage"]])),
+        ("metrics.k8s.io", "PodMetrics") => (USED, |o, _| {
+            let containers: Vec<&Value> =
+                o["containers"].items().iter().map(|container| &container["usage"]).collect();
+            used(o, &containers)
+        }),
         ("policy", "PodDisruptionBudget") => (
             &[
                 NAME,
@@ -387,6 +394,20 @@ fn controller(object: &Value) -> Value {
     format!("{kind}{group}/{}", owner["name"].text()).into()
 }
 
+/// What is used, as metrics-server prints it.
+const USED: &[Column] =
+    &[NAME, ("cpu", "string", 0), ("memory", "string", 0), ("Window", "string", 0)];
+
+fn used(object: &Value, usages: &[&Value]) -> Vec<Value> {
+    let sum = |resource: &str| -> Value {
+        let amounts = usages.iter().filter_map(|usage| quantity(&usage[resource]));
+        amounts
+            .reduce(|sum, amount| sum.plus(&amount))
+            .map_or(Value::Null, |s| s.to_string().into())
+    };
+    vec![name(object), sum("cpu"), sum("memory"), text(&object["window"])]
+}
+
 fn autoscaler(object: &Value, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (&object["spec"], &object["status"]);
     let target = &spec["scaleTargetRef"];
@@ -623,6 +644,14 @@ mod tests {
             .map(|(cell, _)| cell.as_str().map_or_else(|| cell.to_string(), str::to_owned))
             .collect();
         shown.join(" | ")
+    }
+
+    #[test]
+    fn what_containers_use_is_added_up() {
+        let pod = json!({"metadata": {"name": "p"}, "window": "10s", "containers": [
+            {"usage": {"cpu": "100m", "memory": "1Mi"}}, {"usage": {"cpu": "1", "memory": "1Mi"}}]});
+        let (_, cells) = cluster(("metrics.k8s.io", "PodMetrics")).unwrap();
+        assert_eq!(cells(&pod, Timestamp::UNIX_EPOCH), ["p", "1100m", "2Mi", "10s"]);
     }
 
     #[test]
