@@ -131,6 +131,9 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
             }
         }
         ("certificates.k8s.io", "clustertrustbundles") => trust::bundle(object, old, errors),
+        ("certificates.k8s.io", "podcertificaterequests") => {
+            certificates::pod_request(object, old, errors);
+        }
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => flowcontrol::schema(object, errors),
         ("flowcontrol.apiserver.k8s.io", _) => flowcontrol::level(object, errors),
         ("resource.k8s.io", _) => devices::validate(plural, object, old, errors),

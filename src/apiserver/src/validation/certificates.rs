@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use x509_parser::prelude::FromDer as _;
 
+use super::core::immutable;
 use super::pod_update::difference;
 use super::{mistakes, one_of};
 use crate::zero::Zero;
@@ -41,6 +42,12 @@ const USAGES: [&str; 23] = [
     "timestamping",
 ];
 const SHORTEST_SECONDS: i64 = 600;
+const POD_SHORTEST_SECONDS: i64 = 3600;
+/// A day, of signers of Kubernetes itself.
+const OWN_LONGEST_SECONDS: i64 = 86_400;
+/// 91 days.
+const POD_LONGEST_SECONDS: i64 = 7_862_400;
+const UID_MAX_BYTES: usize = 128;
 const SIGNER_MAX_BYTES: usize = 571;
 const DOMAIN_MAX_BYTES: usize = 253;
 const LEGACY_SIGNER: &str = "kubernetes.io/legacy-unknown";
@@ -224,6 +231,92 @@ pub fn update(subresource: &str, object: &Value, old: &Value, errors: &mut Error
     }
 }
 
+/// A request for a pod's certificate (`ValidatePodCertificateRequestCreate`, `…Update`).
+pub fn pod_request(object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let (spec, path) = (&object["spec"], Path::new("spec"));
+    if let Some(old) = old {
+        immutable(&path, spec, &old["spec"], errors);
+        return;
+    }
+    let signer = spec["signerName"].text();
+    signer_name(signer, &path.child("signerName"), errors);
+    for field in ["podName", "serviceAccountName", "nodeName"] {
+        let name = spec[field].text();
+        mistakes(errors, &path.child(field), name, names::dns_subdomain(name));
+    }
+    for field in ["podUID", "serviceAccountUID", "nodeUID"] {
+        let (uid, at) = (spec[field].text(), path.child(field));
+        if uid.is_empty() {
+            errors.push(Error::invalid(&at, uid, "must not be empty"));
+        } else if uid.len() > UID_MAX_BYTES {
+            errors.push(Error::too_long(&at, UID_MAX_BYTES));
+        }
+    }
+    let (seconds, at) = (&spec["maxExpirationSeconds"], path.child("maxExpirationSeconds"));
+    let domain = signer.split('/').next().unwrap_or_default();
+    let own = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
+    let most = if own { OWN_LONGEST_SECONDS } else { POD_LONGEST_SECONDS };
+    if !seconds.is_set() {
+        errors.push(Error::required(&at, "must be set"));
+        return;
+    }
+    if !(POD_SHORTEST_SECONDS..=most).contains(&seconds.int()) {
+        let detail = format!("must be in the range [{POD_SHORTEST_SECONDS}, {most}]");
+        errors.push(Error::invalid(&at, seconds.int(), detail));
+    }
+    let at = path.child("stubPKCS10Request");
+    let stub = spec["stubPKCS10Request"].text();
+    if stub.is_empty() {
+        errors.push(Error::required(&at, "must be set"));
+    } else if let Err(why) = stub_request(stub) {
+        errors.push(Error::invalid(&at, "<value omitted>", why));
+    }
+}
+
+/// A PKCS#10 request in DER, signed with the key that it is for: who asks has that key.
+fn stub_request(text: &str) -> Result<(), &'static str> {
+    const NONE: &str = "must be a valid PKCS#10 request";
+    let bytes = STANDARD.decode(text).map_err(|_| NONE)?;
+    let parsed = x509_parser::certification_request::X509CertificationRequest::from_der(&bytes);
+    let (rest, request) = parsed.map_err(|_| NONE)?;
+    if !rest.is_empty() {
+        return Err(NONE);
+    }
+    request.verify_signature().map_err(|_| "could not verify the request's signature")
+}
+
+/// What a signer may say of it (`ValidatePodCertificateRequestStatusUpdate`).
+pub fn pod_request_status(object: &Value, old: &Value, errors: &mut ErrorList) {
+    const ENDS: [&str; 3] = ["Issued", "Denied", "Failed"];
+    let path = Path::new("status");
+    let conditions = object["status"]["conditions"].items();
+    for (index, condition) in conditions.iter().enumerate() {
+        let at = path.child("conditions").index(index);
+        one_of(errors, &at.child("type"), condition["type"].text(), &ENDS);
+        if index > 0 {
+            let detail =
+                r#"There may be at most one condition with type "Issued", "Denied", or "Failed""#;
+            errors.push(Error::invalid(&at.child("type"), condition["type"].text(), detail));
+        }
+        one_of(errors, &at.child("status"), condition["status"].text(), &["True"]);
+    }
+    let ended = |object: &Value| object["status"]["conditions"].items().first().cloned();
+    if ended(old).is_some() {
+        if object["status"] != old["status"] {
+            let detail = "immutable after PodCertificateRequest is issued, denied, or failed";
+            errors.push(Error::invalid(&path, object["status"].clone(), detail));
+        }
+        return;
+    }
+    let refused = ended(object).is_some_and(|condition| condition["type"] != "Issued");
+    let others = ["certificateChain", "notBefore", "notAfter", "beginRefreshAt"];
+    if refused && others.iter().any(|field| object["status"][*field].is_set()) {
+        let detail = "non-condition status fields must be empty when denying or failing the \
+                      PodCertificateRequest";
+        errors.push(Error::invalid(&path, object["status"].clone(), detail));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,5 +396,91 @@ mod tests {
             told("approval", &signed, &none),
             "status.certificate: Forbidden: updates may not set certificate content"
         );
+    }
+
+    /// A request signed by its own key, or by another.
+    fn stub(honest: bool) -> String {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let request =
+            rcgen::CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+        let mut bytes = request;
+        if !honest {
+            // The last byte is of the signature.
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+        }
+        STANDARD.encode(bytes)
+    }
+
+    #[test]
+    fn requests_for_pods() {
+        let valid = json!({"spec": {"signerName": "example.com/s", "podName": "p", "podUID": "1",
+            "serviceAccountName": "default", "serviceAccountUID": "2", "nodeName": "n", "nodeUID": "3",
+            "maxExpirationSeconds": 86_401, "stubPKCS10Request": stub(true)}});
+        for (field, value, expected) in [
+            ("podName", json!("p"), ""),
+            ("podUID", json!(""), "spec.podUID: Invalid value: \"\": must not be empty"),
+            (
+                "nodeUID",
+                json!("x".repeat(129)),
+                "spec.nodeUID: Too long: may not be more than 128 bytes",
+            ),
+            (
+                "maxExpirationSeconds",
+                json!(null),
+                "spec.maxExpirationSeconds: Required value: must be set",
+            ),
+            (
+                "maxExpirationSeconds",
+                json!(60),
+                "spec.maxExpirationSeconds: Invalid value: 60: must be in the range [3600, 7862400]",
+            ),
+            (
+                "signerName",
+                json!("kubernetes.io/s"),
+                "spec.maxExpirationSeconds: Invalid value: 86401: must be in the range [3600, 86400]",
+            ),
+            (
+                "stubPKCS10Request",
+                json!(stub(false)),
+                "spec.stubPKCS10Request: Invalid value: \"<value omitted>\": could not verify the request's signature",
+            ),
+            (
+                "stubPKCS10Request",
+                json!("AAAA"),
+                "spec.stubPKCS10Request: Invalid value: \"<value omitted>\": must be a valid PKCS#10 request",
+            ),
+        ] {
+            let mut object = valid.clone();
+            object["spec"][field] = value;
+            let told = told(|errors| pod_request(&object, None, errors));
+            assert_eq!(told.join("\n"), expected, "{field}");
+        }
+        let mut other = valid.clone();
+        other["spec"]["podName"] = "q".into();
+        let told = told(|errors| pod_request(&other, Some(&valid), errors));
+        assert!(told[0].ends_with("field is immutable"), "{told:?}");
+    }
+
+    #[test]
+    fn the_end_of_a_pods_request_is_final() {
+        let status = |kind: &str, chain: &str| {
+            let mut status = json!({"conditions": [{"type": kind, "status": "True"}]});
+            if !chain.is_empty() {
+                status["certificateChain"] = chain.into();
+            }
+            json!({ "status": status })
+        };
+        let open = json!({"status": {}});
+        for (new, old, expected) in [
+            (status("Issued", "x"), &open, ""),
+            (status("Denied", ""), &open, ""),
+            (status("Denied", "x"), &open, "non-condition status fields must be empty"),
+            (status("Approved", ""), &open, "Unsupported value: \"Approved\""),
+            (status("Issued", "y"), &status("Issued", "x"), "immutable after"),
+        ] {
+            let told = told(|errors| pod_request_status(&new, old, errors)).join("\n");
+            assert!(told.contains(expected) && told.is_empty() == expected.is_empty(), "{told}");
+        }
     }
 }

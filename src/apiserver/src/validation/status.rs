@@ -116,6 +116,9 @@ pub fn validate(ctx: &RequestContext, object: &Value, old: &Value, errors: &mut 
             certificates::request(object, Some(old), errors);
             certificates::update(&ctx.subresource, object, old, errors);
         }
+        ("certificates.k8s.io", "podcertificaterequests") => {
+            certificates::pod_request_status(object, old, errors);
+        }
         _ => {}
     }
 }
