@@ -321,10 +321,10 @@ impl FromStr for Quantity {
                 // Of more digits than fit the last ones go, rounded up.
                 let mut kept = mantissa;
                 let value = loop {
-                    match kept.checked_mul(1i128 << exponent) {
-                        Some(value) => break value,
-                        None => (kept, scale) = (kept / 10 + 1, scale + 1),
+                    if let Some(value) = kept.checked_mul(1i128 << exponent) {
+                        break value;
                     }
+                    (kept, scale) = (kept / 10 + 1, scale + 1);
                 };
                 (value, Format::BinarySi)
             }

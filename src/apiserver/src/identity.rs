@@ -89,7 +89,7 @@ async fn sweep(registry: &Registry) -> Result<(), Status> {
 }
 
 fn is_ended(lease: &Value, now: Timestamp) -> bool {
-    if !meta::labels(lease).get(LABEL).is_some_and(|of| of == COMPONENT) {
+    if meta::labels(lease).get(LABEL).is_none_or(|of| of != COMPONENT) {
         return false;
     }
     let spec = &lease["spec"];

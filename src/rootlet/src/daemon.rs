@@ -201,7 +201,7 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
             drop(delay);
         }
         // What follows is a signal to all processes.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let stopped = tokio::select! {
         stopped = wait(&mut asked, &mut tasks) => stopped?,

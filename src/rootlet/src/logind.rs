@@ -156,7 +156,7 @@ mod tests {
             let got = rustix::io::read(&reader, &mut [0_u8; 1]).unwrap();
             assert_eq!(got, 0);
         });
-        let told = tokio::task::spawn_blocking(move || watch_at(&socket, Duration::from_secs(60)));
+        let told = tokio::task::spawn_blocking(move || watch_at(&socket, Duration::from_mins(1)));
         let delay = told.await.unwrap().unwrap().await.unwrap();
         assert!(!bus.is_finished(), "the lock is held");
         drop(delay);

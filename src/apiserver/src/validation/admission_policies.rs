@@ -256,7 +256,7 @@ mod tests {
             (
                 |s| {
                     s["matchConstraints"]["resourceRules"][0]["resources"] =
-                        json!(["pods/*", "pods/log"])
+                        json!(["pods/*", "pods/log"]);
                 },
                 "spec.matchConstraints.resourceRules[0].resources[1]: Invalid value: \"pods/log\": if 'pods/*' is present, must not specify pods/log",
             ),
@@ -308,7 +308,7 @@ mod tests {
             ),
         ] {
             let got = said(|errors| {
-                validate("validatingadmissionpolicybindings", &json!({"spec": spec}), errors)
+                validate("validatingadmissionpolicybindings", &json!({"spec": spec}), errors);
             });
             assert!(
                 got.first().map_or("", String::as_str).starts_with(want)

@@ -558,7 +558,7 @@ mod tests {
             (
                 |s| {
                     s["containers"][0]["livenessProbe"] =
-                        json!({"httpGet": {"port": 80, "httpHeaders": [{"name": "a b"}]}})
+                        json!({"httpGet": {"port": 80, "httpHeaders": [{"name": "a b"}]}});
                 },
                 "spec.containers[0].livenessProbe.httpGet.httpHeaders: Invalid value: \"a b\": a valid HTTP header must consist of alphanumeric characters or '-'",
             ),
@@ -588,7 +588,7 @@ mod tests {
             (
                 |s| {
                     s["affinity"] = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
-                    {"matchFields": [{"key": "metadata.uid", "operator": "In", "values": ["a"]}]}]}}})
+                    {"matchFields": [{"key": "metadata.uid", "operator": "In", "values": ["a"]}]}]}}});
                 },
                 "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchFields[0].key: Invalid value: \"metadata.uid\": not a valid field selector key",
             ),

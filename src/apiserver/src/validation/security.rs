@@ -90,7 +90,7 @@ pub fn app_armor(profile: &Value, path: &Path, errors: &mut ErrorList) {
     match kind {
         "Localhost" => match local {
             None => {
-                errors.push(Error::required(&at, "must be set when AppArmor type is Localhost"))
+                errors.push(Error::required(&at, "must be set when AppArmor type is Localhost"));
             }
             Some(name) if name.trim() != name => {
                 let detail = "must not be padded with whitespace";
