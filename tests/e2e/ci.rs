@@ -145,7 +145,8 @@ fn a_run_that_is_interrupted_during_its_start_leaves_nothing() {
             std::thread::yield_now();
         }
         let pid = nix::unistd::Pid::from_raw(i32::try_from(starting.id()).expect("a pid"));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
+        // A shell's background jobs, which these tests may be, ignore SIGINT.
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
         starting.wait().expect("it ends");
         eventually("everything is removed", || gone(&host));
         // What was started in the very moment finds nothing to do, and ends.
