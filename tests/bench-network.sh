@@ -206,8 +206,8 @@ printf '%-34s %s\n' "names of the cluster, from a pod" \
     "$(inside "$one" "$place/questions" 10.43.0.10:53 kubernetes.default.svc.cluster.local "$seconds")"
 resident() { awk '/^VmRSS/ {printf "%.1f MiB", $2 / 1024}' "/proc/$node/status"; }
 before=$(resident)
-# Each takes two descriptors of the node process, and a pod has at most half of what there is.
-flows=$(ulimit -Hn | awk '{print ($1 == "unlimited" || $1 > 40000) ? 10000 : int($1 / 4)}')
+# Each takes two descriptors of the node process, and one pod has less than half of what there is.
+flows=$(ulimit -Hn | awk '{print ($1 == "unlimited" || $1 > 40000) ? 10000 : int($1 / 5)}')
 inside "$one" python3 "$place/peer.py" keep "$host" "$flows" >"$place/kept" 2>&1 &
 keeper=$!
 started+=("$keeper")
