@@ -25,8 +25,11 @@ clean() {
     if command -v podman >/dev/null; then
         podman system reset --force >/dev/null 2>&1 || true
         as_user podman unshare rm -rf "$place/podman" "$place/bundle" >/dev/null 2>&1 || true
+        # Its process that holds the user namespace ends with this.
+        podman system migrate >/dev/null 2>&1 || true
     fi
-    if [ -n "$registry_process" ]; then kill "$registry_process" 2>/dev/null || true; fi
+    # It is the child of the shell that has become its user.
+    if [ -n "$registry_process" ]; then pkill -P "$registry_process" || true; fi
     as_user rm -rf "$place"
 }
 trap clean EXIT

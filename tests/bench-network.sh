@@ -34,6 +34,8 @@ begin() {
 }
 clean() {
     for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
+    # Where the command of pasta fails at once, it may stay; the name of its file is this run's alone.
+    pkill -f "$place/pasta.pid" || true
     rootlet delete --name bench-net >/dev/null 2>&1 || true
     rm -rf "$place"
 }
@@ -152,7 +154,7 @@ else
     echo "slirp4netns is not installed"
 fi
 if command -v pasta >/dev/null && [ -n "$gateway" ]; then
-    if as_user pasta --quiet --config-net -- bash -c "exec 3<>/dev/tcp/$gateway/5203" 2>/dev/null; then
+    if as_user pasta --quiet --pid "$place/pasta.pid" --config-net -- bash -c "exec 3<>/dev/tcp/$gateway/5203" 2>/dev/null; then
         # Its namespace has the host's address; the gateway's leads to the host.
         measure "pasta" "$gateway" as_user pasta --quiet --config-net --
     else
