@@ -38,8 +38,18 @@ impl<K> Clone for Change<K> {
     }
 }
 
+impl<K: Resource> Change<K> {
+    /// The object that changed; `None` stands for all of them.
+    pub fn key(&self) -> Option<Key> {
+        match self {
+            Self::Applied(object) | Self::Deleted(object) => Some(key(&**object)),
+            Self::Synced => None,
+        }
+    }
+}
+
 /// Namespace (`""` for cluster-scoped kinds) and name.
-type Key = (String, String);
+pub type Key = (String, String);
 
 type Objects<K> = HashMap<Key, Arc<K>>;
 
@@ -88,7 +98,8 @@ impl<K> Store<K> {
     }
 }
 
-fn key<K: Resource>(object: &K) -> Key {
+/// The key of an object.
+pub fn key<K: Resource>(object: &K) -> Key {
     let meta = object.meta();
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }

@@ -10,6 +10,6 @@ mod recorder;
 
 pub use connect::{ConnectError, from_kubeconfig, in_process};
 pub use election::{Election, Term};
-pub use informer::{Change, Informer, Informers, Store};
+pub use informer::{Change, Informer, Informers, Key, Store, key};
 pub use list_watch::{Event, Selection, list_watch};
 pub use recorder::{Recorder, object_reference};

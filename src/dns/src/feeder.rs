@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use client::{Change, Informer, Informers};
+use client::{Change, Informer, Informers, Key};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use kube::api::{Api, ObjectMeta, PostParams};
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncWriteExt;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::METRICS_PORT;
 use crate::forwarding::Forwarding;
-use crate::names::{self, Difference, Key, Names};
+use crate::names::{Difference, Names};
 use crate::update::{Update, Whole};
 
 const NAMESPACE: &str = "kube-system";
@@ -188,11 +188,8 @@ enum Changed {
 }
 
 impl Changed {
-    fn of<K: ResourceExt>(change: &Change<K>, one: impl FnOnce(Key) -> Self) -> Self {
-        match change {
-            Change::Applied(object) | Change::Deleted(object) => one(names::key(&**object)),
-            Change::Synced => Self::Anything,
-        }
+    fn of<K: Resource>(change: &Change<K>, one: impl FnOnce(Key) -> Self) -> Self {
+        change.key().map_or(Self::Anything, one)
     }
 }
 

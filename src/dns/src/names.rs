@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use client::{Key, key};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::ResourceExt;
@@ -15,14 +16,6 @@ use crate::zone::{Data, Named};
 /// The version of the specification that is followed, as told under `dns-version`.
 const SPECIFICATION: &str = "1.1.0";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
-
-/// Namespace and name.
-pub(crate) type Key = (String, String);
-
-/// The key of an object.
-pub(crate) fn key(object: &impl ResourceExt) -> Key {
-    (object.namespace().unwrap_or_default(), object.name_any())
-}
 
 /// What the records of one Service are made of.
 #[derive(Clone, Default)]

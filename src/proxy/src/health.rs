@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::Key;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,7 +17,6 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::table::{Place, local_endpoints};
-use crate::tables::Key;
 
 /// How long a client may take for its request.
 const PATIENCE: Duration = Duration::from_secs(5);

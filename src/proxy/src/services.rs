@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use client::{Change, Informer, Recorder};
+use client::{Change, Informer, Key, Recorder};
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
 use netns::{Forward, Publication, Refused, ServiceChange};
 use serde_json::json;
 
 use crate::health::{self, HealthChecks};
 use crate::publish::{self, Entry, Purpose, Settings};
 use crate::table::HostPort;
-use crate::tables::{self, Key, Tables};
+use crate::tables::Tables;
 use crate::{Config, RETRY, SETTLE};
 
 /// The component that events name.
@@ -77,11 +77,8 @@ enum Changed {
 }
 
 impl Changed {
-    fn of<K: ResourceExt>(change: &Change<K>, one: impl FnOnce(Key) -> Self) -> Self {
-        match change {
-            Change::Applied(object) | Change::Deleted(object) => one(tables::key(&**object)),
-            Change::Synced => Self::Anything,
-        }
+    fn of<K: Resource>(change: &Change<K>, one: impl FnOnce(Key) -> Self) -> Self {
+        change.key().map_or(Self::Anything, one)
     }
 }
 
@@ -189,10 +186,10 @@ impl Keeper {
                 }
                 self.hosted.clear();
                 for s in &services {
-                    self.concern(&tables::key(&**s), Some(s));
+                    self.concern(&client::key(&**s), Some(s));
                 }
                 for pod in &pods {
-                    self.host(&tables::key(&**pod), Some(pod));
+                    self.host(&client::key(&**pod), Some(pod));
                 }
                 self.take(Changed::Zone);
                 self.tables.reset(&services, &self.slices.store().state(), &pods);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use client::{Key, key};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -12,14 +13,6 @@ use kube::ResourceExt;
 use netns::{Backend, Frontend, ServiceChange, ServiceTable};
 
 use crate::table::{Place, SERVICE_NAME, entries, host_ports, is_ours};
-
-/// Namespace and name.
-pub(crate) type Key = (String, String);
-
-/// The key of an object.
-pub(crate) fn key(object: &impl ResourceExt) -> Key {
-    (object.namespace().unwrap_or_default(), object.name_any())
-}
 
 /// The table for these objects.
 pub fn table(

@@ -6,7 +6,7 @@
 
 mod call;
 mod expand;
-mod place;
+pub(crate) mod place;
 mod plugins;
 mod proto;
 #[cfg(test)]

@@ -56,10 +56,10 @@ impl Places {
 }
 
 /// SHA-256 of the parts, as text.
-pub fn hex(parts: &[&str]) -> String {
+pub fn hex<T: AsRef<[u8]>>(parts: &[T]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
-        hash.update(part.as_bytes());
+        hash.update(part);
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

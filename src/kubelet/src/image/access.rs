@@ -10,7 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_cri::v1::AuthConfig;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+
+use crate::csi::place::hex;
 
 /// Secrets and accounts remembered of one image.
 const MOST: usize = 100;
@@ -48,16 +49,8 @@ impl Owner {
 pub fn hash(auth: &AuthConfig) -> String {
     let parts =
         [&auth.username, &auth.password, &auth.auth, &auth.identity_token, &auth.registry_token];
-    let mut hasher = Sha256::new();
-    for part in parts {
-        hasher.update((part.len() as u64).to_le_bytes());
-        hasher.update(part.as_bytes());
-    }
-    hex(&hasher.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    // Each with its length, so that no two sets of parts are the same bytes.
+    hex(&parts.map(|part| [&(part.len() as u64).to_le_bytes(), part.as_bytes()].concat()))
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -217,7 +210,7 @@ impl Access {
     }
 
     fn file(&self, folder: &str, name: &str) -> PathBuf {
-        let name = hex(&Sha256::digest(name.as_bytes()));
+        let name = hex(&[name]);
         self.folder.join(folder).join(format!("sha256-{name}"))
     }
 }
