@@ -1,13 +1,11 @@
 //! CNI, both ways: the node's network given to plugins, and rootlet as the plugin of another runtime.
 
-use std::io::Write;
-use std::net::TcpListener;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Cluster, eventually, run, run_with};
-use crate::network::{client, host_address, server, service, sh_ok};
+use crate::network::{client, reaches_the_host, server, service, sh_ok};
 
 #[test]
 fn pods_get_their_network_by_cni_plugins() {
@@ -44,16 +42,7 @@ fn pods_get_their_network_by_cni_plugins() {
         "hello\n",
         "itself"
     );
-    if let Some(host) = host_address() {
-        let listener = TcpListener::bind((host, 0)).expect("a port is free");
-        let port = listener.local_addr().expect("it is bound").port();
-        let served = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("a pod connects");
-            stream.write_all(b"out\n").expect("it can be written");
-        });
-        assert_eq!(sh_ok(&cluster, "client", &format!("nc {host} {port} </dev/null")), "out\n");
-        served.join().expect("the server is done");
-    }
+    reaches_the_host(&cluster, "client");
     cluster.kubectl_ok(&["delete", "pod", "web", "client"]);
     eventually("the addresses to be free", || {
         let left = std::fs::read_dir(cluster.path("cni-data").join("pods"));

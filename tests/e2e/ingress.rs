@@ -71,7 +71,8 @@ fn ingress(cluster: &Cluster, name: &str, spec: &Value) {
     cluster.apply(&ingress.to_string());
 }
 
-fn address(cluster: &Cluster, name: &str) -> SocketAddr {
+/// Where an Ingress is served.
+pub fn address(cluster: &Cluster, name: &str) -> SocketAddr {
     eventually("the address of the ingress", || {
         let ingress = cluster.get(&["ingress", name])?;
         let status = &ingress["status"]["loadBalancer"]["ingress"][0];
@@ -81,8 +82,8 @@ fn address(cluster: &Cluster, name: &str) -> SocketAddr {
     })
 }
 
-/// Code and body.
-fn ask(address: SocketAddr, host: &str, path: &str) -> Result<(u16, String), String> {
+/// What a request is answered with, head and body.
+pub fn answer(address: SocketAddr, host: &str, path: &str) -> Result<String, String> {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -92,7 +93,12 @@ fn ask(address: SocketAddr, host: &str, path: &str) -> Result<(u16, String), Str
         stream.read_to_string(&mut text)?;
         Ok(text)
     };
-    let text = ask().map_err(|error| error.to_string())?;
+    ask().map_err(|error| error.to_string())
+}
+
+/// Code and body.
+fn ask(address: SocketAddr, host: &str, path: &str) -> Result<(u16, String), String> {
+    let text = answer(address, host, path)?;
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| text.clone())?;
     let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Ok((code.ok_or_else(|| head.to_owned())?, body.to_owned()))

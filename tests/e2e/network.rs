@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, BUSYBOX, Cluster, eventually, run};
+use crate::ingress;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -69,6 +70,19 @@ fn get(address: SocketAddr) -> Result<String, String> {
         Ok(text)
     };
     ask().map_err(|error| error.to_string())
+}
+
+/// A pod gets what a server of this machine says, where the machine has an address.
+pub fn reaches_the_host(cluster: &Cluster, pod: &str) {
+    let Some(host) = host_address() else { return };
+    let listener = TcpListener::bind((host, 0)).expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a pod connects");
+        stream.write_all(b"out\n").expect("it can be written");
+    });
+    assert_eq!(sh_ok(cluster, pod, &format!("nc {host} {port} </dev/null")), "out\n");
+    served.join().expect("the server is done");
 }
 
 #[test]
@@ -413,30 +427,11 @@ fn ingresses_are_served_where_that_is_asked_for() {
             {"host": "*.two.test", "http": {"paths": [
                 {"path": "/", "pathType": "Prefix", "backend": to("two")}]}}]}});
     cluster.apply(&ingress.to_string());
-    let address = eventually("the address of the ingress", || {
-        let ingress = cluster.get(&["ingress", "web"])?;
-        let status = &ingress["status"]["loadBalancer"]["ingress"][0];
-        let ip: IpAddr = status["ip"]
-            .as_str()
-            .and_then(|ip| ip.parse().ok())
-            .ok_or_else(|| ingress.to_string())?;
-        Ok(SocketAddr::new(ip, status["ports"][0]["port"].as_u64().unwrap_or_default() as u16))
-    });
-    let ask = |host: &str, path: &str| -> Result<String, String> {
-        let ask = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            let head = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-            stream.write_all(head.as_bytes())?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        };
-        ask().map_err(|error| error.to_string())
-    };
+    let address = ingress::address(&cluster, "web");
     let expect = |host: &str, path: &str, want: &str| {
         eventually(&format!("{host}{path}"), || {
-            ask(host, path).and_then(|text| text.contains(want).then_some(()).ok_or(text))
+            ingress::answer(address, host, path)
+                .and_then(|text| text.contains(want).then_some(()).ok_or(text))
         });
     };
     for name in ["one", "two"] {
@@ -500,16 +495,7 @@ fn the_network_outlives_the_node_process() {
     }
     cluster.apply(&server("later", &json!({"app": "later"}), "new"));
     cluster.pod_ready("later");
-    if let Some(host) = host_address() {
-        let listener = TcpListener::bind((host, 0)).expect("a port is free");
-        let port = listener.local_addr().expect("it is bound").port();
-        let served = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("a pod connects");
-            stream.write_all(b"out\n").expect("it can be written");
-        });
-        assert_eq!(sh_ok(&cluster, "client", &format!("nc {host} {port} </dev/null")), "out\n");
-        served.join().expect("the server is done");
-    }
+    reaches_the_host(&cluster, "client");
 }
 
 /// Upstream's conformance: "validates that there is no conflict between pods with same hostPort but
