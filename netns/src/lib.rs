@@ -40,7 +40,9 @@ pub use cidr::{Cidr, CidrError};
 pub use control::Control;
 pub use error::Error;
 pub use forward::Forward;
-pub use network::{Adopted, AttachRequest, Attachment, Bandwidth, raise_loopback};
+pub use network::{
+    Adopted, AttachRequest, Attachment, Bandwidth, lead_to_loopback_services, raise_loopback,
+};
 pub use node::{Node, NodeConfig, Ranges6};
 pub use policy::{Member, PolicyRule, PolicyTable, PortRange};
 pub use publish::{Publication, Refused};

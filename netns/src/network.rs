@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::conntrack;
-use crate::family::Family;
+use crate::family::{Family, octets};
 use crate::ipam::Ipam;
 use crate::link::{Link, Mac, mac_of, mac_text, read_link};
 use crate::netlink::{Requests, Socket};
@@ -299,7 +299,7 @@ impl Network {
     pub fn crowd(&mut self, pod: IpAddr) -> Result<(), Error> {
         let family = Family::of(pod);
         let mut batch = Batch::new(TABLE);
-        batch.add_elements(&family.name(CROWDED), &[Element::Key(crate::family::octets(pod))]);
+        batch.add_elements(&family.name(CROWDED), &[Element::Key(octets(pod))]);
         batch.commit(&self.netfilter)
     }
 
@@ -359,7 +359,7 @@ impl Network {
         }
         for address in &pod.addresses {
             let family = Family::of(*address);
-            let own = Element::Key(crate::family::octets(*address));
+            let own = Element::Key(octets(*address));
             elements.push((family.name(ADOPTED), vec![own]));
             elements.push((family.name(HAIRPIN), vec![ruleset::hairpin_element(*address)]));
             if !inside(*address) {
@@ -784,12 +784,7 @@ fn configure_pod(
     mac: Mac,
     egress_bps: Option<u64>,
 ) -> Result<(), Error> {
-    let links = links()?;
-    let interface = links.iter().find(|link| link.name == ifname);
-    let index = interface.map(|link| link.index).ok_or_else(|| {
-        let missing = io::Error::from_raw_os_error(libc::ENODEV);
-        Error::system(format!("find interface {ifname} in the pod"), missing)
-    })?;
+    let index = index_of(ifname)?;
     if pairs.iter().any(|(address, _)| address.is_ipv6()) {
         // New namespaces may inherit a host's refusal of IPv6. Without it the address below fails.
         let _ = write_sysctl("net/ipv6/conf/all/disable_ipv6", "0");
@@ -807,19 +802,85 @@ fn configure_pod(
         requests.add_neighbour(index, *gateway, mac);
         requests.add_link_route(index, *gateway, *address);
         requests.add_default_route(index, *gateway);
-        // Answers from there come in here; the node's rules let nothing else with loopback addresses through.
-        let localnet = format!("net/ipv4/conf/{ifname}/route_localnet");
-        if address.is_ipv4() && write_sysctl(&localnet, "1").is_ok() {
-            let services = (LOOPBACK_SERVICES, LOOPBACK_SERVICES_PREFIX);
-            requests.add_loopback_route(index, services, *gateway, *address);
-        }
+        add_services_route(&mut requests, (ifname, index), *gateway, *address);
     }
     Socket::route()?.execute(&requests)?;
+    await_addresses6(pairs.iter().map(|(address, _)| *address));
     // Both are conveniences, and what container engines give: low ports and ping for everyone.
     let _ = write_sysctl("net/ipv4/ip_unprivileged_port_start", "0");
     let _ = write_sysctl("net/ipv4/ping_group_range", "0 65535")
         .or_else(|_| write_sysctl("net/ipv4/ping_group_range", "0 0"));
     Ok(())
+}
+
+/// How long the kernel may take for the routes of new addresses. It has taken the addresses, so this is no failure.
+const ROUTES_PATIENCE: Duration = Duration::from_secs(1);
+const ROUTES_PAUSE: Duration = Duration::from_millis(1);
+/// `RTF_LOCAL` (linux/ipv6_route.h).
+const ROUTE_LOCAL: u32 = 0x8000_0000;
+
+/// Waits until IPv6 addresses receive: the kernel adds their routes after it has answered, from a queue of work
+/// that a busy machine comes to late. Until then what is sent to them is unreachable.
+fn await_addresses6(addresses: impl Iterator<Item = IpAddr>) {
+    let mut missing: Vec<IpAddr> = addresses.filter(IpAddr::is_ipv6).collect();
+    let deadline = Instant::now() + ROUTES_PATIENCE;
+    while !missing.is_empty() && Instant::now() < deadline {
+        let Ok(routes) = fs::read_to_string("/proc/thread-self/net/ipv6_route") else { return };
+        missing.retain(|address| !has_local_route(&routes, *address));
+        if !missing.is_empty() {
+            std::thread::sleep(ROUTES_PAUSE);
+        }
+    }
+}
+
+/// Whether a table of routes (`/proc/net/ipv6_route`: destination and flags are the first and the ninth column) has
+/// the one by which an address receives.
+fn has_local_route(routes: &str, address: IpAddr) -> bool {
+    let hex: String = octets(address).iter().map(|byte| format!("{byte:02x}")).collect();
+    routes.lines().any(|line| {
+        let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+        let flags = columns.get(8).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        columns.first() == Some(&hex.as_str()) && flags.is_some_and(|f| f & ROUTE_LOCAL != 0)
+    })
+}
+
+fn index_of(ifname: &str) -> Result<u32, Error> {
+    let links = links()?;
+    let interface = links.iter().find(|link| link.name == ifname);
+    interface.map(|link| link.index).ok_or_else(|| {
+        let missing = io::Error::from_raw_os_error(libc::ENODEV);
+        Error::system(format!("find interface {ifname} in the pod"), missing)
+    })
+}
+
+/// The way to services at loopback addresses, which a pod would take for its own.
+fn add_services_route(
+    requests: &mut Requests,
+    (ifname, index): (&str, u32),
+    gateway: IpAddr,
+    address: IpAddr,
+) {
+    // Answers from there come in here; the node's rules let nothing else with loopback addresses through.
+    let localnet = format!("net/ipv4/conf/{ifname}/route_localnet");
+    if address.is_ipv4() && gateway.is_ipv4() && write_sysctl(&localnet, "1").is_ok() {
+        let services = (LOOPBACK_SERVICES, LOOPBACK_SERVICES_PREFIX);
+        requests.add_loopback_route(index, services, gateway, address);
+    }
+}
+
+/// Leads a pod that somebody else attached to services at loopback addresses ([`LOOPBACK_SERVICES`]), by a gateway
+/// that is in the node's network.
+pub fn lead_to_loopback_services(
+    namespace: &OwnedFd,
+    ifname: &str,
+    gateway: IpAddr,
+    address: IpAddr,
+) -> Result<(), Error> {
+    inside(namespace, || {
+        let mut requests = Requests::new();
+        add_services_route(&mut requests, (ifname, index_of(ifname)?), gateway, address);
+        Socket::route()?.execute(&requests)
+    })
 }
 
 fn write_sysctl(name: &str, value: &str) -> Result<(), Error> {
@@ -839,6 +900,10 @@ fn set_node_sysctls() -> Result<(), Error> {
     // Host ports on loopback lead from there to pods; the rules keep pods out of it.
     write_sysctl("net/ipv4/conf/all/route_localnet", "1")?;
     let _ = write_sysctl("net/ipv4/ip_unprivileged_port_start", "0");
+    // As kube-proxy sets them (`--conntrack-tcp-timeout-established`, `--conntrack-tcp-timeout-close-wait`): idle
+    // connections are remembered for a day, half-closed ones for an hour.
+    let _ = write_sysctl("net/netfilter/nf_conntrack_tcp_timeout_established", "86400");
+    let _ = write_sysctl("net/netfilter/nf_conntrack_tcp_timeout_close_wait", "3600");
     match write_sysctl("net/bridge/bridge-nf-call-iptables", "0") {
         Err(Error::System { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
@@ -858,6 +923,31 @@ fn set_node_sysctls6() -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn routes_tell_whether_an_address_receives() {
+        let zeros = "00000000000000000000000000000000";
+        let line = |address: &str, prefix: &str, flags: &str| {
+            format!(
+                "{address} {prefix} {zeros} 00 {zeros} 00000000 00000002 00000000 {flags} eth0\n"
+            )
+        };
+        let own = "fd000010004200000000000000000002";
+        let cases = [
+            (line(own, "80", "80200001"), true),
+            (line(own, "80", "00000001"), false),
+            (line(zeros, "00", "00000003") + &line(own, "80", "80200001"), true),
+            (line("fd000010004200000000000000000003", "80", "80200001"), false),
+            (String::new(), false),
+        ];
+        for (routes, want) in cases {
+            assert_eq!(
+                has_local_route(&routes, "fd00:10:42::2".parse().unwrap()),
+                want,
+                "{routes}"
+            );
+        }
+    }
 
     #[test]
     fn labels_fit_into_an_alias() {

@@ -41,6 +41,15 @@ pub(crate) fn set_transparent(fd: impl AsFd, family: Family) -> io::Result<()> {
     }
 }
 
+/// `splice(2)`: at most `bytes` from one to the other, of which one is a pipe; never waits for the pipe.
+pub(crate) fn splice(from: impl AsFd, to: impl AsFd, bytes: usize) -> io::Result<usize> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    let (null, flags) = (std::ptr::null_mut(), libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK);
+    // SAFETY: no memory is passed; both descriptors are borrowed for the call.
+    let moved = unsafe { libc::splice(from, null, to, null, bytes, flags) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
 /// `ip(7)`: datagrams come with the address that they were sent to.
 pub(crate) fn receive_original_destination(fd: impl AsFd, family: Family) -> io::Result<()> {
     match family {

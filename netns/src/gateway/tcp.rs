@@ -14,6 +14,8 @@ use crate::relay::{relay, reset_on_close};
 use crate::sys;
 
 const BACKLOG: i32 = 4096;
+/// The congestion control that every kernel has and lets everybody choose.
+const PLAIN: &[u8] = b"reno";
 
 /// The transparent listener, in the namespace of the calling thread. Port 0 chooses one.
 pub(crate) fn listen(family: Family, port: u16) -> io::Result<std::net::TcpListener> {
@@ -25,6 +27,8 @@ pub(crate) fn listen(family: Family, port: u16) -> io::Result<std::net::TcpListe
     // What is accepted inherits these.
     socket.set_keepalive(true)?;
     socket.set_tcp_nodelay(true)?;
+    // The way to the pods is memory: there is nothing to find out about it, as BBR does at a price.
+    let _ = socket.set_tcp_congestion(PLAIN);
     socket.bind(&SocketAddr::new(family.loopback(), port).into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
