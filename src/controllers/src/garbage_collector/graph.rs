@@ -109,10 +109,15 @@ impl Graph {
         let old = self.nodes.insert(uid.clone(), node.clone());
         let mut touched = Vec::new();
         for owner in old.iter().flat_map(|old| &old.owners) {
-            let still = node.owners.iter().any(|o| o.uid == owner.uid);
-            if !still && let Some(dependents) = self.dependents.get_mut(&owner.uid) {
+            let still = node.owners.iter().find(|o| o.uid == owner.uid);
+            let Some(dependents) = self.dependents.get_mut(&owner.uid) else { continue };
+            if still.is_none() {
                 dependents.remove(&uid);
-                // An owner may have waited for this dependent.
+            }
+            let blocked = owner.block_owner_deletion == Some(true);
+            let blocks = still.is_some_and(|owner| owner.block_owner_deletion == Some(true));
+            if still.is_none() || blocked && !blocks {
+                // The owner may have waited for this dependent.
                 touched.push(owner.uid.clone());
             }
         }
@@ -328,9 +333,13 @@ mod tests {
     #[test]
     fn only_what_has_changed_is_looked_at() {
         let mut graph = graph(&[node("o", &[], &[], false)]);
+        // As the dependent that closes a circle is made to block its owner no more.
+        let mut unblocked = node("a", &["o"], &[], false);
+        unblocked.owners[0].block_owner_deletion = Some(false);
         for (applied, touched) in [
             (node("a", &["o"], &[], false), &["a"][..]),
             (node("a", &["o"], &[], false), &[]),
+            (unblocked, &["o", "a"]),
             (node("a", &["o"], &[FOREGROUND], true), &["a"]),
             (node("a", &["p"], &[FOREGROUND], true), &["o", "a"]),
         ] {
