@@ -2,6 +2,8 @@
 # How fast the API server alone answers, beside etcd and kube-apiserver when ETCD and KUBE_APISERVER name
 # their binaries: the same load, on the same machine, in the same run.
 #   [ETCD=/usr/bin/etcd KUBE_APISERVER=…/kube-apiserver] tests/bench-api.sh
+# A kube-apiserver older than 1.23 that was built with Go 1.18 or later must have reflect2 1.0.2 in its vendor folder:
+# with the one it came with it panics on the first map that it decodes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --locked -p apiserver --examples
@@ -42,7 +44,11 @@ cat >"$place/stock.kubeconfig" <<YAML
 clusters: [{name: c, cluster: {server: "https://127.0.0.1:$secure"}}]
 users: [{name: u, user: {token: bench-token}}]
 YAML
-"$programs/load" "$place/stock.kubeconfig" "$stock" "$etcd" | tee "$place/stock.result"
+if ! "$programs/load" "$place/stock.kubeconfig" "$stock" "$etcd" | tee "$place/stock.result"; then
+    echo "kube-apiserver failed under the load; its log says:"
+    grep -m 1 -A 20 'Observed a panic' "$place/apiserver.txt" || tail -20 "$place/apiserver.txt"
+    exit 1
+fi
 echo "== ratio, rootlet to stock"
 paste -d'|' "$place/own.result" "$place/stock.result" |
     awk -F'|' '{n = split($1, a, " "); m = split($2, b, " "); printf "%-40s %10.2f\n", substr($1, 1, 40), a[n] / b[m]}'
