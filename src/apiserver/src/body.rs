@@ -1,4 +1,4 @@
-//! The one body type of requests and responses: bytes, a run of shared chunks, or a stream.
+//! The one body type of requests and responses: bytes, the items of a list, or a stream.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -8,6 +8,8 @@ use futures::stream::{BoxStream, StreamExt};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
+
+use crate::items::Items;
 
 /// What a stream may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -20,8 +22,8 @@ pub enum Body {
     Empty,
     /// All of it at once.
     Full(Bytes),
-    /// Known chunks, sent one after another without copying.
-    Chunks(std::vec::IntoIter<Bytes>, u64),
+    /// A list, written while it is sent.
+    List(Items),
     /// Unknown length: a watch, a log.
     Stream(BoxStream<'static, Result<Bytes, BoxError>>),
     /// Another library's body.
@@ -34,12 +36,6 @@ pub type Request = http::Request<Body>;
 pub type Response = http::Response<Body>;
 
 impl Body {
-    /// Chunks with the length of their sum.
-    pub fn chunks(chunks: Vec<Bytes>) -> Self {
-        let length = chunks.iter().map(|c| c.len() as u64).sum();
-        Self::Chunks(chunks.into_iter(), length)
-    }
-
     /// A stream.
     pub fn stream<S>(stream: S) -> Self
     where
@@ -136,10 +132,7 @@ impl HttpBody for Body {
                 *this = Self::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Self::Chunks(chunks, left) => Poll::Ready(chunks.next().map(|chunk| {
-                *left -= chunk.len() as u64;
-                Ok(Frame::data(chunk))
-            })),
+            Self::List(items) => Poll::Ready(items.next().map(|chunk| Ok(Frame::data(chunk)))),
             Self::Stream(stream) => {
                 stream.poll_next_unpin(cx).map(|item| item.map(|result| result.map(Frame::data)))
             }
@@ -151,7 +144,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
-            Self::Chunks(chunks, _) => chunks.len() == 0,
+            Self::List(items) => items.left() == 0,
             Self::Stream(_) => false,
             Self::Boxed(body) => body.is_end_stream(),
         }
@@ -161,7 +154,7 @@ impl HttpBody for Body {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Chunks(_, left) => SizeHint::with_exact(*left),
+            Self::List(items) => SizeHint::with_exact(items.left()),
             Self::Stream(_) => SizeHint::default(),
             Self::Boxed(body) => body.size_hint(),
         }

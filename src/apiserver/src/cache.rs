@@ -104,7 +104,7 @@ impl Change {
 
 /// `{"type":"ADDED","object":{…}}` and a newline.
 pub fn frame(kind: &str, object: &Object) -> Bytes {
-    let mut out = BytesMut::with_capacity(object.len_hint() + 40);
+    let mut out = BytesMut::with_capacity(object.len() + 40);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(kind.as_bytes());
     out.put_slice(b"\",\"object\":");
@@ -285,6 +285,11 @@ impl Cache {
     /// A receiver that is marked changed by each change of this resource.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// How many wait for changes of this resource.
+    pub fn watchers(&self) -> usize {
+        self.changed.receiver_count()
     }
 
     /// Ends all watches: the resource is no longer served as it was.

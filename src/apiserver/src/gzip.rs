@@ -41,18 +41,18 @@ pub fn compress(response: &mut Response) {
     if !is_object || headers.contains_key(CONTENT_ENCODING) {
         return;
     }
-    let chunks = match std::mem::take(response.body_mut()) {
-        Body::Full(bytes) if bytes.len() as u64 > THRESHOLD_BYTES => pieces(bytes),
-        Body::Chunks(chunks, length) if length > THRESHOLD_BYTES => {
-            chunks.flat_map(pieces).collect()
-        }
-        other => {
-            *response.body_mut() = other;
-            return;
-        }
-    };
+    let mut chunks: Box<dyn Iterator<Item = Bytes> + Send> =
+        match std::mem::take(response.body_mut()) {
+            Body::Full(bytes) if bytes.len() as u64 > THRESHOLD_BYTES => {
+                Box::new(pieces(bytes).into_iter())
+            }
+            Body::List(items) if items.left() > THRESHOLD_BYTES => Box::new(items.flat_map(pieces)),
+            other => {
+                *response.body_mut() = other;
+                return;
+            }
+        };
     let mut encoder = Some(GzEncoder::new(Vec::new(), Compression::new(1)));
-    let mut chunks = chunks.into_iter();
     let compressed = stream::iter(std::iter::from_fn(move || {
         let mut writer = encoder.take()?;
         let step = match chunks.next() {

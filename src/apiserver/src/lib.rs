@@ -34,6 +34,7 @@ mod gzip;
 mod health;
 mod identity;
 mod in_process;
+mod items;
 mod kubeconfig;
 mod leftover;
 mod metadata;

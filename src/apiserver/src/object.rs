@@ -15,6 +15,7 @@ use crate::fields::{self, Selectable};
 
 /// `"metadata":{`, after which the resource version is written in.
 const METADATA: &[u8] = b"\"metadata\":{";
+const VERSION: &[u8] = b"\"resourceVersion\":\"";
 
 /// An object at one revision. Cloning is cheap only behind `Arc`, which is how the caches hold it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,9 +108,27 @@ impl Object {
         Self { raw: raw.freeze(), splice, ..self.clone() }
     }
 
-    /// How many bytes [`Object::write`] writes, at most.
-    pub fn len_hint(&self) -> usize {
-        self.raw.len() + 44
+    /// How many bytes [`Object::write`] writes.
+    pub fn len(&self) -> usize {
+        self.raw.len() + self.version_len()
+    }
+
+    /// How many bytes [`Object::write_item`] writes.
+    pub fn item_len(&self) -> usize {
+        self.len() - self.splice + 1 + METADATA.len()
+    }
+
+    /// How long the resource version is when it is written in.
+    fn version_len(&self) -> usize {
+        if self.revision == 0 {
+            return 0;
+        }
+        let digits = self.revision.ilog10() as usize + 1;
+        VERSION.len() + digits + 1 + usize::from(self.has_more_metadata())
+    }
+
+    fn has_more_metadata(&self) -> bool {
+        self.raw.get(self.splice) != Some(&b'}')
     }
 
     /// Writes the object as it is served.
@@ -128,10 +147,10 @@ impl Object {
     fn write_rest(&self, out: &mut BytesMut) {
         // A dry run has no revision.
         if self.revision > 0 {
-            out.put_slice(b"\"resourceVersion\":\"");
+            out.put_slice(VERSION);
             write_decimal(out, self.revision);
             out.put_u8(b'"');
-            if self.raw.get(self.splice) != Some(&b'}') {
+            if self.has_more_metadata() {
                 out.put_u8(b',');
             }
         }
@@ -140,7 +159,7 @@ impl Object {
 
     /// The object's JSON as served, `metadata.resourceVersion` included.
     pub fn json(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(self.len_hint());
+        let mut out = BytesMut::with_capacity(self.len());
         self.write(&mut out);
         out.freeze()
     }

@@ -2,6 +2,8 @@
 //!
 //! Source: `k8s.io/apimachinery/pkg/runtime/serializer/protobuf`.
 
+use std::borrow::Borrow;
+
 use apimachinery::protobuf::{self, Writer};
 use apimachinery::schema::{self, Schema, TypeId};
 use apimachinery::{Status, meta};
@@ -39,12 +41,16 @@ pub fn object(resource: &Resource, object: &Object) -> Result<Bytes, Status> {
 }
 
 /// A list of stored objects as a body.
-pub fn list(resource: &Resource, metadata: &Value, objects: &[&Object]) -> Result<Bytes, Status> {
+pub fn list(
+    resource: &Resource,
+    metadata: &Value,
+    objects: &[impl Borrow<Object>],
+) -> Result<Bytes, Status> {
     let of = type_of(resource).ok_or_else(crate::negotiate::not_acceptable)?;
     let mut out = Writer::default();
     list_metadata(metadata, &mut out)?;
     for object in objects {
-        out.message(ITEMS, |out| write(object, of, out))?;
+        out.message(ITEMS, |out| write(object.borrow(), of, out))?;
     }
     let list_kind = &resource.list_kind;
     Ok(protobuf::envelope(&resource.api_version(), list_kind, &out.into_bytes()).into())

@@ -1,7 +1,7 @@
 //! Answers: objects, lists and statuses in the form the client accepts.
 
 use apimachinery::Status;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{HeaderName, StatusCode};
 use serde_json::Value;
@@ -94,45 +94,5 @@ pub fn add_warnings(response: &mut Response, warnings: &Warnings) {
         if let Ok(value) = HeaderValue::from_bytes(quoted.as_bytes()) {
             response.headers_mut().append(WARNING, value);
         }
-    }
-}
-
-/// Collects pieces into chunks of a size that costs neither copies nor frames.
-pub struct Chunks {
-    done: Vec<Bytes>,
-    open: BytesMut,
-}
-
-/// Chunks are closed when they exceed this.
-const CHUNK_BYTES: usize = 64 << 10;
-
-impl Default for Chunks {
-    fn default() -> Self {
-        Self { done: Vec::new(), open: BytesMut::with_capacity(4096) }
-    }
-}
-
-impl Chunks {
-    /// Where the next piece is written.
-    pub fn piece(&mut self) -> &mut BytesMut {
-        if self.open.len() >= CHUNK_BYTES {
-            let full =
-                std::mem::replace(&mut self.open, BytesMut::with_capacity(CHUNK_BYTES + 8192));
-            self.done.push(full.freeze());
-        }
-        &mut self.open
-    }
-
-    /// Adds text.
-    pub fn text(&mut self, text: &str) {
-        self.piece().put_slice(text.as_bytes());
-    }
-
-    /// All chunks.
-    pub fn finish(mut self) -> Vec<Bytes> {
-        if !self.open.is_empty() {
-            self.done.push(self.open.freeze());
-        }
-        self.done
     }
 }

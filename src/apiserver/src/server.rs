@@ -235,10 +235,11 @@ impl Server {
         let times = Times { received, authenticated, asked, authorised: SystemTime::now() };
         if let Some(remote) = self.aggregator.serves(&path) {
             let stopping = self.stopping.clone();
-            return self.aggregator.relay(&remote, &ctx.user, parts, body, stopping).await;
+            let relayed = self.aggregator.relay(&remote, &ctx.user, parts, body, stopping);
+            return Box::pin(relayed).await;
         }
         if !info.is_resource {
-            return paths::serve(self, &parts, &query).await;
+            return Box::pin(paths::serve(self, &parts, &query)).await;
         }
         let Some(resource) = ctx.resource.clone() else { return Err(rest::not_found_path()) };
         if resource.namespaced

@@ -254,7 +254,7 @@ impl Record {
     fn note_response(&self, body: &Body) {
         let bytes = match body {
             Body::Full(bytes) => bytes.clone(),
-            Body::Chunks(chunks, _) => chunks.as_slice().concat().into(),
+            Body::List(items) => items.clone().flatten().collect::<Vec<u8>>().into(),
             _ => return,
         };
         self.state().response = parsed(&bytes).map(|value| self.trimmed(value));

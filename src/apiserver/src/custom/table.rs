@@ -2,6 +2,8 @@
 //!
 //! Source: `pkg/registry/customresource/tableconvertor` of apiextensions-apiserver.
 
+use std::borrow::Borrow;
+
 use apimachinery::json_path::JsonPath;
 use apimachinery::time;
 use jiff::Timestamp;
@@ -94,11 +96,17 @@ impl Column {
 }
 
 /// The `Table` of some objects.
-pub fn table(custom: &Custom, objects: &[&Object], query: &Query, accepted: Accepted) -> Value {
+pub fn table(
+    custom: &Custom,
+    objects: &[impl Borrow<Object>],
+    query: &Query,
+    accepted: Accepted,
+) -> Value {
     let now = Timestamp::now();
     let rows: Vec<Value> = objects
         .iter()
         .map(|object| {
+            let object = object.borrow();
             let value = object.to_value();
             let mut row = vec![cells::name(&value)];
             row.extend(custom.columns.iter().map(|column| column.cell(&value, now)));
@@ -112,7 +120,7 @@ pub fn table(custom: &Custom, objects: &[&Object], query: &Query, accepted: Acce
         json!({"name": column.name, "type": column.kind, "format": column.format,
             "description": column.description, "priority": column.priority})
     }));
-    let revision = objects.last().map_or_else(String::new, |o| o.revision.to_string());
+    let revision = objects.last().map_or_else(String::new, |o| o.borrow().revision.to_string());
     json!({
         "kind": "Table",
         "apiVersion": accepted.meta_version(),

@@ -10,6 +10,8 @@ mod pods;
 mod services;
 mod workloads;
 
+use std::borrow::Borrow;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -44,7 +46,12 @@ fn printer(resource: &Resource) -> Printer {
 }
 
 /// The `Table` of some objects of one resource.
-pub fn table(resource: &Resource, objects: &[&Object], query: &Query, accepted: Accepted) -> Value {
+pub fn table(
+    resource: &Resource,
+    objects: &[impl Borrow<Object>],
+    query: &Query,
+    accepted: Accepted,
+) -> Value {
     if let Some(custom) = &resource.custom {
         return crate::custom::table::table(custom, objects, query, accepted);
     }
@@ -53,6 +60,7 @@ pub fn table(resource: &Resource, objects: &[&Object], query: &Query, accepted: 
     let rows: Vec<Value> = objects
         .iter()
         .map(|object| {
+            let object = object.borrow();
             let value = object.to_value();
             let cells = (printer.cells)(&value, now);
             debug_assert_eq!(cells.len(), printer.columns.len(), "{}", resource.kind);
@@ -69,7 +77,7 @@ pub fn table(resource: &Resource, objects: &[&Object], query: &Query, accepted: 
                 "priority": priority})
         })
         .collect();
-    let revision = objects.last().map_or_else(String::new, |o| o.revision.to_string());
+    let revision = objects.last().map_or_else(String::new, |o| o.borrow().revision.to_string());
     json!({
         "kind": "Table",
         "apiVersion": accepted.meta_version(),

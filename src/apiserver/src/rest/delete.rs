@@ -139,6 +139,5 @@ pub async fn collection(call: &mut Call, body: Body) -> Result<Response, Status>
         }
     }
     drop(results);
-    let objects: Vec<&Object> = deleted.iter().map(AsRef::as_ref).collect();
-    Ok(super::list::answer(call, &objects, snapshot.revision, None))
+    Ok(super::list::answer(call, deleted, snapshot.revision, None))
 }

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use apimachinery::Status;
 use apimachinery::status::Cause;
-use bytes::BufMut;
 use http::StatusCode;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 use store::Range;
 
@@ -19,13 +17,14 @@ use crate::cache::{Cache, Objects, Snapshot};
 use crate::continue_token::Token;
 use crate::conversion;
 use crate::fields;
+use crate::items::Items;
 use crate::negotiate::{Format, Shape};
 use crate::object::Object;
 use crate::options::{ListOptions, Match};
 use crate::printers;
 use crate::protobuf;
 use crate::registry::store_failure;
-use crate::respond::{self, Chunks};
+use crate::respond;
 use crate::selection::Selection;
 
 /// How long a read waits for a revision that has not come yet.
@@ -80,11 +79,10 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
     if let Some(custom) = &call.resource.custom {
         let chosen = chosen.into_iter().cloned().collect();
         let served = custom.serve_all(registry, &call.resource, chosen).await?;
-        let objects: Vec<&Object> = served.iter().map(AsRef::as_ref).collect();
-        return Ok(answer(call, &objects, snapshot.revision, more.as_ref()));
+        return Ok(answer(call, served, snapshot.revision, more.as_ref()));
     }
-    let chosen: Vec<&Object> = chosen.into_iter().map(AsRef::as_ref).collect();
-    Ok(answer(call, &chosen, snapshot.revision, more.as_ref()))
+    let chosen = chosen.into_iter().cloned().collect();
+    Ok(answer(call, chosen, snapshot.revision, more.as_ref()))
 }
 
 /// The state that the request asks for.
@@ -169,7 +167,12 @@ async fn at_revision(call: &Call, cache: &Arc<Cache>, revision: u64) -> Result<S
 }
 
 /// A list in the accepted shape and format.
-pub fn answer(call: &Call, objects: &[&Object], revision: u64, more: Option<&More>) -> Response {
+pub fn answer(
+    call: &Call,
+    objects: Vec<Arc<Object>>,
+    revision: u64,
+    more: Option<&More>,
+) -> Response {
     let accepted = call.accepted;
     match accepted.shape {
         Shape::Object
@@ -182,7 +185,7 @@ pub fn answer(call: &Call, objects: &[&Object], revision: u64, more: Option<&Mor
         Shape::Object
             if accepted.format == Format::Protobuf && !conversion::is_view(&call.resource) =>
         {
-            match protobuf::list(&call.resource, &list_metadata(revision, more), objects) {
+            match protobuf::list(&call.resource, &list_metadata(revision, more), &objects) {
                 Ok(bytes) => respond::answer(StatusCode::OK, accepted.content_type(), bytes),
                 Err(status) => respond::failure(&status, accepted),
             }
@@ -210,7 +213,7 @@ pub fn answer(call: &Call, objects: &[&Object], revision: u64, more: Option<&Mor
             respond::value(StatusCode::OK, &list, accepted)
         }
         Shape::Table => {
-            let mut table = printers::table(&call.resource, objects, &call.query, accepted);
+            let mut table = printers::table(&call.resource, &objects, &call.query, accepted);
             table["metadata"] = list_metadata(revision, more);
             respond::value(StatusCode::OK, &table, accepted)
         }
@@ -229,31 +232,14 @@ fn list_metadata(revision: u64, more: Option<&More>) -> Value {
 }
 
 /// The answer without parsing anything: bytes between bytes.
-fn plain(call: &Call, objects: &[&Object], revision: u64, more: Option<&More>) -> Response {
-    let mut chunks = Chunks::default();
+fn plain(call: &Call, objects: Vec<Arc<Object>>, revision: u64, more: Option<&More>) -> Response {
     let head = format!(
         "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
         call.resource.list_kind,
         call.resource.api_version(),
         list_metadata(revision, more),
     );
-    chunks.text(&head);
-    for (index, object) in objects.iter().enumerate() {
-        let piece = chunks.piece();
-        if index > 0 {
-            piece.put_u8(b',');
-        }
-        // Custom objects tell their type even in a list.
-        if call.resource.custom.is_some() {
-            object.write(piece);
-        } else {
-            object.write_item(piece);
-        }
-    }
-    chunks.text("]}");
-    let mut response = Response::new(Body::chunks(chunks.finish()));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-    response
+    // Custom objects tell their type even in a list.
+    let items = Items::new(head, objects, call.resource.custom.is_some());
+    respond::answer(StatusCode::OK, "application/json", Body::List(items))
 }

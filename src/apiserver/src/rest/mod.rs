@@ -83,20 +83,21 @@ impl Call {
             return Err(method_not_allowed());
         }
         if subresources::handles(&self.ctx) {
-            return subresources::serve(&mut self, body).await;
+            return Box::pin(subresources::serve(&mut self, body)).await;
         }
         if self.ctx.subresource == "scale" {
-            return scale::serve(&mut self, body).await;
+            return Box::pin(scale::serve(&mut self, body)).await;
         }
+        // Boxed apart: what a read moves about is not to be as large as the largest of the writes.
         match verb {
             "get" => get::serve(&self).await,
-            "list" => list::serve(&self).await,
-            "watch" => watch::serve(&mut self).await,
-            "create" => create::serve(&mut self, body).await,
-            "update" => update::serve(&mut self, body).await,
-            "patch" => patch::serve(&mut self, body).await,
-            "delete" => delete::serve(&mut self, body).await,
-            "deletecollection" => delete::collection(&mut self, body).await,
+            "list" => Box::pin(list::serve(&self)).await,
+            "watch" => Box::pin(watch::serve(&mut self)).await,
+            "create" => Box::pin(create::serve(&mut self, body)).await,
+            "update" => Box::pin(update::serve(&mut self, body)).await,
+            "patch" => Box::pin(patch::serve(&mut self, body)).await,
+            "delete" => Box::pin(delete::serve(&mut self, body)).await,
+            "deletecollection" => Box::pin(delete::collection(&mut self, body)).await,
             _ => Err(method_not_allowed()),
         }
     }

@@ -42,6 +42,11 @@ const LONGEST: Duration = Duration::from_hours(24 * 365);
 const INITIAL_END: &str = "k8s.io/initial-events-end";
 /// Events that are ready together are sent together, up to this size.
 const COALESCE_BYTES: usize = 32 << 10;
+/// Where so many watch the same resource, what a change costs is telling all of them.
+const CROWD: usize = 32;
+/// In a crowd a watcher is told at most this often, of all that changed meanwhile; what comes alone is
+/// told at once.
+const CROWD_PAUSE: Duration = Duration::from_millis(2);
 
 /// Begins a watch.
 pub async fn serve(call: &mut Call) -> Result<Response, Status> {
@@ -253,6 +258,8 @@ struct Watcher {
     foreign: VecDeque<(&'static str, Arc<Object>)>,
     /// Everything up to here was told or did not concern this watcher.
     seen: u64,
+    /// When it was last told of changes.
+    told: Instant,
     bookmarks: bool,
     next_bookmark: Instant,
     end: std::pin::Pin<Box<Sleep>>,
@@ -292,6 +299,7 @@ impl Watcher {
             ready,
             foreign: VecDeque::new(),
             seen: start.revision,
+            told: Instant::now(),
             bookmarks: options.bookmarks,
             next_bookmark: Instant::now() + BOOKMARK_EVERY,
             end: Box::pin(tokio::time::sleep_until(deadline)),
@@ -324,6 +332,7 @@ impl Watcher {
             self.collect();
             self.convert().await;
             if !self.ready.is_empty() {
+                self.told = Instant::now();
                 continue;
             }
             let bookmark = self.bookmark_at();
@@ -331,6 +340,9 @@ impl Watcher {
                 changed = self.changed.changed() => {
                     if changed.is_err() {
                         return None;
+                    }
+                    if self.cache.watchers() > CROWD {
+                        tokio::time::sleep_until(self.told + CROWD_PAUSE).await;
                     }
                 }
                 () = tokio::time::sleep_until(bookmark), if self.bookmarks => {

@@ -2,6 +2,7 @@
 //!
 //! Source: `pkg/registry/core/componentstatus`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::Status;
@@ -44,13 +45,12 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
         .iter()
         .map(|status| {
             let bytes = serde_json::to_vec(status).map_err(Status::internal)?;
-            Object::from_stored(bytes.into(), 0, &[]).map_err(Status::internal)
+            Object::from_stored(bytes.into(), 0, &[]).map(Arc::new).map_err(Status::internal)
         })
-        .collect::<Result<Vec<Object>, Status>>()?;
-    let objects: Vec<&Object> = objects.iter().collect();
+        .collect::<Result<Vec<Arc<Object>>, Status>>()?;
     call.ctx.warnings.add("v1 ComponentStatus is deprecated in v1.19+");
     match (name, objects.as_slice()) {
-        ("", objects) => Ok(list::answer(call, objects, 0, None)),
+        ("", _) => Ok(list::answer(call, objects, 0, None)),
         (_, [object, ..]) => Ok(call.object(StatusCode::OK, object)),
         (name, []) => Err(Status::not_found("", "componentstatuses", name)),
     }

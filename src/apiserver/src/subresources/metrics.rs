@@ -3,6 +3,7 @@
 //!
 //! Source: `k8s.io/metrics/pkg/apis/metrics/v1beta1`, metrics-server's `pkg/storage`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::Status;
@@ -73,8 +74,8 @@ pub async fn serve(call: &mut Call) -> Result<Response, Status> {
         return Ok(call.object(StatusCode::OK, found));
     }
     objects.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    let objects: Vec<&Object> = objects.iter().collect();
-    Ok(rest::answer_list(call, &objects, 0, None))
+    let objects = objects.into_iter().map(Arc::new).collect();
+    Ok(rest::answer_list(call, objects, 0, None))
 }
 
 /// The summaries of the kubelets that are needed, with their nodes' names.
