@@ -115,14 +115,49 @@ pub struct Error {
     pub field: Path,
     /// The offending value, absent where the message does not show one.
     pub value: Option<Value>,
+    /// How the value is shown, where that is not its JSON.
+    pub shown: Option<String>,
     /// The explanation; may be empty.
     pub detail: String,
 }
 
+/// JSON as Go writes it, with the characters escaped that HTML has a meaning for.
+fn go_json(value: &Value) -> String {
+    let text = value.to_string();
+    if !text.contains(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+        return text;
+    }
+    // They can only be within strings.
+    text.replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
+        .replace('\u{2028}', "\\u2028")
+        .replace('\u{2029}', "\\u2029")
+}
+
+/// An object whose fields are told in their order, each a name and a value.
+pub fn ordered(fields: &[(&str, Value)]) -> String {
+    let fields: Vec<String> =
+        fields.iter().map(|(name, value)| format!("{name:?}:{}", go_json(value))).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
 impl Error {
+    /// The value is not allowed, and is shown as `shown` says: what Go holds is not always what JSON has.
+    pub fn invalid_shown(field: &Path, shown: String, detail: impl Into<String>) -> Self {
+        let error = Self::invalid(field, Value::Null, detail);
+        Self { shown: Some(shown), ..error }
+    }
+
     /// The field must be set.
     pub fn required(field: &Path, detail: &str) -> Self {
-        Self { kind: ErrorType::Required, field: field.clone(), value: None, detail: detail.into() }
+        Self {
+            kind: ErrorType::Required,
+            field: field.clone(),
+            value: None,
+            shown: None,
+            detail: detail.into(),
+        }
     }
 
     /// The value breaks a rule.
@@ -131,6 +166,7 @@ impl Error {
             kind: ErrorType::Invalid,
             field: field.clone(),
             value: Some(value.into()),
+            shown: None,
             detail: detail.into(),
         }
     }
@@ -141,6 +177,7 @@ impl Error {
             kind: ErrorType::Duplicate,
             field: field.clone(),
             value: Some(value.into()),
+            shown: None,
             detail: String::new(),
         }
     }
@@ -151,14 +188,21 @@ impl Error {
             kind: ErrorType::NotFound,
             field: field.clone(),
             value: Some(value.into()),
+            shown: None,
             detail: String::new(),
         }
     }
 
     /// The value is none of `supported`.
     pub fn not_supported(field: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
-        let mut names: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
-        names.sort();
+        let mut supported = supported.to_vec();
+        supported.sort_unstable();
+        Self::not_supported_of(field, value, &supported)
+    }
+
+    /// The same, with the known values in the order in which they are given.
+    pub fn not_supported_of(field: &Path, value: impl Into<Value>, supported: &[&str]) -> Self {
+        let names: Vec<String> = supported.iter().map(|s| format!("{s:?}")).collect();
         let detail = if names.is_empty() {
             String::new()
         } else {
@@ -168,6 +212,7 @@ impl Error {
             kind: ErrorType::NotSupported,
             field: field.clone(),
             value: Some(value.into()),
+            shown: None,
             detail,
         }
     }
@@ -178,6 +223,7 @@ impl Error {
             kind: ErrorType::Forbidden,
             field: field.clone(),
             value: None,
+            shown: None,
             detail: detail.into(),
         }
     }
@@ -188,6 +234,7 @@ impl Error {
             kind: ErrorType::TooLong,
             field: field.clone(),
             value: None,
+            shown: None,
             detail: format!("may not be more than {max_bytes} bytes"),
         }
     }
@@ -198,6 +245,7 @@ impl Error {
             kind: ErrorType::TooMany,
             field: field.clone(),
             value: Some(Value::from(actual)),
+            shown: None,
             detail: format!("must have at most {max} items"),
         }
     }
@@ -208,6 +256,7 @@ impl Error {
             kind: ErrorType::TypeInvalid,
             field: field.clone(),
             value: Some(value.into()),
+            shown: None,
             detail: detail.into(),
         }
     }
@@ -217,14 +266,10 @@ impl Error {
         let mut text = self.kind.title().to_owned();
         if let Some(value) = &self.value {
             text.push_str(": ");
-            match value {
-                Value::String(s) => text.push_str(&format!("{s:?}")),
-                // Lists are printed as Go values.
-                Value::Array(items) if !items.is_empty() && items.iter().all(Value::is_string) => {
-                    let items: Vec<String> = items.iter().map(Value::to_string).collect();
-                    text.push_str(&format!("[]string{{{}}}", items.join(", ")));
-                }
-                other => text.push_str(&other.to_string()),
+            match (&self.shown, value) {
+                (Some(shown), _) => text.push_str(shown),
+                (None, Value::String(s)) => text.push_str(&format!("{s:?}")),
+                (None, other) => text.push_str(&go_json(other)),
             }
         }
         if !self.detail.is_empty() {
@@ -259,6 +304,8 @@ pub fn aggregate(errors: &[Error]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -278,9 +325,17 @@ mod tests {
             (Error::forbidden(&name, "no"), "spec.containers[0].name: Forbidden: no"),
             (
                 Error::invalid(&name, vec!["a", "b"], "bad"),
-                "spec.containers[0].name: Invalid value: []string{\"a\", \"b\"}: bad",
+                "spec.containers[0].name: Invalid value: [\"a\",\"b\"]: bad",
             ),
             (Error::invalid(&name, 3, "bad"), "spec.containers[0].name: Invalid value: 3: bad"),
+            (
+                Error::invalid(&name, json!({"a": "<b>&"}), "bad"),
+                "spec.containers[0].name: Invalid value: {\"a\":\"\\u003cb\\u003e\\u0026\"}: bad",
+            ),
+            (
+                Error::invalid_shown(&name, ordered(&[("B", 1.into()), ("A", "x".into())]), "bad"),
+                "spec.containers[0].name: Invalid value: {\"B\":1,\"A\":\"x\"}: bad",
+            ),
         ];
         for (error, want) in cases {
             assert_eq!(error.to_string(), want);

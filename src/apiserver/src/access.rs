@@ -165,7 +165,12 @@ pub async fn follow(server: Arc<Server>, reload_encryption: bool, shutdown: Canc
         tell(&server, "authorization", outcome, &authorization);
         if let Some(encryption) = &encryption {
             let configuration = encryption.configuration();
-            let outcome = configuration.look(|_, _| Ok(()));
+            let outcome = configuration.look(|_, new| {
+                // Its plugins must be well before values are written with them.
+                tokio::task::block_in_place(|| {
+                    tokio::runtime::Handle::current().block_on(encryption::check(new))
+                })
+            });
             let changed = matches!(outcome, Some(Ok(())));
             if changed
                 && let Err(error) = shared::refresh(server.registry.store(), encryption).await

@@ -22,11 +22,15 @@ pub struct Health {
     stopping: AtomicBool,
 }
 
+const KMS: &str = "kms-providers";
+
 /// One check: its name and whether readiness alone needs it.
 const CHECKS: &[(&str, bool)] = &[
     ("ping", false),
     ("log", false),
     ("etcd", false),
+    // Only where values are encrypted by plugins.
+    (KMS, false),
     ("informer-sync", true),
     // Each is done once the server has started: its names are those that upstream has for the same.
     ("poststarthook/start-apiserver-admission-initializer", false),
@@ -71,6 +75,10 @@ impl Health {
                 let revision = registry.store().revision();
                 matches!(tokio::time::timeout(STORE_TIMEOUT, revision).await, Ok(Ok(_)))
             }
+            KMS => match registry.encryption() {
+                Some(encryption) => encryption.check().await.is_ok(),
+                None => true,
+            },
             "informer-sync" => tokio::time::timeout(STORE_TIMEOUT, registry.sync())
                 .await
                 .is_ok_and(|synced| synced.is_ok()),
@@ -89,8 +97,10 @@ impl Health {
         if !matches!(endpoint, "livez" | "readyz" | "healthz") {
             return None;
         }
-        let mut checks =
-            CHECKS.iter().filter(|(_, ready_only)| !ready_only || endpoint == "readyz");
+        let plugins = registry.encryption().is_some_and(|encryption| encryption.has_plugins());
+        let mut checks = CHECKS.iter().filter(|(name, ready_only)| {
+            (!ready_only || endpoint == "readyz") && (*name != KMS || plugins)
+        });
         if !one.is_empty() {
             let (name, _) = checks.find(|(name, _)| *name == one)?;
             return Some(if self.check(name, registry).await {

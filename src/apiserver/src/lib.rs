@@ -72,7 +72,9 @@ mod zero;
 pub use access::Access;
 pub use attributes::{RequestContext, UserInfo};
 pub use audit::{
-    Options as AuditOptions, WebhookMode as AuditWebhookMode, WebhookOptions as AuditWebhookOptions,
+    BatchOptions as AuditBatchOptions, Mode as AuditMode, Options as AuditOptions,
+    Throttle as AuditThrottle, TruncateOptions as AuditTruncateOptions,
+    WebhookOptions as AuditWebhookOptions,
 };
 pub use authz::modes::Modes;
 pub use gate::{Gate, Operation};

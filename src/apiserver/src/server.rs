@@ -207,7 +207,7 @@ impl Server {
         let mut ctx = self.context(&info, user, &path, &query);
         if let Some(auditor) = &self.auditor {
             let id = way.audit_id.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
-            ctx.audit = auditor.begin(&ctx, &parts, id);
+            ctx.audit = auditor.begin(&ctx, &parts, id)?;
             way.record.clone_from(&ctx.audit);
         }
         if let Some(status) = refused {

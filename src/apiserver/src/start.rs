@@ -159,6 +159,9 @@ impl ApiServer {
         let encryption = access
             .encryption()?
             .map(|configuration| Arc::new(Encryption::new(configuration, config.store.clone())));
+        if let Some(encryption) = &encryption {
+            encryption.prime().await;
+        }
         let mut metrics = Metrics::default();
         metrics.add(config.metrics);
         let store = encryption.as_ref().map_or_else(|| config.store.clone(), Encryption::store);
@@ -245,6 +248,10 @@ impl ApiServer {
         tasks.spawn(custom::controller::run(server.registry.clone(), config.shutdown.clone()));
         tasks.spawn(repair::run(server.registry.clone(), options, config.shutdown.clone()));
         tasks.spawn(type_check::run(server.registry.clone(), config.shutdown.clone()));
+        if let Some(encryption) = server.registry.encryption() {
+            let shutdown = config.shutdown.clone();
+            tasks.spawn(async move { encryption.keep(shutdown).await });
+        }
         let reload = config.access.encryption_reload;
         tasks.spawn(access::follow(server.clone(), reload, config.shutdown.clone()));
         tasks.spawn(flow::run(flow, config.shutdown.clone()));

@@ -1,9 +1,13 @@
 //! Flags about who may come in and who may do what: kube-apiserver's own.
 
+pub mod audit;
+
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
+
+use self::audit::Audit;
 
 /// What the API server is told. Each is kept for later starts; an empty name forgets it.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,42 +45,10 @@ pub struct Access {
     /// Read that file anew when it changes.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "true|false")]
     pub encryption_provider_config_automatic_reload: Option<bool>,
-    /// Which requests are recorded (audit.k8s.io/v1 Policy).
-    #[arg(long, value_name = "FILE")]
-    pub audit_policy_file: Option<PathBuf>,
-    /// Where they are recorded; `-` is the daemon's output.
-    #[arg(long, value_name = "FILE")]
-    pub audit_log_path: Option<PathBuf>,
-    /// Days after which old audit logs are removed [default: never].
-    #[arg(long, value_name = "DAYS")]
-    pub audit_log_maxage: Option<u64>,
-    /// How many old audit logs are kept [default: all].
-    #[arg(long, value_name = "N")]
-    pub audit_log_maxbackup: Option<usize>,
-    /// Megabytes of an audit log before the next is begun [default: 100].
-    #[arg(long, value_name = "MB")]
-    pub audit_log_maxsize: Option<u64>,
-    /// Compress old audit logs with gzip.
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "true|false")]
-    pub audit_log_compress: Option<bool>,
-    /// Another server that is told what is recorded (a kubeconfig).
-    #[arg(long, value_name = "FILE")]
-    pub audit_webhook_config_file: Option<PathBuf>,
-    /// Whether requests wait until it is told [possible values: batch, blocking] [default: batch].
-    #[arg(long, value_name = "MODE", value_parser = ["batch", "blocking"])]
-    pub audit_webhook_mode: Option<String>,
-    /// How many events wait for it at most [default: 10000].
-    #[arg(long, value_name = "N")]
-    pub audit_webhook_batch_buffer_size: Option<usize>,
-    /// How many events it is told at once [default: 400].
-    #[arg(long, value_name = "N")]
-    pub audit_webhook_batch_max_size: Option<usize>,
-    /// How many seconds an event waits for others [default: 30].
-    #[arg(long, value_name = "DURATION", value_parser = seconds)]
-    pub audit_webhook_batch_max_wait: Option<u64>,
-    /// How many seconds pass before it is told again after a failure [default: 10].
-    #[arg(long, value_name = "DURATION", value_parser = seconds)]
-    pub audit_webhook_initial_backoff: Option<u64>,
+    /// What is recorded of requests.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub audit: Audit,
     /// Versions of the API to serve that are off as they come, as `certificates.k8s.io/v1beta1`.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub runtime_config: Vec<String>,
@@ -92,44 +64,43 @@ fn seconds(text: &str) -> Result<u64, String> {
     number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(mistake)
 }
 
+/// A file's name as it is kept for later starts: an empty one forgets it.
+fn kept(now: &Option<PathBuf>, last: &Option<PathBuf>) -> Option<PathBuf> {
+    match now {
+        Some(path) if path.as_os_str().is_empty() => None,
+        Some(path) if path.as_os_str() == "-" => Some(path.clone()),
+        Some(path) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
+        None => last.clone(),
+    }
+}
+
 impl Access {
     /// These flags, and where they say nothing, those of the last time.
     #[must_use]
     pub fn or(&self, last: &Self) -> Self {
-        let file = |now: &Option<PathBuf>, then: &Option<PathBuf>| match now {
-            Some(path) if path.as_os_str().is_empty() => None,
-            Some(path) if path.as_os_str() == "-" => Some(path.clone()),
-            Some(path) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
-            None => then.clone(),
-        };
         let text = |now: &Option<String>, then: &Option<String>| now.clone().or(then.clone());
         Self {
-            token_auth_file: file(&self.token_auth_file, &last.token_auth_file),
-            authentication_config: file(&self.authentication_config, &last.authentication_config),
-            authorization_config: file(&self.authorization_config, &last.authorization_config),
-            encryption_provider_config: file(
+            token_auth_file: kept(&self.token_auth_file, &last.token_auth_file),
+            authentication_config: kept(&self.authentication_config, &last.authentication_config),
+            authorization_config: kept(&self.authorization_config, &last.authorization_config),
+            encryption_provider_config: kept(
                 &self.encryption_provider_config,
                 &last.encryption_provider_config,
             ),
             encryption_provider_config_automatic_reload: self
                 .encryption_provider_config_automatic_reload
                 .or(last.encryption_provider_config_automatic_reload),
-            audit_policy_file: file(&self.audit_policy_file, &last.audit_policy_file),
-            audit_log_path: file(&self.audit_log_path, &last.audit_log_path),
-            audit_log_maxage: self.audit_log_maxage.or(last.audit_log_maxage),
-            audit_log_maxbackup: self.audit_log_maxbackup.or(last.audit_log_maxbackup),
-            audit_log_maxsize: self.audit_log_maxsize.or(last.audit_log_maxsize),
-            audit_log_compress: self.audit_log_compress.or(last.audit_log_compress),
+            audit: self.audit.or(&last.audit),
             authorization_mode: match &self.authorization_mode[..] {
                 [] => last.authorization_mode.clone(),
                 // An empty word forgets it.
                 modes => modes.iter().filter(|mode| !mode.is_empty()).cloned().collect(),
             },
-            authorization_policy_file: file(
+            authorization_policy_file: kept(
                 &self.authorization_policy_file,
                 &last.authorization_policy_file,
             ),
-            authorization_webhook_config_file: file(
+            authorization_webhook_config_file: kept(
                 &self.authorization_webhook_config_file,
                 &last.authorization_webhook_config_file,
             ),
@@ -141,23 +112,6 @@ impl Access {
                 &self.authorization_webhook_cache_unauthorized_ttl,
                 &last.authorization_webhook_cache_unauthorized_ttl,
             ),
-            audit_webhook_config_file: file(
-                &self.audit_webhook_config_file,
-                &last.audit_webhook_config_file,
-            ),
-            audit_webhook_mode: text(&self.audit_webhook_mode, &last.audit_webhook_mode),
-            audit_webhook_batch_buffer_size: self
-                .audit_webhook_batch_buffer_size
-                .or(last.audit_webhook_batch_buffer_size),
-            audit_webhook_batch_max_size: self
-                .audit_webhook_batch_max_size
-                .or(last.audit_webhook_batch_max_size),
-            audit_webhook_batch_max_wait: self
-                .audit_webhook_batch_max_wait
-                .or(last.audit_webhook_batch_max_wait),
-            audit_webhook_initial_backoff: self
-                .audit_webhook_initial_backoff
-                .or(last.audit_webhook_initial_backoff),
             runtime_config: match self.runtime_config.as_slice() {
                 [] => last.runtime_config.clone(),
                 [none] if none.is_empty() => Vec::new(),

@@ -561,34 +561,7 @@ fn access(files: &cli::access::Access) -> apiserver::Access {
         },
         encryption: files.encryption_provider_config.clone(),
         encryption_reload: files.encryption_provider_config_automatic_reload.unwrap_or_default(),
-        audit: apiserver::AuditOptions {
-            policy: files.audit_policy_file.clone(),
-            path: files.audit_log_path.clone(),
-            max_age_days: files.audit_log_maxage.unwrap_or_default(),
-            max_backups: files.audit_log_maxbackup.unwrap_or_default(),
-            max_size_megabytes: files.audit_log_maxsize.unwrap_or_default(),
-            compress: files.audit_log_compress.unwrap_or_default(),
-            webhook: files.audit_webhook_config_file.clone().map(|file| audit_webhook(file, files)),
-        },
-    }
-}
-
-fn audit_webhook(
-    config_file: PathBuf,
-    files: &cli::access::Access,
-) -> apiserver::AuditWebhookOptions {
-    let usual = apiserver::AuditWebhookOptions::new(config_file);
-    let seconds = |given: Option<u64>, usual| given.map_or(usual, Duration::from_secs);
-    apiserver::AuditWebhookOptions {
-        mode: match files.audit_webhook_mode.as_deref() {
-            Some("blocking") => apiserver::AuditWebhookMode::Blocking,
-            _ => apiserver::AuditWebhookMode::Batch,
-        },
-        buffer_size: files.audit_webhook_batch_buffer_size.unwrap_or(usual.buffer_size),
-        max_size: files.audit_webhook_batch_max_size.unwrap_or(usual.max_size).max(1),
-        max_wait: seconds(files.audit_webhook_batch_max_wait, usual.max_wait),
-        initial_backoff: seconds(files.audit_webhook_initial_backoff, usual.initial_backoff),
-        ..usual
+        audit: crate::audit::options(&files.audit),
     }
 }
 

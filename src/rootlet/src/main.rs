@@ -5,6 +5,7 @@
 mod output;
 
 mod agent;
+mod audit;
 mod bench;
 mod build;
 mod bus;

@@ -231,6 +231,7 @@ impl Node<'_, '_> {
             Shape::Int32 | Shape::Int64 => Some(0.into()),
             Shape::Bool => Some(false.into()),
             Shape::Object(_) | Shape::Map(_) => Some(Value::Object(Map::new())),
+            Shape::Time | Shape::MicroTime => Some(Value::Null),
             _ => None,
         }
     }

@@ -425,6 +425,7 @@ impl Decoder<'_> {
             Shape::Bytes | Shape::String => Value::String(String::new()),
             Shape::Int32 | Shape::Int64 | Shape::Double => Value::from(0),
             Shape::Bool => Value::Bool(false),
+            Shape::Time | Shape::MicroTime => Value::Null,
             _ => Value::Object(Map::new()),
         };
         Ok((key, value.unwrap_or_else(empty)))

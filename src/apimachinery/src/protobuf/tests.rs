@@ -37,6 +37,25 @@ fn embedded_messages_are_inlined() {
 }
 
 #[test]
+fn devices_configurations_are_inlined_in_every_version() {
+    // DeviceClass.spec(2).config(2)[].deviceConfiguration(1).opaque(1).driver(1)
+    let raw = field(2, &field(2, &field(1, &field(1, &field(1, b"d")))));
+    for version in ["v1", "v1beta1", "v1beta2"] {
+        let api_version = format!("resource.k8s.io/{version}");
+        let class = decode(builtin(), &body(&api_version, "DeviceClass", &raw)).unwrap();
+        assert_eq!(class["spec"]["config"][0]["opaque"]["driver"], "d", "{version}");
+    }
+}
+
+#[test]
+fn times_of_a_map_that_are_not_set_are_null() {
+    // PodDisruptionBudget.status(3).disruptedPods(2)
+    let raw = field(3, &field(2, &[field(1, b"a"), field(2, b"")].concat()));
+    let budget = decode(builtin(), &body("policy/v1", "PodDisruptionBudget", &raw)).unwrap();
+    assert_eq!(budget["status"]["disruptedPods"], json!({"a": null}));
+}
+
+#[test]
 fn zero_is_kept_where_it_says_something() {
     // Deployment.spec(2).replicas(1) = 0, minReadySeconds(5) = 0.
     let raw = field(2, &[1 << 3, 0, 5 << 3, 0]);

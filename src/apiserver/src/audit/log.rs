@@ -2,6 +2,7 @@
 //!
 //! Source: the flags `--audit-log-…` and the file names of lumberjack.
 
+use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,8 +13,10 @@ use std::time::{Duration, SystemTime};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
-use super::{Error, Options};
+use super::batch::{Mode, Queue};
+use super::{Error, Options, truncate};
 
 const DEFAULT_MEGABYTES: u64 = 100;
 /// What compressed files end in.
@@ -26,6 +29,9 @@ pub struct Log {
     max_age: Option<Duration>,
     max_backups: usize,
     compress: bool,
+    mode: Mode,
+    truncate: Option<truncate::Options>,
+    queue: Queue,
     open: Mutex<Option<(File, u64)>>,
 }
 
@@ -43,6 +49,9 @@ impl Log {
             max_age: (days > 0).then(|| Duration::from_secs(days * 24 * 60 * 60)),
             max_backups: options.max_backups,
             compress: options.compress,
+            mode: options.mode,
+            truncate: options.truncate,
+            queue: Queue::new(&options.batch),
             open: Mutex::new(None),
         };
         if !log.is_standard_output() {
@@ -69,14 +78,56 @@ impl Log {
         Ok((file, size))
     }
 
-    /// Writes an event.
-    pub fn write(&self, event: &Value) {
+    /// Takes an event; false when its request is to fail.
+    pub fn take(&self, event: &Value) -> bool {
+        let event = match &self.truncate {
+            None => Cow::Borrowed(event),
+            Some(truncate) => match truncate.cut(event) {
+                Some(cut) => cut,
+                None => return true,
+            },
+        };
+        if self.mode == Mode::Batch {
+            if !self.queue.push(event.into_owned()) {
+                tracing::error!("an audit event is lost: audit buffer queue blocked");
+            }
+            return true;
+        }
+        self.write(&event) || self.mode != Mode::BlockingStrict
+    }
+
+    /// Writes what waits, until `shutdown`, and then what is left.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let Some(mut waiting) = self.queue.take().filter(|_| self.mode == Mode::Batch) else {
+            return;
+        };
+        let write = |events: &[Value]| {
+            for event in events {
+                self.write(event);
+            }
+        };
+        while !shutdown.is_cancelled() {
+            write(&waiting.next(&shutdown).await);
+        }
+        loop {
+            let rest = waiting.rest().await;
+            if rest.is_empty() {
+                return;
+            }
+            write(&rest);
+        }
+    }
+
+    /// Writes an event; false when that fails.
+    fn write(&self, event: &Value) -> bool {
         let mut line = event.to_string();
         line.push('\n');
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = self.write_line(&mut open, line.as_bytes()) {
+        let written = self.write_line(&mut open, line.as_bytes());
+        if let Err(error) = &written {
             tracing::error!(path = %self.path.display(), %error, "cannot write the audit log");
         }
+        written.is_ok()
     }
 
     fn write_line(&self, open: &mut Option<(File, u64)>, line: &[u8]) -> std::io::Result<()> {

@@ -3,17 +3,20 @@
 //! Source: `k8s.io/apiserver/pkg/audit` and
 //! <https://kubernetes.io/docs/tasks/debug/debug-cluster/audit/>.
 
+mod batch;
 mod event;
 mod log;
 mod policy;
 #[cfg(test)]
 mod tests;
+mod truncate;
 mod webhook;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use apimachinery::status::Status;
 use bytes::Bytes;
 use futures::StreamExt;
 use http_body_util::BodyExt;
@@ -25,13 +28,15 @@ use crate::authz::Decision;
 use crate::body::{Body, Response};
 use crate::registry::Registry;
 
+pub use batch::{Mode, Options as BatchOptions, Throttle};
 pub use log::Log;
 pub use policy::{Level, Policy, Stage};
+pub use truncate::Options as TruncateOptions;
+pub use webhook::Options as WebhookOptions;
 use webhook::Webhook;
-pub use webhook::{Mode as WebhookMode, Options as WebhookOptions};
 
 /// Where the log is written, and how its files are kept.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The policy (`--audit-policy-file`).
     pub policy: Option<PathBuf>,
@@ -45,8 +50,31 @@ pub struct Options {
     pub max_size_megabytes: u64,
     /// Whether files that are put aside are compressed.
     pub compress: bool,
+    /// Whether requests wait for the log (`--audit-log-mode`).
+    pub mode: Mode,
+    /// How events are collected for it (`--audit-log-batch-…`).
+    pub batch: BatchOptions,
+    /// How large they may be (`--audit-log-truncate-…`), where that is enabled.
+    pub truncate: Option<TruncateOptions>,
     /// Another server that is told (`--audit-webhook-…`).
     pub webhook: Option<WebhookOptions>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            policy: None,
+            path: None,
+            max_age_days: 366,
+            max_backups: 100,
+            max_size_megabytes: 100,
+            compress: false,
+            mode: Mode::Blocking,
+            batch: BatchOptions::log(),
+            truncate: None,
+            webhook: None,
+        }
+    }
 }
 
 /// What cannot be set up.
@@ -106,30 +134,39 @@ impl Auditor {
 
     /// Tells the other server, if there is one, until `shutdown`.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        if let Some(webhook) = &self.webhook {
-            webhook.run(shutdown).await;
-        }
+        let log = async {
+            if let Some(log) = &self.log {
+                log.run(shutdown.clone()).await;
+            }
+        };
+        let webhook = async {
+            if let Some(webhook) = &self.webhook {
+                webhook.run(shutdown.clone()).await;
+            }
+        };
+        tokio::join!(log, webhook);
     }
 
-    fn write(&self, event: Value) {
-        if let Some(log) = &self.log {
-            log.write(&event);
-        }
-        if let Some(webhook) = &self.webhook {
-            webhook.write(event);
-        }
+    /// Tells all; false when the event's request is to fail.
+    fn write(&self, event: Value) -> bool {
+        let logged = self.log.as_ref().is_none_or(|log| log.take(&event));
+        let told = self.webhook.as_ref().is_none_or(|webhook| webhook.write(event));
+        logged && told
     }
 
     /// Begins the record of a request, if the policy wants one.
+    ///
+    /// # Errors
+    /// Its beginning could not be told, and requests are to fail then.
     pub fn begin(
         self: &Arc<Self>,
         ctx: &RequestContext,
         parts: &http::request::Parts,
         id: String,
-    ) -> Option<Arc<Record>> {
+    ) -> Result<Option<Arc<Record>>, Status> {
         let (level, stages, managed_fields) = self.policy.judge(ctx);
         if level == Level::None {
-            return None;
+            return Ok(None);
         }
         let record = Arc::new(Record {
             auditor: self.clone(),
@@ -139,8 +176,10 @@ impl Auditor {
             head: event::head(ctx, parts, level, &id),
             state: Mutex::default(),
         });
-        record.write(Stage::RequestReceived, None);
-        Some(record)
+        if !record.write(Stage::RequestReceived, None) {
+            return Err(Status::internal("failed to store audit event"));
+        }
+        Ok(Some(record))
     }
 }
 
@@ -218,14 +257,14 @@ impl Record {
         object
     }
 
-    fn write(&self, stage: Stage, code: Option<u16>) {
+    fn write(&self, stage: Stage, code: Option<u16>) -> bool {
         if self.omitted.contains(&stage) {
-            return;
+            return true;
         }
         let state = self.state();
         let event = event::complete(self, &state, stage, code);
         drop(state);
-        self.auditor.write(event);
+        self.auditor.write(event)
     }
 
     /// Writes the end of the request: at once, or when its stream ends.

@@ -144,10 +144,9 @@ async fn another_server_is_told_many_events_at_once() {
     std::fs::write(&kubeconfig, text).expect("written");
     let policy = dir.path().join("policy.yaml");
     std::fs::write(&policy, POLICY).expect("written");
-    let webhook = WebhookOptions {
-        max_wait: std::time::Duration::from_millis(200),
-        ..WebhookOptions::new(kubeconfig)
-    };
+    let batch =
+        BatchOptions { max_wait: std::time::Duration::from_millis(200), ..BatchOptions::webhook() };
+    let webhook = WebhookOptions { batch, ..WebhookOptions::new(kubeconfig) };
     let audit = Options { policy: Some(policy), webhook: Some(webhook), ..Options::default() };
     let f = Fixture::with_access(crate::Access { audit, ..crate::Access::default() }).await;
     let names = ["a", "b", "c"];

@@ -3,11 +3,15 @@
 //! Source: <https://kubernetes.io/docs/tasks/administer-cluster/encrypt-data/> and
 //! `k8s.io/apiserver/pkg/apis/apiserver/validation`.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::kms::Plugin;
+use super::kms::envelope::Envelope;
 use super::provider::{ENCRYPTED, Error, Key, Kind};
 use crate::pki::shared::KEY as SHARED_KEY;
 use crate::resource;
@@ -58,6 +62,8 @@ enum Provider {
     Identity,
     /// By the first of these keys; the others can read.
     Cipher(Kind, Vec<(String, Key)>),
+    /// By keys that a plugin keeps.
+    Kms(Arc<Plugin>),
 }
 
 /// Resources, and how they are stored: by the first provider; the others can read.
@@ -81,8 +87,10 @@ impl Configuration {
 
     /// What is to be stored of `plain` under `key`.
     pub fn seal(&self, key: &[u8], plain: Bytes) -> Result<Bytes, Error> {
-        let Some([Provider::Cipher(kind, keys), ..]) = self.providers(key) else {
-            return Ok(plain);
+        let (kind, keys) = match self.providers(key) {
+            Some([Provider::Cipher(kind, keys), ..]) => (kind, keys),
+            Some([Provider::Kms(plugin), ..]) => return plugin.seal(key, &plain),
+            _ => return Ok(plain),
         };
         let Some((name, secret)) = keys.first() else { return Ok(plain) };
         let sealed = secret.seal(key, &plain)?;
@@ -105,6 +113,22 @@ impl Configuration {
             }
         }
         Err(Error::Foreign)
+    }
+
+    /// The plugins of key management services.
+    pub fn plugins(&self) -> impl Iterator<Item = &Arc<Plugin>> {
+        self.0.iter().flat_map(|rule| &rule.providers).filter_map(|provider| match provider {
+            Provider::Kms(plugin) => Some(plugin),
+            _ => None,
+        })
+    }
+
+    /// What a plugin must decrypt before `value` can be read.
+    pub fn missing(&self, value: &[u8]) -> Option<(&Arc<Plugin>, Envelope)> {
+        if !value.starts_with(super::kms::PREFIX.as_bytes()) {
+            return None;
+        }
+        self.plugins().find_map(|plugin| Some((plugin, plugin.missing(value)?)))
     }
 
     /// Tries all keys there are, for a resource that no rule covers any more.
@@ -132,7 +156,16 @@ impl Configuration {
         }
         let parse =
             |(index, rule): (usize, &Value)| Rule::parse(rule, &format!("resources[{index}]"));
-        rules.iter().enumerate().map(parse).collect::<Result<_, _>>().map(Self)
+        let configuration = Self(rules.iter().enumerate().map(parse).collect::<Result<_, _>>()?);
+        let mut names: Vec<&str> = configuration.plugins().map(|plugin| plugin.name()).collect();
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!(
+                "resources: Invalid value: {:?}: duplicate KMS provider name {}, names must be unique",
+                pair[0], pair[0]
+            )),
+            None => Ok(configuration),
+        }
     }
 }
 
@@ -173,9 +206,8 @@ impl Provider {
             ["aesgcm"] => Kind::AesGcm,
             ["secretbox"] => Kind::Secretbox,
             ["kms"] => {
-                return Err(format!(
-                    "{path}.kms: plugins of key management services are not known here"
-                ));
+                let plugin = Plugin::parse(&value["kms"], &format!("{path}.kms"))?;
+                return Ok(Self::Kms(Arc::new(plugin)));
             }
             [] => {
                 return Err(format!(
@@ -226,6 +258,9 @@ impl Provider {
                     let sealed = rest.strip_prefix(name.as_bytes())?.strip_prefix(b":")?;
                     Some((key.open(context, sealed).ok()?.into(), place))
                 })
+            }
+            Self::Kms(plugin) => {
+                plugin.open(context, value).map(|(plain, stale)| (plain, usize::from(stale)))
             }
         }
     }

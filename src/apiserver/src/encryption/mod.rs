@@ -4,11 +4,14 @@
 //! Source: <https://kubernetes.io/docs/tasks/administer-cluster/encrypt-data/>.
 
 mod configuration;
+mod kms;
 mod provider;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,9 +21,33 @@ use store::{
     Engine, Error, KeyValue, LeaseId, Op, Range, RangeResponse, Revision, Store, Txn, TxnOutcome,
     WatchBatch,
 };
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use self::kms::Plugin;
+use self::kms::envelope::Envelope;
 use crate::access::Reloaded;
 pub use configuration::Configuration;
+
+/// How often plugins are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a server that starts waits for them.
+const PRIMED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whether the plugins of a configuration are well, all that are not told.
+pub async fn check(configuration: &Configuration) -> Result<(), String> {
+    let mut problems = Vec::new();
+    for (index, plugin) in configuration.plugins().enumerate() {
+        if let Err(problem) = plugin.check().await {
+            problems.push(format!("kms-provider-{index}: {problem}"));
+        }
+    }
+    match problems.len() {
+        0 => Ok(()),
+        1 => Err(problems.remove(0)),
+        _ => Err(format!("[{}]", problems.join(", "))),
+    }
+}
 
 /// Whether the value is encrypted by something that was not there to read it.
 pub fn is_sealed(value: &[u8]) -> bool {
@@ -57,9 +84,57 @@ impl Encryption {
         &self.configuration
     }
 
+    /// Whether there are any plugins.
+    pub fn has_plugins(&self) -> bool {
+        self.configuration.get().plugins().next().is_some()
+    }
+
+    /// Whether the plugins of key management services are well; what is wrong with them otherwise.
+    pub async fn check(&self) -> Result<(), String> {
+        check(&self.configuration.get()).await
+    }
+
+    /// Waits for the plugins, for those that start beside this server; without them what is there can be
+    /// neither read nor written, and it goes on nevertheless.
+    pub async fn prime(&self) {
+        let deadline = Instant::now() + PRIMED_WITHIN;
+        while self.check().await.is_err() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Keeps the plugins' keys up to date, until `shutdown`.
+    pub async fn keep(&self, shutdown: CancellationToken) {
+        loop {
+            for plugin in self.configuration.get().plugins() {
+                plugin.keep().await;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// What plugins must decrypt before `values` can be read, each once.
+    fn missing<'a>(&self, values: impl IntoIterator<Item = &'a KeyValue>) -> Vec<Missing> {
+        let configuration = self.configuration.get();
+        let mut asked = HashSet::new();
+        let mut missing = Vec::new();
+        for kv in values {
+            if let Some((plugin, header)) = configuration.missing(&kv.value)
+                && asked.insert(header.encode())
+            {
+                missing.push(Missing { plugin: plugin.clone(), header, key: kv.key.clone() });
+            }
+        }
+        missing
+    }
+
     /// Whether the value of `key` would be stored otherwise today: by another key, or encrypted at all.
     pub async fn is_stale(&self, key: &[u8]) -> Result<bool, Error> {
         let Some(kv) = self.below.get(key, None).await? else { return Ok(false) };
+        learn(self.missing([&kv])).await;
         Ok(self.configuration.get().open(key, &kv.value).is_ok_and(|(_, stale)| stale))
     }
 
@@ -90,6 +165,23 @@ impl Encryption {
     }
 }
 
+/// An encrypted source that its plugin has not decrypted yet, and a value that needs it.
+struct Missing {
+    plugin: Arc<Plugin>,
+    header: Envelope,
+    key: Bytes,
+}
+
+/// Has plugins decrypt what is missing; what they cannot is told, and its values stay unreadable.
+async fn learn(missing: Vec<Missing>) {
+    for Missing { plugin, header, key } in missing {
+        if let Err(error) = plugin.learn(&header).await {
+            let key = String::from_utf8_lossy(&key);
+            tracing::error!(%key, error, "failed to decrypt DEK");
+        }
+    }
+}
+
 /// The engine of [`Encryption::store`].
 struct Encrypted(Arc<Encryption>);
 
@@ -100,11 +192,14 @@ impl Engine for Encrypted {
     }
 
     async fn get(&self, key: &[u8], at: Option<Revision>) -> Result<Option<KeyValue>, Error> {
-        Ok(self.0.below.get(key, at).await?.map(|kv| self.0.open(kv)))
+        let found = self.0.below.get(key, at).await?;
+        learn(self.0.missing(&found)).await;
+        Ok(found.map(|kv| self.0.open(kv)))
     }
 
     async fn range(&self, range: Range) -> Result<RangeResponse, Error> {
         let mut found = self.0.below.range(range).await?;
+        learn(self.0.missing(&found.kvs)).await;
         found.kvs = found.kvs.into_iter().map(|kv| self.0.open(kv)).collect();
         Ok(found)
     }
@@ -114,6 +209,7 @@ impl Engine for Encrypted {
         let outcome = self.0.below.txn(Txn { ops, ..txn }).await?;
         Ok(match outcome {
             TxnOutcome::Conflict { current, revision } => {
+                learn(self.0.missing(current.iter().flatten())).await;
                 let open = |kv: Option<KeyValue>| kv.map(|kv| self.0.open(kv));
                 TxnOutcome::Conflict { current: current.into_iter().map(open).collect(), revision }
             }
@@ -132,15 +228,21 @@ impl Engine for Encrypted {
         from: Revision,
     ) -> BoxStream<'static, Result<WatchBatch, Error>> {
         let encryption = self.0.clone();
-        let opened = move |batch: WatchBatch| {
-            let open = |mut event: store::Event| {
-                event.kv = encryption.open(event.kv);
-                event.previous = event.previous.map(|kv| encryption.open(kv));
-                event
-            };
-            WatchBatch { events: batch.events.into_iter().map(open).collect(), ..batch }
+        let opened = move |batch: Result<WatchBatch, Error>| {
+            let encryption = encryption.clone();
+            async move {
+                let batch = batch?;
+                let values = batch.events.iter().flat_map(|e| e.previous.iter().chain([&e.kv]));
+                learn(encryption.missing(values)).await;
+                let open = |mut event: store::Event| {
+                    event.kv = encryption.open(event.kv);
+                    event.previous = event.previous.map(|kv| encryption.open(kv));
+                    event
+                };
+                Ok(WatchBatch { events: batch.events.into_iter().map(open).collect(), ..batch })
+            }
         };
-        self.0.below.watch(start, end, from).map(move |batch| batch.map(&opened)).boxed()
+        self.0.below.watch(start, end, from).then(opened).boxed()
     }
 
     async fn compact(&self, revision: Revision) -> Result<(), Error> {

@@ -33,6 +33,14 @@ pub enum Error {
     /// The key has a length that the cipher does not take.
     #[error("a key of {0} bytes cannot be used")]
     Length(usize),
+    /// The plugin that has the key is not well, and what it said before is too old.
+    #[error("the key management service {name} is not ready: {detail}")]
+    Plugin {
+        /// The name that the configuration gives it.
+        name: String,
+        /// What is wrong.
+        detail: String,
+    },
 }
 
 /// The ciphers of `EncryptionConfiguration`.

@@ -215,7 +215,7 @@ mod tests {
             (
                 json!(["10.0.0.0/24", "fd00::/112"]),
                 json!(["10.0.0.0/24"]),
-                immutable("cidrs", "[]string{\"10.0.0.0/24\"}"),
+                immutable("cidrs", "[\"10.0.0.0/24\"]"),
             ),
         ] {
             let (old, new) = (range(old), range(new));

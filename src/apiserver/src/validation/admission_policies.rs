@@ -288,7 +288,7 @@ mod tests {
             (json!({"policyName": "p", "validationActions": ["Deny"]}), ""),
             (
                 json!({"policyName": "p", "validationActions": ["Deny", "Warn"]}),
-                "spec.validationActions: Invalid value: []string{\"Deny\", \"Warn\"}: must not contain both Deny and Warn",
+                "spec.validationActions: Invalid value: [\"Deny\",\"Warn\"]: must not contain both Deny and Warn",
             ),
             (
                 json!({"policyName": "p", "validationActions": ["Deny", "Deny"]}),

@@ -339,7 +339,7 @@ mod tests {
                 rule(
                     json!({"subjects": user, "resourceRules": [{"verbs": ["get", "*"], "apiGroups": ["*"], "resources": ["*"], "clusterScope": true}]}),
                 ),
-                "spec.rules[0].resourceRules[0].verbs: Invalid value: []string{\"get\", \"*\"}: if '*' is present, must not specify other verbs",
+                "spec.rules[0].resourceRules[0].verbs: Invalid value: [\"get\",\"*\"]: if '*' is present, must not specify other verbs",
             ),
         ] {
             assert_eq!(told(|e| schema(&object, e)).join("; "), want);

@@ -29,13 +29,15 @@ pub fn job(object: &Value, errors: &mut ErrorList) {
     generated_selector(object, errors);
     job_spec(spec, &path, errors);
     let at = path.child("selector");
-    if spec["selector"].is_null() {
+    let matches = if spec["selector"].is_null() {
         errors.push(Error::required(&at, ""));
-        return;
-    }
-    label_selector(errors, &at, &spec["selector"]);
-    let selector = Selector::from_label_selector(Some(&spec["selector"]));
-    if selector.is_ok_and(|s| !s.matches(&meta::labels(&spec["template"]))) {
+        false
+    } else {
+        label_selector(errors, &at, &spec["selector"]);
+        let selector = Selector::from_label_selector(Some(&spec["selector"]));
+        selector.map_or(true, |s| s.matches(&meta::labels(&spec["template"])))
+    };
+    if !matches {
         let labels = spec["template"]["metadata"]["labels"].clone();
         errors.push(Error::invalid(
             &path.child("template").child("metadata").child("labels"),

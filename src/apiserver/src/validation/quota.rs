@@ -213,11 +213,11 @@ mod tests {
             ),
             (
                 json!({"spec": {"hard": {"pods": "1"}, "scopes": ["BestEffort", "NotBestEffort"]}}),
-                "spec.scopes: Invalid value: []string{\"BestEffort\", \"NotBestEffort\"}: conflicting scopes",
+                "spec.scopes: Invalid value: [\"BestEffort\",\"NotBestEffort\"]: conflicting scopes",
             ),
             (
                 json!({"spec": {"hard": {"secrets": "1"}, "scopes": ["Terminating"]}}),
-                "spec.scopes: Invalid value: []string{\"Terminating\"}: unsupported scope applied to resource",
+                "spec.scopes: Invalid value: [\"Terminating\"]: unsupported scope applied to resource",
             ),
             (
                 json!({"spec": {"hard": {"pods": "1"}, "scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In"}]}}}),

@@ -385,7 +385,7 @@ mod tests {
         );
         assert_eq!(
             told(spec(json!(["10.0.0.2"]), "SingleStack"), one),
-            "spec.clusterIPs[0]: Invalid value: []string{\"10.0.0.2\"}: may not change once set"
+            "spec.clusterIPs[0]: Invalid value: [\"10.0.0.2\"]: may not change once set"
         );
     }
 

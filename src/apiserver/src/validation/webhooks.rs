@@ -232,7 +232,7 @@ mod tests {
             ),
             (
                 hook(json!({"admissionReviewVersions": ["v2"]})),
-                "admissionReviewVersions: Invalid value: []string{\"v2\"}: must include at least one of v1, v1beta1",
+                "admissionReviewVersions: Invalid value: [\"v2\"]: must include at least one of v1, v1beta1",
             ),
             (
                 rule(json!({"operations": ["GET"]})),
@@ -240,7 +240,7 @@ mod tests {
             ),
             (
                 rule(json!({"apiGroups": ["*", "apps"]})),
-                "rules[0].apiGroups: Invalid value: []string{\"*\", \"apps\"}: if '*' is present, must not specify other API groups",
+                "rules[0].apiGroups: Invalid value: [\"*\",\"apps\"]: if '*' is present, must not specify other API groups",
             ),
             (rule(json!({"resources": []})), "rules[0].resources: Required value"),
             (

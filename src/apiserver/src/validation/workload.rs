@@ -105,9 +105,9 @@ pub fn revision(object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
 fn selected_template(plural: &str, spec: &Value, path: &Path, errors: &mut ErrorList) {
     let (selector, at) = (&spec["selector"], path.child("selector"));
     let template = path.child("template");
-    if selector.is_null() {
-        errors.push(Error::required(&at, ""));
-    } else {
+    // None selects nothing, so that the template does not match it either.
+    let mut matches = false;
+    if !selector.is_null() {
         label_selector(errors, &at, selector);
         let parsed = Selector::from_label_selector(Some(selector));
         if parsed.as_ref().is_ok_and(Selector::is_everything) {
@@ -119,15 +119,17 @@ fn selected_template(plural: &str, spec: &Value, path: &Path, errors: &mut Error
             };
             let detail = format!("empty selector is invalid for {kind}");
             errors.push(Error::invalid(&at, selector.clone(), detail));
-        } else if parsed.is_ok_and(|s| !s.matches(&meta::labels(&spec["template"]))) {
-            let labels = spec["template"]["metadata"]["labels"].clone();
-            let labels = if labels.is_null() { serde_json::json!({}) } else { labels };
-            errors.push(Error::invalid(
-                &template.child("metadata").child("labels"),
-                labels,
-                "`selector` does not match template `labels`",
-            ));
         }
+        matches = parsed.map_or(true, |s| s.matches(&meta::labels(&spec["template"])));
+    } else if plural != "daemonsets" {
+        errors.push(Error::required(&at, ""));
+    }
+    if !matches {
+        errors.push(Error::invalid(
+            &template.child("metadata").child("labels"),
+            spec["template"]["metadata"]["labels"].clone(),
+            "`selector` does not match template `labels`",
+        ));
     }
     pod::template(&with_claims(spec), &template, &["Always"], errors);
     if spec["template"]["spec"]["activeDeadlineSeconds"].is_set() {
@@ -278,6 +280,20 @@ mod tests {
                 r#"spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always""#
             ]
         );
+    }
+
+    #[test]
+    fn no_selector_matches_nothing() {
+        let object = json!({"spec": {"template": {"metadata": {}}}});
+        let unmatched = "spec.template.metadata.labels: Invalid value: null: `selector` does not match template `labels`";
+        for (plural, want) in [
+            ("deployments", &["spec.selector: Required value", unmatched][..]),
+            ("statefulsets", &["spec.selector: Required value", unmatched][..]),
+            ("daemonsets", &[unmatched][..]),
+        ] {
+            let told = told(|e| validate("apps", plural, &object, e));
+            assert_eq!(told[..want.len()], *want, "{plural}");
+        }
     }
 
     #[test]

@@ -532,7 +532,7 @@ mod tests {
         assert_eq!(wanted("a", "10.43.0.10"), Ok(()), "its own");
         assert_eq!(
             wanted("b", "10.43.0.10").unwrap_err(),
-            r#"Service "s" is invalid: spec.clusterIPs: Invalid value: []string{"10.43.0.10"}: failed to allocate IP 10.43.0.10: provided IP is already allocated"#
+            r#"Service "s" is invalid: spec.clusterIPs: Invalid value: ["10.43.0.10"]: failed to allocate IP 10.43.0.10: provided IP is already allocated"#
         );
         for (address, want) in [
             ("10.44.0.10", "the provided network does not match the current range"),

@@ -120,7 +120,7 @@ async fn addresses_come_from_every_range_that_is_ready() {
     let refused = asked("a", "203.0.113.10").await;
     assert_eq!(
         refused.body["message"],
-        r#"Service "a" is invalid: spec.clusterIPs: Invalid value: []string{"203.0.113.10"}: failed to allocate IP 203.0.113.10: the provided network does not match the current range"#
+        r#"Service "a" is invalid: spec.clusterIPs: Invalid value: ["203.0.113.10"]: failed to allocate IP 203.0.113.10: the provided network does not match the current range"#
     );
     range(&f, "test-svc-cidr", "203.0.113.0/24", "True").await;
     assert_eq!(asked("a", "203.0.113.10").await.code, 201);
