@@ -160,12 +160,15 @@ fn owned_by(owners: &[Value], mut list: Value) -> Vec<Value> {
 fn in_order(mut list: Value) -> Vec<Value> {
     let Some(items) = list["items"].as_array_mut() else { return Vec::new() };
     let mut events = std::mem::take(items);
-    let when = |event: &Value| {
-        let fields = ["lastTimestamp", "eventTime", "firstTimestamp"];
-        fields.iter().find_map(|field| event[field].as_str().map(str::to_owned)).unwrap_or_default()
-    };
-    events.sort_by_key(when);
+    events.sort_by_key(|event| last_seen(event).to_owned());
     events
+}
+
+/// When the event came last.
+fn last_seen(event: &Value) -> &str {
+    let series = event["series"]["lastObservedTime"].as_str();
+    let fields = ["lastTimestamp", "eventTime", "firstTimestamp"];
+    series.or_else(|| fields.iter().find_map(|field| event[field].as_str())).unwrap_or_default()
 }
 
 /// The report on everything in the cluster; empty when all is well.
@@ -204,7 +207,7 @@ pub async fn report(client: &Client) -> kube::Result<String> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         out.push_str(&format!(
             "{} {}/{}: {}: {}\n",
-            text(&event["lastTimestamp"]),
+            last_seen(event),
             text(&about["kind"]).to_lowercase(),
             text(&about["name"]),
             text(&event["reason"]),

@@ -1,37 +1,52 @@
 //! Events about objects, counted instead of repeated.
 //!
-//! Source: `k8s.io/client-go/tools/record` (`EventCorrelator`: equal events become one with a count,
-//! and more than ten similar ones in ten minutes are combined).
+//! Two ways of counting, as upstream has them: most components correlate what is equal or alike
+//! (`correlation`), the scheduler counts series (`series`).
 
-use std::collections::HashMap;
+mod correlation;
+mod recent;
+mod series;
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::core::Request;
 use kube::{Client, Resource, ResourceExt};
 use serde::de::IgnoredAny;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use correlation::Correlation;
+use series::{FINISH, Series};
+
 /// Events that may wait for the API server; more are dropped, as upstream's broadcaster does after fewer.
 const QUEUE: usize = 8192;
-/// Distinct events remembered for counting.
-const REMEMBERED: usize = 4096;
-/// Similar events, different only in their message, after which they are combined.
-const SIMILAR_MAX: u32 = 10;
 /// Events on their way to the API server at once: few, because what they tell of goes first.
 const WRITES_MAX: usize = 4;
-/// Seconds of quiet after which the counting of similar events starts afresh.
-const SIMILAR_WINDOW_S: i64 = 600;
+/// How often an event is tried while the API server does not answer.
+const ATTEMPTS_MAX: u32 = 12;
+/// Between attempts.
+const PAUSE: Duration = Duration::from_secs(10);
 
 struct Report {
     object: ObjectReference,
+    related: Option<ObjectReference>,
     kind: &'static str,
     reason: String,
+    action: &'static str,
     message: String,
+}
+
+/// What the API server is to be told.
+struct Told {
+    event: Event,
+    /// Where the event is there already: what has changed in it.
+    again: Option<Value>,
 }
 
 /// Writes events as one component.
@@ -42,29 +57,82 @@ impl Recorder {
     /// A recorder whose events name `component` and, where it is a node's, `host`. Its task ends when
     /// the last clone is gone and everything queued is written.
     pub fn new(client: Client, component: &str, host: &str) -> Self {
-        let (sender, receiver) = mpsc::channel(QUEUE);
         let source = EventSource {
             component: Some(component.to_owned()),
             host: (!host.is_empty()).then(|| host.to_owned()),
         };
-        tokio::spawn(
-            Writer { client, source, equal: HashMap::new(), similar: HashMap::new() }.run(receiver),
-        );
+        let mut correlation = Correlation::new(source);
+        let (sender, mut reports) = mpsc::channel::<Report>(QUEUE);
+        tokio::spawn(async move {
+            let sink = Sink::new(&client);
+            while let Some(report) = reports.recv().await {
+                if let Some(told) = correlation.observe(&report, Timestamp::now()) {
+                    sink.send(told).await;
+                }
+            }
+            sink.close().await;
+        });
+        Self(sender)
+    }
+
+    /// A recorder whose events are counted as series, in the fields of the API group `events.k8s.io`, as
+    /// the scheduler's are.
+    pub fn of_series(client: Client, controller: &str) -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let mut series = Series::new(controller, host.trim());
+        let (sender, mut reports) = mpsc::channel::<Report>(QUEUE);
+        tokio::spawn(async move {
+            let sink = Sink::new(&client);
+            let mut finish = tokio::time::interval(FINISH);
+            loop {
+                let told = tokio::select! {
+                    report = reports.recv() => {
+                        let Some(report) = report else { break };
+                        series.observe(&report, Timestamp::now()).into_iter().collect()
+                    }
+                    _ = finish.tick() => series.finish(Timestamp::now()),
+                };
+                for told in told {
+                    sink.send(told).await;
+                }
+            }
+            sink.close().await;
+        });
         Self(sender)
     }
 
     /// Records an event of type `Normal`.
     pub fn normal(&self, object: ObjectReference, reason: &str, message: impl Into<String>) {
-        self.send(object, "Normal", reason, message.into());
+        self.send(object, None, "Normal", (reason, ""), message.into());
     }
 
     /// Records an event of type `Warning`.
     pub fn warning(&self, object: ObjectReference, reason: &str, message: impl Into<String>) {
-        self.send(object, "Warning", reason, message.into());
+        self.send(object, None, "Warning", (reason, ""), message.into());
     }
 
-    fn send(&self, object: ObjectReference, kind: &'static str, reason: &str, message: String) {
-        let report = Report { object, kind, reason: reason.to_owned(), message };
+    /// Records an event of type `kind` in a series: for what reason which action was taken, or has failed,
+    /// and for whom (`related`).
+    pub fn action(
+        &self,
+        object: ObjectReference,
+        related: Option<ObjectReference>,
+        kind: &'static str,
+        (reason, action): (&str, &'static str),
+        message: impl Into<String>,
+    ) {
+        self.send(object, related, kind, (reason, action), message.into());
+    }
+
+    fn send(
+        &self,
+        object: ObjectReference,
+        related: Option<ObjectReference>,
+        kind: &'static str,
+        (reason, action): (&str, &'static str),
+        message: String,
+    ) {
+        let report = Report { object, related, kind, reason: reason.to_owned(), action, message };
         if self.0.try_send(report).is_err() {
             tracing::debug!(reason, "event dropped: the queue to the API server is full");
         }
@@ -84,6 +152,79 @@ pub fn object_reference<K: Resource<DynamicType = ()>>(object: &K) -> ObjectRefe
     }
 }
 
+/// The metadata of a new event about `object`. Events of cluster-scoped objects live in `default`.
+fn metadata(object: &ObjectReference, now: Timestamp) -> ObjectMeta {
+    let name = object.name.as_deref().unwrap_or_default();
+    ObjectMeta {
+        name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+        namespace: object.namespace.clone().or_else(|| Some("default".into())),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The way to the API server: several events at once, but those of one object one after the other.
+struct Sink {
+    lanes: Vec<mpsc::Sender<Told>>,
+    writers: JoinSet<()>,
+    hasher: RandomState,
+}
+
+impl Sink {
+    fn new(client: &Client) -> Self {
+        let mut writers = JoinSet::new();
+        let mut lanes = Vec::new();
+        for _ in 0..WRITES_MAX {
+            let (lane, told) = mpsc::channel(1);
+            lanes.push(lane);
+            writers.spawn(write(client.clone(), told));
+        }
+        Self { lanes, writers, hasher: RandomState::new() }
+    }
+
+    async fn send(&self, told: Told) {
+        let lane = self.hasher.hash_one(&told.event.involved_object.uid) % self.lanes.len() as u64;
+        // A lane is open until the sink is closed.
+        let _ = self.lanes[lane as usize].send(told).await;
+    }
+
+    async fn close(self) {
+        drop(self.lanes);
+        self.writers.join_all().await;
+    }
+}
+
+async fn write(client: Client, mut lane: mpsc::Receiver<Told>) {
+    while let Some(Told { event, again }) = lane.recv().await {
+        let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
+        let api = Api::namespaced(client.clone(), namespace);
+        for attempt in 1..=ATTEMPTS_MAX {
+            match send(&api, &event, again.as_ref()).await {
+                // It lay with the way to the server, not with the event.
+                Err(error) if !matches!(error, kube::Error::Api(_)) && attempt < ATTEMPTS_MAX => {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "event not recorded");
+                    break;
+                }
+                Ok(()) => break,
+            }
+        }
+    }
+}
+
+/// Tells the server what `again` says has changed in the event; writes the whole of it when it is new there,
+/// or gone.
+async fn send(api: &Api<Event>, event: &Event, again: Option<&Value>) -> Result<(), kube::Error> {
+    if let (Some(patch), Some(name)) = (again, event.metadata.name.as_deref()) {
+        let counted = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        if !matches!(&counted, Err(kube::Error::Api(status)) if status.code == 404) {
+            return counted.map(drop);
+        }
+    }
+    create(api, event).await
+}
+
 /// Writes a new event. What the server makes of it is of no interest.
 async fn create(api: &Api<Event>, event: &Event) -> Result<(), kube::Error> {
     let body = serde_json::to_vec(event).map_err(kube::Error::SerdeError)?;
@@ -91,149 +232,4 @@ async fn create(api: &Api<Event>, event: &Event) -> Result<(), kube::Error> {
         .create(&PostParams::default(), body)
         .map_err(kube::Error::BuildRequest)?;
     api.clone().into_client().request::<IgnoredAny>(request).await.map(drop)
-}
-
-fn code<T>(outcome: &Result<T, kube::Error>) -> u16 {
-    match outcome {
-        Err(kube::Error::Api(status)) => status.code,
-        _ => 0,
-    }
-}
-
-/// Counts the event that `again` names once more; writes `event` when there is none, or it is gone.
-async fn send(
-    api: &Api<Event>,
-    mut event: Event,
-    again: Option<(String, Value)>,
-) -> Result<(), kube::Error> {
-    let Some((name, patch)) = again else { return create(api, &event).await };
-    let parameters = PatchParams::default();
-    let counted = api.patch(&name, &parameters, &Patch::Merge(&patch)).await;
-    if code(&counted) != 404 {
-        return counted.map(|_| ());
-    }
-    event.metadata.name = Some(name.clone());
-    let made = create(api, &event).await;
-    if code(&made) != 409 {
-        return made;
-    }
-    // The first of them has just been written.
-    api.patch(&name, &parameters, &Patch::Merge(&patch)).await.map(|_| ())
-}
-
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Similar {
-    namespace: String,
-    kind: String,
-    name: String,
-    uid: String,
-    field_path: String,
-    event_type: &'static str,
-    reason: String,
-}
-
-struct Known {
-    name: String,
-    count: i32,
-}
-
-struct Writer {
-    client: Client,
-    source: EventSource,
-    equal: HashMap<(Similar, String), Known>,
-    similar: HashMap<Similar, (u32, i64)>,
-}
-
-impl Writer {
-    async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
-        let mut writes = JoinSet::new();
-        while let Some(report) = reports.recv().await {
-            writes.spawn(self.write(&report));
-            while writes.len() >= WRITES_MAX && writes.join_next().await.is_some() {}
-            while writes.try_join_next().is_some() {}
-        }
-        writes.join_all().await;
-    }
-
-    /// Decides what is written about `report`; the writing is left to the caller.
-    fn write(&mut self, report: &Report) -> impl Future<Output = ()> + Send + use<> {
-        if self.equal.len() > REMEMBERED || self.similar.len() > REMEMBERED {
-            self.equal.clear();
-            self.similar.clear();
-        }
-        let now = Timestamp::now();
-        let (key, told, message) = self.combine(report, now);
-        // Events of cluster-scoped objects live in `default`, as upstream puts them.
-        let namespace = report.object.namespace.clone().unwrap_or_else(|| "default".into());
-        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        let name = format!("{}.{:x}", key.name, now.as_nanosecond());
-        let event = self.event(report, name.clone(), namespace, &message, now);
-        let known = self.equal.entry((key, told)).or_insert(Known { name, count: 0 });
-        known.count += 1;
-        let again = (known.count > 1).then(|| {
-            let patch =
-                json!({"count": known.count, "lastTimestamp": Time(now), "message": message});
-            (known.name.clone(), patch)
-        });
-        async move {
-            if let Err(error) = send(&api, event, again).await {
-                tracing::debug!(%error, "event not recorded");
-            }
-        }
-    }
-
-    /// The identity of an event apart from its message, the message that completes the identity, and
-    /// the message to write: once many events differ in nothing else, one stands for them all.
-    fn combine(&mut self, report: &Report, now: Timestamp) -> (Similar, String, String) {
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let key = Similar {
-            namespace: text(&report.object.namespace),
-            kind: text(&report.object.kind),
-            name: text(&report.object.name),
-            uid: text(&report.object.uid),
-            field_path: text(&report.object.field_path),
-            event_type: report.kind,
-            reason: report.reason.clone(),
-        };
-        if self.equal.contains_key(&(key.clone(), report.message.clone())) {
-            return (key, report.message.clone(), report.message.clone());
-        }
-        let second = now.as_second();
-        let (seen, last) = self.similar.entry(key.clone()).or_insert((0, second));
-        *seen = if second - *last > SIMILAR_WINDOW_S { 1 } else { *seen + 1 };
-        *last = second;
-        if *seen > SIMILAR_MAX {
-            let combined = format!("(combined from similar events): {}", report.message);
-            return (key, "(combined)".into(), combined);
-        }
-        (key, report.message.clone(), report.message.clone())
-    }
-
-    fn event(
-        &self,
-        report: &Report,
-        name: String,
-        namespace: String,
-        message: &str,
-        now: Timestamp,
-    ) -> Event {
-        Event {
-            metadata: ObjectMeta {
-                name: Some(name),
-                namespace: Some(namespace),
-                ..ObjectMeta::default()
-            },
-            involved_object: report.object.clone(),
-            reason: Some(report.reason.clone()),
-            message: Some(message.to_owned()),
-            source: Some(self.source.clone()),
-            reporting_component: self.source.component.clone(),
-            reporting_instance: self.source.host.clone().or(Some(String::new())),
-            first_timestamp: Some(Time(now)),
-            last_timestamp: Some(Time(now)),
-            count: Some(1),
-            type_: Some(report.kind.to_owned()),
-            ..Event::default()
-        }
-    }
 }
