@@ -109,7 +109,7 @@ fn profiles_and_extenders_come_from_a_file() {
     cluster.pod_ready("picky");
     let events =
         cluster.get(&["events", "--field-selector", "involvedObject.name=picky,reason=Scheduled"]);
-    assert_eq!(events.expect("events")["items"][0]["source"]["component"], "picky");
+    assert_eq!(events.expect("events")["items"][0]["reportingComponent"], "picky");
     cluster.apply(&pod("foreign", &json!({"schedulerName": "somebody"})));
     cluster.apply(&pod("gated", &json!({"schedulingGates": [{"name": "example.com/hold"}]})));
     cluster.pod("gated", "told that it is held", |pod| {

@@ -25,6 +25,8 @@ pub fn selector(selector: Option<&LabelSelector>) -> Selector {
 pub struct AffinityTerm {
     namespaces: Vec<String>,
     namespace_selector: Selector,
+    /// Namespaces may be chosen by their labels.
+    by_namespace_labels: bool,
     labels: Selector,
     /// Nodes with the same value of this label are near each other.
     pub topology_key: String,
@@ -41,9 +43,16 @@ impl AffinityTerm {
         Self {
             namespaces,
             namespace_selector: selector(term.namespace_selector.as_ref()),
+            by_namespace_labels: term.namespace_selector.is_some(),
             labels: selector(term.label_selector.as_ref()),
             topology_key: term.topology_key.clone(),
         }
+    }
+
+    /// The term selects `pod`, as far as can be said without knowing the namespaces.
+    pub fn may_select(&self, pod: &PodInfo) -> bool {
+        (self.by_namespace_labels || self.namespaces.contains(&pod.namespace))
+            && self.labels.matches(&pod.labels)
     }
 
     /// The term selects `pod`.

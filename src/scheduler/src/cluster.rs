@@ -113,9 +113,10 @@ impl Cluster {
             Arc::make_mut(&mut self.nodes[place]).set_node(node);
             place
         } else {
-            self.nodes.push(Arc::new(NodeInfo::new(node)));
-            Arc::make_mut(&mut self.places).insert(name, self.nodes.len() - 1);
-            self.nodes.len() - 1
+            let place = self.nodes.len();
+            self.nodes.push(Arc::new(NodeInfo { place, ..NodeInfo::new(node) }));
+            Arc::make_mut(&mut self.places).insert(name, place);
+            place
         };
         self.count_images(place, true);
     }
@@ -131,7 +132,8 @@ impl Cluster {
         let places = Arc::make_mut(&mut self.places);
         places.remove(name);
         let node = self.nodes.swap_remove(place);
-        if let Some(moved) = self.nodes.get(place) {
+        if let Some(moved) = self.nodes.get_mut(place) {
+            Arc::make_mut(moved).place = place;
             places.insert(moved.name.clone(), place);
         }
         Some(node)

@@ -353,13 +353,15 @@ fn extenders(all: &[Extender]) -> Result<(), Error> {
         binders += usize::from(!extender.bind_verb.is_empty());
         for (index, resource) in extender.managed_resources.iter().enumerate() {
             let field = format!("{path}.managedResources[{index}].name");
-            if resource.name.is_empty() || !resource.name.contains('/') {
+            let name = &resource.name;
+            if name.is_empty() || !name.contains('/') {
                 let problem =
-                    format!("Invalid value: {:?}: must be an extended resource", resource.name);
+                    format!("Invalid value: {name:?}: is an invalid extended resource name");
                 return Err(wrong(field, problem));
             }
-            if managed.insert(&resource.name, at).is_some() {
-                return Err(wrong(field, format!("Duplicate value: {:?}", resource.name)));
+            if managed.insert(name, at).is_some() {
+                let why = "duplicate extender managed resource name";
+                return Err(wrong(field, format!("Invalid value: {name:?}: {why}")));
             }
         }
     }

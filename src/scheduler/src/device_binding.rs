@@ -14,9 +14,6 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-/// How long is waited where a configuration does not say otherwise (`bindingTimeout`).
-pub const TIMEOUT: Duration = Duration::from_mins(10);
-
 /// Why devices did not become ready.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {

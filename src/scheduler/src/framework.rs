@@ -151,12 +151,22 @@ pub trait Filter {
         None
     }
 
+    /// Its judgement depends on nothing but the node and what [`PodInfo::is_alike`] compares.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// Does the pod fit on `node`?
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection>;
 }
 
 /// Rates nodes for one pod.
 pub trait Score {
+    /// The score depends on nothing but the node and what [`PodInfo::is_alike`] compares.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// The node's score, of any size.
     fn score(&self, node: &NodeInfo) -> i64;
 
@@ -185,6 +195,8 @@ pub struct Profile {
     pub preemption: Option<crate::preemption::Limits>,
     /// How long the binding of a pod's volumes may take.
     pub volume_timeout: std::time::Duration,
+    /// How long the binding of a pod's devices may take.
+    pub device_timeout: std::time::Duration,
     plugins: Vec<Box<dyn Plugin>>,
     /// For each point the plugins in the order in which they are asked, with the factor of their scores.
     order: BTreeMap<Point, Vec<(usize, i64)>>,
@@ -198,6 +210,7 @@ impl Profile {
             percentage_of_nodes: None,
             preemption: None,
             volume_timeout: std::time::Duration::from_mins(10),
+            device_timeout: std::time::Duration::from_mins(10),
             plugins,
             order: BTreeMap::new(),
         }

@@ -8,6 +8,7 @@
 
 pub mod affinity;
 pub mod allocation;
+mod binding;
 pub mod cache;
 pub mod capacity;
 pub mod cluster;
@@ -17,6 +18,7 @@ pub mod devices;
 pub mod extended_resources;
 pub mod extender;
 pub mod framework;
+mod judgements;
 pub mod late_binding;
 pub mod node;
 mod nominator;

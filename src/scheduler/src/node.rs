@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
@@ -20,6 +21,10 @@ pub struct Group {
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub struct NodeInfo {
+    /// A number of its own for each state of each node.
+    pub state: u64,
+    /// Where it is among the nodes of its cluster.
+    pub place: usize,
     /// The object.
     pub node: Arc<Node>,
     /// Its name.
@@ -42,6 +47,11 @@ pub struct NodeInfo {
     pub images: HashMap<String, i64>,
 }
 
+fn next_state() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
+}
+
 impl NodeInfo {
     /// `node` without pods.
     pub fn new(node: Arc<Node>) -> Self {
@@ -52,6 +62,7 @@ impl NodeInfo {
 
     /// Takes over what has changed in the object; the pods stay.
     pub fn set_node(&mut self, node: Arc<Node>) {
+        self.state = next_state();
         let status = node.status.as_ref();
         let allocatable = status.and_then(|status| status.allocatable.as_ref());
         self.name = node.metadata.name.clone().unwrap_or_default();
@@ -74,6 +85,7 @@ impl NodeInfo {
 
     /// Puts `pod` on the node.
     pub fn add_pod(&mut self, pod: Arc<PodInfo>) {
+        self.state = next_state();
         self.requested.add(&pod.requests);
         self.weighed.add(&pod.weighed);
         self.host_ports.extend(pod.host_ports.iter().cloned());
@@ -89,6 +101,7 @@ impl NodeInfo {
     /// Takes the pod `uid` from the node.
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let at = self.pods.iter().position(|pod| pod.uid == uid)?;
+        self.state = next_state();
         let pod = self.pods.swap_remove(at);
         self.requested.subtract(&pod.requests);
         self.weighed.subtract(&pod.weighed);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{NodeAffinity, Pod, PodSpec};
 
 use crate::affinity::{AffinityTerm, WeightedTerm};
 use crate::resource::{Resource, pod_requests, pod_requests_or_default};
@@ -71,6 +71,8 @@ pub struct PodInfo {
     pub affinities: PodAffinities,
     /// The same for all pods of its namespace with its labels.
     pub group: u64,
+    /// The same for all pods that are alike, and seldom for others.
+    pub likeness: u64,
 }
 
 impl PodInfo {
@@ -79,14 +81,16 @@ impl PodInfo {
         let meta = &pod.metadata;
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let spec = pod.spec.as_ref();
+        let requests = pod_requests(&pod);
         Self {
+            likeness: likeness(spec, &requests),
             uid: text(&meta.uid),
             namespace: text(&meta.namespace),
             name: text(&meta.name),
             node_name: spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
             labels: meta.labels.clone().unwrap_or_default(),
             priority: spec.and_then(|spec| spec.priority).unwrap_or(0),
-            requests: pod_requests(&pod),
+            requests,
             weighed: pod_requests_or_default(&pod),
             host_ports: spec.map(host_ports).unwrap_or_default(),
             affinities: spec
@@ -140,6 +144,20 @@ impl PodInfo {
         version.and_then(|version| version.parse().ok()).unwrap_or(0)
     }
 
+    /// Whether nodes that are judged by themselves, not by other pods or volumes, are the same to both pods.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        let (one, two) = (self.spec(), other.spec());
+        self.likeness == other.likeness
+            && self.node_name == other.node_name
+            && self.requests == other.requests
+            && self.weighed == other.weighed
+            && self.host_ports == other.host_ports
+            && self.scheduler_name() == other.scheduler_name()
+            && one.node_selector == two.node_selector
+            && one.tolerations == two.tolerations
+            && node_affinity(one) == node_affinity(two)
+    }
+
     /// The same pod, taken to run on `node`.
     #[must_use]
     pub fn on(&self, node: &str) -> Self {
@@ -150,6 +168,21 @@ impl PodInfo {
 fn group(namespace: Option<&str>, labels: Option<&BTreeMap<String, String>>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (namespace, labels).hash(&mut hasher);
+    hasher.finish()
+}
+
+fn node_affinity(spec: &PodSpec) -> Option<&NodeAffinity> {
+    spec.affinity.as_ref()?.node_affinity.as_ref()
+}
+
+fn likeness(spec: Option<&PodSpec>, requests: &Resource) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let Resource { milli_cpu, memory_bytes, ephemeral_bytes, scalars } = requests;
+    (milli_cpu, memory_bytes, ephemeral_bytes, scalars).hash(&mut hasher);
+    if let Some(spec) = spec {
+        (&spec.scheduler_name, &spec.node_selector).hash(&mut hasher);
+        spec.tolerations.as_ref().map(Vec::len).hash(&mut hasher);
+    }
     hasher.finish()
 }
 

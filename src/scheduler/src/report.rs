@@ -14,7 +14,7 @@ use crate::extended_resources::Extended;
 use crate::pod::PodInfo;
 
 /// Binds `pod` to `node`.
-pub async fn bind(client: Client, pod: Arc<PodInfo>, node: &str) -> Result<(), kube::Error> {
+pub async fn bind(client: Client, pod: &PodInfo, node: &str) -> Result<(), kube::Error> {
     let binding = json!({
         "apiVersion": "v1",
         "kind": "Binding",
@@ -34,6 +34,19 @@ pub struct Unscheduled {
     pub reason: &'static str,
     /// For people.
     pub message: String,
+}
+
+/// Bytes that an event's note may have.
+const NOTE_MAX: usize = 1024;
+
+/// `message` as an event may say it.
+pub fn note(message: &str) -> String {
+    const CUT: &str = " ...";
+    if message.len() <= NOTE_MAX {
+        return message.to_owned();
+    }
+    let end = message.floor_char_boundary(NOTE_MAX - CUT.len());
+    format!("{}{CUT}", &message[..end])
 }
 
 /// The pod's condition says this already.
@@ -146,6 +159,19 @@ pub async fn unclaim(
     Ok(())
 }
 
+/// Takes the devices of a claim back that nobody else has.
+pub async fn deallocate(client: Client, claim: &ResourceClaim) -> Result<(), kube::Error> {
+    let meta = &claim.metadata;
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    let api: Api<ResourceClaim> = Api::namespaced(client, namespace);
+    let patch = Patch::Merge(json!({
+        "metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version},
+        "status": {"allocation": null, "reservedFor": null},
+    }));
+    let name = meta.name.as_deref().unwrap_or_default();
+    api.patch_status(name, &PatchParams::default(), &patch).await.map(|_| ())
+}
+
 /// Makes the claim for the pod's extended resources, and tells the pod of it. Returns the claim's name.
 pub async fn claim_extended(
     client: Client,
@@ -222,4 +248,18 @@ fn is_absent(status: &Status) -> bool {
 /// Binding failed because the pod is gone or was bound meanwhile; the watch will tell.
 pub fn is_settled(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if is_absent(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_says_as_much_as_it_may() {
+        for (length, want) in [(1024, 1024), (1025, 1024), (5000, 1024)] {
+            let note = note(&"x".repeat(length));
+            assert_eq!((note.len(), note.ends_with(" ...")), (want, length > 1024), "{length}");
+        }
+        assert!(note(&"é".repeat(600)).ends_with("é ..."));
+    }
 }

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::cluster::Cluster;
-use crate::framework::{Filter, Plugin, Point, Profile, Rejection};
+use crate::framework::{Filter, Plugin, Point, Profile, Rejection, Score};
+use crate::judgements::{Judgements, Kind, SCORES_MAX};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
 
@@ -94,6 +95,8 @@ pub struct Filters<'a> {
     pub asked: Vec<NamedFilter<'a>>,
     /// Those that only name the nodes that may do.
     named_only: Vec<NamedFilter<'a>>,
+    /// Some of those that are asked judge by more than the node.
+    pub any_of_others: bool,
 }
 
 /// Runs PreFilter: the filters of all plugins that have something to say, or who rejected the pod.
@@ -119,6 +122,7 @@ pub fn pre_filter<'a>(
     for (plugin, _) in profile.at(Point::Filter) {
         filters.asked.extend(made.remove_entry(plugin.name()));
     }
+    filters.any_of_others = filters.asked.iter().any(|(_, filter)| !filter.is_local());
     filters.named_only.extend(made);
     Ok(filters)
 }
@@ -131,12 +135,21 @@ pub fn check(filters: &Filters<'_>, node: &NodeInfo) -> Result<(), (&'static str
     Ok(())
 }
 
-/// Where the last decision ended, so that the next one begins with other nodes, and the state of
-/// the tie-breaker.
-#[derive(Clone, Debug, Default)]
+/// Where the last decision ended, so that the next one begins with other nodes, the state of the tie-breaker,
+/// and what was judged before. The last changes no decision.
+#[derive(Debug, Default)]
 pub struct Rotation {
     next: usize,
     random: u64,
+    judgements: Judgements,
+}
+
+impl Rotation {
+    /// The same without what was judged before.
+    #[must_use]
+    pub fn afresh(&self) -> Self {
+        Self { next: self.next, random: self.random, judgements: Judgements::default() }
+    }
 }
 
 impl Rotation {
@@ -205,10 +218,16 @@ pub fn find<'a>(
     }
     let candidates = candidates(&filters, cluster, &mut found.unfit);
     let enough = enough_nodes(candidates.len(), profile.percentage_of_nodes);
+    let mut known = rotation.judgements.of(pod);
     for step in 0..candidates.len() {
         let node = candidates.at(rotation.next + step);
         found.evaluated += 1;
-        match fits(&filters, pod, node, nominated) {
+        let promised = !nominated.is_empty() && nominated.contains_key(&node.name);
+        let judged = match known.as_deref_mut() {
+            Some(known) if !promised => known.check(&filters, node),
+            _ => fits(&filters, pod, node, nominated),
+        };
+        match judged {
             Ok(()) => found.feasible.push(node),
             Err((plugin, rejection)) => {
                 found.unfit.plugins.insert(plugin);
@@ -339,7 +358,8 @@ pub fn best<'a>(
     if feasible.len() < 2 {
         return feasible.first().copied();
     }
-    let mut totals = scores(profile, pod, cluster, feasible);
+    let known = rotation.judgements.known(pod);
+    let mut totals = rate(profile, pod, cluster, feasible, known);
     if !others.is_empty() {
         for (total, node) in totals.iter_mut().zip(feasible) {
             *total += others.get(&node.name).copied().unwrap_or(0);
@@ -352,25 +372,42 @@ pub fn best<'a>(
     ties.get(chosen).map(|node| **node)
 }
 
-/// The sum of weighted scores of each node.
-pub fn scores(
+/// The sum of weighted scores of each node, with the help of what is `known` for pods of this sort.
+fn rate(
     profile: &Profile,
     pod: &PodInfo,
     cluster: &Cluster,
     nodes: &[&NodeInfo],
+    mut known: Option<&mut Kind>,
 ) -> Vec<i64> {
-    let mut totals = vec![0; nodes.len()];
     let pre_score = |plugin: &'_ dyn Plugin| plugin.points().contains(&Point::PreScore);
-    for (plugin, weight) in profile.at(Point::Score) {
-        if pre_score(plugin) && !profile.asks(Point::PreScore, plugin.name()) {
-            // Without its preparation the plugin knows nothing to score by.
-            continue;
+    let plugins = profile.at(Point::Score).filter(|(plugin, _)| {
+        // Without its preparation the plugin knows nothing to score by.
+        !pre_score(*plugin) || profile.asks(Point::PreScore, plugin.name())
+    });
+    let asked: Vec<(Box<dyn Score + '_>, i64)> = plugins
+        .filter_map(|(plugin, weight)| Some((plugin.pre_score(pod, cluster, nodes)?, weight)))
+        .collect();
+    // Those whose scores are looked up come first.
+    let (local, others): (Vec<_>, Vec<_>) = asked.iter().partition(|(score, _)| score.is_local());
+    let looked_up = if known.is_some() { local.len().min(SCORES_MAX) } else { 0 };
+    let asked: Vec<_> = local.into_iter().chain(others).collect();
+    let local: Vec<&dyn Score> = asked[..looked_up].iter().map(|(score, _)| &**score).collect();
+    let mut own: Vec<Vec<i64>> = asked.iter().map(|_| Vec::with_capacity(nodes.len())).collect();
+    for node in nodes {
+        if let Some(known) = known.as_deref_mut() {
+            let scores = known.scores(&local, node);
+            own.iter_mut().zip(&scores[..looked_up]).for_each(|(own, score)| own.push(*score));
         }
-        let Some(score) = plugin.pre_score(pod, cluster, nodes) else { continue };
-        let mut own: Vec<i64> = nodes.iter().map(|node| score.score(node)).collect();
-        score.normalize(nodes, &mut own);
+        for (own, (score, _)) in own.iter_mut().zip(&asked).skip(looked_up) {
+            own.push(score.score(node));
+        }
+    }
+    let mut totals = vec![0; nodes.len()];
+    for ((score, weight), own) in asked.into_iter().zip(&mut own) {
+        score.normalize(nodes, own);
         for (total, own) in totals.iter_mut().zip(own) {
-            *total += own * weight;
+            *total += *own * weight;
         }
     }
     totals

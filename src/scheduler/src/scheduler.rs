@@ -17,15 +17,15 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::binding::{Binding, Refusal, waits_for_devices};
 use crate::cache::Cache;
-use crate::device_binding;
 use crate::extended_resources::{self, Extended};
 use crate::extender::{self, EXTENDER, Extender};
 use crate::framework::{Event, Point, Profile, Profiles};
-use crate::late_binding::{self, Promise, promises, reserved};
+use crate::late_binding::{Promise, promises, reserved};
 use crate::nominator::Nominator;
 use crate::pictures::{Owner, Pictures};
-use crate::plugins::{Reservation, late_claims, plan};
+use crate::plugins::{Reservation, give_back, late_claims, plan};
 use crate::pod::PodInfo;
 use crate::preemption::{self, Preemption, View, preempt};
 use crate::queue::{Queue, Waiting};
@@ -57,27 +57,6 @@ pub(crate) enum Input {
 enum Written {
     Bound { pod: Arc<PodInfo>, node: String, started: SystemTime, result: Result<(), Refusal> },
     Told,
-}
-
-/// Why a decision could not be carried out.
-enum Refusal {
-    Binding(kube::Error),
-    Volumes(late_binding::Error),
-    Devices(kube::Error),
-    Unready(device_binding::Error),
-    Extender(extender::Error),
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Binding(error) => write!(f, "binding rejected: {error}"),
-            Self::Volumes(error) => error.fmt(f),
-            Self::Devices(error) => write!(f, "updating ResourceClaim: {error}"),
-            Self::Unready(error) => error.fmt(f),
-            Self::Extender(error) => write!(f, "binding rejected: {error}"),
-        }
-    }
 }
 
 pub(crate) struct Scheduler {
@@ -121,7 +100,7 @@ impl Scheduler {
         inputs.push(pods.subscribe().map(Input::Pod).boxed());
         let recorder = |profile: &Profile| {
             let name = profile.scheduler_name.clone();
-            (name.clone(), Recorder::new(client.clone(), &name, ""))
+            (name.clone(), Recorder::of_series(client.clone(), &name))
         };
         Ok(Self {
             recorders: profiles.0.iter().map(recorder).collect(),
@@ -432,6 +411,8 @@ impl Scheduler {
     fn bind(&mut self, waiting: Waiting, placement: Placement, binder: Option<Extender>) {
         let Placement { node, evaluated, feasible } = placement;
         let pod = Arc::clone(&waiting.pod);
+        let profiles = Arc::clone(&self.profiles);
+        let Some(profile) = profiles.of(&pod) else { return };
         let arrived = SystemTime::now()
             .checked_sub(waiting.since.elapsed())
             .unwrap_or(SystemTime::UNIX_EPOCH);
@@ -443,66 +424,23 @@ impl Scheduler {
         self.cache.assume(Arc::new(pod.on(&node)));
         self.nominator.remove(&pod.uid);
         self.binding.insert(pod.uid.clone(), waiting);
-        let profiles = Arc::clone(&self.profiles);
-        let timeout = profiles.of(&pod).map_or(Duration::ZERO, |profile| profile.volume_timeout);
-        let (client, claims) = (self.client.clone(), self.pictures.claims.clone());
-        let device_claims = self.pictures.device_claims.clone();
         let started = SystemTime::now();
-        let own = devices.extended.iter().map(|extended| &extended.claim);
-        let mut claimed = devices.claims.iter().map(AsRef::as_ref).chain(own);
-        let slow = !promised.is_empty() || claimed.any(device_binding::waits);
+        let binding = Binding {
+            client: self.client.clone(),
+            claims: self.pictures.claims.clone(),
+            device_claims: self.pictures.device_claims.clone(),
+            volume_timeout: profile.volume_timeout,
+            device_timeout: profile.device_timeout,
+            binder,
+            pod,
+            node,
+        };
+        let slow = !promised.is_empty() || waits_for_devices(&devices);
         // What takes long keeps no other decision from being written.
         let tasks = if slow { &mut self.waits } else { &mut self.writes };
         tasks.spawn(async move {
-            let kept = match promised.as_slice() {
-                [] => Ok(()),
-                promised => {
-                    late_binding::keep(client.clone(), &claims, promised, &node, timeout).await
-                }
-            };
-            let mut result = kept.map_err(Refusal::Volumes);
-            let Reservation { claims, extended } = devices;
-            if result.is_ok() {
-                result = report::claim(client.clone(), &claims).await.map_err(Refusal::Devices);
-            }
-            let awaited = claims.iter().filter(|claim| device_binding::waits(claim));
-            let awaited: Vec<_> = awaited.map(|claim| claim_key(claim)).collect();
-            if result.is_ok() && !awaited.is_empty() {
-                let timeout = device_binding::TIMEOUT;
-                let ready = device_binding::ready(&device_claims, &awaited, timeout).await;
-                result = ready.map_err(Refusal::Unready);
-                if result.is_err()
-                    && let Err(error) = report::unclaim(client.clone(), &claims, &pod).await
-                {
-                    tracing::warn!(pod = pod.key(), %error, "devices are not given back");
-                }
-            }
-            let mut made = None;
-            if result.is_ok()
-                && let Some(extended) = extended
-            {
-                let claimed = report::claim_extended(client.clone(), &pod, &extended).await;
-                result = claimed.map(|name| made = Some(name)).map_err(Refusal::Devices);
-                if let Some(name) = made.clone().filter(|_| device_binding::waits(&extended.claim))
-                {
-                    let (claim, timeout) = ((pod.namespace.clone(), name), device_binding::TIMEOUT);
-                    let ready = device_binding::ready(&device_claims, &[claim], timeout).await;
-                    result = ready.map_err(Refusal::Unready);
-                }
-            }
-            if result.is_ok() {
-                result = match binder {
-                    Some(extender) => extender.bind(&pod, &node).await.map_err(Refusal::Extender),
-                    None => report::bind(client.clone(), Arc::clone(&pod), &node)
-                        .await
-                        .map_err(Refusal::Binding),
-                };
-            }
-            if let (Err(_), Some(name)) = (&result, made)
-                && let Err(error) = report::release(client, &pod.namespace, &name).await
-            {
-                tracing::warn!(pod = pod.key(), %error, "a claim for extended resources is left");
-            }
+            let result = binding.carry_out(&promised, devices).await;
+            let Binding { pod, node, .. } = binding;
             Written::Bound { pod, node, started, result }
         });
     }
@@ -581,7 +519,8 @@ impl Scheduler {
             trace::step("bind", &pod.uid, started, &node);
             let message = format!("Successfully assigned {} to {node}", pod.key());
             if let Some(recorder) = self.recorder(&pod) {
-                recorder.normal(object_reference(pod.pod.as_ref()), "Scheduled", message);
+                let object = object_reference(pod.pod.as_ref());
+                recorder.action(object, None, "Normal", ("Scheduled", "Binding"), message);
             }
             return;
         };
@@ -600,13 +539,17 @@ impl Scheduler {
         self.give_up(waiting, &refusal.to_string());
     }
 
+    fn record_failure(&self, pod: &PodInfo, message: &str) {
+        let Some(recorder) = self.recorder(pod) else { return };
+        let (object, reason) = (object_reference(&*pod.pod), ("FailedScheduling", "Scheduling"));
+        recorder.action(object, None, "Warning", reason, report::note(message));
+    }
+
     /// Something other than the lack of a node went wrong: the pod is tried again after its back-off.
     fn give_up(&mut self, waiting: Waiting, message: &str) {
         let pod = Arc::clone(&waiting.pod);
         self.queue.give_back_errored(&self.profiles, waiting);
-        if let Some(recorder) = self.recorder(&pod) {
-            recorder.warning(object_reference(pod.pod.as_ref()), "FailedScheduling", message);
-        }
+        self.record_failure(&pod, message);
         let message = message.to_owned();
         self.tell(pod, Unscheduled { reason: "SchedulerError", message }, None);
     }
@@ -619,6 +562,10 @@ impl Scheduler {
         let cluster = self.cache.cluster.clone();
         let nominated = self.nominator.nominated();
         let view = View { profile, cluster: &cluster, nominated, budgets: &budgets };
+        let devices = profile
+            .asks(Point::PostFilter, "DynamicResources")
+            .then(|| give_back(&pod, &cluster, &unfit));
+        let (devices, claim) = devices.unwrap_or_default();
         let asked: Vec<&&Extender> = extenders.iter().filter(|e| e.preempts()).collect();
         let outcome = if asked.is_empty() {
             preempt(view, &pod, &unfit)
@@ -630,7 +577,7 @@ impl Scheduler {
         };
         let node = match outcome {
             Preemption::Helpless(message) => {
-                unfit.post_filter = message;
+                unfit.post_filter = together(devices, message);
                 if pod.nominated_node().is_some() {
                     self.nominator.remove(&pod.uid);
                     self.clear_nomination(Arc::clone(&pod));
@@ -638,7 +585,7 @@ impl Scheduler {
                 None
             }
             Preemption::Ineligible(message) => {
-                unfit.post_filter = message;
+                unfit.post_filter = together(devices, message);
                 None
             }
             Preemption::Nominate { node, victims } => {
@@ -649,7 +596,22 @@ impl Scheduler {
                 Some(node)
             }
         };
+        if let Some(claim) = claim {
+            self.deallocate(claim);
+        }
         self.reject(waiting, Failure::Unfit(unfit), node);
+    }
+
+    /// Has a claim give its devices back.
+    fn deallocate(&mut self, claim: Arc<ResourceClaim>) {
+        let client = self.client.clone();
+        self.writes.spawn(async move {
+            if let Err(error) = report::deallocate(client, &claim).await {
+                let name = claim.metadata.name.as_deref();
+                tracing::warn!(name, %error, "a claim does not give its devices back");
+            }
+            Written::Told
+        });
     }
 
     /// Tells a pod that the place promised to it is another's now.
@@ -669,7 +631,8 @@ impl Scheduler {
         for victim in victims.into_iter().filter(|victim| !victim.is_terminating()) {
             let message = format!("Preempted by pod {} on node {node}", pod.uid);
             if let Some(recorder) = self.recorder(pod) {
-                recorder.normal(object_reference(victim.pod.as_ref()), "Preempted", message);
+                let (object, by) = (object_reference(&*victim.pod), object_reference(&*pod.pod));
+                recorder.action(object, Some(by), "Normal", ("Preempted", "Preempting"), message);
             }
             let (client, scheduler) = (self.client.clone(), pod.scheduler_name().to_owned());
             self.writes.spawn(async move {
@@ -693,9 +656,7 @@ impl Scheduler {
             self.remove_stale_claim(&pod);
         }
         self.queue.give_back(waiting, plugins);
-        if let Some(recorder) = self.recorder(&pod) {
-            recorder.warning(object_reference(pod.pod.as_ref()), "FailedScheduling", &*message);
-        }
+        self.record_failure(&pod, &message);
         self.tell(pod, Unscheduled { reason: "Unschedulable", message }, nominated);
     }
 
@@ -728,6 +689,15 @@ impl Scheduler {
             }
             Written::Told
         });
+    }
+}
+
+/// What the plugins have to say that were asked when no node was left.
+fn together(first: &str, second: String) -> String {
+    match (first.is_empty(), second.is_empty()) {
+        (true, _) => second,
+        (false, true) => first.to_owned(),
+        (false, false) => format!("{first}, {second}"),
     }
 }
 

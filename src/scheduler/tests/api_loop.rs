@@ -84,7 +84,7 @@ async fn a_pod_waits_until_a_node_can_take_it() {
     let told = condition(&api, "p").expect("a condition");
     assert_eq!(told["message"], "no nodes available to schedule pods");
     api.put(NODES, node_json("small", json!({})));
-    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are \
                    available: 1 Preemption is not helpful for scheduling.";
     api.until(|api| condition(api, "p").is_some_and(|told| told["message"] == message)).await;
     let told = condition(&api, "p").expect("a condition");
@@ -106,7 +106,7 @@ async fn room_that_a_deleted_pod_leaves_is_used() {
     let running = start(&api);
     api.until(|api| node_of(api, "first").is_some()).await;
     api.put(PODS, pod_json("second", json!({"spec": asking("3", "1Gi")})));
-    let message = "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are \
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are \
                    available: 1 No preemption victims found for incoming pod.";
     api.until(|api| condition(api, "second").is_some_and(|told| told["message"] == message)).await;
     api.delete(PODS, "default/first");

@@ -9,8 +9,10 @@ use scheduler::allocation::{Wish, allocate};
 use scheduler::cluster::Cluster;
 use scheduler::devices::Devices;
 use scheduler::node::NodeInfo;
+use scheduler::plugins::give_back;
+use scheduler::schedule::Failure;
 use serde_json::{Value, json};
-use support::{cluster, node, outcome, pod};
+use support::{cluster, decide, node, outcome, pod};
 
 fn of<K: serde::de::DeserializeOwned>(object: Value) -> Arc<K> {
     Arc::new(serde_json::from_value(object).expect("an object"))
@@ -315,5 +317,28 @@ fn devices_stand_in_for_extended_resources() {
             format!("{}={}", results[0].request, results.len())
         });
         assert_eq!(claimed.as_deref(), want, "{at}");
+    }
+}
+
+#[test]
+fn a_claim_gives_devices_back_that_are_elsewhere_and_nobody_elses() {
+    let at_a = json!({"nodeSelectorTerms": [{"matchExpressions": [
+        {"key": "kubernetes.io/hostname", "operator": "In", "values": ["a"]}]}]});
+    let user = |name: &str| json!({"resource": "pods", "name": name, "uid": format!("uid-{name}")});
+    let claiming = json!({"resourceClaims": [{"name": "x", "resourceClaimName": "c"}]});
+    let done = "deallocation of ResourceClaim completed";
+    for (spec, users, want) in [
+        (&claiming, json!([]), done),
+        (&claiming, json!([user("p")]), done),
+        (&claiming, json!([user("q")]), "still not schedulable"),
+        (&json!({"nodeSelector": {"no": "where"}}), json!([]), "no new claims to deallocate"),
+    ] {
+        let status = json!({"allocation": {"nodeSelector": at_a}, "reservedFor": users});
+        let mut picture = cluster([node("b", json!({}))], []);
+        picture.devices = Arc::new(devices(&[claim("c", exactly(json!({})), status)]));
+        let pod = pod("p", json!({"spec": spec}));
+        let Err(Failure::Unfit(unfit)) = decide(&pod, &picture) else { panic!("it fits: {spec}") };
+        let (told, freed) = give_back(&pod, &picture, &unfit);
+        assert_eq!((told, freed.is_some()), (want, want == done), "{spec} {users}");
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use scheduler::cluster::Cluster;
 use scheduler::pod::PodInfo;
 use scheduler::preemption::{Preemption, View, preempt};
-use scheduler::schedule::{Failure, Nominated};
+use scheduler::schedule::{Failure, Nominated, Rotation, schedule};
 use scheduler::volumes::Volumes;
 use serde_json::json;
 use support::{cluster, decide, node, pod, profile, volumes};
@@ -325,6 +325,40 @@ proptest! {
                 }
                 Preemption::Helpless(why) | Preemption::Ineligible(why) => {
                     prop_assert!(!possible, "{shape:?}: {why}");
+                }
+            }
+        }
+    }
+
+    /// Whoever remembers what was judged of nodes before decides as one who does not.
+    #[test]
+    fn what_was_judged_before_changes_no_decision(
+        nodes in proptest::collection::vec(node_shape(), 1..7),
+        kinds in proptest::collection::vec(pod_shape(), 1..4),
+        steps in proptest::collection::vec((0..4_usize, 0..8_u8, node_shape()), 1..40),
+    ) {
+        let built = nodes.iter().enumerate().map(|(index, shape)| build_node(index, shape));
+        let mut cluster: Cluster = cluster(built, []);
+        cluster.volumes = disks();
+        let (profile, nominated) = (profile(), Nominated::new());
+        let mut rotation = Rotation::default();
+        for (index, (kind, what, shape)) in steps.into_iter().enumerate() {
+            match what {
+                0 => cluster.set_node(build_node(kind, &shape)),
+                1 => drop(cluster.remove_node(&format!("n{kind}"))),
+                2 => {
+                    let there = cluster.nodes().iter().flat_map(|node| &node.pods).next().cloned();
+                    there.inspect(|pod| cluster.remove_pod(&pod.node_name, &pod.uid));
+                }
+                _ => {
+                    let pod = build_pod(index, &kinds[kind % kinds.len()]);
+                    let mut afresh = rotation.afresh();
+                    let want = schedule(&profile, &pod, &cluster, &nominated, &mut afresh);
+                    let got = schedule(&profile, &pod, &cluster, &nominated, &mut rotation);
+                    prop_assert_eq!(&got, &want);
+                    if let Ok(placement) = got {
+                        cluster.add_pod(Arc::new(pod.on(&placement.node)));
+                    }
                 }
             }
         }

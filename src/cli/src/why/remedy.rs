@@ -214,7 +214,7 @@ mod tests {
     fn messages_as_they_come_have_their_remedies() {
         let node = |why: &str| {
             format!(
-                "0/1 nodes are available: 1 node(s) {why}. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
+                "0/1 nodes are available: 1 node(s) {why}. no new claims to deallocate, preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
             )
         };
         let cases = [

@@ -3,6 +3,9 @@
 //! Source: `k8s.io/kube-scheduler/config/v1/types_pluginargs.go`,
 //! `pkg/scheduler/apis/config/validation/validation_pluginargs.go`.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{NodeAffinity as Terms, TopologySpreadConstraint};
 use serde::Deserialize;
 use serde_json::Value;
@@ -141,6 +144,7 @@ pub(super) struct Arguments {
     pub spread: PodTopologySpread,
     pub preemption: crate::preemption::Limits,
     pub volume_timeout_s: Option<i64>,
+    pub device_timeout: Option<Duration>,
 }
 
 /// Takes the type's own two fields off.
@@ -177,15 +181,7 @@ impl Arguments {
             "PodTopologySpread" => self.spread = spread(path, args)?,
             "DefaultPreemption" => self.preemption = preemption(path, args)?,
             "VolumeBinding" => self.volume_timeout_s = Some(volume_timeout(path, args)?),
-            "DynamicResources" => {
-                #[derive(Deserialize)]
-                #[serde(deny_unknown_fields)]
-                struct Args {
-                    #[serde(rename = "filterTimeout")]
-                    _filter_timeout: Option<String>,
-                }
-                read::<Args>(path, args)?;
-            }
+            "DynamicResources" => self.device_timeout = dynamic_resources(path, args)?,
             other => {
                 let known = args.as_object().is_none_or(serde_json::Map::is_empty);
                 if !known {
@@ -204,7 +200,7 @@ fn weights(path: &str, resources: &mut [Weighed]) -> Result<(), Error> {
         }
         if !(1..=100).contains(&resource.weight) {
             let problem = format!(
-                "Invalid value: {}: resource weight of {} not in valid range [1-100]",
+                "Invalid value: {}: resource weight of {} not in valid range (0, 100]",
                 resource.weight, resource.name
             );
             return Err(wrong(format!("{path}[{at}].weight"), problem));
@@ -255,10 +251,21 @@ fn resources(path: &str, args: Value) -> Result<Resources, Error> {
             scoring.resources = file.resources;
             weights(&format!("{path}.resources"), &mut scoring.resources)?;
         }
-        if file.strategy == Strategy::RequestedToCapacityRatio {
-            let field = format!("{path}.requestedToCapacityRatio");
-            let ratio = file.requested_to_capacity_ratio.unwrap_or_default();
-            scoring.shape = shape(&format!("{field}.shape"), ratio.shape)?;
+        let field = format!("{path}.requestedToCapacityRatio");
+        match (file.strategy, file.requested_to_capacity_ratio) {
+            (Strategy::RequestedToCapacityRatio, Some(ratio)) => {
+                scoring.shape = shape(&format!("{field}.shape"), ratio.shape)?;
+            }
+            (Strategy::RequestedToCapacityRatio, None) => {
+                let problem =
+                    "Required value: must be specified when type is RequestedToCapacityRatio";
+                return Err(wrong(field, problem));
+            }
+            (_, Some(_)) => {
+                let problem = "Forbidden: must be nil when type is not RequestedToCapacityRatio";
+                return Err(wrong(field, problem));
+            }
+            (_, None) => {}
         }
     }
     Ok(Resources { ignored, ignored_groups, scoring })
@@ -268,25 +275,21 @@ fn shape(path: &str, points: Vec<UtilizationPoint>) -> Result<Vec<UtilizationPoi
     if points.is_empty() {
         return Err(wrong(path, "Required value: at least one point must be specified"));
     }
-    let mut last = None;
+    let invalid = |at: usize, field: &str, value: i64, why: &str| {
+        wrong(format!("{path}[{at}].{field}"), format!("Invalid value: {value}: {why}"))
+    };
+    if let Some(at) = points.windows(2).position(|two| two[0].utilization >= two[1].utilization) {
+        let why = "values must be sorted in increasing order";
+        return Err(invalid(at + 1, "utilization", points[at + 1].utilization, why));
+    }
     for (at, point) in points.iter().enumerate() {
-        let field = format!("{path}[{at}]");
-        let use_ = point.utilization;
-        if !(0..=100).contains(&use_) {
-            let problem = format!("Invalid value: {use_}: not in valid range [0-100]");
-            return Err(wrong(format!("{field}.utilization"), problem));
-        }
-        if last.is_some_and(|last| last >= use_) {
-            let problem = format!(
-                "Invalid value: {use_}: utilization values must be sorted in increasing order"
-            );
-            return Err(wrong(format!("{field}.utilization"), problem));
+        if !(0..=100).contains(&point.utilization) {
+            let why = "not in valid range [0, 100]";
+            return Err(invalid(at, "utilization", point.utilization, why));
         }
         if !SCORES.contains(&point.score) {
-            let problem = format!("Invalid value: {}: not in valid range [0-10]", point.score);
-            return Err(wrong(format!("{field}.score"), problem));
+            return Err(invalid(at, "score", point.score, "not in valid range [0, 10]"));
         }
-        last = Some(use_);
     }
     Ok(points)
 }
@@ -303,11 +306,19 @@ fn balanced(path: &str, args: Value) -> Result<BalancedAllocation, Error> {
         return Ok(BalancedAllocation::default());
     }
     let field = format!("{path}.resources");
-    weights(&field, &mut args.resources)?;
-    if let Some(at) = args.resources.iter().position(|resource| resource.weight != 1) {
-        let problem =
-            format!("Invalid value: {}: resource weight not equal 1", args.resources[at].weight);
-        return Err(wrong(format!("{field}[{at}].weight"), problem));
+    let mut seen = BTreeSet::new();
+    for (at, resource) in args.resources.iter_mut().enumerate() {
+        if !seen.insert(resource.name.clone()) {
+            let problem = format!("Duplicate value: {:?}", resource.name);
+            return Err(wrong(format!("{field}[{at}].name"), problem));
+        }
+        if resource.weight == 0 {
+            resource.weight = 1;
+        }
+        if resource.weight != 1 {
+            let problem = format!("Invalid value: {}: must be 1", resource.weight);
+            return Err(wrong(format!("{field}[{at}].weight"), problem));
+        }
     }
     Ok(BalancedAllocation { resources: args.resources })
 }
@@ -323,7 +334,7 @@ fn inter_pod(path: &str, args: Value) -> Result<InterPodAffinity, Error> {
     let args: Args = read(path, args)?;
     let hard_weight = args.hard_pod_affinity_weight.unwrap_or(1);
     if !(0..=100).contains(&hard_weight) {
-        let problem = format!("Invalid value: {hard_weight}: not in valid range [0-100]");
+        let problem = format!("Invalid value: {hard_weight}: not in valid range [0, 100]");
         return Err(wrong(format!("{path}.hardPodAffinityWeight"), problem));
     }
     let ignore_preferred_of_existing = args.ignore_preferred_terms_of_existing_pods;
@@ -337,18 +348,6 @@ fn node_affinity(path: &str, args: Value) -> Result<NodeAffinity, Error> {
         added_affinity: Option<Terms>,
     }
     let args: Args = read(path, args)?;
-    let required = |terms: &Terms| {
-        terms
-            .required_during_scheduling_ignored_during_execution
-            .as_ref()
-            .is_some_and(|required| required.node_selector_terms.is_empty())
-    };
-    if args.added_affinity.as_ref().is_some_and(required) {
-        let field = format!(
-            "{path}.addedAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms"
-        );
-        return Err(wrong(field, "Required value: must have at least one node selector term"));
-    }
     Ok(NodeAffinity { added: args.added_affinity })
 }
 
@@ -364,8 +363,8 @@ fn spread(path: &str, args: Value) -> Result<PodTopologySpread, Error> {
     let Args { default_constraints: constraints, defaulting_type: defaulting } = read(path, args)?;
     let field = format!("{path}.defaultConstraints");
     if defaulting == Defaulting::System && !constraints.is_empty() {
-        let problem = "Invalid value: when .defaultingType is System, must be empty";
-        return Err(wrong(field, problem));
+        let problem = "Invalid value: \"System\": when .defaultConstraints are not empty";
+        return Err(wrong(format!("{path}.defaultingType"), problem));
     }
     for (at, constraint) in constraints.iter().enumerate() {
         let field = format!("{field}[{at}]");
@@ -376,6 +375,10 @@ fn spread(path: &str, args: Value) -> Result<PodTopologySpread, Error> {
         }
         if constraint.topology_key.is_empty() {
             return Err(wrong(format!("{field}.topologyKey"), "Required value: can not be empty"));
+        }
+        if constraint.when_unsatisfiable.is_empty() {
+            let problem = "Required value: can not be empty";
+            return Err(wrong(format!("{field}.whenUnsatisfiable"), problem));
         }
         if !matches!(constraint.when_unsatisfiable.as_str(), "DoNotSchedule" | "ScheduleAnyway") {
             let problem = format!(
@@ -388,6 +391,13 @@ fn spread(path: &str, args: Value) -> Result<PodTopologySpread, Error> {
             let problem =
                 "Forbidden: constraint must not define a selector, as they deduced for each pod";
             return Err(wrong(format!("{field}.labelSelector"), problem));
+        }
+        let (key, action) = (&constraint.topology_key, &constraint.when_unsatisfiable);
+        let same = |other: &&TopologySpreadConstraint| {
+            other.topology_key == *key && other.when_unsatisfiable == *action
+        };
+        if constraints[..at].iter().any(|other| same(&other)) {
+            return Err(wrong(field, format!("Duplicate value: \"{{{key}, {action}}}\"")));
         }
     }
     Ok(PodTopologySpread { constraints, defaulting })
@@ -412,10 +422,9 @@ fn preemption(path: &str, args: Value) -> Result<crate::preemption::Limits, Erro
         return Err(wrong(format!("{path}.minCandidateNodesAbsolute"), problem));
     }
     if percent == 0 && least == 0 {
-        let problem = format!(
-            "Invalid value: {least}: both minCandidateNodesPercentage and minCandidateNodesAbsolute cannot be zero"
-        );
-        return Err(wrong(format!("{path}.minCandidateNodesAbsolute"), problem));
+        let problem =
+            "Invalid value: 0: cannot be zero at the same time as minCandidateNodesAbsolute";
+        return Err(wrong(format!("{path}.minCandidateNodesPercentage"), problem));
     }
     Ok(crate::preemption::Limits { percent: percent as usize, least: least as usize })
 }
@@ -439,4 +448,25 @@ fn volume_timeout(path: &str, args: Value) -> Result<i64, Error> {
         return Err(wrong(format!("{path}.bindTimeoutSeconds"), problem));
     }
     Ok(timeout)
+}
+
+/// How long the binding of devices may take. A search for devices ends after so many steps, whatever its time.
+fn dynamic_resources(path: &str, args: Value) -> Result<Option<Duration>, Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase", deny_unknown_fields)]
+    struct Args {
+        filter_timeout: Option<String>,
+        binding_timeout: Option<String>,
+    }
+    let args: Args = read(path, args)?;
+    let limit = |field: &str, value: Option<String>, least: Duration, why: &str| {
+        let Some(text) = value else { return Ok(None) };
+        let read = apimachinery::time::duration(&text).filter(|duration| *duration >= least);
+        let problem =
+            || wrong(format!("{path}.{field}"), format!("Invalid value: {text:?}: {why}"));
+        read.map(Some).ok_or_else(problem)
+    };
+    limit("filterTimeout", args.filter_timeout, Duration::ZERO, "must be zero or positive")?;
+    let least = Duration::from_secs(1);
+    limit("bindingTimeout", args.binding_timeout, least, "must be at least 1 second")
 }

@@ -203,5 +203,8 @@ pub fn build(
     if let Some(seconds) = arguments.volume_timeout_s {
         profile.volume_timeout = Duration::from_secs(seconds as u64);
     }
+    if let Some(timeout) = arguments.device_timeout {
+        profile.device_timeout = timeout;
+    }
     Ok(profile)
 }

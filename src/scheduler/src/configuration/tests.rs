@@ -30,7 +30,7 @@ fn without_profiles_the_defaults_hold() {
             ("ImageLocality", 1)
         ]
     );
-    assert_eq!(names(profile, Point::PostFilter), "DefaultPreemption");
+    assert_eq!(names(profile, Point::PostFilter), "DynamicResources DefaultPreemption");
     assert!(profile.preemption.is_some());
 }
 
@@ -71,6 +71,19 @@ profiles:
     );
     assert!(!b.asks(Point::Filter, "TaintToleration"));
     assert_eq!(b.percentage_of_nodes, Some(40));
+}
+
+#[test]
+fn timeouts_are_ten_minutes_unless_told_otherwise() {
+    let text = "profiles: [{schedulerName: s, pluginConfig: [
+        {name: DynamicResources, args: {filterTimeout: 5s, bindingTimeout: 1m30s}},
+        {name: VolumeBinding, args: {bindTimeoutSeconds: 7}}]}]";
+    for (text, volumes, devices) in [("", 600, 600), (text, 7, 90)] {
+        let read = parse(&with(text)).expect("a configuration");
+        let profile = &read.profiles[0];
+        let told = (profile.volume_timeout.as_secs(), profile.device_timeout.as_secs());
+        assert_eq!(told, (volumes, devices), "{text}");
+    }
 }
 
 #[test]
@@ -115,7 +128,7 @@ fn a_mistake_is_told_with_its_field() {
         ),
         (
             args("NodeResourcesFit", "{scoringStrategy: {type: RequestedToCapacityRatio}}"),
-            "profiles[0].pluginConfig[0].args.scoringStrategy.requestedToCapacityRatio.shape: Required value",
+            "profiles[0].pluginConfig[0].args.scoringStrategy.requestedToCapacityRatio: Required value: must be specified when",
         ),
         (
             args("InterPodAffinity", "{hardPodAffinityWeight: 101}"),
@@ -126,7 +139,48 @@ fn a_mistake_is_told_with_its_field() {
                 "PodTopologySpread",
                 "{defaultConstraints: [{maxSkew: 1, topologyKey: z, whenUnsatisfiable: ScheduleAnyway}]}",
             ),
-            "profiles[0].pluginConfig[0].args.defaultConstraints: Invalid value",
+            "profiles[0].pluginConfig[0].args.defaultingType: Invalid value: \"System\": when .defaultConstraints are not empty",
+        ),
+        (
+            args(
+                "PodTopologySpread",
+                "{defaultingType: List, defaultConstraints: [{maxSkew: 1, topologyKey: z, whenUnsatisfiable: ScheduleAnyway}, {maxSkew: 2, topologyKey: z, whenUnsatisfiable: ScheduleAnyway}]}",
+            ),
+            "profiles[0].pluginConfig[0].args.defaultConstraints[1]: Duplicate value: \"{z, ScheduleAnyway}\"",
+        ),
+        (
+            args(
+                "NodeResourcesFit",
+                "{scoringStrategy: {type: RequestedToCapacityRatio, requestedToCapacityRatio: {shape: [{utilization: 9, score: 1}, {utilization: 9, score: 2}]}}}",
+            ),
+            "profiles[0].pluginConfig[0].args.scoringStrategy.requestedToCapacityRatio.shape[1].utilization: Invalid value: 9: values must be sorted in increasing order",
+        ),
+        (
+            args("NodeResourcesFit", "{scoringStrategy: {requestedToCapacityRatio: {shape: []}}}"),
+            "profiles[0].pluginConfig[0].args.scoringStrategy.requestedToCapacityRatio: Forbidden: must be nil",
+        ),
+        (
+            args("NodeResourcesBalancedAllocation", "{resources: [{name: cpu}, {name: cpu}]}"),
+            "profiles[0].pluginConfig[0].args.resources[1].name: Duplicate value: \"cpu\"",
+        ),
+        (
+            args("NodeResourcesBalancedAllocation", "{resources: [{name: cpu, weight: 2}]}"),
+            "profiles[0].pluginConfig[0].args.resources[0].weight: Invalid value: 2: must be 1",
+        ),
+        (
+            args(
+                "DefaultPreemption",
+                "{minCandidateNodesPercentage: 0, minCandidateNodesAbsolute: 0}",
+            ),
+            "profiles[0].pluginConfig[0].args.minCandidateNodesPercentage: Invalid value: 0: cannot be zero at the same time as minCandidateNodesAbsolute",
+        ),
+        (
+            args("DynamicResources", "{bindingTimeout: 100ms}"),
+            "profiles[0].pluginConfig[0].args.bindingTimeout: Invalid value: \"100ms\": must be at least 1 second",
+        ),
+        (
+            args("DynamicResources", "{filterTimeout: -1s}"),
+            "profiles[0].pluginConfig[0].args.filterTimeout: Invalid value: \"-1s\": must be zero or positive",
         ),
         (
             args("DefaultPreemption", "{kind: OtherArgs}"),

@@ -18,7 +18,10 @@ use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::plugins::selects;
 use crate::pod::PodInfo;
+use crate::schedule::Unfit;
 
+/// Why a pod cannot go where the devices of its claim are not.
+const UNAVAILABLE: &str = "resourceclaim not available on the node";
 /// How many pods can have one claim.
 const RESERVED_MAX: usize = 256;
 
@@ -171,6 +174,40 @@ pub fn plan(pod: &PodInfo, cluster: &Cluster, node: &NodeInfo) -> Reservation {
     Reservation { claims: kept.collect(), extended }
 }
 
+/// What can be done for a pod that fits nowhere (PostFilter): a claim whose devices are where the pod cannot go, and
+/// that nobody else has, may give them back. Says what is done.
+pub fn give_back(
+    pod: &PodInfo,
+    cluster: &Cluster,
+    unfit: &Unfit,
+) -> (&'static str, Option<Arc<ResourceClaim>>) {
+    let own = if asks_for_devices(pod) { claimed(pod, cluster).ok().flatten() } else { None };
+    let Some(claimed) = own else { return ("no new claims to deallocate", None) };
+    let elsewhere = |claim: &ResourceClaim| {
+        let selector = allocation(claim).and_then(|found| found.node_selector.as_ref());
+        selector.is_some_and(|selector| {
+            unfit.rejections.iter().any(|(name, rejection)| {
+                rejection.reasons.iter().any(|reason| reason == UNAVAILABLE)
+                    && cluster
+                        .node(name)
+                        .is_some_and(|n| !selects(&selector.node_selector_terms, n))
+            })
+        })
+    };
+    let is_free = |claim: &ResourceClaim| {
+        let users = claim.status.as_ref().and_then(|status| status.reserved_for.as_deref());
+        match users.unwrap_or_default() {
+            [] => true,
+            [one] => one.uid == pod.uid,
+            _ => false,
+        }
+    };
+    match claimed.allocated.iter().find(|claim| elsewhere(claim) && is_free(claim)) {
+        Some(claim) => ("deallocation of ResourceClaim completed", Some(Arc::clone(claim))),
+        None => ("still not schedulable", None),
+    }
+}
+
 fn consumer(pod: &PodInfo) -> ResourceClaimConsumerReference {
     ResourceClaimConsumerReference {
         api_group: None,
@@ -207,7 +244,14 @@ impl Plugin for DynamicResources {
     }
 
     fn points(&self) -> &'static [Point] {
-        &[Point::PreEnqueue, Point::PreFilter, Point::Filter, Point::Reserve, Point::PreBind]
+        &[
+            Point::PreEnqueue,
+            Point::PreFilter,
+            Point::Filter,
+            Point::PostFilter,
+            Point::Reserve,
+            Point::PreBind,
+        ]
     }
 
     fn pre_filter<'a>(
@@ -241,7 +285,7 @@ impl Filter for Claimed<'_> {
         for claim in &self.allocated {
             let selector = allocation(claim).and_then(|a| a.node_selector.as_ref());
             if selector.is_some_and(|selector| !selects(&selector.node_selector_terms, node)) {
-                return Err(Rejection::unresolvable("resourceclaim not available on the node"));
+                return Err(Rejection::unresolvable(UNAVAILABLE));
             }
         }
         let idle = self.open.is_empty() && self.backed.is_empty();

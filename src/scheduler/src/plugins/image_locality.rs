@@ -49,7 +49,9 @@ impl Plugin for ImageLocality {
                 (name, spread)
             })
             .collect();
-        Some(Box::new(Images { wanted }))
+        // Where nobody has any of them, all nodes are the same.
+        let any = wanted.iter().any(|(_, spread)| *spread > 0.0);
+        any.then(|| Box::new(Images { wanted }) as Box<dyn Score>)
     }
 }
 

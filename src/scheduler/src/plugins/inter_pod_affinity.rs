@@ -10,18 +10,24 @@ use crate::pod::PodInfo;
 
 pub struct InterPodAffinity(pub crate::configuration::InterPodAffinity);
 
-/// Numbers by topology: label key and value.
-type Topology = HashMap<(String, String), i64>;
+/// Numbers by topology: label key, then value.
+type Topology = HashMap<String, HashMap<String, i64>>;
 
 fn count(topology: &mut Topology, node: &NodeInfo, key: &str, amount: i64) {
-    if let Some(value) = node.label(key) {
-        *topology.entry((key.to_owned(), value.to_owned())).or_default() += amount;
+    let Some(value) = node.label(key) else { return };
+    if !topology.contains_key(key) {
+        topology.insert(key.to_owned(), HashMap::new());
+    }
+    let Some(values) = topology.get_mut(key) else { return };
+    match values.get_mut(value) {
+        Some(known) => *known += amount,
+        None => drop(values.insert(value.to_owned(), amount)),
     }
 }
 
 fn counted(topology: &Topology, node: &NodeInfo, key: &str) -> i64 {
-    let place = |value: &str| topology.get(&(key.to_owned(), value.to_owned())).copied();
-    node.label(key).and_then(place).unwrap_or(0)
+    let Some(values) = topology.get(key) else { return 0 };
+    node.label(key).and_then(|value| values.get(value)).copied().unwrap_or(0)
 }
 
 struct Required<'a> {
@@ -83,8 +89,7 @@ impl Required<'_> {
     }
 
     fn repelled(&self, node: &NodeInfo) -> bool {
-        let mut labels = node.labels().into_iter().flatten();
-        !self.repelling.is_empty() && labels.any(|(key, _)| counted(&self.repelling, node, key) > 0)
+        self.repelling.keys().any(|key| counted(&self.repelling, node, key) > 0)
     }
 }
 
@@ -142,8 +147,7 @@ fn preferred(
 
 impl Score for Preferred {
     fn score(&self, node: &NodeInfo) -> i64 {
-        let scores = self.0.iter().filter(|((key, value), _)| node.label(key) == Some(value));
-        scores.map(|(_, score)| score).sum()
+        self.0.keys().map(|key| counted(&self.0, node, key)).sum()
     }
 
     fn normalize(&self, _: &[&NodeInfo], scores: &mut [i64]) {
@@ -181,17 +185,77 @@ impl Plugin for InterPodAffinity {
         preferred(pod, cluster, &self.0).map(|score| Box::new(score) as Box<dyn Score>)
     }
 
-    fn may_help(&self, event: &Event, _: &PodInfo) -> bool {
+    fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
+        let all = |terms: &[AffinityTerm], of: &PodInfo| {
+            !terms.is_empty() && terms.iter().all(|term| term.may_select(of))
+        };
+        let any = |terms: &[AffinityTerm], of: &PodInfo| terms.iter().any(|t| t.may_select(of));
+        let own = &pod.affinities;
         match event {
+            Event::PodAssigned(new) => all(&own.required, new),
+            // Without the last of those it wants, a pod that wants its like may begin anywhere.
+            Event::AssignedPodRemoved(gone) => {
+                any(&own.required_anti, gone)
+                    || any(&gone.affinities.required_anti, pod)
+                    || all(&own.required, gone)
+            }
             Event::NodeUpdated { old, new } => old.metadata.labels != new.metadata.labels,
             Event::AssignedPodUpdated { old, new } | Event::Itself { old, new } => {
                 old.labels != new.labels
             }
-            Event::NodeAdded(_)
-            | Event::PodAssigned(_)
-            | Event::AssignedPodRemoved(_)
-            | Event::NamespaceChanged => true,
+            Event::NodeAdded(_) | Event::NamespaceChanged => true,
             Event::StorageChanged | Event::DevicesChanged => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(namespace: &str, app: &str, affinity: Value) -> Arc<PodInfo> {
+        let pod = json!({"metadata": {"namespace": namespace, "labels": {"app": app}},
+            "spec": {"containers": [], "affinity": affinity}});
+        Arc::new(PodInfo::new(Arc::new(serde_json::from_value(pod).expect("a pod"))))
+    }
+
+    fn terms(kind: &str, apps: &[&str], namespaces: Value) -> Value {
+        let term = |app: &&str| {
+            json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": app}},
+                "namespaceSelector": namespaces})
+        };
+        let terms: Vec<Value> = apps.iter().map(term).collect();
+        json!({kind: {"requiredDuringSchedulingIgnoredDuringExecution": terms}})
+    }
+
+    #[test]
+    fn pods_wait_for_those_that_they_are_told_of() {
+        let plugin = InterPodAffinity(crate::configuration::InterPodAffinity::default());
+        let (near, far) = ("podAffinity", "podAntiAffinity");
+        let own = |kind: &str, apps: &[&str]| pod("n", "me", terms(kind, apps, json!(null)));
+        let plain = |namespace: &str, app: &str| pod(namespace, app, json!(null));
+        let everywhere = pod("n", "me", terms(near, &["a"], json!({})));
+        let repelling = pod("n", "a", terms(far, &["me"], json!(null)));
+        for (waiting, other, comes, goes) in [
+            (own(near, &["a"]), plain("n", "a"), true, true),
+            (own(near, &["a"]), plain("n", "b"), false, false),
+            (own(near, &["a"]), plain("m", "a"), false, false),
+            (own(near, &["a", "b"]), plain("n", "a"), false, false),
+            (everywhere, plain("m", "a"), true, true),
+            (own(far, &["a"]), plain("n", "a"), false, true),
+            (own(far, &["a"]), plain("n", "b"), false, false),
+            (plain("n", "me"), repelling, false, true),
+        ] {
+            let helps = |event: &Event| plugin.may_help(event, &waiting);
+            let got = (
+                helps(&Event::PodAssigned(Arc::clone(&other))),
+                helps(&Event::AssignedPodRemoved(Arc::clone(&other))),
+            );
+            assert_eq!(got, (comes, goes), "{:?} {:?}", waiting.affinities, other.labels);
         }
     }
 }

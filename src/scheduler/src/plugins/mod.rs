@@ -20,7 +20,7 @@ mod volume_zone;
 use crate::framework::{Plugin, Point, Profile};
 
 pub(crate) use dynamic_resources::DynamicResources;
-pub use dynamic_resources::{Reservation, plan};
+pub use dynamic_resources::{Reservation, give_back, plan};
 pub(crate) use image_locality::ImageLocality;
 pub(crate) use inter_pod_affinity::InterPodAffinity;
 pub(crate) use node_affinity::{NodeAffinity, selects};

@@ -157,6 +157,10 @@ impl Filter for Required<'_> {
         named_nodes(self.pod)
     }
 
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if self.added.is_some_and(|terms| !selects(terms, node)) {
             let reason = "node(s) didn't match scheduler-enforced node affinity";
@@ -170,6 +174,10 @@ impl Filter for Required<'_> {
 }
 
 impl Score for Preferred<'_> {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn score(&self, node: &NodeInfo) -> i64 {
         let holding = self.0.iter().filter(|(term, _)| term_holds(term, node));
         holding.map(|(_, weight)| weight).sum()

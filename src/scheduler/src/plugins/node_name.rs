@@ -33,6 +33,10 @@ impl Plugin for NodeName {
 }
 
 impl Filter for Named<'_> {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if node.name == self.0 {
             return Ok(());

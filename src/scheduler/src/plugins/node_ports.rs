@@ -39,6 +39,10 @@ impl Plugin for NodePorts {
 }
 
 impl Filter for Wanted<'_> {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
         let taken = |port: &HostPort| node.host_ports.iter().any(|other| other.conflicts(port));
         if !self.0.iter().any(taken) {

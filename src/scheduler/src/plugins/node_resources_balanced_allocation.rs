@@ -36,6 +36,10 @@ impl Plugin for NodeResourcesBalancedAllocation {
 }
 
 impl Score for Balance<'_> {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn score(&self, node: &NodeInfo) -> i64 {
         let (all, used, asked) = (&node.allocatable, &node.requested, &self.pod.requests);
         let share = |name: &str| {

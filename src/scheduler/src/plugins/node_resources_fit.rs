@@ -169,6 +169,11 @@ impl Plugin for NodeResourcesFit {
 }
 
 impl Filter for Request<'_> {
+    fn is_local(&self) -> bool {
+        // Which resources have devices behind them changes with the classes of devices.
+        !self.pod.requests.scalars.keys().any(|name| may_be_backed(name))
+    }
+
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
         let backed = |name: &str| self.backed.contains(name);
         shortages(self.pod, node, self.arguments, backed).map_or(Ok(()), Err)
@@ -176,6 +181,10 @@ impl Filter for Request<'_> {
 }
 
 impl Score for Request<'_> {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn score(&self, node: &NodeInfo) -> i64 {
         let (all, used, asked) = (&node.allocatable, &node.weighed, &self.pod.weighed);
         let scoring = &self.arguments.scoring;

@@ -54,6 +54,10 @@ impl Plugin for NodeUnschedulable {
 }
 
 impl Filter for Uncordoned {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if !node.is_unschedulable() || self.tolerates {
             return Ok(());

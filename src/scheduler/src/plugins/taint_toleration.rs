@@ -81,6 +81,10 @@ impl Plugin for TaintToleration {
 }
 
 impl Filter for Tolerations<'_> {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
         if tolerates_node(self.0, node.taints()) {
             return Ok(());
@@ -90,6 +94,10 @@ impl Filter for Tolerations<'_> {
 }
 
 impl Score for Tolerations<'_> {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn score(&self, node: &NodeInfo) -> i64 {
         let unwanted = node
             .taints()
