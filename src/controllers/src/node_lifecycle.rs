@@ -1,9 +1,12 @@
 //! Nodes that do not answer: their condition, their taints, and the Ready condition of their pods.
 //!
-//! Source: `pkg/controller/nodelifecycle/node_lifecycle_controller.go` (grace period 50 s).
+//! Source: `pkg/controller/nodelifecycle/node_lifecycle_controller.go`.
+
+mod health;
+mod zones;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client::{Informers, Recorder, object_reference};
@@ -16,11 +19,11 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use self::health::{Health, silenced};
+use self::zones::{Evictions, Zones};
 use crate::queue::{self, Next};
 use crate::{name, ownership, pods, touched, unless_code};
 
-/// A node that has not renewed its lease for this long is not reachable.
-const GRACE_S: i64 = 50;
 /// How often a node is looked at although nothing changed.
 const PERIOD: Duration = Duration::from_secs(5);
 const LEASES: &str = "kube-node-lease";
@@ -43,8 +46,17 @@ fn conditions(node: &Node) -> &[NodeCondition] {
     node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default()
 }
 
-/// The taints the node shall have, or `None` when it has them.
-fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
+/// The node's pods are on their way out, because it does not answer or says that it is not ready.
+fn is_given_up(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    taints.into_iter().any(|taint| {
+        taint.effect == "NoExecute" && matches!(taint.key.as_str(), NOT_READY | UNREACHABLE)
+    })
+}
+
+/// The taints the node shall have, or `None` when it has them. `evictions` says what becomes of its pods when it
+/// is not ready.
+fn taints(node: &Node, evictions: Evictions, now: Timestamp) -> Option<Vec<Taint>> {
     let empty = Vec::new();
     let spec = node.spec.as_ref();
     let found = spec.and_then(|spec| spec.taints.as_ref()).unwrap_or(&empty);
@@ -53,11 +65,16 @@ fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
             .iter()
             .any(|condition| condition.type_ == kind && condition.status == status)
     };
+    let evicts = match evictions {
+        Evictions::Begin => true,
+        Evictions::Wait => is_given_up(node),
+        Evictions::End => false,
+    };
     let mut wanted: Vec<(&str, &str)> = Vec::new();
     for (kind, status, taint) in TAINTS {
         if holds(kind, status) {
             wanted.push((taint, "NoSchedule"));
-            if *kind == "Ready" {
+            if *kind == "Ready" && evicts {
                 wanted.push((taint, "NoExecute"));
             }
         }
@@ -90,29 +107,6 @@ fn taints(node: &Node, now: Timestamp) -> Option<Vec<Taint>> {
         }
     }
     (result != *found).then_some(result)
-}
-
-/// The conditions of a node that has gone silent, or `None` when it has not, or is marked already.
-fn silenced(node: &Node, lease: Option<&Lease>, now: Timestamp) -> Option<Vec<NodeCondition>> {
-    let renewed = lease
-        .and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref())
-        .map(|time| time.0)
-        .or_else(|| node.metadata.creation_timestamp.as_ref().map(|time| time.0))?;
-    if now.as_second() - renewed.as_second() <= GRACE_S {
-        return None;
-    }
-    let mut changed = conditions(node).to_vec();
-    let mut any = false;
-    for condition in &mut changed {
-        if condition.status != "Unknown" {
-            any = true;
-            condition.status = "Unknown".into();
-            condition.reason = Some("NodeStatusUnknown".into());
-            condition.message = Some("Kubelet stopped posting node status.".into());
-            condition.last_transition_time = Some(Time(now));
-        }
-    }
-    any.then_some(changed)
 }
 
 /// The status of the node's condition Ready.
@@ -181,7 +175,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let leases = informers.get::<Lease>();
     let all_pods = informers.get::<Pod>();
     let events = Recorder::new(client.clone(), "node-controller", "");
-    let told = Told::default();
+    let (told, health, zones) = (Told::default(), Health::default(), Zones::default());
     leases.ready().await;
     all_pods.ready().await;
     let changes = touched(&nodes, name);
@@ -192,15 +186,27 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let (client, events) = (client.clone(), events.clone());
         let all_pods = all_pods.clone();
         told.tell(&key, node.as_deref(), &events);
+        let now = Timestamp::now();
+        let heard = match &node {
+            Some(node) => health.heard(node, lease.as_deref(), now),
+            None => {
+                health.forget(&key);
+                now
+            }
+        };
+        let mut evictions = Evictions::Begin;
+        let is_silent = |node: &&Arc<Node>| readiness(node).is_some_and(|ready| ready != "True");
+        if let Some(node) = node.as_ref().filter(is_silent) {
+            evictions = zones.evictions(node, is_given_up(node), || nodes.store().state(), now);
+        }
         Box::pin(async move {
             let Some(node) = node else { return Ok(Next::Done) };
-            let now = Timestamp::now();
             let parameters = PatchParams::default();
-            if let Some(conditions) = silenced(&node, lease.as_deref(), now) {
+            if let Some(conditions) = silenced(&node, heard, now) {
                 let patch = json!({"status": {"conditions": conditions}});
                 api.patch_status(&key, &parameters, &Patch::Strategic(&patch)).await?;
             }
-            if let Some(taints) = taints(&node, now) {
+            if let Some(taints) = taints(&node, evictions, now) {
                 // The list is replaced as a whole: only if it is still the one that was looked at.
                 let patch = json!({
                     "metadata": {"resourceVersion": node.resource_version()},
@@ -224,8 +230,6 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::coordination::v1::LeaseSpec;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
     use serde_json::Value;
 
     use super::*;
@@ -244,7 +248,7 @@ mod tests {
         let theirs = json!({"key": "mine", "effect": "NoSchedule"});
         let registered = json!({"key": NOT_READY, "effect": "NoSchedule"});
         let keys = |node: &Node| {
-            taints(node, now).map(|taints| {
+            taints(node, Evictions::Begin, now).map(|taints| {
                 taints
                     .iter()
                     .map(|t| format!("{}:{}", t.key, t.effect))
@@ -266,19 +270,22 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_told_once() {
-        let lease = |second: i64| Lease {
-            spec: Some(LeaseSpec {
-                renew_time: Some(MicroTime(Timestamp::from_second(second).unwrap())),
-                ..LeaseSpec::default()
-            }),
-            ..Lease::default()
-        };
-        let now = Timestamp::from_second(1000).unwrap();
-        let known = node("True", &json!([]));
-        assert!(silenced(&known, Some(&lease(990)), now).is_none());
-        let told = silenced(&known, Some(&lease(900)), now).unwrap();
-        assert_eq!(told[0].status, "Unknown");
-        assert!(silenced(&node("Unknown", &json!([])), Some(&lease(900)), now).is_none());
+    fn pods_leave_nodes_that_are_given_up() {
+        let gone = |key: &str| json!({"key": key, "effect": "NoExecute"});
+        let (unready, unreachable) = (gone(NOT_READY), gone(UNREACHABLE));
+        for (ready, taints_, evictions, want) in [
+            ("Unknown", json!([]), Evictions::Begin, vec![UNREACHABLE]),
+            ("Unknown", json!([]), Evictions::Wait, vec![]),
+            ("Unknown", json!([unready]), Evictions::Wait, vec![UNREACHABLE]),
+            ("False", json!([unreachable]), Evictions::Wait, vec![NOT_READY]),
+            ("Unknown", json!([unreachable]), Evictions::End, vec![]),
+            ("True", json!([unreachable]), Evictions::Begin, vec![]),
+        ] {
+            let taints = taints(&node(ready, &taints_), evictions, Timestamp::UNIX_EPOCH);
+            let taints = taints.expect("something changes");
+            let left = taints.iter().filter(|taint| taint.effect == "NoExecute");
+            let left: Vec<&str> = left.map(|taint| taint.key.as_str()).collect();
+            assert_eq!(left, want, "{ready} {taints_} {evictions:?}");
+        }
     }
 }
