@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use crate::labels::{Operator, Requirement};
@@ -25,6 +26,10 @@ const COUNTED: &[&str] = &[
 ];
 /// What may be asked for under its plain name as well as under `requests.`.
 const PLAIN: &[&str] = &["cpu", "memory", "ephemeral-storage"];
+/// Of the devices of one class.
+const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+/// As many devices as one claim can get, for claims that take all that there are.
+const DEVICES_MAX: i64 = 32;
 const STORAGE_CLASS: &str = ".storageclass.storage.k8s.io/";
 
 fn one(count: i64) -> Quantity {
@@ -88,13 +93,20 @@ fn pod_resources(spec: &Value, which: &str) -> Usage {
     total
 }
 
-fn is_finished(pod: &Value) -> bool {
+/// The pod has run to its end, or should have: nothing is charged for one that nobody removes.
+fn is_over(pod: &Value, now: Timestamp) -> bool {
+    let meta = &pod["metadata"];
+    let deleted = meta["deletionTimestamp"].as_str().and_then(|text| text.parse().ok());
+    let overdue = |(deleted, grace_s): (Timestamp, i64)| {
+        now.duration_since(deleted) > SignedDuration::from_secs(grace_s)
+    };
     matches!(pod["status"]["phase"].as_str(), Some("Failed" | "Succeeded"))
+        || deleted.zip(meta["deletionGracePeriodSeconds"].as_i64()).is_some_and(overdue)
 }
 
 fn pod(pod: &Value) -> Usage {
     let mut usage = Usage::from([("count/pods".to_owned(), one(1))]);
-    if is_finished(pod) {
+    if is_over(pod, Timestamp::now()) {
         return usage;
     }
     usage.insert("pods".into(), one(1));
@@ -154,12 +166,37 @@ fn claim(claim: &Value) -> Usage {
     usage
 }
 
+/// What the claim of devices gets at most of each class.
+fn device_claim(claim: &Value) -> Usage {
+    let of = |request: &Value| {
+        let class = request["deviceClassName"].as_str()?;
+        let count = match request["allocationMode"].as_str().unwrap_or("ExactCount") {
+            "ExactCount" => request["count"].as_i64().unwrap_or(1),
+            "All" => DEVICES_MAX,
+            _ => return None,
+        };
+        Some((format!("{class}{DEVICES}"), one(count)))
+    };
+    let mut usage = Usage::new();
+    for request in claim["spec"]["devices"]["requests"].as_array().into_iter().flatten() {
+        // Of several ways to satisfy a request the dearest counts, class by class.
+        let mut dearest = Usage::new();
+        let ways = request["firstAvailable"].as_array().into_iter().flatten();
+        for (name, amount) in ways.chain([&request["exactly"]]).filter_map(of) {
+            raise(&mut dearest, &Usage::from([(name, amount)]));
+        }
+        add(&mut usage, &dearest);
+    }
+    usage
+}
+
 /// What an object of the resource counts for.
 pub fn usage(group: &str, plural: &str, object: &Value) -> Usage {
     let mut usage = match (group, plural) {
         ("", "pods") => return pod(object),
         ("", "services") => service(object),
         ("", "persistentvolumeclaims") => claim(object),
+        ("resource.k8s.io", "resourceclaims") => device_claim(object),
         ("", _) if COUNTED.contains(&plural) => Usage::from([(plural.to_owned(), one(1))]),
         _ => Usage::new(),
     };
@@ -180,6 +217,9 @@ pub fn counted_by(name: &str) -> Option<(&str, &str)> {
             Some((plural, group)) => (group, plural),
             None => ("", counted),
         });
+    }
+    if name.ends_with(DEVICES) {
+        return Some(("resource.k8s.io", "resourceclaims"));
     }
     if name.contains(STORAGE_CLASS) || name == "requests.storage" {
         return Some(("", "persistentvolumeclaims"));
@@ -300,6 +340,18 @@ mod tests {
             ),
             (
                 "",
+                "pods",
+                json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30}}),
+                "count/pods=1",
+            ),
+            (
+                "",
+                "pods",
+                json!({"metadata": {"deletionTimestamp": "2999-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30}}),
+                "count/pods=1 pods=1",
+            ),
+            (
+                "",
                 "services",
                 json!({"spec": {"type": "LoadBalancer", "ports": [{}, {}]}}),
                 "count/services=1 services=1 services.loadbalancers=1 services.nodeports=2",
@@ -309,6 +361,16 @@ mod tests {
                 "persistentvolumeclaims",
                 json!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "5Gi"}}}}),
                 "count/persistentvolumeclaims=1 fast.storageclass.storage.k8s.io/persistentvolumeclaims=1 fast.storageclass.storage.k8s.io/requests.storage=5Gi persistentvolumeclaims=1 requests.storage=5Gi",
+            ),
+            (
+                "resource.k8s.io",
+                "resourceclaims",
+                json!({"spec": {"devices": {"requests": [
+                    {"name": "a", "exactly": {"deviceClassName": "gpu", "count": 2}},
+                    {"name": "b", "exactly": {"deviceClassName": "net", "allocationMode": "All"}},
+                    {"name": "c", "firstAvailable": [{"deviceClassName": "gpu", "count": 3},
+                        {"deviceClassName": "gpu"}, {"deviceClassName": "old"}]}]}}}),
+                "count/resourceclaims.resource.k8s.io=1 gpu.deviceclass.resource.k8s.io/devices=5 net.deviceclass.resource.k8s.io/devices=32 old.deviceclass.resource.k8s.io/devices=1",
             ),
             ("apps", "deployments", json!({}), "count/deployments.apps=1"),
             ("", "secrets", json!({}), "count/secrets=1 secrets=1"),
@@ -329,6 +391,10 @@ mod tests {
             (
                 "fast.storageclass.storage.k8s.io/requests.storage",
                 Some(("", "persistentvolumeclaims")),
+            ),
+            (
+                "gpu.deviceclass.resource.k8s.io/devices",
+                Some(("resource.k8s.io", "resourceclaims")),
             ),
             ("unknown", None),
         ] {

@@ -197,9 +197,12 @@ fn labels(service: &Service) -> Labels {
 /// The changes that make `found` say what is wanted.
 #[derive(Debug, Default, PartialEq)]
 pub struct Changes {
-    create: Vec<EndpointSlice>,
-    update: Vec<EndpointSlice>,
-    delete: Vec<String>,
+    /// New slices.
+    pub create: Vec<EndpointSlice>,
+    /// Slices that say something else.
+    pub update: Vec<EndpointSlice>,
+    /// Slices that go, by name.
+    pub delete: Vec<String>,
 }
 
 impl Changes {
@@ -233,10 +236,11 @@ pub struct Content {
 }
 
 /// Changes as little as possible so that there is a slice for each of `wanted`. New slices are named
-/// after `owner`, which controls them.
+/// after `owner`, which controls them. Without `annotations` those that there are stay.
 pub fn reconcile<O: Resource<DynamicType = ()>>(
     owner: &O,
     labels: &Labels,
+    annotations: Option<&Labels>,
     wanted: Vec<Content>,
     found: &[&EndpointSlice],
 ) -> Changes {
@@ -249,6 +253,7 @@ pub fn reconcile<O: Resource<DynamicType = ()>>(
                 && slice.endpoints.as_deref().unwrap_or_default() == content.endpoints
                 && slice.ports.as_deref().unwrap_or_default() == content.ports
                 && slice.metadata.labels.as_ref() == Some(labels)
+                && annotations.is_none_or(|wanted| slice.annotations() == wanted)
         };
         match free.iter().position(same) {
             Some(index) => drop(free.swap_remove(index)),
@@ -271,6 +276,9 @@ pub fn reconcile<O: Resource<DynamicType = ()>>(
             },
         };
         slice.metadata.labels = Some(labels.clone());
+        if let Some(annotations) = annotations {
+            slice.metadata.annotations = Some(annotations.clone());
+        }
         slice.ports = Some(content.ports);
         slice.endpoints = Some(content.endpoints);
         if slice.metadata.name.is_some() {
@@ -310,7 +318,7 @@ fn decide(
         }
         contents.extend(of_family);
     }
-    (reconcile(service, &labels(service), contents, found), told)
+    (reconcile(service, &labels(service), None, contents, found), told)
 }
 
 fn has_hints(slice: &EndpointSlice, family: &str) -> bool {

@@ -22,6 +22,11 @@ use crate::touched;
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
+/// What speaks of the Endpoints alone.
+const NOT_MIRRORED: [&str; 2] = [
+    "endpoints.kubernetes.io/last-change-trigger-time",
+    "kubectl.kubernetes.io/last-applied-configuration",
+];
 const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 /// Most addresses of a subset that are mirrored.
 const SUBSET_MAX: usize = 1000;
@@ -97,7 +102,9 @@ fn labels(endpoints: &Endpoints) -> Labels {
 
 fn decide(endpoints: &Endpoints, found: &[&EndpointSlice]) -> Changes {
     let wanted = endpoints.subsets.iter().flatten().flat_map(mirrored).collect();
-    reconcile(endpoints, &labels(endpoints), wanted, found)
+    let mut annotations = endpoints.annotations().clone();
+    annotations.retain(|key, _| !NOT_MIRRORED.contains(&key.as_str()));
+    reconcile(endpoints, &labels(endpoints), Some(&annotations), wanted, found)
 }
 
 /// Runs until `shutdown`.
@@ -176,5 +183,22 @@ mod tests {
         assert!(is_mirrored(&plain, Some(&service(json!(null)))));
         assert!(!is_mirrored(&plain, Some(&service(json!({"a": "b"})))));
         assert!(!is_mirrored(&skipped, Some(&service(json!(null)))) && !is_mirrored(&plain, None));
+    }
+
+    #[test]
+    fn annotations_are_mirrored_but_for_those_of_the_endpoints_alone() {
+        let mut of = endpoints(json!({}));
+        of.annotations_mut().insert("mine".into(), "1".into());
+        of.annotations_mut().insert(NOT_MIRRORED[0].into(), "now".into());
+        let Changes { mut create, .. } = decide(&of, &[]);
+        for (index, slice) in create.iter_mut().enumerate() {
+            slice.metadata.name = Some(index.to_string());
+        }
+        let known: Vec<&EndpointSlice> = create.iter().collect();
+        let told = known[0].annotations().keys().collect::<Vec<_>>();
+        assert_eq!(told, ["mine"]);
+        assert_eq!(decide(&of, &known), Changes::default());
+        of.annotations_mut().insert("mine".into(), "2".into());
+        assert_eq!(decide(&of, &known).update.len(), known.len());
     }
 }

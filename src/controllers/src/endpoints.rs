@@ -26,8 +26,21 @@ const MANAGER: &str = "endpoint-controller";
 /// A port: number, protocol, name, application protocol.
 type Port = (i32, String, Option<String>, Option<String>);
 
+/// The pod's address of the family in which the Service has its first.
+fn ip(service: &Service, pod: &Pod) -> Option<String> {
+    let spec = service.spec.as_ref()?;
+    let own = |cluster_ip: &&String| !cluster_ip.is_empty() && *cluster_ip != "None";
+    let v6 = match spec.ip_families.as_deref() {
+        Some([first, ..]) => first == "IPv6",
+        _ => spec.cluster_ip.as_ref().filter(own).is_some_and(|ip| ip.contains(':')),
+    };
+    let status = pod.status.as_ref()?;
+    let all = status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip);
+    all.filter(|ip| !ip.is_empty()).find(|ip| ip.contains(':') == v6).cloned()
+}
+
 fn address(service: &Service, pod: &Pod) -> Option<EndpointAddress> {
-    let ip = pod.status.as_ref()?.pod_ip.clone().filter(|ip| !ip.is_empty())?;
+    let ip = ip(service, pod)?;
     let spec = pod.spec.as_ref()?;
     let named = spec.subdomain.as_deref() == service.metadata.name.as_deref();
     Some(EndpointAddress {
@@ -233,6 +246,26 @@ mod tests {
         let text = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         let (first, second) = (text("10.0.0.2", "10.0.0.1"), text("10.0.0.3", ""));
         assert_eq!(told, [(80, first.0, first.1), (90, second.0, second.1)]);
+    }
+
+    #[test]
+    fn addresses_are_of_the_services_first_family() {
+        let mut pod = pod("10.0.0.1", "True", 80);
+        let both = json!([{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]);
+        pod.status.as_mut().expect("a status").pod_ips =
+            serde_json::from_value(both).expect("addresses");
+        for (families, cluster_ip, want) in [
+            (json!(["IPv4", "IPv6"]), "10.43.0.9", "10.0.0.1"),
+            (json!(["IPv6"]), "fd01::9", "fd00::1"),
+            (json!(["IPv6", "IPv4"]), "None", "fd00::1"),
+            (json!(null), "fd01::9", "fd00::1"),
+            (json!(null), "None", "10.0.0.1"),
+        ] {
+            let service = json!({"metadata": {"name": "s"},
+                "spec": {"clusterIP": cluster_ip, "ipFamilies": families}});
+            let service: Service = serde_json::from_value(service).expect("a service");
+            assert_eq!(ip(&service, &pod).as_deref(), Some(want), "{families} {cluster_ip}");
+        }
     }
 
     #[test]

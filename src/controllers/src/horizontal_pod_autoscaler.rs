@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::limits::{Past, limited};
-use self::metrics::{Sample, Target, Tolerances};
+use self::metrics::{Outcome, Sample, Target, Tolerances};
 use crate::ownership::{self, Key};
 use crate::queue::{self, Failure, Next};
 use crate::{pods, touched, unless_code};
@@ -152,6 +152,37 @@ fn used(
     Ok(samples)
 }
 
+/// What the metric is called, and its present value.
+fn told(outcome: &Outcome, resource: &str, container: Option<&str>) -> (String, MetricStatus) {
+    let current = MetricValueStatus {
+        average_utilization: outcome.utilization.map(|percent| percent as i32),
+        average_value: Some(Text(Quantity::milli(outcome.average).canonical())),
+        value: None,
+    };
+    let of_request =
+        if outcome.utilization.is_some() { " utilization (percentage of request)" } else { "" };
+    let Some(container) = container else {
+        let told = MetricStatus {
+            type_: "Resource".into(),
+            resource: Some(ResourceMetricStatus { current, name: resource.into() }),
+            ..MetricStatus::default()
+        };
+        return (format!("{resource} resource{of_request}"), told);
+    };
+    let told = MetricStatus {
+        type_: "ContainerResource".into(),
+        container_resource: Some(ContainerResourceMetricStatus {
+            container: container.into(),
+            current,
+            name: resource.into(),
+        }),
+        ..MetricStatus::default()
+    };
+    // A share of the request is named by the container, the amount by the resource alone.
+    let of_container = if of_request.is_empty() { "" } else { " container" };
+    (format!("{resource}{of_container} resource{of_request}"), told)
+}
+
 struct Controller {
     client: Client,
     pods: Informer<Pod>,
@@ -211,7 +242,7 @@ impl Controller {
         sight: Sight<'_>,
         metric: &MetricSpec,
     ) -> Result<(i32, String, MetricStatus), Problem> {
-        let Sight { namespace, labels, picks, current, tolerances, .. } = sight;
+        let Sight { namespace, picks, current, tolerances, .. } = sight;
         let (resource, container, wanted, reason) =
             match (&metric.resource, &metric.container_resource) {
                 (Some(source), _) => {
@@ -238,6 +269,27 @@ impl Controller {
             let message = "invalid resource metric source: neither an average utilization target nor an average value (usage) target was set";
             Problem::plain(reason, message.into())
         })?;
+        let used = self.measured(sight, resource, container).await.map_err(problem)?;
+        let near = self.pods.store().state_filter(|pod| {
+            pod.metadata.namespace.as_deref() == Some(namespace) && picks.matches(pod.labels())
+        });
+        let what = (resource.as_str(), container);
+        let outcome =
+            metrics::replicas(&near, &used, what, target, (current, tolerances), Timestamp::now())
+                .map_err(problem)?;
+        let (called, told) = told(&outcome, resource, container);
+        Ok((outcome.replicas, called, told))
+    }
+
+    /// What the pods use of the resource.
+    async fn measured(
+        &self,
+        Sight { namespace, labels, .. }: Sight<'_>,
+        resource: &str,
+        container: Option<&str>,
+    ) -> Result<BTreeMap<String, Sample>, String> {
+        let failed =
+            |error: String| format!("unable to get metrics for resource {resource}: {error}");
         let query: String = labels.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let path = format!(
             "/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods?labelSelector={query}"
@@ -248,51 +300,12 @@ impl Controller {
             self.client.request::<Value>(request).await.map_err(|error| pods::text(&error))
         };
         let list = list.await.map_err(|error| {
-            problem(format!("unable to get metrics for resource {resource}: unable to fetch metrics from resource metrics API: {error}"))
+            failed(format!("unable to fetch metrics from resource metrics API: {error}"))
         })?;
-        let failed = |error: String| {
-            problem(format!("unable to get metrics for resource {resource}: {error}"))
-        };
         if list["items"].as_array().is_none_or(Vec::is_empty) {
             return Err(failed("no metrics returned from resource metrics API".into()));
         }
-        let used = used(&list, resource, container).map_err(failed)?;
-        let near = self.pods.store().state_filter(|pod| {
-            pod.metadata.namespace.as_deref() == Some(namespace) && picks.matches(pod.labels())
-        });
-        let what = (resource.as_str(), container);
-        let outcome =
-            metrics::replicas(&near, &used, what, target, (current, tolerances), Timestamp::now())
-                .map_err(problem)?;
-        let value = MetricValueStatus {
-            average_utilization: outcome.utilization.map(|percent| percent as i32),
-            average_value: Some(Text(Quantity::milli(outcome.average).canonical())),
-            value: None,
-        };
-        let called = match (outcome.utilization, container) {
-            (Some(_), None) => format!("{resource} resource utilization (percentage of request)"),
-            (Some(_), Some(_)) => {
-                format!("{resource} container resource utilization (percentage of request)")
-            }
-            (None, _) => format!("{resource} resource"),
-        };
-        let told = match container {
-            None => MetricStatus {
-                type_: "Resource".into(),
-                resource: Some(ResourceMetricStatus { current: value, name: resource.clone() }),
-                ..MetricStatus::default()
-            },
-            Some(container) => MetricStatus {
-                type_: "ContainerResource".into(),
-                container_resource: Some(ContainerResourceMetricStatus {
-                    container: container.into(),
-                    current: value,
-                    name: resource.clone(),
-                }),
-                ..MetricStatus::default()
-            },
-        };
-        Ok((outcome.replicas, called, told))
+        used(&list, resource, container).map_err(failed)
     }
 
     /// The largest size that a metric asks for. A metric that fails keeps the others from shrinking.

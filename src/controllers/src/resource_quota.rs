@@ -15,6 +15,7 @@ use client::{Change, Informer, Informers};
 use futures::{Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
+use k8s_openapi::api::resource::v1::ResourceClaim;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use kube::core::ApiResource;
@@ -78,6 +79,9 @@ impl Controller {
             ("", "services") => self.listed::<Service>(namespace).await?,
             ("", "persistentvolumeclaims") => {
                 self.listed::<PersistentVolumeClaim>(namespace).await?
+            }
+            ("resource.k8s.io", "resourceclaims") => {
+                self.listed::<ResourceClaim>(namespace).await?
             }
             _ => {
                 let Some(resource) = self.resource(group, plural).await? else {
