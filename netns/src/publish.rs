@@ -18,7 +18,7 @@ use crate::network::Network;
 use crate::relay::{Buffer, relay, reset_on_close};
 use crate::ruleset::MARK_PUBLISHED;
 use crate::thread::NetnsThread;
-use crate::{Error, Protocol};
+use crate::{Cidr, Error, Protocol};
 
 const BACKLOG: i32 = 1024;
 const DATAGRAM_BYTES: usize = 65_535;
@@ -29,7 +29,7 @@ const IDLE: Duration = Duration::from_mins(2);
 
 /// A port of the host and where it leads. Connections that go through it come, for the pods, from
 /// the node's own address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publication {
     /// Address and port on the host.
     pub host: SocketAddr,
@@ -39,6 +39,16 @@ pub struct Publication {
     pub target: SocketAddr,
     /// Whether anybody is there to answer. If not, the port is kept and connections are refused.
     pub served: bool,
+    /// Clients that may use it; None is everybody. Others' connections are reset, their datagrams dropped.
+    #[serde(default)]
+    pub allowed: Option<Vec<Cidr>>,
+}
+
+impl Publication {
+    fn allows(&self, client: SocketAddr) -> bool {
+        let ranges = self.allowed.as_ref();
+        ranges.is_none_or(|ranges| ranges.iter().any(|range| range.contains(client.ip())))
+    }
 }
 
 /// Why a port of the host could not be had.
@@ -113,7 +123,7 @@ impl Publications {
                         message: format!("the port leads to {other} already"),
                     });
                 }
-                match begin(*publication, surroundings) {
+                match begin(publication.clone(), surroundings) {
                     Ok(active) => {
                         self.active.insert(key, active);
                         None
@@ -127,6 +137,7 @@ impl Publications {
 
 fn begin(publication: Publication, surroundings: &Surroundings) -> io::Result<Active> {
     let Publication { host, protocol, served, .. } = publication;
+    let own = publication.clone();
     let token = surroundings.shutdown.child_token();
     let (mut task, mut reserved) = (None, None);
     match protocol {
@@ -135,7 +146,7 @@ fn begin(publication: Publication, surroundings: &Surroundings) -> io::Result<Ac
                 let socket = bind(host, Type::STREAM, true)?;
                 socket.listen(BACKLOG)?;
                 let listener = TcpListener::from_std(socket.into())?;
-                let accept = accept(listener, publication, surroundings.clone(), token.clone());
+                let accept = accept(listener, own, surroundings.clone(), token.clone());
                 task = Some(spawn(surroundings, &token, accept));
             } else {
                 // Shared with nobody, unless connections of an earlier listener still linger.
@@ -145,8 +156,7 @@ fn begin(publication: Publication, surroundings: &Surroundings) -> io::Result<Ac
         }
         Protocol::Udp if served => {
             let socket = UdpSocket::from_std(bind(host, Type::DGRAM, false)?.into())?;
-            let receive =
-                receive(Arc::new(socket), publication, surroundings.clone(), token.clone());
+            let receive = receive(Arc::new(socket), own, surroundings.clone(), token.clone());
             task = Some(spawn(surroundings, &token, receive));
         }
         // A bound socket would swallow datagrams; without one the host itself refuses them.
@@ -190,7 +200,11 @@ async fn accept(
     token: CancellationToken,
 ) {
     loop {
-        let (client, _) = crate::gateway::accept(&listener).await;
+        let (client, source) = crate::gateway::accept(&listener).await;
+        if !publication.allows(source) {
+            reset_on_close(&client);
+            continue;
+        }
         let (target, node) = (publication.target, surroundings.node.clone());
         spawn(&surroundings, &token, async move {
             match connect(&node, target).await {
@@ -237,6 +251,9 @@ async fn receive(
             tokio::task::yield_now().await;
             continue;
         };
+        if !publication.allows(client) {
+            continue;
+        }
         let datagram = buffer[..length].to_vec();
         let mut table = clients.lock().expect("never held across a panic");
         if let Some(flow) = table.get(&client) {

@@ -21,6 +21,9 @@ pub(crate) const HAIRPIN: &str = "hairpin";
 pub(crate) const SERVICES: &str = "services";
 /// The same, where connections of pods go to other endpoints than those of everybody.
 pub(crate) const FOR_PODS: &str = "services-for-pods";
+/// Address, protocol, port of a service that is for some clients only, to the chain that drops what the others
+/// begin.
+pub(crate) const GUARDED: &str = "guarded";
 /// Address, protocol, port of a service whose address lies outside the cluster's ranges.
 pub(crate) const EXTERNAL: &str = "external";
 /// Number, address, protocol, port, to address and port of an endpoint.
@@ -53,6 +56,8 @@ const LEAVE: &str = "leave";
 const FAIR: &str = "fair";
 const HOLD: &str = "hold";
 const INTERCEPT: &str = "intercept";
+const GUARD: &str = "guard";
+const GUARD_OUTPUT: &str = "guard-output";
 const NAT_PREROUTING: &str = "nat-prerouting";
 const NAT_OUTPUT: &str = "nat-output";
 const NAT_POSTROUTING: &str = "nat-postrouting";
@@ -74,6 +79,8 @@ const BEGUN_MS: u64 = 10_000;
 const STATUS_DNAT: u32 = 1 << 5;
 /// `NF_CT_STATE_BIT` of established and related connections.
 const STATE_KNOWN: u32 = 1 << 1 | 1 << 2;
+/// `NF_CT_STATE_BIT` of new connections.
+const STATE_NEW: u32 = 1 << 3;
 /// `NF_CT_STATE_INVALID_BIT`.
 const STATE_INVALID: u32 = 1;
 
@@ -190,6 +197,7 @@ fn sets(batch: &mut Batch) {
             (ADOPTED, plain, address, Data::None, None),
             (SERVICES, plain, frontend, Data::Verdict, None),
             (FOR_PODS, plain, frontend, Data::Verdict, None),
+            (GUARDED, plain, frontend, Data::Verdict, None),
             (EXTERNAL, plain, frontend, Data::None, None),
             (ENDPOINTS, plain, 4 + frontend, endpoint, None),
             (AFFINITY, sticky, address + frontend, endpoint, Some(10_800_000)),
@@ -215,6 +223,8 @@ fn chains(batch: &mut Batch) {
         (FAIR, Kind::Filter, Hook::Prerouting, -165),
         (HOLD, Kind::Filter, Hook::Prerouting, -160),
         (INTERCEPT, Kind::Filter, Hook::Prerouting, -150),
+        (GUARD, Kind::Filter, Hook::Prerouting, -110),
+        (GUARD_OUTPUT, Kind::Filter, Hook::Output, -110),
         (NAT_PREROUTING, Kind::Nat, Hook::Prerouting, -100),
         (NAT_OUTPUT, Kind::Nat, Hook::Output, -100),
         (NAT_POSTROUTING, Kind::Nat, Hook::Postrouting, 100),
@@ -382,6 +392,11 @@ fn intercept(batch: &mut Batch, parameters: &Parameters, family: Family) {
 
 fn nat(batch: &mut Batch, ranges: &Ranges) {
     let family = ranges.family();
+    for chain in [GUARD, GUARD_OUTPUT] {
+        let new = Rule::new().family(family).connection_state(STATE_NEW);
+        let guarded = frontend(new, family, R0).verdict_map(&family.name(GUARDED), R0);
+        batch.rule(chain, &guarded);
+    }
     // What the node process lets in from the host begins in this namespace, as does what pods on the node's
     // network begin.
     let any = || Rule::new().family(family);

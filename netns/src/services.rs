@@ -12,10 +12,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Cidr;
 use crate::family::{Family, octets};
 use crate::nft::expr::{R0, Register};
 use crate::nft::{Batch, Element, Rule};
-use crate::ruleset::{self, AFFINITY, ELSEWHERE, ENDPOINTS, EXTERNAL, FOR_PODS, SERVICES, TABLE};
+use crate::ruleset::{
+    self, AFFINITY, ELSEWHERE, ENDPOINTS, EXTERNAL, FOR_PODS, GUARDED, SERVICES, TABLE,
+};
 
 /// Transport protocol of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -63,6 +66,31 @@ pub struct Backend {
     pub elsewhere: bool,
     /// A client keeps its endpoint for so long after its last connection.
     pub affinity_s: Option<u32>,
+    /// Clients that may begin connections; None is everybody. What others send is dropped.
+    #[serde(default)]
+    pub allowed: Option<Vec<Cidr>>,
+}
+
+impl Backend {
+    /// The chain that drops what is not allowed: its name says what is, so that services may share it.
+    fn guard(&self, family: Family) -> Option<String> {
+        let ranges = self.ranges(family)?;
+        let text = ranges.iter().map(Cidr::to_string).collect::<Vec<_>>().join(" ");
+        // FNV-1a of 64 bits: names are short, and lists of ranges need not be.
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        Some(format!("{}-{hash:016x}", family.name("allowed")))
+    }
+
+    /// The ranges of one family, each once and in order.
+    fn ranges(&self, family: Family) -> Option<Vec<Cidr>> {
+        let own = self.allowed.as_ref()?.iter().filter(|c| Family::of(c.address()) == family);
+        let mut own: Vec<_> = own.copied().collect();
+        own.sort_unstable_by_key(Cidr::bounds);
+        own.dedup();
+        Some(own)
+    }
 }
 
 /// All services of the node.
@@ -229,6 +257,7 @@ impl Balance {
 /// What one service contributes to the maps.
 #[derive(Default)]
 struct Elements {
+    guard: Option<Element>,
     service: Option<Element>,
     for_pods: Option<Element>,
     endpoints: Vec<Element>,
@@ -249,7 +278,9 @@ impl Elements {
                 Element::Value(numbered, target(endpoint))
             })
             .collect();
+        let guard = backend.guard(Family::of(frontend.address));
         Self {
+            guard: guard.map(|chain| Element::Jump(key.clone(), chain)),
             service: led(row.everybody).or_else(elsewhere),
             for_pods: row.pods.and_then(led),
             endpoints,
@@ -320,6 +351,9 @@ pub(crate) fn difference(
         }
         let batch = last(&mut batches);
         let family = Family::of(frontend.address);
+        if let Some(backend) = after {
+            guard(batch, family, backend);
+        }
         let elements = |b: Option<&Backend>| {
             b.map_or_else(Elements::default, |backend| Elements::of(frontend, backend))
         };
@@ -336,6 +370,21 @@ pub(crate) fn difference(
     }
     batches.retain(|batch| !batch.is_empty());
     Difference { batches, balances, withdrawn, gained }
+}
+
+/// Makes the chain that lets through what is allowed. One that is there gets the same rules again.
+fn guard(batch: &mut Batch, family: Family, backend: &Backend) {
+    let (Some(name), Some(ranges)) = (backend.guard(family), backend.ranges(family)) else {
+        return;
+    };
+    batch.chain(&name);
+    batch.flush_chain(&name);
+    for range in ranges {
+        let (first, last) = range.bounds();
+        let from = Rule::new().source(family, R0);
+        batch.rule(&name, &from.range(R0, &octets(first), &octets(last)).back());
+    }
+    batch.rule(&name, &Rule::new().drop());
 }
 
 fn withdrawals(
@@ -376,7 +425,11 @@ fn replace(batch: &mut Batch, family: Family, old: Elements, new: Elements) {
         .map(into_key)
         .collect();
     let fresh = new.endpoints.iter().filter(|e| !old.endpoints.contains(e));
-    let entries = [(SERVICES, old.service, new.service), (FOR_PODS, old.for_pods, new.for_pods)];
+    let entries = [
+        (GUARDED, old.guard, new.guard),
+        (SERVICES, old.service, new.service),
+        (FOR_PODS, old.for_pods, new.for_pods),
+    ];
     let entries = entries.map(|(map, old, new)| (family.name(map), old, new));
     let changing = || entries.iter().filter(|(_, old, new)| old != new);
     for (map, old, _) in changing() {

@@ -42,6 +42,18 @@ fn pods_get_their_network_by_cni_plugins() {
         "hello\n",
         "itself"
     );
+    let spec = json!({"type": "LoadBalancer", "selector": {"app": "web"},
+        "ports": [{"port": 8080}]});
+    cluster.apply(&service("lb", &spec));
+    let balanced = eventually("a load balancer's address", || {
+        let service = cluster.get(&["service", "lb"])?;
+        let ingress = &service["status"]["loadBalancer"]["ingress"][0]["ip"];
+        ingress.as_str().map(str::to_owned).ok_or_else(|| service["status"].to_string())
+    });
+    if balanced != "127.0.0.1" {
+        let script = format!("timeout 5 wget -qO- http://{balanced}:8080/");
+        assert_eq!(sh_ok(&cluster, "client", &script), "hello\n", "a load balancer");
+    }
     reaches_the_host(&cluster, "client");
     cluster.kubectl_ok(&["delete", "pod", "web", "client"]);
     eventually("the addresses to be free", || {

@@ -216,6 +216,27 @@ fn ports_of_the_host_lead_to_pods() {
         let got = sh_ok(&cluster, name, &format!("timeout 5 wget -qO- {url}"));
         assert_eq!(got, "hello\n", "{name} {url}");
     }
+    source_ranges_say_who_reaches_it(&cluster, address);
+    // What kube-proxy tells of itself at these ports is told there, too.
+    for (port_path, part) in [("10256/healthz", "lastUpdated"), ("10249/proxyMode", "nftables")] {
+        let url = format!("http://127.0.0.1:{port_path}");
+        let told = sh_ok(&cluster, "onlooker", &format!("timeout 5 wget -qO- {url}"));
+        assert!(told.contains(part), "{url}: {told}");
+    }
+    let kept = "service.kubernetes.io/load-balancer-cleanup";
+    let finalizers = |want: Value| {
+        eventually(&format!("finalizers {want}"), || {
+            let found = cluster.get(&["service", "lb"])?["metadata"]["finalizers"].clone();
+            if found == want { Ok(()) } else { Err(found.to_string()) }
+        });
+    };
+    finalizers(json!([kept]));
+    for (kind, want) in [("ClusterIP", Value::Null), ("LoadBalancer", json!([kept]))] {
+        let patch = json!({"spec": {"type": kind}}).to_string();
+        cluster.kubectl_ok(&["patch", "service", "lb", "--type=merge", "-p", &patch]);
+        finalizers(want);
+    }
+    cluster.kubectl_ok(&["delete", "service", "lb", "--timeout=20s"]);
     // Whether port 79 can be had depends on the host; either way the status tells the truth.
     let (address, node_port) = ingress("low");
     eventually(&format!("an answer from {address}"), || get(address));
@@ -248,6 +269,33 @@ fn ports_of_the_host_lead_to_pods() {
     });
     cluster.kubectl_ok(&["delete", "pod", "hosted"]);
     eventually("the port's return", || TcpListener::bind(host).map_err(|e| e.to_string()));
+}
+
+/// Upstream's "should only allow access from service loadbalancer source ranges", and the host besides: the Service
+/// is called `lb`, its pod `web`, and `onlooker` is on the node's network.
+fn source_ranges_say_who_reaches_it(cluster: &Cluster, address: SocketAddr) {
+    let web = cluster.get(&["pod", "web"]).expect("it is there");
+    let web = web["status"]["podIP"].as_str().expect("it has an address").to_owned();
+    let script = format!("timeout 2 wget -qO- http://{address}/");
+    // Who is let in, and whether web, onlooker and the host are.
+    let cases = [
+        (json!([format!("{web}/32")]), [true, false, false]),
+        (json!(["127.0.0.0/8"]), [false, true, true]),
+        (json!(["10.42.0.1/32"]), [false, true, true]),
+        (json!([]), [true, true, true]),
+    ];
+    for (ranges, want) in cases {
+        let patch = json!({"spec": {"loadBalancerSourceRanges": ranges}}).to_string();
+        cluster.kubectl_ok(&["patch", "service", "lb", "--type=merge", "-p", &patch]);
+        eventually(&format!("ranges {ranges}"), || {
+            let reached = [
+                sh(cluster, "web", &script).out == "hello\n",
+                sh(cluster, "onlooker", &script).out == "hello\n",
+                get(address).is_ok_and(|text| text.ends_with("hello\n")),
+            ];
+            if reached == want { Ok(()) } else { Err(format!("{reached:?}, want {want:?}")) }
+        });
+    }
 }
 
 #[test]

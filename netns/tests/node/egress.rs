@@ -1,7 +1,8 @@
 //! The way out.
 
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
 
 use crate::harness::{HOST, Pod, TIMEOUT, echo, run, serve, start};
 
@@ -89,6 +90,37 @@ fn datagrams_reach_the_host_and_come_back() {
     });
 }
 
+/// A connection that breaks off does so on the other side, too, whichever that is.
+#[test]
+fn a_reset_is_a_reset() {
+    run("egress::a_reset_is_a_reset", async {
+        let (_node, control, _dir) = start().await;
+        let pod = Pod::new();
+        pod.attach(&control, "a").await;
+        let listener = TcpListener::bind((HOST, 0)).unwrap();
+        let server = listener.local_addr().unwrap();
+        let break_off = |stream: TcpStream| {
+            socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        };
+        let fails = |mut stream: &TcpStream| {
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+            stream.read(&mut [0]).map_err(|error| error.kind())
+        };
+        for outside_breaks in [true, false] {
+            let inside = pod.run(move || TcpStream::connect(server).unwrap());
+            let (outside, _) = listener.accept().unwrap();
+            // Both halves carry something first: what breaks off is a connection that was taken.
+            (&inside).write_all(b"x").unwrap();
+            (&outside).read_exact(&mut [0]).unwrap();
+            let (breaks, stays) =
+                if outside_breaks { (outside, inside) } else { (inside, outside) };
+            break_off(breaks);
+            let got = fails(&stays);
+            assert_eq!(got, Err(ErrorKind::ConnectionReset), "{outside_breaks}");
+        }
+    });
+}
+
 #[test]
 fn silence_outside_is_silence_for_the_pod() {
     run("egress::silence_outside_is_silence_for_the_pod", async {
@@ -125,7 +157,6 @@ fn hops_are_counted_from_the_gateway() {
         // Type, code and sender of the ICMP message that comes back, and the port that it is about.
         let answer = move |hops: u32| {
             use socket2::{Domain, Protocol, Socket, Type};
-            use std::io::Read;
             let mut raw = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4)).unwrap();
             raw.set_read_timeout(Some(TIMEOUT)).unwrap();
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();

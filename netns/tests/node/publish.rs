@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::time::Duration;
 
 use netns::{Forward, NodeConfig, Protocol, Publication};
 
@@ -39,17 +40,19 @@ fn ports_of_the_host_lead_to_pods() {
             protocol: Protocol::Tcp,
             target: (address, 80).into(),
             served: true,
+            allowed: None,
         };
         let udp = Publication {
             host: host(1, 5353),
             protocol: Protocol::Udp,
             target: (address, 53).into(),
             served: true,
+            allowed: None,
         };
         let taken = TcpListener::bind(host(1, 0)).unwrap();
-        let clash = Publication { host: taken.local_addr().unwrap(), ..tcp };
-        let twice = Publication { target: (address, 81).into(), ..tcp };
-        let answers = control.publish(vec![tcp, udp, clash, twice]).await.unwrap();
+        let clash = Publication { host: taken.local_addr().unwrap(), ..tcp.clone() };
+        let twice = Publication { target: (address, 81).into(), ..tcp.clone() };
+        let answers = control.publish(vec![tcp.clone(), udp.clone(), clash, twice]).await.unwrap();
         let errors: Vec<_> = answers.iter().map(|a| a.as_ref().map(|r| r.errno)).collect();
         assert_eq!(errors, [None, None, Some(98), Some(98)]);
 
@@ -60,12 +63,25 @@ fn ports_of_the_host_lead_to_pods() {
         socket.send(b"datagram").unwrap();
         assert_eq!(socket.recv(&mut [0; 16]).unwrap(), 8);
 
-        let unserved = Publication { served: false, ..tcp };
-        let other = Publication { host: host(1, 8081), ..unserved };
-        assert_eq!(control.publish(vec![unserved, other]).await.unwrap(), [None, None]);
+        let unserved = Publication { served: false, ..tcp.clone() };
+        let other = Publication { host: host(1, 8081), ..unserved.clone() };
+        assert_eq!(control.publish(vec![unserved, other.clone()]).await.unwrap(), [None, None]);
         let refused = ask(tcp.host).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "nobody is there");
         assert!(TcpListener::bind(other.host).is_err(), "the port is kept");
+
+        // Loopback is this machine, which is the first of these clients and not the second.
+        for (range, answers) in [("127.0.0.0/8", true), ("198.51.100.0/24", false)] {
+            let allowed = Some(vec![range.parse().unwrap()]);
+            let both = [tcp.clone(), udp.clone()]
+                .map(|all| Publication { allowed: allowed.clone(), ..all });
+            assert_eq!(control.publish(both.to_vec()).await.unwrap(), [None, None]);
+            assert_eq!(ask(tcp.host).is_ok(), answers, "TCP, {range}");
+            let patience = if answers { TIMEOUT } else { Duration::from_millis(300) };
+            socket.set_read_timeout(Some(patience)).unwrap();
+            socket.send(b"datagram").unwrap();
+            assert_eq!(socket.recv(&mut [0; 16]).is_ok(), answers, "UDP, {range}");
+        }
         control.publish(Vec::new()).await.unwrap();
         TcpListener::bind(tcp.host).expect("the port is given back");
     });

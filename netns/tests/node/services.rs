@@ -307,7 +307,7 @@ fn pods_may_have_other_endpoints_than_everybody() {
             let services = [(frontend, backend)].into();
             control.apply_services(ServiceTable { services }).await.unwrap();
             let (protocol, served) = (Protocol::Tcp, !outside.is_empty());
-            let published = Publication { host, protocol, target, served };
+            let published = Publication { host, protocol, target, served, allowed: None };
             assert_eq!(control.publish(vec![published]).await.unwrap(), [None]);
         };
         let names = |ask: &dyn Fn() -> String| -> BTreeSet<String> {
@@ -343,5 +343,55 @@ fn pods_may_have_other_endpoints_than_everybody() {
         apply(&[one], None).await;
         assert_eq!(names(&from_pod), ["one".to_owned()].into());
         assert_eq!(names(&from_host), ["one".to_owned()].into());
+    });
+}
+
+/// `loadBalancerSourceRanges`: others' first packets are dropped, and what began goes on.
+#[test]
+fn services_may_be_for_some_clients_only() {
+    run("services::services_may_be_for_some_clients_only", async {
+        let (_node, control, _dir) = start().await;
+        let (server, client) = (Pod::new(), Pod::new());
+        let own = server.attach(&control, "server").await.address;
+        let other = client.attach(&control, "client").await.address;
+        server.serve(80, "web");
+        let frontend =
+            Frontend { address: [127, 64, 0, 9].into(), protocol: Protocol::Tcp, port: 80 };
+        let service = SocketAddr::from((frontend.address, 80));
+        let apply = async |allowed: Option<&[&str]>| {
+            let ranges = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+            let allowed = allowed.map(ranges);
+            let backend =
+                Backend { endpoints: vec![(own, 80).into()], allowed, ..Backend::default() };
+            let services = [(frontend, backend)].into();
+            control.apply_services(ServiceTable { services }).await.unwrap();
+        };
+        let patience = Duration::from_millis(300);
+        let reached = || {
+            let stream = client.run(move || TcpStream::connect_timeout(&service, patience));
+            stream.map_err(|error| error.kind())
+        };
+        let cases: [(Option<&[&str]>, bool); 6] = [
+            (None, true),
+            (Some(&["192.0.2.0/24", "10.42.0.3/32"]), true),
+            (Some(&["10.42.0.0/24"]), true),
+            (Some(&["192.0.2.0/24"]), false),
+            (Some(&[]), false),
+            (Some(&["0.0.0.0/0"]), true),
+        ];
+        assert_eq!(other, IpAddr::from([10, 42, 0, 3]));
+        apply(None).await;
+        let before = client.run(move || TcpStream::connect(service)).unwrap();
+        for (ranges, want) in cases {
+            apply(ranges).await;
+            let wanted = if want { Ok(()) } else { Err(ErrorKind::TimedOut) };
+            assert_eq!(reached().map(drop), wanted, "{ranges:?}");
+        }
+        apply(Some(&[])).await;
+        before.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut text = String::new();
+        before.set_read_timeout(Some(TIMEOUT)).unwrap();
+        std::io::Read::read_to_string(&mut &before, &mut text).unwrap();
+        assert_eq!(text, format!("web {other}\n"), "what began goes on");
     });
 }

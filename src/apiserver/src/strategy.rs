@@ -97,7 +97,12 @@ pub fn prepare_for_update(ctx: &RequestContext, object: &mut Value, old: &Value)
     match ctx.subresource.as_str() {
         "status" => {
             keep_all_but(object, old, &["status"]);
-            keep_metadata(object, old, &["ownerReferences", "finalizers", "generation"]);
+            let kept: &[&str] = match (group, plural) {
+                // Controllers of load balancers write their finalizer this way.
+                ("", "services") => &["generation"],
+                _ => &["ownerReferences", "finalizers", "generation"],
+            };
+            keep_metadata(object, old, kept);
             match (group, plural) {
                 ("", "pods") => pod::prepare_status(object, old),
                 ("apps", "deployments") => keep_metadata(object, old, &["labels"]),
@@ -287,6 +292,11 @@ mod tests {
         let got = updated(&ctx("apps", "deployments", "status"), new, &old);
         let want = json!({"metadata": {"generation": 3}, "spec": {"a": 1}, "status": {"b": 2}});
         assert_eq!(got, want);
+        let finalized = json!({"metadata": {"finalizers": ["f"]}, "spec": {"a": 1}});
+        let got = updated(&ctx("", "services", "status"), finalized.clone(), &old);
+        assert_eq!(got["metadata"]["finalizers"], json!(["f"]));
+        let got = updated(&ctx("apps", "replicasets", "status"), finalized, &old);
+        assert_eq!(got["metadata"].get("finalizers"), None);
         let labelled =
             json!({"metadata": {"labels": {"x": "y"}}, "spec": {"a": 1}, "status": {"b": 1}});
         let got = updated(&ctx("apps", "deployments", "status"), labelled.clone(), &old);

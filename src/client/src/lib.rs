@@ -7,9 +7,11 @@ mod election;
 mod informer;
 mod list_watch;
 mod recorder;
+mod slice_owners;
 
 pub use connect::{ConnectError, from_kubeconfig, in_process};
 pub use election::{Election, Term};
 pub use informer::{Change, Informer, Informers, Key, Store, key};
 pub use list_watch::{Event, Selection, list_watch};
 pub use recorder::{Recorder, object_reference};
+pub use slice_owners::{Move, SERVICE_NAME, SliceOwners};

@@ -58,9 +58,13 @@ pub fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
         Some(IntOrString::Int(number)) => Some(*number),
         Some(IntOrString::String(name)) => {
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
-            let containers = &pod.spec.as_ref()?.containers;
-            containers
+            let spec = pod.spec.as_ref()?;
+            // Of init containers those that go on running (`FindPort` of `pkg/api/v1/pod`).
+            let sidecars = spec.init_containers.iter().flatten();
+            let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            spec.containers
                 .iter()
+                .chain(sidecars)
                 .flat_map(|container| container.ports.iter().flatten())
                 .find(|found| {
                     found.name.as_deref() == Some(name)
@@ -457,6 +461,22 @@ mod tests {
             ports,
             [(Some(8080), "10.0.0.1".to_owned()), (Some(9090), "10.0.0.2".to_owned())]
         );
+    }
+
+    /// Upstream's "should connect to the ports exposed by restartable init containers".
+    #[test]
+    fn init_containers_have_ports_if_they_go_on_running() {
+        let port = |name: &str| service(&json!([{"port": 80, "targetPort": name}]));
+        let mut pod = pod("10.0.0.1", "True", 8080);
+        let init = json!([
+            {"name": "first", "ports": [{"name": "first", "containerPort": 81}]},
+            {"name": "side", "restartPolicy": "Always",
+             "ports": [{"name": "side", "containerPort": 82}, {"name": "web", "containerPort": 83}]}]);
+        pod.spec.as_mut().unwrap().init_containers = serde_json::from_value(init).unwrap();
+        for (name, want) in [("web", Some(8080)), ("side", Some(82)), ("first", None)] {
+            let ports = port(name).spec.unwrap().ports.unwrap();
+            assert_eq!(target(&ports[0], &pod), want, "{name}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -100,11 +101,24 @@ pub fn own_address(v4: bool) -> Option<IpAddr> {
 }
 
 /// The host's resolver.
-#[derive(Default)]
 pub struct Host {
+    resolv_conf: PathBuf,
+    hosts: PathBuf,
     files: Mutex<Option<(Instant, Arc<Files>)>>,
     cache: Cache,
     metrics: Arc<Metrics>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts: "/etc/hosts".into(),
+            files: Mutex::default(),
+            cache: Cache::default(),
+            metrics: Arc::default(),
+        }
+    }
 }
 
 impl Host {
@@ -122,8 +136,8 @@ impl Host {
             return files.clone();
         }
         // A missing file says as much as an empty one.
-        let text = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let files = Arc::new(Files::parse(&text("/etc/resolv.conf"), &text("/etc/hosts")));
+        let text = |path: &PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+        let files = Arc::new(Files::parse(&text(&self.resolv_conf), &text(&self.hosts)));
         *cached = Some((Instant::now(), files.clone()));
         files
     }
@@ -259,6 +273,25 @@ mod tests {
         let answer = host.ask(Some(&[refuses]), question, false).await.unwrap();
         assert_eq!(cache::code(&answer), Some(5), "better than nothing");
         assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 2, "once a round is enough");
+    }
+
+    /// A VPN that is joined puts its name servers there.
+    #[test]
+    fn other_name_servers_are_asked_when_the_file_says_so() {
+        let folder = std::env::temp_dir().join(format!("rootlet-dns-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let resolv_conf = folder.join("resolv.conf");
+        let host = Host { resolv_conf: resolv_conf.clone(), ..Host::default() };
+        let deadline = Instant::now() + FRESH * 10;
+        for server in ["192.0.2.1", "198.51.100.1"] {
+            std::fs::write(&resolv_conf, format!("nameserver {server}\n")).unwrap();
+            let want = [SocketAddr::new(server.parse().unwrap(), 53)];
+            while host.files().servers != want {
+                assert!(Instant::now() < deadline, "{:?}", host.files().servers);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

@@ -6,16 +6,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use client::{Key, key};
+use client::{Key, Move, SliceOwners, key};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
-use kube::ResourceExt;
 
 use crate::zone::{Data, Named};
 
 /// The version of the specification that is followed, as told under `dns-version`.
 const SPECIFICATION: &str = "1.1.0";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// What the records of one Service are made of.
 #[derive(Clone, Default)]
@@ -30,8 +28,7 @@ pub(crate) struct Names {
     domain: String,
     /// By the Service, which may not be there yet.
     sources: HashMap<Key, Source>,
-    /// The Service that each slice is of, by the slice.
-    owners: HashMap<Key, Key>,
+    owners: SliceOwners,
     /// What the changed ones were when they were told last.
     before: HashMap<Key, Source>,
 }
@@ -49,7 +46,7 @@ impl Names {
         Self {
             domain: domain.to_owned(),
             sources: HashMap::new(),
-            owners: HashMap::new(),
+            owners: SliceOwners::default(),
             before: HashMap::new(),
         }
     }
@@ -84,16 +81,12 @@ impl Names {
 
     /// An EndpointSlice is this now; None is gone.
     pub fn set_slice(&mut self, key: Key, slice: Option<Arc<EndpointSlice>>) {
-        let label = |slice: &Arc<EndpointSlice>| slice.labels().get(SERVICE_NAME).cloned();
-        let owner = slice.as_ref().and_then(label).map(|name| (key.0.clone(), name));
-        if let Some(old) = self.owners.remove(&key)
-            && owner.as_ref() != Some(&old)
-        {
-            self.change(&old, |source| drop(source.slices.remove(&key.1)));
+        let Move { left, owner } = self.owners.set(&key, slice.as_deref());
+        if let Some(left) = left {
+            self.change(&left, |source| drop(source.slices.remove(&key.1)));
         }
         if let (Some(owner), Some(slice)) = (owner, slice) {
-            self.change(&owner, |source| drop(source.slices.insert(key.1.clone(), slice)));
-            self.owners.insert(key, owner);
+            self.change(&owner, |source| drop(source.slices.insert(key.1, slice)));
         }
     }
 
@@ -243,6 +236,7 @@ fn reverse(address: IpAddr) -> String {
 
 #[cfg(test)]
 mod tests {
+    use client::SERVICE_NAME;
     use proptest::prelude::*;
     use serde_json::json;
 

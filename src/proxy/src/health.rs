@@ -125,11 +125,20 @@ async fn serve(listener: TcpListener, state: watch::Receiver<State>) {
             continue;
         };
         let response = state.borrow().response();
-        tokio::spawn(tokio::time::timeout(PATIENCE, answer(stream, response)));
+        tokio::spawn(answer(stream, |_| response));
     }
 }
 
-async fn answer(mut stream: TcpStream, response: String) -> std::io::Result<()> {
+/// Answers one request for the path that it names.
+pub(crate) async fn answer(stream: TcpStream, respond: impl FnOnce(&str) -> String) {
+    // Whoever goes away meanwhile needs no answer.
+    let _ = tokio::time::timeout(PATIENCE, converse(stream, respond)).await;
+}
+
+async fn converse(
+    mut stream: TcpStream,
+    respond: impl FnOnce(&str) -> String,
+) -> std::io::Result<()> {
     let mut request = Vec::new();
     let mut piece = [0; 1024];
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -139,7 +148,9 @@ async fn answer(mut stream: TcpStream, response: String) -> std::io::Result<()> 
         }
         request.extend_from_slice(&piece[..read]);
     }
-    stream.write_all(response.as_bytes()).await?;
+    let request = String::from_utf8_lossy(&request);
+    let path = request.split_ascii_whitespace().nth(1).unwrap_or_default();
+    stream.write_all(respond(path).as_bytes()).await?;
     stream.shutdown().await
 }
 

@@ -10,6 +10,7 @@ pub mod ingress;
 mod policy;
 mod publish;
 mod services;
+mod status;
 mod table;
 mod tables;
 mod topology;

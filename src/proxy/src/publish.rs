@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{
 use kube::ResourceExt;
 use netns::{Frontend, LOOPBACK_SERVICES, Protocol, Publication, Refused, ServiceTable};
 
-use crate::table::{HostPort, Place, cluster_ips, is_ours, node_port, protocol};
+use crate::table::{HostPort, Place, cluster_ips, is_ours, node_port, protocol, source_ranges};
 
 /// Why a port is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +58,25 @@ pub(crate) fn is_balanced(service: &Service) -> bool {
         && service.metadata.deletion_timestamp.is_none()
 }
 
+/// Keeps a Service until its load balancer is gone (`k8s.io/cloud-provider/service/helpers`).
+pub(crate) const CLEANUP: &str = "service.kubernetes.io/load-balancer-cleanup";
+
+/// Whether a Service is kept until its load balancer is gone.
+fn is_kept(service: &Service) -> bool {
+    service.finalizers().iter().any(|finalizer| finalizer == CLEANUP)
+}
+
+/// Whether a Service is to be kept, where it is not, or to be let go, where it is.
+pub(crate) fn keep(service: &Service) -> Option<bool> {
+    let spec = service.spec.as_ref();
+    let theirs = spec.is_some_and(|spec| spec.load_balancer_class.is_some());
+    let wanted = is_balanced(service);
+    (wanted != is_kept(service) && (wanted || !theirs)).then_some(wanted)
+}
+
 /// Whether a Service is of any concern here.
 pub(crate) fn concerns(service: &Service) -> bool {
-    was_balanced(service) || is_ours(service) && is_published(service)
+    was_balanced(service) || is_kept(service) || is_ours(service) && is_published(service)
 }
 
 /// Whether a Service has ports on the host.
@@ -94,7 +110,9 @@ pub fn wanted(
             let frontend = Frontend { address: target.ip(), protocol, port: target.port() };
             let backend = table.services.get(&frontend);
             let served = backend.is_some_and(|backend| !backend.endpoints.is_empty());
-            let publication = Publication { host, protocol, target, served };
+            let balanced = matches!(purpose, Purpose::LoadBalancer | Purpose::Substitute);
+            let allowed = balanced.then(|| source_ranges(service, &settings.place)).flatten();
+            let publication = Publication { host, protocol, target, served, allowed };
             entries.push(Entry { object: object_reference(&**service), purpose, publication });
         };
         let Some(spec) = &service.spec else { continue };
@@ -206,6 +224,7 @@ fn host_ports(pod: &Pod, settings: &Settings) -> Vec<Entry> {
                 protocol: port.protocol,
                 target: port.target,
                 served: true,
+                allowed: None,
             },
         }));
     }
@@ -313,7 +332,7 @@ pub fn complaint(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use netns::Backend;
+    use netns::{Backend, Cidr};
     use serde_json::{Value, json};
 
     fn settings() -> Settings {
@@ -387,6 +406,58 @@ mod tests {
         ];
         for (entries, want) in cases {
             assert_eq!(told(&entries), want);
+        }
+    }
+
+    #[test]
+    fn load_balancers_are_for_whom_their_ranges_name() {
+        let ports = json!([{"port": 80, "nodePort": 30080}]);
+        let cases = [
+            (json!(["192.0.2.0/24"]), "192.0.2.0/24"),
+            (json!(["10.42.0.0/16"]), "10.42.0.0/16 127.0.0.0/8 ::1/128"),
+            (json!([]), "all"),
+        ];
+        for (ranges, want) in cases {
+            let spec = json!({"type": "LoadBalancer", "clusterIP": "10.43.0.9", "ports": ports,
+                "loadBalancerSourceRanges": ranges});
+            let entries = plain(&[service("lb", &spec)], &[]);
+            let told: Vec<String> = entries
+                .iter()
+                .map(|entry| {
+                    let ranges = entry.publication.allowed.as_ref();
+                    ranges.map_or("all".into(), |ranges| {
+                        ranges.iter().map(Cidr::to_string).collect::<Vec<_>>().join(" ")
+                    })
+                })
+                .collect();
+            assert_eq!(told, ["all", want], "node port, load balancer");
+        }
+    }
+
+    #[test]
+    fn services_are_kept_while_they_are_load_balancers() {
+        let ours = json!({"type": "LoadBalancer"});
+        let theirs = json!({"type": "LoadBalancer", "loadBalancerClass": "example.org/lb"});
+        let plain = json!({"type": "ClusterIP"});
+        let cases = [
+            (&ours, false, false, Some(true)),
+            (&ours, true, false, None),
+            (&ours, true, true, Some(false)),
+            (&plain, true, false, Some(false)),
+            (&plain, false, false, None),
+            (&theirs, true, false, None),
+            (&theirs, false, false, None),
+        ];
+        for (spec, kept, ending, want) in cases {
+            let mut service = (*service("s", spec)).clone();
+            if kept {
+                service.finalizers_mut().push(CLEANUP.into());
+            }
+            if ending {
+                let time = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+                service.metadata.deletion_timestamp = Some(time);
+            }
+            assert_eq!(keep(&service), want, "{spec} {kept} {ending}");
         }
     }
 

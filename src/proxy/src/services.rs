@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::health::{self, HealthChecks};
 use crate::publish::{self, Entry, Purpose, Settings};
+use crate::status::Status;
 use crate::table::HostPort;
 use crate::tables::Tables;
 use crate::{Config, RETRY, SETTLE};
@@ -42,7 +43,8 @@ pub(crate) async fn follow(config: Config) {
     pods.ready().await;
     let control = config.control.clone();
     let mut lost = std::pin::pin!(control.until_lost());
-    let mut keeper = Keeper::new(config, services, slices, pods, nodes);
+    let status = Status::start().await;
+    let mut keeper = Keeper::new(config, status, (services, slices, pods, nodes));
     keeper.take(Changed::Anything);
     loop {
         if let Err(error) = keeper.sync().await {
@@ -50,6 +52,7 @@ pub(crate) async fn follow(config: Config) {
             tokio::time::sleep(RETRY).await;
             continue;
         }
+        keeper.status.updated();
         tokio::select! {
             change = changes.next() => match change {
                 Some(changed) => keeper.take(changed),
@@ -98,6 +101,9 @@ fn zone(nodes: &Informer<Node>, name: &str) -> Option<String> {
     nodes.get("", name)?.labels().get(ZONE).cloned()
 }
 
+/// What the objects are read from.
+type Informed = (Informer<Service>, Informer<EndpointSlice>, Informer<Pod>, Informer<Node>);
+
 struct Keeper {
     config: Config,
     settings: Settings,
@@ -107,6 +113,7 @@ struct Keeper {
     nodes: Informer<Node>,
     recorder: Recorder,
     health: HealthChecks,
+    status: Status,
     tables: Tables,
     /// Whether the node process has the table as it is.
     applied: bool,
@@ -123,13 +130,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(
-        config: Config,
-        services: Informer<Service>,
-        slices: Informer<EndpointSlice>,
-        pods: Informer<Pod>,
-        nodes: Informer<Node>,
-    ) -> Self {
+    fn new(config: Config, status: Status, (services, slices, pods, nodes): Informed) -> Self {
         Self {
             settings: Settings { place: config.place.clone(), addresses: config.publish.clone() },
             recorder: Recorder::new(config.client.clone(), COMPONENT, ""),
@@ -140,6 +141,7 @@ impl Keeper {
             nodes,
             config,
             health: HealthChecks::default(),
+            status,
             applied: false,
             concerned: BTreeMap::new(),
             hosted: BTreeMap::new(),
@@ -152,6 +154,7 @@ impl Keeper {
 
     /// The node process was started anew and knows nothing.
     fn forget(&mut self) {
+        self.status.waiting();
         self.applied = false;
         self.published = None;
         self.forwards = None;
@@ -159,6 +162,7 @@ impl Keeper {
 
     /// Takes up a change. The store is what counts: it may be further than the change that is told.
     fn take(&mut self, changed: Changed) {
+        self.status.waiting();
         match changed {
             Changed::Service(key) => {
                 let service = self.services.get(&key.0, &key.1);
@@ -260,7 +264,7 @@ impl Keeper {
     }
 
     async fn publish(&mut self, entries: &[Entry]) -> Result<Vec<Option<Refused>>, netns::Error> {
-        let wanted: Vec<_> = entries.iter().map(|entry| entry.publication).collect();
+        let wanted: Vec<_> = entries.iter().map(|entry| entry.publication.clone()).collect();
         if let Some((published, answers)) = &self.published
             && *published == wanted
             && answers.iter().all(Option::is_none)
@@ -280,6 +284,7 @@ impl Keeper {
             tracing::debug!(port, %error, "no health check port");
         }
         let mut forwards = self.config.forwards.clone();
+        forwards.extend(self.status.forwards(&self.settings.place.addresses));
         for port in self.health.ports() {
             for address in &self.settings.place.addresses {
                 let host = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port));
@@ -304,6 +309,12 @@ impl Keeper {
         entries: &[Entry],
         answers: &[Option<Refused>],
     ) {
+        for service in services {
+            // By now what is to be let go is at no address any more.
+            if let Some(keep) = publish::keep(service) {
+                self.set_kept(service, keep).await;
+            }
+        }
         let balanced: Vec<_> = services.iter().filter(|s| publish::is_balanced(s)).collect();
         let mut known = BTreeMap::new();
         for service in balanced {
@@ -332,6 +343,19 @@ impl Keeper {
             holding.insert(key);
         }
         self.told = holding;
+    }
+
+    /// Has a Service stay after its deletion until this program has let it go.
+    async fn set_kept(&self, service: &Service, keep: bool) {
+        let field = if keep { "finalizers" } else { "$deleteFromPrimitiveList/finalizers" };
+        let patch = json!({"metadata": {field: [publish::CLEANUP]}});
+        let (namespace, name) = (service.namespace().unwrap_or_default(), service.name_any());
+        let api: Api<Service> = Api::namespaced(self.config.client.clone(), &namespace);
+        // Through the status, which is what a service controller may write.
+        let patch = Patch::Strategic(&patch);
+        if let Err(error) = api.patch_status(&name, &PatchParams::default(), &patch).await {
+            tracing::debug!(%error, %namespace, name, "finalizers not written");
+        }
     }
 
     async fn set_status(&self, service: &Service, ingress: Option<&Vec<LoadBalancerIngress>>) {

@@ -1,22 +1,24 @@
 //! The decision: which frontends there are and which endpoints they have.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use client::SERVICE_NAME;
 use k8s_openapi::api::core::v1::{Pod, Service, ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use kube::ResourceExt;
-use netns::{Backend, Frontend, Protocol};
+use netns::{Backend, Cidr, Frontend, Protocol};
 
 use crate::topology::Candidates;
 
-/// The label by which a slice names its service (EndpointSlice API reference).
-pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Whoever sets this wants to serve the Service with a proxy of their own.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Whoever sets this wants nobody to serve the Service's addresses.
 const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// The older way to say who may use a load balancer.
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
 /// This node, as services see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +86,7 @@ pub(crate) fn entries(
             // Refused is only what nobody serves anywhere.
             let elsewhere = local && own.is_empty() && !endpoints(false).is_empty();
             let affinity_s = affinity(spec);
-            Backend { endpoints: own, for_pods: None, elsewhere, affinity_s }
+            Backend { endpoints: own, elsewhere, affinity_s, ..Backend::default() }
         };
         let internal = backend(spec.internal_traffic_policy.as_deref() == Some("Local"));
         let local = spec.external_traffic_policy.as_deref() == Some("Local");
@@ -101,9 +103,15 @@ pub(crate) fn entries(
                 insert(address, number, &internal);
             }
             let external_ips = spec.external_ips.iter().flatten();
-            let external_ips = external_ips.filter_map(|text| text.parse().ok());
-            for address in external_ips.chain(virtual_ips(service)).chain(balanced) {
+            for address in external_ips.filter_map(|text| text.parse().ok()) {
                 insert(address, number, &external);
+            }
+            let guarded = |allowed| Backend { allowed, ..external.clone() };
+            for address in virtual_ips(service) {
+                insert(address, number, &guarded(ranges_of(spec, address)));
+            }
+            if let Some(address) = balanced {
+                insert(address, number, &guarded(source_ranges(service, place)));
             }
         }
         if let Some(number) = node_port(port) {
@@ -113,6 +121,45 @@ pub(crate) fn entries(
         }
     }
     all
+}
+
+/// Who may use the load balancer that this program is; None is everybody. Over loopback come the host, and in the
+/// node's network its own pods: they are the node, as ranges see it.
+pub(crate) fn source_ranges(service: &Service, place: &Place) -> Option<Vec<Cidr>> {
+    let mut ranges = named_ranges(service)?;
+    if place.addresses.iter().any(|node| ranges.iter().any(|range| range.contains(*node))) {
+        ranges.push(Cidr::containing(Ipv4Addr::LOCALHOST.into(), 8));
+        ranges.push(Cidr::containing(Ipv6Addr::LOCALHOST.into(), 128));
+    }
+    Some(ranges)
+}
+
+/// The ranges that a Service names: the field counts before the annotation (`GetLoadBalancerSourceRanges` of
+/// `k8s.io/cloud-provider/service/helpers`).
+fn named_ranges(service: &Service) -> Option<Vec<Cidr>> {
+    let spec = service.spec.as_ref().filter(|s| s.type_.as_deref() == Some("LoadBalancer"))?;
+    let own = spec.load_balancer_source_ranges.as_deref().filter(|ranges| !ranges.is_empty());
+    if let Some(own) = own {
+        return Some(own.iter().filter_map(|text| range(text)).collect());
+    }
+    let noted = service.annotations().get(SOURCE_RANGES)?.trim();
+    (!noted.is_empty()).then(|| noted.split(',').filter_map(range).collect())
+}
+
+/// Who may use an address of somebody else's load balancer: by the field alone, and nobody is kept away where
+/// it has no range of the address' family (`pkg/proxy/serviceport.go`).
+fn ranges_of(spec: &ServiceSpec, address: IpAddr) -> Option<Vec<Cidr>> {
+    let all = spec.load_balancer_source_ranges.iter().flatten().filter_map(|text| range(text));
+    let own: Vec<_> = all.filter(|cidr| cidr.address().is_ipv4() == address.is_ipv4()).collect();
+    (!own.is_empty()).then_some(own)
+}
+
+/// A range, read as generously as upstream does: with bits beyond the prefix.
+fn range(text: &str) -> Option<Cidr> {
+    let (address, prefix) = text.trim().split_once('/')?;
+    let (address, prefix): (IpAddr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    (prefix <= most).then(|| Cidr::containing(address, prefix))
 }
 
 /// Addresses that somebody else's load balancer has given the Service: what is sent to them from within
@@ -387,6 +434,58 @@ mod tests {
             foreign.labels_mut().insert(label.into(), "other".into());
             let table = table(&[Arc::new(foreign)], &slices(&near), &[], &place());
             assert_eq!(told(&table).len(), 0, "{label}");
+        }
+    }
+
+    #[test]
+    fn load_balancers_are_for_those_who_may() {
+        let near = json!([endpoint("10.42.0.2", "here", &json!({"ready": true}))]);
+        let own: IpAddr = "127.64.0.1".parse().unwrap();
+        let service = |field: &Value, note: Option<&str>| -> Service {
+            let ip = json!([{"ip": "192.0.2.9", "ipMode": "VIP"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}]);
+            let spec = json!({"type": "LoadBalancer", "clusterIP": "10.43.0.9",
+                "loadBalancerSourceRanges": field, "externalIPs": ["198.51.100.1"],
+                "ports": [{"name": "http", "port": 80, "nodePort": 30080}]});
+            let notes = note.map(|text| json!({SOURCE_RANGES: text}));
+            let service = json!({"metadata": {"name": "web", "annotations": notes}, "spec": spec,
+                "status": {"loadBalancer": {"ingress": ip}}});
+            serde_json::from_value(service).unwrap()
+        };
+        let cases = [
+            (
+                json!(["10.0.0.1/8", " fd00::/8"]),
+                None,
+                "10.0.0.0/8 fd00::/8 127.0.0.0/8 ::1/128",
+                "10.0.0.0/8",
+            ),
+            (json!(["fd00::/8"]), None, "fd00::/8", "all"),
+            (
+                json!([]),
+                Some("192.0.2.0/24, 198.51.100.0/24"),
+                "192.0.2.0/24 198.51.100.0/24",
+                "all",
+            ),
+            (json!(["192.0.2.0/24"]), Some("10.0.0.0/8"), "192.0.2.0/24", "192.0.2.0/24"),
+            (Value::Null, Some(" "), "all", "all"),
+            (Value::Null, None, "all", "all"),
+        ];
+        for (field, note, ours, theirs) in cases {
+            let slices = slices(&near);
+            let slices: Vec<_> = slices.iter().collect();
+            let all = entries(&service(&field, note), &slices, &place(), Some(own));
+            let told: BTreeSet<String> = all
+                .iter()
+                .map(|(frontend, backend)| {
+                    let ranges = backend.allowed.as_ref().map_or("all".into(), |ranges| {
+                        ranges.iter().map(Cidr::to_string).collect::<Vec<_>>().join(" ")
+                    });
+                    format!("{} {ranges}", frontend.address)
+                })
+                .collect();
+            let want = ["10.42.0.1 all", "10.43.0.9 all", "198.51.100.1 all"].map(String::from);
+            let mut want = BTreeSet::from(want);
+            want.extend([format!("127.64.0.1 {ours}"), format!("192.0.2.9 {theirs}")]);
+            assert_eq!(told, want, "{field} {note:?}");
         }
     }
 

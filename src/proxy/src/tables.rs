@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use client::{Key, key};
+use client::{Key, Move, SliceOwners, key};
 use k8s_openapi::api::core::v1::{Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use netns::{Backend, Frontend, ServiceChange, ServiceTable};
 
-use crate::table::{Place, SERVICE_NAME, entries, host_ports, is_ours};
+use crate::table::{Place, entries, host_ports, is_ours};
 
 /// The table for these objects.
 pub fn table(
@@ -49,8 +49,7 @@ struct Known {
 pub(crate) struct Tables {
     place: Place,
     services: HashMap<Key, Known>,
-    /// The Service that each slice is of, by the slice.
-    owners: HashMap<Key, Key>,
+    owners: SliceOwners,
     claims: BTreeMap<(Frontend, Claimant), Backend>,
     /// The frontends that each claims, by whether it is a pod.
     claimed: HashMap<(bool, Key), (Claimant, Vec<Frontend>)>,
@@ -66,7 +65,7 @@ impl Tables {
         Self {
             place,
             services: HashMap::new(),
-            owners: HashMap::new(),
+            owners: SliceOwners::default(),
             claims: BTreeMap::new(),
             claimed: HashMap::new(),
             stale: BTreeSet::new(),
@@ -142,16 +141,12 @@ impl Tables {
 
     /// An EndpointSlice is this now; None is gone.
     pub fn set_slice(&mut self, key: Key, slice: Option<&Arc<EndpointSlice>>) {
-        let name = slice.and_then(|slice| slice.labels().get(SERVICE_NAME));
-        let owner = name.map(|name| (key.0.clone(), name.clone()));
-        if let Some(old) = self.owners.remove(&key)
-            && owner.as_ref() != Some(&old)
-        {
-            self.known(&old).slices.remove(&key.1);
+        let Move { left, owner } = self.owners.set(&key, slice.map(AsRef::as_ref));
+        if let Some(left) = left {
+            self.known(&left).slices.remove(&key.1);
         }
         if let (Some(owner), Some(slice)) = (owner, slice) {
-            self.known(&owner).slices.insert(key.1.clone(), Arc::clone(slice));
-            self.owners.insert(key, owner);
+            self.known(&owner).slices.insert(key.1, Arc::clone(slice));
         }
     }
 
@@ -225,6 +220,7 @@ impl Tables {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use client::SERVICE_NAME;
     use proptest::prelude::*;
     use serde_json::json;
 

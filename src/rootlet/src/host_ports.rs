@@ -44,7 +44,7 @@ impl HostPorts {
         } else {
             published.insert(id.to_owned(), wanted.clone());
         }
-        let all: Vec<Publication> = published.values().flatten().copied().collect();
+        let all: Vec<Publication> = published.values().flatten().cloned().collect();
         let answers = self.control.publish(all.clone()).await?;
         let refused = all.iter().zip(answers).find_map(|(publication, answer)| {
             wanted.contains(publication).then_some(())?;
@@ -53,7 +53,7 @@ impl HostPorts {
         let Some((publication, refused)) = refused else { return Ok(()) };
         let message = format!("host port {}: {}", publication.host, refused.message);
         published.remove(id);
-        let others = published.values().flatten().copied().collect();
+        let others = published.values().flatten().cloned().collect();
         self.control.publish(others).await?;
         Err(Error::Failed(message))
     }
@@ -84,6 +84,7 @@ fn publications(
                 protocol,
                 target: SocketAddr::new(*target, port.container_port),
                 served: true,
+                allowed: None,
             });
         }
     }

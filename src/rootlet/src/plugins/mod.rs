@@ -247,6 +247,19 @@ fn gateways(result: &Value) -> Vec<IpAddr> {
     ips.filter_map(|ip| ip["gateway"].as_str()?.parse().ok()).collect()
 }
 
+/// Leads a pod to load balancers, which are at loopback addresses, by the gateway that it was given.
+fn lead_to_services(namespace: &OwnedFd, result: &Value) -> anyhow::Result<()> {
+    let ips = result["ips"].as_array().into_iter().flatten();
+    let mut pairs = ips.filter_map(|ip| {
+        let address = ip["address"].as_str()?.split('/').next()?.parse().ok()?;
+        Some((ip["gateway"].as_str()?.parse().ok()?, address))
+    });
+    let first = pairs.find(|(_, address): &(IpAddr, IpAddr)| address.is_ipv4());
+    first.map_or(Ok(()), |(gateway, address)| {
+        Ok(netns::lead_to_loopback_services(namespace, INTERFACE, gateway, address)?)
+    })
+}
+
 fn failed(error: anyhow::Error) -> Error {
     Error::Failed(format!("{error:#}"))
 }
@@ -277,6 +290,7 @@ impl Network for PluginNetwork {
             .map_err(|error| Error::Failed(format!("the pod's network namespace: {error}")))?;
         let (id, pod) = (id.to_owned(), pod.clone());
         let adopted = id.clone();
+        let inside = namespace.try_clone().map_err(|error| Error::Failed(error.to_string()))?;
         let attached = self
             .blocking(move |own| {
                 let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
@@ -301,6 +315,11 @@ impl Network for PluginNetwork {
             gateways: gateways(&attached.result),
         };
         self.control.adopt(&adopted, pod).await?;
+        let led = self.blocking(move |_| lead_to_services(&inside, &attached.result)).await;
+        if let Err(error) = led {
+            // A pod that has no use for load balancers is none the worse for it.
+            tracing::warn!(id = adopted, %error, "no way to load balancers from this pod");
+        }
         Ok(addresses)
     }
 
