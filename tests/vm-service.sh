@@ -69,5 +69,21 @@ ok "stop stops the pods"
 rootlet service uninstall -q
 [ ! -e "$HOME/.config/systemd/user/$unit" ] || fail "the unit is there"
 rootlet delete -q
+
+# The other one of docs/living.md: a second cluster with flags of its own, and a folder that is kept applied.
+# Without polkit, as here, that is root's to allow; this user lingers already.
+loginctl enable-linger 2>/dev/null || [ -e "/var/lib/systemd/linger/$(id -un)" ] || fail "no lingering"
+mkdir -p "$HOME/cluster"
+printf 'apiVersion: v1\nkind: ConfigMap\nmetadata: {name: kept}\n' >"$HOME/cluster/kept.yaml"
+"$work/rootlet" service install -q --name dev -- --ingress --manifests "$HOME/cluster"
+"$work/rootlet" kubeconfig --name dev >"$kc"
+until_is configmap/kept kubectl get configmap kept -o name
+until_is ingress* kubectl get ingressclass -o name
+said=$("$work/rootlet" service status --name dev -o json)
+[[ $said == *'"atBoot": true'*'"running": true'*'"state": "active"'* ]] || fail "service status: $said"
+"$work/rootlet" delete -q --name dev
+[ ! -e "$HOME/.config/systemd/user/rootlet-dev.service" ] || fail "the unit of dev is there"
+rm -r "$HOME/cluster"
+ok "a unit of another cluster has its flags; deleting the cluster removes it"
 rm -rf "$work"
 ok "uninstalled"

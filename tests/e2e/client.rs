@@ -170,6 +170,9 @@ fn objects_are_shown_as_kubectl_shows_them() {
         "get deployment web -o yaml",
         "get deployment web -o json --show-managed-fields",
         "get pods -l app=web -o yaml",
+        "get cm settings -o kyaml",
+        "get deployment web -o kyaml --show-managed-fields",
+        "get pods,svc -o kyaml",
         "get pods -o name",
         "get all -o name",
         "get pods -o jsonpath={.items[*].metadata.name}",
@@ -177,6 +180,45 @@ fn objects_are_shown_as_kubectl_shows_them() {
         "get deployment web -o jsonpath={.spec.template.spec.containers[?(@.name==\"side\")].command}",
         "get deployment web -o jsonpath={.metadata.labels}",
         "get pods -o custom-columns=NAME:.metadata.name,IMAGES:.spec.containers[*].image,NO:.x",
+        "get deployment web -o jsonpath={.none} --allow-missing-template-keys=false",
+        "get deployment web -o jsonpath={.spec.template.spec.containers[7].name}",
+        "get deployment web -o jsonpath={.metadata.name}{.metadata[0]}",
+        "get deployment web -o jsonpath --template={.metadata.name}",
+        "get deployment web -o jsonpath-as-json={.metadata.labels}{.spec.replicas}",
+        "get deployment web -o jsonpath={.kind",
+        "get deployment web -o jsonpath",
+        "get deployment web -o jsonpath-file=none",
+        "get pods -o go-template={{range~.items}}{{.metadata.name}}~{{len~.spec.containers}}{{\"\n\"}}{{end}}",
+        "get pods,svc -o go-template={{.kind}}~{{range~.items}}{{.kind}}/{{.metadata.name}}~{{end}}",
+        "get deployment web --template={{.spec.replicas}}{{if~eq~.spec.replicas~2}}~two{{end}}",
+        "get deployment web -o template --template={{.metadata.annotations}}",
+        "get deployment web -o template={{.status}}",
+        "get secret hidden -o go-template={{.data.key|base64decode}}",
+        "get cm settings -o go-template={{range~$k,$v:=.data}}{{$k}}={{printf~\"%q\"~$v}};{{end}}",
+        "get deployment web -o go-template={{.metadata.name}}{{.metadata.name.x}}",
+        "get deployment web -o go-template={{.none.x}} --allow-missing-template-keys=false",
+        "get deployment web -o go-template={{none}}",
+        "get deployment web -o go-template",
+        "get deployment web -o go-template-file=none",
+        "get pods -l app=nothing -o go-template={{len~.items}}",
+        "get pods none -o go-template={{.kind}}",
+        "get pods -o custom-columns=NAME:.metadata.name --no-headers",
+        "get pods -o custom-columns=NAME:.metadata.name,N:.spec.containers[7].name",
+        "get pods -o custom-columns=NAME",
+        "get pods -o custom-columns-file=none",
+        "get pods --chunk-size=1",
+        "get pods --chunk-size=1 -o name",
+        "get pods -A --chunk-size=2 -o jsonpath={.items[*].metadata.name}",
+        "get pods --sort-by={.metadata.name} -o name",
+        "get pods -A --no-headers",
+        "get pods,svc --no-headers",
+        "get pods -L app -L tier --show-labels",
+        "get cm settings none --ignore-not-found",
+        "get cm settings none -o name",
+        "get cm settings none -o yaml --ignore-not-found",
+        "get pods -o wide --show-kind",
+        "get cm settings -o name --show-managed-fields",
+        "get cm settings -o json --show-managed-fields=false",
         "get pods none",
         "get pods none -o yaml",
         "get pods none --ignore-not-found",
@@ -253,6 +295,97 @@ fn objects_are_shown_as_kubectl_shows_them() {
         "exec deployment/web -c side -- echo x",
     ] {
         same(&cluster, &line.replace("POD", &pod));
+    }
+}
+
+/// A watch that is going on, and what it has said.
+struct Watching {
+    process: std::process::Child,
+    file: std::path::PathBuf,
+}
+
+impl Watching {
+    fn start(cluster: &Cluster, mut command: Command, words: &str, name: &str) -> Self {
+        let file = cluster.path(name);
+        let out = fs::File::create(&file).expect("it can be written");
+        let words = words.split(' ').map(|word| word.replace('~', " "));
+        let process = command.args(words).stdin(Stdio::null()).stdout(out).stderr(Stdio::null());
+        Self { process: process.spawn().expect("it can be started"), file }
+    }
+
+    /// What it said, without ages.
+    fn said(&self) -> String {
+        let text = fs::read_to_string(&self.file).expect("it can be read");
+        let is_age = |word: &str| {
+            let digits = word.trim_end_matches(['s', 'm']);
+            digits.len() < word.len() && digits.chars().all(|c| c.is_ascii_digit() || c == 'm')
+        };
+        let line = |line: &str| -> String {
+            let end = line.trim_end();
+            match end.rsplit_once(' ') {
+                Some((start, age)) if is_age(age) => format!("{start} AGE\n"),
+                _ => format!("{line}\n"),
+            }
+        };
+        text.lines().map(line).collect()
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test then noticed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn changes_are_told_as_kubectl_tells_them() {
+    let cluster = Cluster::ephemeral();
+    cluster.kubectl_ok(&["create", "configmap", "first", "--from-literal=a=b"]);
+    // With the namespace's own there are several.
+    cluster.kubectl_ok(&["label", "configmap", "--all", "of=ours"]);
+    let flags = [
+        "get cm -l of -w",
+        "get cm -l of -w --output-watch-events",
+        "get cm -l of -w --output-watch-events --no-headers -L of",
+        "get cm -l of -w -o name",
+        "get cm -l of -w -o yaml",
+        "get cm -l of -w -o yaml --output-watch-events",
+        "get cm -l of -w -o json --output-watch-events",
+        "get cm -l of -w -o name --output-watch-events",
+        "get cm -l of -w -o jsonpath={.metadata.name}~{.data}~",
+        "get cm -l of -w -o go-template={{.metadata.name}}~{{.data}}{{\"\\n\"}}",
+        "get cm first -w -o custom-columns=NAME:.metadata.name,DATA:.data",
+    ];
+    let watches: Vec<_> = flags
+        .iter()
+        .enumerate()
+        .map(|(index, words)| {
+            let start = |command: Command, who: &str| {
+                Watching::start(&cluster, command, words, &format!("{who}-{index}"))
+            };
+            (words, start(theirs(&cluster), "theirs"), start(own(&cluster), "ours"))
+        })
+        .collect();
+    for (words, theirs, ours) in &watches {
+        eventually(words, || {
+            let both = [theirs.said(), ours.said()];
+            if both.iter().all(|said| said.contains("first")) { Ok(()) } else { Err(both.concat()) }
+        });
+    }
+    cluster.kubectl_ok(&["patch", "configmap", "first", "-p", r#"{"data":{"a":"changed"}}"#]);
+    cluster.kubectl_ok(&["create", "configmap", "second", "--from-literal=c=d"]);
+    cluster.kubectl_ok(&["label", "configmap", "second", "of=ours"]);
+    cluster.kubectl_ok(&["delete", "configmap", "second"]);
+    cluster.kubectl_ok(&["patch", "configmap", "first", "-p", r#"{"data":{"a":"last"}}"#]);
+    for (words, theirs, ours) in &watches {
+        eventually(words, || {
+            let (theirs, ours) = (theirs.said(), ours.said());
+            // The last change is told: the name once more, and no later one will come.
+            let whole = theirs.matches("first").count() >= 3;
+            if whole && theirs == ours { Ok(()) } else { Err(format!("- {theirs}\n+ {ours}")) }
+        });
     }
 }
 

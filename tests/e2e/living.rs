@@ -201,7 +201,10 @@ fn a_unit_is_written_enabled_and_removed() {
     let cluster = Cluster::prepared();
     let tools = cluster.path("tools");
     fs::create_dir(&tools).expect("it can be made");
-    let script = format!("#!/bin/sh\necho \"$@\" >> {}\n", cluster.path("asked").display());
+    let script = format!(
+        "#!/bin/sh\ncase $2 in is-*) exit 1 ;; esac\necho \"$@\" >> {}\n",
+        cluster.path("asked").display()
+    );
     fs::write(tools.join("systemctl"), script).expect("it can be written");
     run(Command::new("chmod").arg("755").arg(tools.join("systemctl")));
     let rootlet = |words: &[&str]| {
@@ -224,9 +227,17 @@ fn a_unit_is_written_enabled_and_removed() {
         let verified = run(Command::new("systemd-analyze").args(["--user", "verify"]).arg(&unit));
         assert!(!verified.err.contains("Unknown"), "{}", verified.err);
     }
+    // The systemctl here knows nothing, and says so to nobody.
+    let status = |output: &str| service(&["status", "--name", name, "-o", output]);
+    let told: serde_json::Value = serde_json::from_str(&status("json").out).expect("it is JSON");
+    assert_eq!(told["file"], unit.display().to_string(), "{told}");
+    assert_eq!((&told["state"], &told["running"]), (&"unknown".into(), &false.into()), "{told}");
+    assert_eq!(status("text").code, Some(1));
     let removed = service(&["uninstall", "--name", name]);
     assert_eq!(removed.code, Some(0), "{}{}", removed.out, removed.err);
     assert!(!unit.exists());
+    let told: serde_json::Value = serde_json::from_str(&status("json").out).expect("it is JSON");
+    assert_eq!(told["installed"], false, "{told}");
     // A cluster that is deleted is not to come back at the next login.
     assert_eq!(service(&["install", "--no-start", "--name", name]).code, Some(0));
     assert!(unit.exists());

@@ -21,6 +21,7 @@ mod kustomize;
 mod lifecycle;
 mod living;
 mod manifests;
+mod manners;
 mod network;
 mod node;
 mod packaging;

@@ -134,6 +134,19 @@ fn manual_pages_and_completions_are_written() {
     assert_eq!(wrong.code, Some(2), "{}", wrong.out);
     assert!(wrong.err.contains("status"), "the right word is suggested: {}", wrong.err);
     assert!(!wrong.err.contains('\u{1b}'), "NO_COLOR is honoured: {:?}", wrong.err);
+    for (words, meant) in [
+        (&["creat"][..], "rootlet kubectl create …"),
+        (&["-q", "scale", "x"], "rootlet kubectl scale …"),
+        (&["start"], "it is `rootlet up` here"),
+        (&["ps"], "it is `rootlet get pods` here"),
+        (&["image", "lod"], "'load'"),
+        (&["up", "--ephemreal"], "'--ephemeral'"),
+        (&["status", "--output", "jsn"], "json"),
+    ] {
+        let wrong = rootlet(words);
+        assert_eq!(wrong.code, Some(2), "{words:?}: {}", wrong.out);
+        assert!(wrong.err.contains(meant) && wrong.out.is_empty(), "{words:?}: {}", wrong.err);
+    }
     let help = rootlet(&["--help"]);
     assert!(help.out.contains("Exit codes: 0 done, 1 failed, 2 wrong use"), "{}", help.out);
 }

@@ -42,6 +42,8 @@ fn one_pod_from_apply_to_delete() {
         b"through",
     );
     assert_eq!((exec.code, exec.out.as_str()), (Some(3), "through"), "{}", exec.err);
+    let page = cluster.rootlet_ok(&["trace", "pod/one", "--output", "html"]);
+    assert!(page.contains("<html") && page.contains("default/one"), "{page}");
     let trace = cluster.rootlet_ok(&["trace", "pod/one"]);
     for step in [
         "submit",

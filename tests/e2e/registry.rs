@@ -1,6 +1,7 @@
 //! Images from a real registry: plain HTTP, TLS from a private CA, basic authentication.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -46,7 +47,7 @@ impl Registry {
         Self::start("", folder())
     }
 
-    fn with_users() -> Self {
+    pub fn with_users() -> Self {
         let home = folder();
         let users = home.path().join("htpasswd");
         let answer = run(Command::new("htpasswd").args(["-Bbn", "me", "secret"]));
@@ -57,7 +58,7 @@ impl Registry {
     }
 
     /// With a certificate from a CA that nobody knows; returns the CA's file too.
-    fn with_tls() -> (Self, PathBuf) {
+    pub fn with_tls() -> (Self, PathBuf) {
         let home = folder();
         let file = |name: &str| home.path().join(name);
         let ca_key = rcgen::KeyPair::generate().expect("a key");
@@ -100,6 +101,31 @@ impl Registry {
             .arg(format!("docker://{}", self.image(name))));
         assert_eq!(answer.code, Some(0), "{}", answer.err);
         fs::read_to_string(&digest).expect("the digest is there").trim().to_owned()
+    }
+
+    fn ask(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("it listens");
+        stream.write_all(request.as_bytes()).expect("it can be asked");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer
+    }
+
+    /// A manifest's text.
+    pub fn manifest(&self, name: &str, reference: &str) -> String {
+        let answer = self.ask(&format!(
+            "GET /v2/{name}/manifests/{reference} HTTP/1.0\r\nAccept: application/vnd.docker.distribution.manifest.v2+json\r\n\r\n"
+        ));
+        answer.split_once("\r\n\r\n").expect("there is a body").1.to_owned()
+    }
+
+    /// Stores an index under a tag.
+    pub fn put_index(&self, name: &str, tag: &str, text: &str) {
+        let answer = self.ask(&format!(
+            "PUT /v2/{name}/manifests/{tag} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/vnd.oci.image.index.v1+json\r\nContent-Length: {}\r\n\r\n{text}",
+            text.len()
+        ));
+        assert!(answer.contains(" 201 "), "{answer}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! `rootlet why`: pods that do not run, each for another reason, and what is said of them.
 
-use crate::harness::{Answer, Cluster, eventually, run};
+use crate::harness::{Answer, BUSYBOX, Cluster, eventually, run};
+use crate::registry::Registry;
 
 const FAILING: &str = include_str!("strangers/failing.yaml");
 
@@ -68,26 +69,147 @@ const CASES: [(&str, &[&str]); 44] = [
     ("deploy/absent", &["deployments.apps \"absent\" not found"]),
 ];
 
+/// Asks about something until the answer has all parts.
+fn told(cluster: &Cluster, of: &str, parts: &[&str]) {
+    let ask = || -> Answer {
+        let name = ["why", "--name", &cluster.name];
+        run(cluster.command("rootlet").args(name).args(of.split(' ')))
+    };
+    eventually(of, || {
+        let said = ask();
+        let text = said.out + &said.err;
+        match parts.iter().find(|part| !text.contains(**part)) {
+            Some(part) => Err(format!("{part:?} is not in {text}")),
+            None => Ok(()),
+        }
+    });
+}
+
 #[test]
 fn what_holds_a_pod_is_named_with_its_remedy() {
     let cluster = Cluster::ephemeral();
     cluster.apply(FAILING);
-    let ask = |words: &str| -> Answer {
-        run(cluster
-            .command("rootlet")
-            .args(["why", "--name", &cluster.name])
-            .args(words.split(' ')))
-    };
     // Pods of no node are gone after a while: it comes first.
     let (first, rest): (Vec<_>, Vec<_>) = CASES.iter().partition(|(of, _)| *of == "nodename");
     for (of, parts) in first.into_iter().chain(rest) {
-        eventually(of, || {
-            let said = ask(of);
-            let text = said.out + &said.err;
-            match parts.iter().find(|part| !text.contains(**part)) {
-                Some(part) => Err(format!("{part:?} is not in {text}")),
-                None => Ok(()),
-            }
-        });
+        told(&cluster, of, parts);
     }
+}
+
+#[test]
+fn what_a_registry_denies_is_told() {
+    let cluster = Cluster::ephemeral();
+    let (users, (tls, _)) = (Registry::with_users(), Registry::with_tls());
+    let foreign = Registry::plain();
+    let digest = foreign.push("app:1", &[]);
+    // An index that has the image for another machine only.
+    let index = format!(
+        "{{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.index.v1+json\",\"manifests\":[{{\
+         \"mediaType\":\"application/vnd.docker.distribution.manifest.v2+json\",\"digest\":\"{digest}\",\
+         \"size\":{},\"platform\":{{\"architecture\":\"s390x\",\"os\":\"linux\"}}}}]}}",
+        foreign.manifest("app", &digest).len()
+    );
+    foreign.put_index("app", "foreign", &index);
+    for (name, image) in [
+        ("denied", users.image("app:1")),
+        ("untrusted", tls.image("app:1")),
+        ("foreign", foreign.image("app:foreign")),
+    ] {
+        cluster.kubectl_ok(&["run", name, "--image", &image]);
+    }
+    told(&cluster, "denied", &["is not to be had", "authorization failed", "imagePullSecrets"]);
+    told(&cluster, "untrusted", &["is not to be had", "certificate", "CA in registries.yaml"]);
+    told(&cluster, "foreign", &["is not to be had", "linux/amd64", "this machine's architecture"]);
+}
+
+/// What needs drivers, devices or somebody's leave.
+const WAITING: &str = r#"
+apiVersion: storage.k8s.io/v1
+kind: CSIDriver
+metadata: {name: none.example.com}
+spec: {attachRequired: false}
+---
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: driven}
+spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], storageClassName: driven, csi: {driver: none.example.com, volumeHandle: x}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: driven}
+spec: {storageClassName: driven, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: driver}
+spec: {containers: [{name: c, image: "localhost/busybox:test"}], volumes: [{name: v, persistentVolumeClaim: {claimName: driven}}]}
+---
+apiVersion: resource.k8s.io/v1
+kind: ResourceClaim
+metadata: {name: gpu}
+spec: {devices: {requests: [{name: r, exactly: {deviceClassName: gpu.example.com}}]}}
+---
+apiVersion: resource.k8s.io/v1
+kind: DeviceClass
+metadata: {name: gpu.example.com}
+spec: {}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: device}
+spec: {resourceClaims: [{name: gpu, resourceClaimName: gpu}], containers: [{name: c, image: "localhost/busybox:test"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: no-claim}
+spec: {resourceClaims: [{name: gpu, resourceClaimName: none}], containers: [{name: c, image: "localhost/busybox:test"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: kept, finalizers: [example.com/kept]}
+spec: {terminationGracePeriodSeconds: 0, containers: [{name: c, image: "localhost/busybox:test", command: [sleep, "1000"]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: evicted}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "localhost/busybox:test", command: [sh, -c, "head -c 9000000 /dev/zero > /v/x; sleep 1000"], volumeMounts: [{name: v, mountPath: /v}]}]
+  volumes: [{name: v, emptyDir: {sizeLimit: 1Mi}}]
+"#;
+
+#[test]
+fn what_waits_for_others_is_told() {
+    let cluster = Cluster::ephemeral();
+    cluster.apply(WAITING);
+    told(&cluster, "driver", &["a volume cannot be mounted", "none.example.com", "CSI driver"]);
+    told(&cluster, "device", &["no node suits it", "cannot allocate all claims", "resourceslices"]);
+    told(&cluster, "no-claim", &["resourceclaim \"none\" not found", "create the resource claim"]);
+    told(&cluster, "kept", &["nothing holds it"]);
+    cluster.kubectl_ok(&["delete", "pod", "kept", "--wait=false"]);
+    told(&cluster, "kept", &["kept by its finalizers", "example.com/kept", "controller that set"]);
+    cluster.kubectl_ok(&["patch", "pod", "kept", "-p", r#"{"metadata":{"finalizers":null}}"#]);
+    told(
+        &cluster,
+        "evicted",
+        &["it has failed: Evicted", "EmptyDir volume \"v\"", "raise the limit"],
+    );
+
+    let node = cluster.kubectl_ok(&["get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"]);
+    cluster.kubectl_ok(&["taint", "node", &node, "example.com/only=gpus:NoSchedule"]);
+    cluster.kubectl_ok(&["run", "tainted", "--image", BUSYBOX]);
+    told(&cluster, "tainted", &["has example.com/only=gpus:NoSchedule", "remove the taint"]);
+    cluster.kubectl_ok(&["taint", "node", &node, "example.com/only-"]);
+    cluster.kubectl_ok(&["cordon", &node]);
+    cluster.kubectl_ok(&["run", "cordoned", "--image", BUSYBOX]);
+    told(&cluster, "cordoned", &["were unschedulable", "kubectl uncordon"]);
+}
+
+#[test]
+fn a_silent_node_is_told() {
+    let cluster = Cluster::prepared();
+    cluster.up(&["--ephemeral", "--disable", "kubelet"]);
+    cluster.apply("apiVersion: v1\nkind: Node\nmetadata: {name: silent}\n");
+    cluster.kubectl_ok(&["run", "nowhere", "--image", BUSYBOX]);
+    told(&cluster, "nowhere", &["Node silent has node.kubernetes.io/", "rootlet status"]);
 }

@@ -330,6 +330,9 @@ def thousands_scroll():
     go("config")
     page.until("Number(document.querySelector('#list .table').getAttribute('aria-rowcount')) > 1000")
     assert page.js("document.querySelectorAll('#list .row[data-key]').length") < 80
+    page.key("G")
+    last = "document.querySelector('#list .table').getAttribute('aria-rowcount')"
+    page.until(f"document.querySelector('#list .row.selected')?.getAttribute('aria-rowindex') === {last}", "G is the last row, from nowhere too")
     narrow("many-")
     page.key("G")
     page.until(f"({row('many-0999')})?.classList.contains('selected')")
@@ -352,6 +355,35 @@ def restarts_are_survived():
     page.errors[:] = [error for error in page.errors if "502" not in error and "WebSocket" not in error]
 
 
+# Text whose contrast with what is behind it is below 4.5, as WCAG 2 counts it (level AA).
+CONTRAST = """(() => {
+    const parse = (text) => {
+        const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+        return text.startsWith('color(') ? [r * 255, g * 255, b * 255, a] : [r, g, b, a];
+    };
+    const over = (top, below) => top.slice(0, 3).map((c, i) => c * top[3] + below[i] * (1 - top[3])).concat(1);
+    const light = (c) => {
+        const [r, g, b] = c.map((v) => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const behind = (e) => {
+        if (!e) return [255, 255, 255, 1];
+        const own = parse(getComputedStyle(e).backgroundColor);
+        return own[3] === 1 ? own : over(own, behind(e.parentElement));
+    };
+    const faint = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        const e = node.parentElement;
+        if (!node.data.trim() || !e.checkVisibility({ opacityProperty: true, visibilityProperty: true })) continue;
+        const back = behind(e), text = over(parse(getComputedStyle(e).color), back);
+        const [a, b] = [light(text), light(back)].sort((x, y) => y - x);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < 4.5) faint.push(`${node.data.trim().slice(0, 30)}: ${ratio.toFixed(2)}`);
+    }
+    return [...new Set(faint)];
+})()"""
+
+
 def it_can_be_used_without_eyes_and_mouse():
     """Every control has a name, a role and a place in the order of the Tab key."""
     unnamed = page.js("""[...document.querySelectorAll('button, a, input, select, [role=grid], [role=tab]')]
@@ -363,6 +395,22 @@ def it_can_be_used_without_eyes_and_mouse():
     picture("keys")
     page.key("Escape")
     page.until("!document.querySelector('dialog')")
+    for theme in ["dark", "light"]:
+        page.theme(theme)
+        for view in ["overview", "pods", "events", "network"]:
+            go(view)
+            page.until("document.querySelector('#list').innerText.length > 20")
+            faint = page.js(CONTRAST)
+            assert faint == [], f"{view}, {theme}: too faint to be read: {faint}"
+    # Whatever has the keyboard shows it.
+    page.js("document.activeElement?.blur()")
+    for step in range(12):
+        page.key("Tab")
+        focused = page.js("""(() => {
+            const e = document.activeElement, s = getComputedStyle(e);
+            return [e.outerHTML.slice(0, 80), e === document.body || (s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 1) || s.boxShadow !== 'none'];
+        })()""")
+        assert focused[1], f"the focus is not to be seen: {focused[0]}"
     theme = "getComputedStyle(document.body).backgroundColor"
     page.theme("dark")
     dark = page.js(theme)

@@ -54,6 +54,16 @@ impl JsonPath {
         walk(&self.0, vec![value])
     }
 
+    /// All values at the path, as a template asks for them: what is no list cannot be indexed, nor a list beyond its
+    /// end, and without `missing_allowed` each field must be there.
+    pub fn ask<'v>(
+        &self,
+        value: &'v Value,
+        missing_allowed: bool,
+    ) -> Result<Vec<&'v Value>, String> {
+        ask(&self.0, vec![value], missing_allowed)
+    }
+
     /// The first value at the path.
     pub fn first<'v>(&self, value: &'v Value) -> Option<&'v Value> {
         self.find(value).into_iter().next()
@@ -76,6 +86,60 @@ fn walk<'v>(steps: &[Step], mut found: Vec<&'v Value>) -> Vec<&'v Value> {
         };
     }
     found
+}
+
+fn ask<'v>(
+    steps: &[Step],
+    mut found: Vec<&'v Value>,
+    missing_allowed: bool,
+) -> Result<Vec<&'v Value>, String> {
+    for step in steps {
+        match step {
+            Step::Union(paths) => {
+                let mut all = Vec::new();
+                for path in paths {
+                    all.extend(ask(path, found.clone(), missing_allowed)?);
+                }
+                found = all;
+                continue;
+            }
+            Step::Index(index) => found.iter().try_for_each(|value| reaches(value, *index))?,
+            Step::Slice(..) => found.iter().try_for_each(|value| list_in(value).map(|_| ()))?,
+            _ => {}
+        }
+        found = found.into_iter().flat_map(|value| one(step, value)).collect();
+        if let Step::Field(name) = step
+            && found.is_empty()
+            && !missing_allowed
+        {
+            return Err(format!("{name} is not found"));
+        }
+    }
+    Ok(found)
+}
+
+/// The list that a value is; none for null.
+fn list_in(value: &Value) -> Result<Option<&Vec<Value>>, String> {
+    let kind = match value {
+        Value::Array(list) => return Ok(Some(list)),
+        Value::Null => return Ok(None),
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Object(_) => "map[string]interface {}",
+    };
+    Err(format!("{kind} is not array or slice"))
+}
+
+fn reaches(value: &Value, index: i64) -> Result<(), String> {
+    let Some(list) = list_in(value)? else { return Ok(()) };
+    let length = list.len() as i64;
+    let place = if index < 0 { length + index } else { index };
+    if (0..length).contains(&place) {
+        return Ok(());
+    }
+    Err(format!("array index out of bounds: index {place}, length {length}"))
 }
 
 fn one<'v>(step: &Step, value: &'v Value) -> Vec<&'v Value> {
@@ -365,6 +429,22 @@ mod tests {
         for (path, want) in cases {
             let path = JsonPath::parse(path).expect(path);
             assert_eq!(json!(path.find(&object)), want, "{path:?}");
+        }
+        let ask = |path: &str, missing_allowed| {
+            let path = JsonPath::parse(path).expect(path);
+            path.ask(&object, missing_allowed).map(|found| json!(found))
+        };
+        let beyond = |n: i64| Err(format!("array index out of bounds: index {n}, length 3"));
+        for (path, missing_allowed, want) in [
+            (".spec.list[0].n", false, Ok(json!([1]))),
+            (".spec.list[3].n", true, beyond(3)),
+            (".spec.list[-4]", true, beyond(-1)),
+            (".spec.none[3].n", true, Ok(json!([]))),
+            (".spec.none[3].n", false, Err("none is not found".into())),
+            (".spec[0]", true, Err("map[string]interface {} is not array or slice".into())),
+            (".spec.list[*].n", false, Ok(json!([1, 2, 3]))),
+        ] {
+            assert_eq!(ask(path, missing_allowed), want, "{path}");
         }
         for bad in [".a[", ".a[x]", ".a[?(@.b==]"] {
             assert!(JsonPath::parse(bad).is_err(), "{bad}");

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::suggest;
+
 /// A whole Kubernetes in one file, run by an ordinary user.
 #[derive(Debug, Parser)]
 #[command(
@@ -71,21 +73,8 @@ pub fn read() -> Result<Cli, clap::Error> {
     let definition = definition();
     let names: Vec<String> =
         definition.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    let matches = definition.try_get_matches().map_err(|error| suggest(error, &names))?;
+    let matches = definition.try_get_matches().map_err(|error| suggest::command(error, &names))?;
     Cli::from_arg_matches(&matches)
-}
-
-/// Names the command that was meant where clap finds none: letters that changed places.
-fn suggest(mut error: clap::Error, names: &[String]) -> clap::Error {
-    use clap::error::{ContextKind, ContextValue};
-    if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand)
-        && error.get(ContextKind::SuggestedSubcommand).is_none()
-        && let Some(meant) = crate::objects::kinds::nearest(word, names.iter().map(String::as_str))
-    {
-        let meant = ContextValue::Strings(vec![meant.to_owned()]);
-        error.insert(ContextKind::SuggestedSubcommand, meant);
-    }
-    error
 }
 
 /// Which cluster a command is about.
@@ -631,7 +620,7 @@ pub enum Service {
     /// Stop the cluster, and remove its unit; the data stays.
     Uninstall(Cluster),
     /// Tell how the unit is. It returns 1 when it is not active.
-    Status(Cluster),
+    Status(Status),
 }
 
 /// `rootlet image …`

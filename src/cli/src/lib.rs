@@ -11,6 +11,7 @@ pub mod page;
 pub mod reference;
 pub mod report;
 pub mod status;
+mod suggest;
 pub mod trace;
 pub mod waterfall;
 pub mod why;

@@ -54,6 +54,10 @@ async fn pod_verdict(client: &Client, pod: &Value) -> kube::Result<why::Verdict>
         let log = client.request_text(request(&path)?).await.unwrap_or_default();
         verdict.hear(&log);
     }
+    if verdict.wants_taints() {
+        // Not everybody may look at nodes.
+        verdict.see_taints(&get(client, "/api/v1/nodes").await.unwrap_or_default());
+    }
     Ok(verdict)
 }
 

@@ -214,7 +214,10 @@ fn warnings(nodes: &Value, pods: &Value, events: &Value) -> Vec<String> {
     }
     for event in items(events) {
         let object = &event["involvedObject"];
-        let name = format!("{}/{}", text(&object["namespace"]), text(&object["name"]));
+        let name = match text(&object["namespace"]) {
+            "" => text(&object["name"]).to_owned(),
+            namespace => format!("{namespace}/{}", text(&object["name"])),
+        };
         // What became of a pod is told above, or is over.
         if object["kind"] == "Pod" || object["kind"] == "Node" || about.contains(&name) {
             continue;
@@ -319,8 +322,10 @@ mod tests {
             json!({"involvedObject": {"kind": kind, "namespace": "x", "name": name},
                 "reason": "R", "message": "m\n"})
         };
-        let events =
-            json!({"items": [event("Pod", "a"), event("Service", "s"), event("Service", "s")]});
+        let mut of_none = event("IngressClass", "i");
+        of_none["involvedObject"]["namespace"] = json!(null);
+        let twice = event("Service", "s");
+        let events = json!({"items": [event("Pod", "a"), twice.clone(), twice, of_none]});
         assert_eq!(
             warnings(&nodes, &pods, &events),
             [
@@ -328,6 +333,7 @@ mod tests {
                 "pod default/a: ErrImagePull (`rootlet why pod/a` says more)",
                 "pod x/b: Failed (`rootlet why pod/b -n x` says more)",
                 "service x/s: R: m",
+                "ingressclass i: R: m",
             ]
         );
     }

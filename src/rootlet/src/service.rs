@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, bail};
 use clap::Parser;
 use cli::args::{Cli, Service};
+use serde_json::json;
 
 use crate::paths::{Paths, account, home};
 use crate::{lock, scope};
@@ -20,7 +21,9 @@ pub fn service(command: &Service) -> anyhow::Result<ExitCode> {
             install(&cluster.name, !no_start, flags)?;
         }
         Service::Uninstall(cluster) => uninstall(&cluster.name)?,
-        Service::Status(cluster) => return status(&Paths::of(&cluster.name)?),
+        Service::Status(flags) => {
+            return status(&Paths::of(&flags.cluster.name)?, flags.output == "json");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -86,10 +89,14 @@ pub fn remove(cluster: &str) -> anyhow::Result<()> {
     stopped.and(reloaded).context("the unit's file is removed, but systemd does not know yet")
 }
 
-fn status(paths: &Paths) -> anyhow::Result<ExitCode> {
+fn status(paths: &Paths, as_json: bool) -> anyhow::Result<ExitCode> {
     let (unit, file) = (scope::service_unit(&paths.name), unit_file(&paths.name)?);
     if !file.exists() {
-        println!("{unit} is not installed; `rootlet service install` does that.");
+        if as_json {
+            println!("{:#}", json!({"unit": unit, "installed": false}));
+        } else {
+            println!("{unit} is not installed; `rootlet service install` does that.");
+        }
         return Ok(ExitCode::FAILURE);
     }
     let word = |question| {
@@ -97,13 +104,20 @@ fn status(paths: &Paths) -> anyhow::Result<ExitCode> {
         let word = output.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned());
         word.ok().filter(|word| !word.is_empty()).unwrap_or_else(|| "unknown".into())
     };
-    let active = word("is-active");
-    println!("unit     {} ({})", file.display(), word("is-enabled"));
-    println!("state    {active}");
-    let daemon = lock::holder(&paths.lock("daemon"));
-    println!("cluster  {}", if daemon.is_some() { "running" } else { "not running" });
-    let linger = if lingers() { "yes" } else { "no (loginctl enable-linger)" };
-    println!("at boot  {linger}");
+    let (active, enabled) = (word("is-active"), word("is-enabled"));
+    let runs = lock::holder(&paths.lock("daemon")).is_some();
+    if as_json {
+        println!(
+            "{:#}",
+            json!({"unit": unit, "installed": true, "file": file.display().to_string(), "enabled": enabled,
+                "state": active, "running": runs, "atBoot": lingers()})
+        );
+    } else {
+        println!("unit     {} ({enabled})", file.display());
+        println!("state    {active}");
+        println!("cluster  {}", if runs { "running" } else { "not running" });
+        println!("at boot  {}", if lingers() { "yes" } else { "no (loginctl enable-linger)" });
+    }
     Ok(if active == "active" { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -47,7 +47,9 @@ class Table {
 	move(by) {
 		if (!this.shown.length) return;
 		const at = this.shown.findIndex((row) => this.key(row) === this.selected);
-		const to = at < 0 ? (by > 0 ? 0 : this.shown.length - 1) : Math.max(0, Math.min(this.shown.length - 1, at + by));
+		// With no row selected, from beyond the end that is left behind.
+		const from = at >= 0 ? at : by > 0 ? -1 : this.shown.length;
+		const to = Math.max(0, Math.min(this.shown.length - 1, from + by));
 		this.select(this.key(this.shown[to]));
 	}
 

@@ -14,7 +14,7 @@ use super::api::JSON;
 use super::error::Error;
 use super::kinds::{Kinds, Resource};
 use super::manifest::{Document, Files};
-use super::print::{self, Output, json as text};
+use super::print::{self, Format, Output, json as text};
 use super::prune::{self, Applied};
 use super::selection::{Labels, Query};
 use super::session::{Connection, Session};
@@ -108,12 +108,9 @@ pub struct Apply {
     /// configuration, claims, volumes, namespaces].
     #[arg(long, value_name = "GROUP/VERSION/KIND", requires = "prune", value_delimiter = ',')]
     pub prune_allowlist: Vec<String>,
-    /// How to print the objects, as for `get`.
-    #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
-    pub output: String,
-    /// With metadata.managedFields.
-    #[arg(long)]
-    pub show_managed_fields: bool,
+    /// How to print the objects.
+    #[command(flatten)]
+    pub format: Format,
     /// Which cluster.
     #[command(flatten)]
     pub connection: Connection,
@@ -130,7 +127,7 @@ pub async fn run(session: &Session, flags: &Apply) -> Result<(), Error> {
         ));
     }
     prune::check(flags)?;
-    let output = Output::parse(&flags.output)?;
+    let output = Output::parse(&flags.format)?;
     let (mut documents, mut errors) = flags.files.read().await?;
     let selector = apimachinery::labels::Selector::parse(&flags.labels.selector)
         .map_err(|error| Error::wrong(error.to_string()))?;
@@ -155,7 +152,7 @@ pub async fn run(session: &Session, flags: &Apply) -> Result<(), Error> {
         }
         Output::Name => put(&format!("{}\n", print::name(&object))),
         _ => {
-            if !flags.show_managed_fields {
+            if output.omits_managed_fields() && !flags.format.show_managed_fields {
                 print::without_managed_fields(&mut object);
             }
             objects.push(object);
@@ -177,8 +174,8 @@ pub async fn run(session: &Session, flags: &Apply) -> Result<(), Error> {
     }
     match objects.len() {
         0 => {}
-        1 => put(&output.text(&objects))?,
-        _ => put(&output.text(&[print::list(objects)]))?,
+        1 => output.put(&objects)?,
+        _ => output.put(&[print::list(objects)])?,
     }
     Error::all(errors)
 }

@@ -17,7 +17,7 @@ use super::error::Error;
 use super::kinds::Resource;
 use super::manifest::Files;
 use super::print::table::{Options, Printer};
-use super::print::{self, Output};
+use super::print::{self, Format, Output};
 use super::put;
 use super::selection::{Query, Scope, Selected, select};
 use super::session::{Connection, Session};
@@ -31,10 +31,9 @@ pub struct Get {
     /// Objects named in manifests.
     #[command(flatten)]
     pub files: Files,
-    /// wide, json, yaml, name, jsonpath=TEMPLATE, jsonpath-as-json=, jsonpath-file=, custom-columns=SPEC,
-    /// custom-columns-file=FILE.
-    #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
-    pub output: String,
+    /// How to print them.
+    #[command(flatten)]
+    pub format: Format,
     /// Which of them.
     #[command(flatten)]
     pub scope: Scope,
@@ -59,9 +58,6 @@ pub struct Get {
     /// Without the first line.
     #[arg(long)]
     pub no_headers: bool,
-    /// With metadata.managedFields.
-    #[arg(long)]
-    pub show_managed_fields: bool,
     /// Sorted by a field, such as `.metadata.creationTimestamp`.
     #[arg(long, value_name = "PATH", default_value = "", hide_default_value = true)]
     pub sort_by: String,
@@ -88,7 +84,7 @@ pub async fn run(session: &Session, flags: &Get) -> Result<(), Error> {
         let bytes = session.api.bytes(Method::GET, &flags.raw, JSON, None).await?;
         return put(&String::from_utf8_lossy(&bytes));
     }
-    let output = Output::parse(&flags.output)?;
+    let output = Output::parse(&flags.format)?;
     let selected = selection(session, flags).await?;
     let get = Getting { session, flags, output };
     if flags.watch || flags.watch_only {
@@ -269,25 +265,33 @@ impl Getting<'_> {
         if !self.flags.sort_by.is_empty() {
             sort(&mut objects, &self.flags.sort_by, |object| object)?;
         }
-        if !self.flags.show_managed_fields {
+        if self.output.omits_managed_fields() && !self.flags.format.show_managed_fields {
             objects.iter_mut().for_each(print::without_managed_fields);
         }
         if single && objects.is_empty() {
             return Error::all(errors);
         }
         let whole = if single { objects } else { vec![print::list(objects)] };
-        put(&self.text(&whole))?;
+        self.put(&whole)?;
         Error::all(errors)
     }
 
-    fn text(&self, objects: &[Value]) -> String {
-        let text = self.output.text(objects);
-        match &self.output {
-            Output::Custom(_) if self.flags.no_headers => {
-                text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned())
-            }
-            _ => text,
+    fn put(&self, objects: &[Value]) -> Result<(), Error> {
+        self.put_after(objects, false)
+    }
+
+    /// Prints objects, `again` after others.
+    fn put_after(&self, objects: &[Value], again: bool) -> Result<(), Error> {
+        let mut text = String::new();
+        let written = self.output.write(objects, &mut text);
+        if matches!(self.output, Output::Custom(_)) && (self.flags.no_headers || again) {
+            text = text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned());
         }
+        if matches!(self.output, Output::Yaml) && again {
+            text.insert_str(0, "---\n");
+        }
+        put(&text)?;
+        written
     }
 
     async fn watch(&self, selected: &[Selected]) -> Result<(), Error> {
@@ -298,7 +302,7 @@ impl Getting<'_> {
         let accept = if human { TABLE } else { JSON };
         let mut printer = self.printer(&one.resource, false, false);
         let answers = self.ask(one, accept, &Query::default()).await?;
-        let mut since = String::new();
+        let (mut since, mut told) = (String::new(), false);
         for answer in answers {
             let version = answer["metadata"]["resourceVersion"].as_str();
             since = version.unwrap_or_default().to_owned();
@@ -314,7 +318,7 @@ impl Getting<'_> {
                 let mut objects = Vec::new();
                 spread(answer, &one.resource, &mut objects);
                 for object in objects {
-                    self.tell(object, "ADDED")?;
+                    self.tell(object, "ADDED", &mut told)?;
                 }
             }
         }
@@ -339,21 +343,28 @@ impl Getting<'_> {
                 }
                 "BOOKMARK" => {}
                 kind if human => put(&printer.print(&as_table(object), kind))?,
-                kind => self.tell(object, kind)?,
+                kind => self.tell(object, kind, &mut told)?,
             }
         }
         Ok(())
     }
 
-    /// One object of a watch that is not for people.
-    fn tell(&self, mut object: Value, event: &str) -> Result<(), Error> {
-        if !self.flags.show_managed_fields {
+    /// One object of a watch that is not for people; `told` says that it is not the first.
+    fn tell(&self, mut object: Value, event: &str, told: &mut bool) -> Result<(), Error> {
+        let again = std::mem::replace(told, true);
+        // Of an event, as of what templates are given, nothing is left out.
+        let whole = self.flags.output_watch_events
+            && !matches!(self.output, Output::Custom(_) | Output::Name);
+        if whole && matches!(self.output, Output::Json) {
+            let object = print::json::line(&object);
+            return put(&format!("{{\"type\":\"{event}\",\"object\":{object}}}\n"));
+        }
+        if whole {
+            object = json!({"type": event, "object": object});
+        } else if self.output.omits_managed_fields() && !self.flags.format.show_managed_fields {
             print::without_managed_fields(&mut object);
         }
-        if self.flags.output_watch_events && !matches!(self.output, Output::Custom(_)) {
-            object = json!({"type": event, "object": object});
-        }
-        put(&self.text(&[object]))
+        self.put_after(&[object], again)
     }
 }
 

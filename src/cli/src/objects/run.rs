@@ -12,7 +12,7 @@ use super::api::JSON;
 use super::apply::DryRun;
 use super::error::Error;
 use super::exec::{stream, terminal};
-use super::print::{self, Output};
+use super::print::{self, Format, Output};
 use super::selection::Query;
 use super::session::{Connection, Session};
 use super::wait::{self, Until};
@@ -84,9 +84,9 @@ pub struct Run {
     /// Only say what would be done: `client`, or `server`, which checks it as well.
     #[arg(long, value_name = "WHERE", num_args = 0..=1, require_equals = true, default_value = "none", default_missing_value = "client", hide_default_value = true, value_parser = DryRun::parse)]
     pub dry_run: DryRun,
-    /// How to print it, as for `get`.
-    #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
-    pub output: String,
+    /// How to print it.
+    #[command(flatten)]
+    pub format: Format,
     /// Which cluster.
     #[command(flatten)]
     pub connection: Connection,
@@ -106,7 +106,7 @@ impl Run {
 pub async fn run(session: &Session, flags: &Run) -> Result<(), Error> {
     let attached = flags.attach || flags.stdin;
     check(flags, attached)?;
-    let output = Output::parse(&flags.output)?;
+    let output = Output::parse(&flags.format)?;
     let object = pod(flags)?;
     let created = create(session, flags, "pods", object).await?;
     if flags.expose {
@@ -245,8 +245,10 @@ fn tell(flags: &Run, output: &Output, mut object: Value) -> Result<(), Error> {
     if output.is_human() {
         return put(&format!("{} created{}\n", print::name(&object), flags.dry_run.suffix()));
     }
-    print::without_managed_fields(&mut object);
-    put(&output.text(&[object]))
+    if output.omits_managed_fields() && !flags.format.show_managed_fields {
+        print::without_managed_fields(&mut object);
+    }
+    output.put(&[object])
 }
 
 fn phase(pod: &Value) -> &str {

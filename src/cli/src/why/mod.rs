@@ -62,6 +62,34 @@ impl Verdict {
     }
 }
 
+impl Verdict {
+    /// Whether it would help to know the nodes' taints, which the scheduler does not name.
+    pub fn wants_taints(&self) -> bool {
+        self.step == "schedule" && self.evidence.contains("untolerated taint(s)")
+    }
+
+    /// Takes the nodes' taints into account; `nodes` is a list of the API's.
+    pub fn see_taints(&mut self, nodes: &Value) {
+        let mut told = Vec::new();
+        for node in nodes["items"].as_array().into_iter().flatten() {
+            let taints = node["spec"]["taints"].as_array().into_iter().flatten();
+            let keep = taints.filter(|taint| taint["effect"] != "PreferNoSchedule").map(|taint| {
+                let text = |field: &str| taint[field].as_str().unwrap_or_default();
+                let value = if text("value").is_empty() { "" } else { "=" };
+                format!("{}{value}{}:{}", text("key"), text("value"), text("effect"))
+            });
+            let keep: Vec<String> = keep.collect();
+            if !keep.is_empty() {
+                let name = node["metadata"]["name"].as_str().unwrap_or_default();
+                told.push(format!("Node {name} has {}.", keep.join(", ")));
+            }
+        }
+        told.truncate(LAST_LINES);
+        self.evidence = format!("{} {}", sentence(&self.evidence), told.join(" "));
+        self.remedy = find(UNSCHEDULED, &self.evidence).into();
+    }
+}
+
 /// The verdict as a paragraph.
 pub fn text(namespace: &str, name: &str, verdict: &Verdict) -> String {
     told(&format!("Pod {namespace}/{name}"), verdict)
@@ -223,6 +251,9 @@ impl Pod<'_> {
                     let finding = format!("it has failed: {reason}.");
                     let remedy = match reason {
                         "DeadlineExceeded" => "raise activeDeadlineSeconds, or make it faster",
+                        "Evicted" if message.contains("exceed") && message.contains("limit") => {
+                            "raise the limit that it names (sizeLimit of an emptyDir, limits of ephemeral-storage), or have it write less"
+                        }
                         "Evicted" => {
                             "free what the node is short of; who creates the pod creates another"
                         }
@@ -454,6 +485,14 @@ impl Pod<'_> {
         if ready["status"] == "True" {
             return None;
         }
+        // The node's controller says so of each pod of a node that is silent, and nobody could say anything later.
+        if self.events.last().is_some_and(|event| event["reason"] == "NodeNotReady") {
+            let node = self.pod["spec"]["nodeName"].as_str().unwrap_or_default();
+            let finding = format!("its node {node} is not Ready, so nobody knows how it is.");
+            return Some(Verdict::new("kubelet", finding).mend(format!(
+                "see why the node is silent: kubectl describe node {node}; of this machine's own rootlet status and rootlet logs say it"
+            )));
+        }
         if let Some(message) = self.event(&["Unhealthy"]) {
             let probe = message.split_whitespace().next().unwrap_or("A").to_lowercase();
             return Some(
@@ -526,6 +565,7 @@ mod tests {
             json!({"startTime": "t", "phase": "Running", "conditions": [{"type": "Ready", "status": "False"}],
                 "containerStatuses": [{"name": "c", "containerID": "x", "state": {"running": {}}}]}),
         );
+        let unready_again = unready.clone();
         let running = pod(
             json!({"nodeName": "node"}),
             json!({"startTime": "t", "phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}),
@@ -595,6 +635,12 @@ mod tests {
                 "observe",
                 vec!["readiness probe fails", "HTTP 503"],
             ),
+            (
+                unready_again,
+                vec![event("Unhealthy", "x"), event("NodeNotReady", "Node is not ready")],
+                "kubelet",
+                vec!["its node node is not Ready", "describe node node"],
+            ),
             (running, vec![], "", vec!["nothing holds it"]),
         ] {
             let verdict = explain(&pod, &events);
@@ -660,6 +706,30 @@ mod tests {
             told("Deployment q/web", &verdict),
             "Deployment q/web: ReplicaSet q/web cannot create its pods. Error creating: pods \"x\" is forbidden: exceeded quota: q.\nRemedy: raise the ResourceQuota, or end other pods: kubectl describe quota.\n"
         );
+    }
+
+    #[test]
+    fn taints_are_named() {
+        let message = "0/2 nodes are available: 2 node(s) had untolerated taint(s).";
+        let pending = pod(
+            json!({}),
+            json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]}),
+        );
+        let node = |name: &str, taint: Value| json!({"metadata": {"name": name}, "spec": {"taints": [taint]}});
+        let mine = json!({"key": "example.com/only", "value": "gpus", "effect": "NoSchedule"});
+        let silent = json!({"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"});
+        let soft = json!({"key": "soft", "effect": "PreferNoSchedule"});
+        for (taint, evidence, remedy) in [
+            (mine, " Node a has example.com/only=gpus:NoSchedule.", "add a toleration"),
+            (silent, " Node a has node.kubernetes.io/unreachable:NoExecute.", "does not report"),
+            (soft, " ", "add a toleration"),
+        ] {
+            let mut verdict = explain(&pending, &[]);
+            assert!(verdict.wants_taints());
+            verdict.see_taints(&json!({"items": [node("a", taint), {"metadata": {"name": "b"}}]}));
+            assert_eq!(verdict.evidence, format!("{message}{evidence}"));
+            assert!(verdict.remedy.contains(remedy), "{}", verdict.remedy);
+        }
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub const IMAGE: Table = &[
     ("401", CREDENTIALS),
     ("403", CREDENTIALS),
     ("unauthorized", CREDENTIALS),
+    ("authorization failed", CREDENTIALS),
+    ("no basic auth credentials", CREDENTIALS),
     ("denied", CREDENTIALS),
     ("invalid reference format", "write it as registry/name:tag, the name in small letters"),
     (
@@ -104,6 +106,7 @@ pub const IMAGE: Table = &[
 
 /// Why a volume cannot be mounted.
 pub const VOLUME: Table = &[
+    ("driver name", "install that CSI driver, or wait until its node plugin has registered"),
     ("references non-existent", "name a key that is there, or mark the volume `optional: true`"),
     ("not found", "create the object that is missing, or mark the volume `optional: true`"),
     (
@@ -111,7 +114,6 @@ pub const VOLUME: Table = &[
         "make the path on this machine, or use type DirectoryOrCreate or FileOrCreate",
     ),
     ("ermission denied", "the user who runs rootlet may not read that path of this machine"),
-    ("driver name", "install that CSI driver, or wait until its node plugin has registered"),
     ("timed out", "see the volume's driver: kubectl get csinodes, and its pods' logs"),
 ];
 
@@ -235,9 +237,11 @@ mod tests {
             (UNSCHEDULED, "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.".into(), "describe pvc"),
             (IMAGE, "Failed to apply default image tag \"UPPER:::x\": couldn't parse image name \"UPPER:::x\": invalid reference format".into(), "small letters"),
             (IMAGE, "pull access denied".into(), "credentials"),
+            (IMAGE, "failed to resolve reference \"x:1\": authorization failed: no basic auth credentials".into(), "credentials"),
             (IMAGE, "429 Too Many Requests".into(), "mirror"),
             (VOLUME, "hostPath type check failed: /no/such is not a directory".into(), "OrCreate"),
             (VOLUME, "secret \"none\" not found".into(), "optional"),
+            (VOLUME, "failed to get CSI client: driver name none.example.com not found in the list of registered CSI drivers".into(), "install that CSI driver"),
             (START, "container has runAsNonRoot and image will run as root (pod: \"nonroot_default(x)\", container: c)".into(), "runAsUser"),
             (START, "exec: \"nothing-here\": executable file not found in $PATH".into(), "sh -c"),
             (START, "exec: \"/etc/passwd\": permission denied".into(), "chmod +x"),

@@ -107,11 +107,12 @@ impl Custom {
         self.headers.clone()
     }
 
-    /// An object's row.
-    pub fn row(&self, object: &Value) -> Vec<String> {
+    /// An object's row. What is beyond a list's end is an error, what is not there is not.
+    pub fn row(&self, object: &Value) -> Result<Vec<String>, Error> {
         let cell = |path: &JsonPath| {
-            let found: Vec<String> = path.find(object).into_iter().map(go).collect();
-            if found.is_empty() { "<none>".to_owned() } else { found.join(",") }
+            let found = path.ask(object, true).map_err(Error::Wrong)?;
+            let found: Vec<String> = found.into_iter().map(go).collect();
+            Ok::<_, Error>(if found.is_empty() { "<none>".to_owned() } else { found.join(",") })
         };
         self.paths.iter().map(cell).collect()
     }
@@ -156,14 +157,16 @@ mod tests {
         let custom =
             Custom::parse("NAME:.metadata.name,ALL:.items[*].a,LABELS:.labels,NO:.x.y").unwrap();
         let object = json!({"metadata": {"name": "n"}, "items": [{"a": 1}, {"a": "b"}], "labels": {"k": "v", "l": null}});
-        assert_eq!(custom.row(&object), ["n", "1,b", "map[k:v l:<nil>]", "<none>"]);
+        assert_eq!(custom.row(&object).unwrap(), ["n", "1,b", "map[k:v l:<nil>]", "<none>"]);
+        let beyond = Custom::parse("A:.items[2]").unwrap().row(&object).unwrap_err();
+        assert_eq!(beyond.text(), "error: array index out of bounds: index 2, length 2\n");
         assert_eq!(
             Custom::parse("NAME").unwrap_err().text(),
             "error: unexpected custom-columns spec: NAME, expected <header>:<json-path-expr>\n"
         );
         let file = Custom::parse_file("NAME  X\n.metadata.name  .x\n").unwrap();
         assert_eq!(
-            (file.header(), file.row(&object)),
+            (file.header(), file.row(&object).unwrap()),
             (vec!["NAME".into(), "X".into()], vec!["n".into(), "<none>".into()])
         );
     }

@@ -1,11 +1,14 @@
 //! Objects as the user wants to see them (`-o`).
 
 pub mod columns;
+mod go_template;
 pub mod json;
+mod kyaml;
 pub mod table;
 pub mod template;
 pub mod yaml;
 
+use clap::Args;
 use serde_json::Value;
 
 use columns::{Columns, Custom};
@@ -13,7 +16,25 @@ use template::Template;
 
 use super::error::Error;
 
-const FORMATS: &str = "custom-columns,custom-columns-file,json,jsonpath,jsonpath-as-json,jsonpath-file,name,wide,yaml";
+const FORMATS: &str = "custom-columns,custom-columns-file,go-template,go-template-file,json,jsonpath,jsonpath-as-json,jsonpath-file,kyaml,name,template,templatefile,wide,yaml";
+
+/// Flags that say how objects are printed.
+#[derive(Args, Clone, Debug)]
+pub struct Format {
+    /// wide, json, yaml, kyaml, name, jsonpath=TEMPLATE, jsonpath-as-json=, jsonpath-file=, go-template=TEMPLATE,
+    /// go-template-file=FILE, custom-columns=SPEC, custom-columns-file=FILE.
+    #[arg(short, long, value_name = "FORMAT", default_value = "", hide_default_value = true)]
+    pub output: String,
+    /// The template, or the file of one, where -o does not have it; alone it is of -o go-template.
+    #[arg(long, value_name = "TEMPLATE", default_value = "", hide_default_value = true)]
+    pub template: String,
+    /// What a template asks for and is not there is no error.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub allow_missing_template_keys: bool,
+    /// With metadata.managedFields.
+    #[arg(long)]
+    pub show_managed_fields: bool,
+}
 
 /// How objects are printed.
 #[derive(Clone, Debug)]
@@ -27,6 +48,8 @@ pub enum Output {
     Json,
     /// As they are.
     Yaml,
+    /// As they are, in YAML's strict form with braces.
+    Kyaml,
     /// `pod/x`.
     Name,
     /// What a template's paths find.
@@ -36,46 +59,67 @@ pub enum Output {
         /// As JSON.
         json: bool,
     },
+    /// What a template of Go's makes of them.
+    GoTemplate(go_template::Template),
     /// In columns of the user's.
     Custom(Custom),
 }
 
 impl Output {
-    /// Reads the value of `-o`.
-    pub fn parse(text: &str) -> Result<Self, Error> {
-        let (format, argument) = match text.split_once('=') {
+    /// Reads the flags.
+    pub fn parse(flags: &Format) -> Result<Self, Error> {
+        let custom = flags.output.starts_with("custom-columns");
+        let (format, argument) = match flags.output.split_once('=') {
+            _ if !flags.template.is_empty() && !custom => {
+                let alone = flags.output.is_empty();
+                let format = if alone { "go-template" } else { flags.output.as_str() };
+                (format, Some(flags.template.as_str()))
+            }
             Some((format, argument)) => (format, Some(argument)),
-            None => (text, None),
+            None => (flags.output.as_str(), None),
         };
         let needed = || {
-            let what = if format.starts_with("custom") { "custom columns" } else { "template" };
             argument.filter(|a| !a.is_empty()).ok_or_else(|| {
-                Error::Wrong(format!("{format} format specified but no {what} given"))
+                Error::Wrong(if custom {
+                    format!("{format} format specified but no custom columns given")
+                } else {
+                    "template format specified but no template given".into()
+                })
             })
         };
         let file = || {
             let path = needed()?;
-            std::fs::read_to_string(path)
-                .map_err(|error| Error::Wrong(format!("error reading {path}: {error}")))
+            let what = if custom { "template" } else { "--template" };
+            let error = |error: std::io::Error| {
+                let said = error.to_string().to_lowercase();
+                let said = said.split(" (os error").next().unwrap_or_default();
+                Error::Wrong(format!("error reading {what} {path}, open {path}: {said}"))
+            };
+            std::fs::read_to_string(path).map_err(error)
+        };
+        let path = |text: &str, json: bool| {
+            let template = Template::parse(text, flags.allow_missing_template_keys)?;
+            Ok::<_, Error>(Self::Template { template, json })
+        };
+        let go = |text: &str| {
+            go_template::Template::parse(text, flags.allow_missing_template_keys)
+                .map(Self::GoTemplate)
+                .map_err(Error::Wrong)
         };
         Ok(match format {
             "" => Self::Human { wide: false },
             "wide" => Self::Human { wide: true },
             "json" => Self::Json,
             "yaml" => Self::Yaml,
+            "kyaml" => Self::Kyaml,
             "name" => Self::Name,
-            "jsonpath" => Self::Template { template: Template::parse(needed()?)?, json: false },
-            "jsonpath-as-json" => {
-                Self::Template { template: Template::parse(needed()?)?, json: true }
-            }
-            "jsonpath-file" => Self::Template { template: Template::parse(&file()?)?, json: false },
+            "jsonpath" => path(needed()?, false)?,
+            "jsonpath-as-json" => path(needed()?, true)?,
+            "jsonpath-file" => path(&file()?, false)?,
             "custom-columns" => Self::Custom(Custom::parse(needed()?)?),
             "custom-columns-file" => Self::Custom(Custom::parse_file(&file()?)?),
-            "go-template" | "go-template-file" | "template" | "templatefile" => {
-                return Err(Error::wrong(
-                    "Go templates are not covered; use -o jsonpath=, -o custom-columns= or `rootlet kubectl`",
-                ));
-            }
+            "go-template" | "template" => go(needed()?)?,
+            "go-template-file" | "templatefile" => go(&file()?)?,
             other => {
                 let meant = super::kinds::nearest(other, FORMATS.split(','));
                 let hint =
@@ -92,14 +136,21 @@ impl Output {
         matches!(self, Self::Human { .. })
     }
 
-    /// The objects, each by itself as YAML documents, JSON and so on; not for people.
-    pub fn text(&self, objects: &[Value]) -> String {
-        let mut out = String::new();
+    /// Whether who set which field is left out unless it is asked for: templates and columns can ask themselves.
+    pub fn omits_managed_fields(&self) -> bool {
+        matches!(self, Self::Json | Self::Yaml | Self::Kyaml)
+    }
+
+    /// Writes the objects, each by itself as YAML documents, JSON and so on; not for people. After an error that is
+    /// what comes before it.
+    pub fn write(&self, objects: &[Value], out: &mut String) -> Result<(), Error> {
         let mut columns = Columns::default();
         if let Self::Custom(custom) = self {
-            let rows = objects.iter().flat_map(list_items).map(|object| custom.row(object));
-            let rows: Vec<Vec<String>> = std::iter::once(custom.header()).chain(rows).collect();
-            return columns.lines(&rows);
+            let mut rows = vec![custom.header()];
+            let mut all = objects.iter().flat_map(list_items).map(|object| custom.row(object));
+            let failed = all.find_map(|row| row.map(|row| rows.push(row)).err());
+            out.push_str(&columns.lines(&rows));
+            return failed.map_or(Ok(()), Err);
         }
         for (index, object) in objects.iter().enumerate() {
             match self {
@@ -111,12 +162,24 @@ impl Output {
                     }
                     out.push_str(&yaml::text(object));
                 }
+                Self::Kyaml => out.push_str(&kyaml::text(object)),
                 Self::Name => out.extend(list_items(object).into_iter().map(|o| name(o) + "\n")),
-                Self::Template { template, json: false } => out.push_str(&template.text(object)),
-                Self::Template { template, json: true } => out.push_str(&template.values(object)),
+                Self::Template { template, json: false } => template.write(object, out)?,
+                Self::Template { template, json: true } => template.write_values(object, out)?,
+                Self::GoTemplate(template) => {
+                    template.write(object, out).map_err(Error::Wrong)?;
+                }
             }
         }
-        out
+        Ok(())
+    }
+
+    /// Prints the objects.
+    pub fn put(&self, objects: &[Value]) -> Result<(), Error> {
+        let mut out = String::new();
+        let written = self.write(objects, &mut out);
+        super::put(&out)?;
+        written
     }
 }
 
@@ -162,24 +225,37 @@ pub fn without_managed_fields(object: &mut Value) {
 mod tests {
     use super::*;
 
+    fn format(output: &str, template: &str) -> Format {
+        Format {
+            output: output.into(),
+            template: template.into(),
+            allow_missing_template_keys: true,
+            show_managed_fields: false,
+        }
+    }
+
     #[test]
     fn formats_are_read() {
         for (text, want) in [
             (
                 "yml",
-                "error: unable to match a printer suitable for the output format \"yml\", allowed formats are: custom-columns,custom-columns-file,json,jsonpath,jsonpath-as-json,jsonpath-file,name,wide,yaml\nhint: did you mean \"yaml\"?\n",
+                "error: unable to match a printer suitable for the output format \"yml\", allowed formats are: custom-columns,custom-columns-file,go-template,go-template-file,json,jsonpath,jsonpath-as-json,jsonpath-file,kyaml,name,template,templatefile,wide,yaml\nhint: did you mean \"yaml\"?\n",
             ),
-            ("jsonpath", "error: jsonpath format specified but no template given\n"),
+            ("jsonpath", "error: template format specified but no template given\n"),
+            ("go-template=", "error: template format specified but no template given\n"),
             (
                 "custom-columns=",
                 "error: custom-columns format specified but no custom columns given\n",
             ),
         ] {
-            assert_eq!(Output::parse(text).unwrap_err().text(), want);
+            assert_eq!(Output::parse(&format(text, "")).unwrap_err().text(), want);
         }
         for text in ["", "wide", "json", "yaml", "name", "jsonpath={.a}", "custom-columns=A:.a"] {
-            assert!(Output::parse(text).is_ok(), "{text}");
+            assert!(Output::parse(&format(text, "")).is_ok(), "{text}");
         }
+        let template = |output: &str| Output::parse(&format(output, "{{.kind}}"));
+        assert!(matches!(template(""), Ok(Output::GoTemplate(_))));
+        assert!(matches!(template("jsonpath"), Ok(Output::Template { json: false, .. })));
     }
 
     #[test]

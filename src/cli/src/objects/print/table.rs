@@ -93,7 +93,7 @@ impl Printer {
         let meta = &row["object"]["metadata"];
         let labels = meta["labels"].as_object();
         let mut cells = Vec::new();
-        cells.extend(options.events.then(|| format!("{event:<10}")));
+        cells.extend(options.events.then(|| format!("{event:<8}")));
         if options.namespace {
             cells.push(meta["namespace"].as_str().unwrap_or_default().to_owned());
         }
@@ -179,9 +179,9 @@ mod tests {
     fn a_watch_has_one_header() {
         let mut printer = Printer::new(Options { events: true, ..Options::default() });
         let first = printer.print(&table(), "ADDED");
-        assert!(first.starts_with("EVENT        NAME "), "{first}");
+        assert!(first.starts_with("EVENT      NAME "), "{first}");
         let later =
             json!({"columnDefinitions": [], "rows": [{"cells": ["b", "0/1", ""], "object": {}}]});
-        assert_eq!(printer.print(&later, "MODIFIED"), "MODIFIED     b               0/1\n");
+        assert_eq!(printer.print(&later, "MODIFIED"), "MODIFIED   b               0/1\n");
     }
 }

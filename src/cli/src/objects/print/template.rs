@@ -5,12 +5,17 @@
 use apimachinery::json_path::JsonPath;
 use serde_json::Value;
 
-use super::json;
+use super::{go_template, json};
 use crate::objects::error::Error;
 
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Template(Vec<Node>);
+pub struct Template {
+    text: String,
+    nodes: Vec<Node>,
+    /// Whether a field that is not there is no error.
+    missing_allowed: bool,
+}
 
 #[derive(Clone, Debug, PartialEq)]
 enum Node {
@@ -29,7 +34,7 @@ enum Word {
 
 impl Template {
     /// Parses a template such as `{range .items[*]}{.metadata.name}{"\n"}{end}`.
-    pub fn parse(text: &str) -> Result<Self, Error> {
+    pub fn parse(text: &str, missing_allowed: bool) -> Result<Self, Error> {
         let failed =
             |problem: String| Error::Wrong(format!("error parsing jsonpath {text}, {problem}"));
         // The innermost loop that is open comes last.
@@ -68,44 +73,68 @@ impl Template {
                 }
             }
         }
-        if open.is_empty() { Ok(Self(nodes)) } else { Err(failed("unclosed range".into())) }
+        if open.is_empty() {
+            Ok(Self { text: text.to_owned(), nodes, missing_allowed })
+        } else {
+            Err(failed("unclosed range".into()))
+        }
     }
 
-    /// The text for an object.
-    pub fn text(&self, object: &Value) -> String {
-        let mut out = String::new();
-        write(&self.0, object, object, &mut out);
-        out
+    /// Writes the text for an object; after an error that is nothing.
+    pub fn write(&self, object: &Value, out: &mut String) -> Result<(), Error> {
+        let mut text = String::new();
+        let written = self.nodes(&self.nodes, object, object, &mut text);
+        written.map_err(|problem| self.failed(&problem, object))?;
+        out.push_str(&text);
+        Ok(())
     }
 
-    /// What the template's paths find, each list of them as a JSON array.
-    pub fn values(&self, object: &Value) -> String {
-        let mut out = String::new();
-        for node in &self.0 {
+    /// Writes what the template's paths find, each list of them as a JSON array.
+    pub fn write_values(&self, object: &Value, out: &mut String) -> Result<(), Error> {
+        for node in &self.nodes {
             if let Node::Path { path, .. } = node {
-                let found: Vec<Value> = path.find(object).into_iter().cloned().collect();
-                out.push_str(&json::text(&Value::Array(found)));
+                let found = path.ask(object, self.missing_allowed);
+                let found = found.map_err(|problem| self.failed(&problem, object))?;
+                out.push_str(&json::text(&Value::Array(found.into_iter().cloned().collect())));
             }
         }
-        out
+        Ok(())
     }
-}
 
-fn write(nodes: &[Node], here: &Value, top: &Value, out: &mut String) {
-    for node in nodes {
-        match node {
-            Node::Text(text) => out.push_str(text),
-            Node::Path { path, root } => {
-                let found = path.find(if *root { top } else { here });
-                let texts: Vec<String> = found.into_iter().map(shown).collect();
-                out.push_str(&texts.join(" "));
-            }
-            Node::Range { path, root, body } => {
-                for item in path.find(if *root { top } else { here }) {
-                    write(body, item, top, out);
+    fn failed(&self, problem: &str, object: &Value) -> Error {
+        Error::Wrong(format!(
+            "error executing jsonpath {}: Error executing template: {problem}. Printing more information for debugging the template:\n\ttemplate was:\n\t\t{}\n\tobject given to jsonpath engine was:\n\t\t{}\n\n\n",
+            go_template::quoted(&self.text),
+            self.text,
+            go_template::go_syntax(object),
+        ))
+    }
+
+    fn nodes(
+        &self,
+        nodes: &[Node],
+        here: &Value,
+        top: &Value,
+        out: &mut String,
+    ) -> Result<(), String> {
+        let ask = |path: &JsonPath, root: bool| {
+            path.ask(if root { top } else { here }, self.missing_allowed)
+        };
+        for node in nodes {
+            match node {
+                Node::Text(text) => out.push_str(text),
+                Node::Path { path, root } => {
+                    let texts: Vec<String> = ask(path, *root)?.into_iter().map(shown).collect();
+                    out.push_str(&texts.join(" "));
+                }
+                Node::Range { path, root, body } => {
+                    for item in ask(path, *root)? {
+                        self.nodes(body, item, top, out)?;
+                    }
                 }
             }
         }
+        Ok(())
     }
 }
 
@@ -226,19 +255,21 @@ mod tests {
             ("{.items[?(@.metadata.name==\"b\")].on}", "true"),
             ("{.items[0].metadata.labels.x\\.y/z}", "1"),
             ("{.items[0].metadata.labels}", "{\"x.y/z\":\"1\"}"),
-            ("{.items[0]['metadata.name','n'][0]}", "1"),
+            ("{.items[0]['metadata.name','n']}", "a [1,2]"),
             ("{.missing}", ""),
             ("{.kind .items[0].metadata.name}", "Lista"),
             ("{.items[0,1].metadata.name}", "a b"),
         ];
         for (template, want) in cases {
-            let parsed = Template::parse(template).unwrap_or_else(|e| panic!("{template}: {e}"));
-            assert_eq!(parsed.text(&object), want, "{template}");
+            let parsed =
+                Template::parse(template, true).unwrap_or_else(|e| panic!("{template}: {e}"));
+            let mut text = String::new();
+            parsed.write(&object, &mut text).unwrap_or_else(|e| panic!("{template}: {e}"));
+            assert_eq!(text, want, "{template}");
         }
-        assert_eq!(
-            Template::parse("{.items[*].n}").unwrap().values(&json!({"items": [{"n": 1}]})),
-            "[\n    1\n]\n"
-        );
+        let (values, mut text) = (Template::parse("{.items[*].n}", true).unwrap(), String::new());
+        values.write_values(&json!({"items": [{"n": 1}]}), &mut text).unwrap();
+        assert_eq!(text, "[\n    1\n]\n");
     }
 
     #[test]
@@ -249,7 +280,7 @@ mod tests {
             ("{range .a}x", "error: error parsing jsonpath {range .a}x, unclosed range\n"),
             ("{.a[}", "error: error parsing jsonpath {.a[}, unterminated array\n"),
         ] {
-            assert_eq!(Template::parse(template).unwrap_err().text(), want);
+            assert_eq!(Template::parse(template, true).unwrap_err().text(), want);
         }
     }
 }
