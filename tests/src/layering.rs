@@ -13,12 +13,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("src/client", &["apimachinery"]),
     ("src/apiserver", &["store", "apimachinery"]),
     ("src/scheduler", &["client", "apimachinery"]),
-    ("src/controllers", &["client", "apimachinery"]),
+    ("src/controllers", &["client", "apimachinery", "plugin"]),
     ("src/proxy", &["client", "apimachinery", "netns"]),
     ("src/dns", &["client", "apimachinery", "netns"]),
     ("src/cri", &[]),
+    ("src/plugin", &[]),
     ("src/runtime", &["cri", "images", "netns"]),
-    ("src/kubelet", &["client", "apimachinery", "cri"]),
+    ("src/kubelet", &["client", "apimachinery", "cri", "plugin"]),
     ("src/cli", &["client", "apimachinery"]),
     (
         "src/rootlet",
@@ -28,6 +29,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cli",
             "client",
             "controllers",
+            "plugin",
             "dns",
             "images",
             "kubelet",
@@ -38,7 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "store",
         ],
     ),
-    ("tests", &["cri"]),
+    ("tests", &["cri", "plugin"]),
 ];
 
 #[test]

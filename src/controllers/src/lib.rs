@@ -7,6 +7,7 @@ mod bootstrap_signer;
 mod certificates;
 mod cluster_role_aggregation;
 mod cron_job;
+pub mod csi;
 mod daemon_set;
 mod deployment;
 mod disruption;

@@ -28,8 +28,8 @@ use crate::{ownership, pods, touched, unless_code};
 
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
-const STORAGE_PROVISIONER: [&str; 2] =
+pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+pub const STORAGE_PROVISIONER: [&str; 2] =
     ["volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner"];
 const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 
@@ -255,8 +255,7 @@ impl Controller {
             return Ok(());
         }
         if !provision::is_ours(volume) {
-            let message = "waiting for an external controller to expand this PVC";
-            self.events.normal(object_reference(claim), "ExternalExpanding", message);
+            // Somebody else does it; `volume_expand` tells.
             return Ok(());
         }
         let resources = claim.spec.as_ref().and_then(|spec| spec.resources.clone());

@@ -144,9 +144,20 @@ pub struct Security {
     pub apparmor: bool,
 }
 
-/// Refuses a pod whose security context the node cannot give: nothing of it is ever left out silently.
+/// Refuses a pod for another system, or whose security context the node cannot give: nothing of it is ever left out silently.
 pub fn secure(of: &Pod, can: &Security) -> Result<(), Waiting> {
     let refuse = |reason: &str, message: String| Err(Waiting { reason: reason.into(), message });
+    let label = of.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
+    if label.is_some_and(|os| os != "linux") {
+        let message =
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return refuse("PodOSSelectorNodeLabelDoesNotMatch", message.into());
+    }
+    let os = of.spec.as_ref().and_then(|spec| spec.os.as_ref());
+    if os.is_some_and(|os| os.name != "linux") {
+        let message = "Failed to admit pod as the OS field doesn't match node OS";
+        return refuse("PodOSNotSupported", message.into());
+    }
     let context = of.spec.as_ref().and_then(|s| s.security_context.as_ref());
     for sysctl in context.and_then(|c| c.sysctls.as_deref()).unwrap_or_default() {
         let name = sysctl.name.replace('/', ".");
@@ -308,6 +319,9 @@ mod tests {
         let refused = |of: Pod, can: &Security, message: Option<&str>| {
             assert_eq!(secure(&of, can).err().map(|w| w.message).as_deref(), message);
         };
+        let windows = pod(serde_json::json!({"containers": [], "os": {"name": "windows"}}));
+        let message = "Failed to admit pod as the OS field doesn't match node OS";
+        refused(windows, &none, Some(message));
         refused(sysctl("net.ipv4.tcp_syncookies"), &none, None);
         refused(sysctl("kernel/shm_rmid_forced"), &none, None);
         let message = "forbidden sysctl: \"kernel.msgmax\" not allowlisted";

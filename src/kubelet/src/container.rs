@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
+use plugin::device::Edits;
 
 use crate::{env, labels, pod, resources, sandbox};
 
@@ -133,6 +134,29 @@ pub fn config(input: Input<'_>) -> Result<cri::ContainerConfig, Error> {
         stop_signal: stop_signal(container).into(),
         ..Default::default()
     })
+}
+
+/// With what the container needs to use a device.
+pub fn edited(mut config: cri::ContainerConfig, edits: Edits) -> cri::ContainerConfig {
+    for (key, value) in edits.envs {
+        config.envs.retain(|known| known.key != key);
+        config.envs.push(cri::KeyValue { key, value });
+    }
+    config.mounts.extend(edits.mounts.into_iter().map(|mount| cri::Mount {
+        container_path: mount.container_path,
+        host_path: mount.host_path,
+        readonly: mount.read_only,
+        ..cri::Mount::default()
+    }));
+    config.devices.extend(edits.devices.into_iter().map(|node| cri::Device {
+        container_path: node.container_path,
+        host_path: node.host_path,
+        permissions: node.permissions,
+    }));
+    config.annotations.extend(edits.annotations);
+    let names = edits.cdi_devices.into_iter().map(|device| cri::CdiDevice { name: device.name });
+    config.cdi_devices.extend(names);
+    config
 }
 
 /// The signal that stops the container; the runtime's default when it asks for none.

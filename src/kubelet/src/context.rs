@@ -15,10 +15,12 @@ use tokio::net::TcpStream;
 
 use crate::admission::{self, Security};
 use crate::certificates::Certificates;
+use crate::claims::InUse;
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::cri::Cri;
 use crate::csi::Drivers;
+use crate::device::Devices;
 use crate::eviction::threshold::Thresholds;
 use crate::eviction::{Pressure, is_critical};
 use crate::fields::Facts;
@@ -104,7 +106,13 @@ pub struct Context {
     /// How it gets images.
     pub images: Getting,
     /// CSI drivers that have registered.
-    pub drivers: Drivers,
+    pub drivers: Arc<Drivers>,
+    /// Devices of plugins.
+    pub devices: Devices,
+    /// Claimed devices.
+    pub claims: InUse,
+    /// Something is to be told of the node.
+    pub node_changed: tokio::sync::Notify,
     /// Held while a driver's volume is brought or given back.
     pub staging: tokio::sync::Mutex<()>,
     /// Below what the node is under pressure.
@@ -238,6 +246,7 @@ impl Context {
         self.objects.release(uid);
         self.tokens.release(uid);
         self.certificates.release(uid);
+        self.devices.release(uid);
     }
 
     /// Nothing is left of the pod.

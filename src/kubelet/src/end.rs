@@ -189,6 +189,14 @@ impl Worker {
             tracing::warn!(pod = pod::full_name(&self.pod), %error, "cannot give a driver's volume back");
             return false;
         }
+        if let Err(error) = self.context.claims.give_back(&uid).await {
+            tracing::warn!(
+                pod = pod::full_name(&self.pod),
+                error,
+                "cannot give claimed devices back"
+            );
+            return false;
+        }
         let done = tokio::task::spawn_blocking(move || volumes::tear_down(&root, &uid)).await;
         self.mounted = None;
         match done {

@@ -13,6 +13,7 @@ mod api;
 mod background;
 mod backoff;
 mod certificates;
+mod claims;
 mod clock;
 mod conditions;
 mod container;
@@ -22,6 +23,7 @@ mod credentials;
 mod cri;
 mod csi;
 mod decide;
+mod device;
 mod dns;
 mod end;
 mod env;
@@ -171,6 +173,8 @@ pub struct Config {
     pub image_credential_providers: Option<(PathBuf, PathBuf)>,
     /// Images pulled at the same time, as upstream's `maxParallelImagePulls`; none for no limit.
     pub max_parallel_image_pulls: Option<u32>,
+    /// Where CSI drivers that have registered are written down.
+    pub drivers: Arc<plugin::Drivers>,
     /// How long pods have when the node ends.
     pub shutdown_periods: Periods,
     /// Tells of the node's end.
@@ -208,7 +212,8 @@ pub enum Error {
 
 /// Runs the kubelet until `shutdown`. Containers are left running; the next kubelet finds them.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
-    for path in [&config.root_dir, &config.pod_log_dir] {
+    let links = logs::links::folder(&config.root_dir);
+    for path in [&config.root_dir, &config.pod_log_dir, &links] {
         std::fs::create_dir_all(path)
             .map_err(|source| Error::Directory { path: path.clone(), source })?;
     }
@@ -237,6 +242,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let woken = workers.clone();
     let machine = node::machine::read();
     let capacity = node::machine::capacity(&machine, &config.root_dir, config.max_pods);
+    let devices = device::Devices::new(&config.root_dir);
+    let claims = claims::InUse::new(&config.root_dir);
     let context = Arc::new(Context {
         recorder: Recorder::new(config.client.clone(), "kubelet", &config.node_name),
         objects: Objects::new(&config.client, Arc::new(move |uid: &str| woken.wake(uid))),
@@ -263,7 +270,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
             apparmor: node::machine::line("/sys/module/apparmor/parameters/enabled") == "Y",
         },
         images,
-        drivers: csi::Drivers::default(),
+        drivers: config.drivers,
+        devices,
+        claims,
+        node_changed: tokio::sync::Notify::new(),
         staging: tokio::sync::Mutex::default(),
         thresholds,
         pressure: eviction::Pressure::default(),
@@ -281,6 +291,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         pods::run(context.clone(), workers.clone(), shutdown.clone()),
         logs::rotate::run(context.clone(), shutdown.clone()),
         csi::run(context.clone(), shutdown.clone()),
+        device::run(context.clone(), shutdown.clone()),
         eviction::run(context.clone(), workers.clone(), shutdown.clone()),
         server::run(context.clone(), workers.clone(), listen, shutdown.clone()),
         shutdown::run(context, workers, config.shutdown_periods, shutdown.clone()),

@@ -306,6 +306,10 @@ async fn clear_directories(context: &Context, workers: &Workers, known: &[String
             tracing::debug!(pod = name, %error, "a driver's volume is not given back yet");
             continue;
         }
+        if let Err(error) = context.claims.give_back(&name).await {
+            tracing::debug!(pod = name, error, "claimed devices are not given back yet");
+            continue;
+        }
         if let Err(error) = crate::volumes::tear_down(&context.root_dir, &name) {
             tracing::warn!(pod = name, %error, "cannot remove an orphaned pod's directory");
         }

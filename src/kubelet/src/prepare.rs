@@ -13,6 +13,8 @@ use crate::{observe, pod, sandbox, volumes};
 
 /// The name of the runtime that gives pods users of their own without being told which.
 const OWN_RUNTIME: &str = "rootlet";
+/// The kernel's limit.
+const HOSTNAME_MAX: usize = 64;
 
 impl Worker {
     pub(crate) fn volumes_due(&self, now: Timestamp) -> bool {
@@ -50,7 +52,10 @@ impl Worker {
                 true
             }
             Err(error) => {
-                self.context.warning(&self.pod, None, "FailedMount", error.to_string());
+                // What is on its way to the node is no failure, for two minutes.
+                if !error.is_on_its_way() || self.volume_failures > 7 {
+                    self.context.warning(&self.pod, None, "FailedMount", error.to_string());
+                }
                 let delay = 500_i64 << self.volume_failures.min(8);
                 self.volume_failures += 1;
                 *next = (*next).min(now + SignedDuration::from_millis(delay.min(122_000)));
@@ -58,6 +63,16 @@ impl Worker {
                 self.mounted.is_some()
             }
         }
+    }
+
+    /// Has the drivers of claimed devices prepare them.
+    pub(crate) async fn prepare_claims(&mut self, now: Timestamp, next: &mut Timestamp) -> bool {
+        let prepared = self.context.claims.prepare(&self.context, &self.pod).await;
+        let Err(error) = prepared else { return true };
+        let message = format!("Failed to prepare dynamic resources: {error}");
+        self.context.warning(&self.pod, None, "FailedPrepareDynamicResources", message);
+        *next = (*next).min(now + SignedDuration::from_secs(2));
+        false
     }
 
     pub(crate) fn facts(&self) -> crate::fields::Facts {
@@ -151,6 +166,13 @@ impl Worker {
         std::fs::create_dir_all(&config.log_directory).map_err(|e| {
             format!("Failed to create pod log directory {}: {e}", config.log_directory)
         })?;
+        let length = config.hostname.len();
+        if length > HOSTNAME_MAX {
+            return Err(format!(
+                "Failed to create pod sandbox: failed to construct FQDN from pod hostname and cluster domain, FQDN {} is too long ({HOSTNAME_MAX} characters is the max, {length} characters requested)",
+                config.hostname
+            ));
+        }
         let runtime_handler = self.context.runtime_handler(&self.pod).await?;
         self.check_user_namespace(&runtime_handler).await?;
         let failed =

@@ -19,7 +19,7 @@ use crate::pod::{self, Kind};
 use crate::status::Waiting;
 use crate::volumes::mounts;
 use crate::worker::{RETRY, Worker};
-use crate::{dns, env, env_file, hooks, probe};
+use crate::{dns, env, env_file, hooks, logs, probe};
 
 /// How long a start waits for the first list of services.
 const SERVICES_TIMEOUT: Duration = Duration::from_secs(5);
@@ -175,6 +175,9 @@ impl Worker {
         let config_error =
             |message: String| Waiting { reason: "CreateContainerConfigError".into(), message };
         let devices = self.devices(spec).map_err(config_error)?;
+        let edits = self.context.devices.prepare(&self.pod, &spec.name).await;
+        let edits = edits
+            .map_err(|message| Waiting { reason: "PreStartContainerError".into(), message })?;
         let env = self.environment(spec).await.map_err(config_error)?;
         let mounts = self.mounts(spec, &env).await.map_err(config_error)?;
         let config = container::config(container::Input {
@@ -190,6 +193,8 @@ impl Worker {
             memory_capacity: self.context.machine.memory_bytes as i64,
         })
         .map_err(|e| config_error(e.to_string()))?;
+        let claimed = self.context.claims.edits(&self.pod, spec);
+        let config = edits.into_iter().chain([claimed]).fold(config, container::edited);
         std::fs::create_dir_all(std::path::Path::new(&sandbox.log_directory).join(&spec.name))
             .map_err(|e| config_error(format!("create container log directory: {e}")))?;
         let request = cri::CreateContainerRequest {
@@ -203,6 +208,11 @@ impl Worker {
             .map_err(|e| Waiting { reason: "CreateContainerError".into(), message: e.to_string() })?
             .container_id;
         self.context.normal(&self.pod, about, "Created", "Container created");
+        let attempt = self.restart_count(&spec.name);
+        let root = &self.context.root_dir;
+        if let Err(error) = logs::links::make(root, &self.pod, &spec.name, &id, attempt) {
+            tracing::debug!(container = id, %error, "its log has no link");
+        }
         let request = cri::StartContainerRequest { container_id: id.clone() };
         if let Err(error) = self.context.cri.start_container(request).await {
             return Err(Waiting { reason: "RunContainerError".into(), message: error.to_string() });

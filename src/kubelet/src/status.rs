@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::conditions;
 use crate::decide::{self, Local};
+use crate::device::Devices;
 use crate::observe::{Observed, PodView, State};
 use crate::pod::{self, Kind};
 use crate::resize::{self, Progress};
@@ -56,6 +57,8 @@ pub struct Input<'a> {
     pub host_ip: &'a str,
     /// Prefix of container ids: the runtime's name.
     pub runtime_name: &'a str,
+    /// Devices of plugins that its containers have.
+    pub devices: Option<&'a Devices>,
     /// Now.
     pub now: Timestamp,
 }
@@ -193,6 +196,8 @@ fn container_status(
     };
     status.stop_signal = container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());
     status.volume_mounts = volume_mounts(container);
+    status.allocated_resources_status =
+        input.devices.and_then(|devices| devices.health(pod::uid(pod), &container.name));
     status
 }
 

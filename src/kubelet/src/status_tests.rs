@@ -69,6 +69,7 @@ impl World {
         generate(
             pod,
             &Input {
+                devices: None,
                 view: &self.view,
                 local: &self.local,
                 old: &self.old,

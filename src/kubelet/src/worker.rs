@@ -380,19 +380,24 @@ impl Worker {
         }
         let labels = self.context.labels_for(&self.pod).await;
         match self.context.admit(&self.pod, running, &labels) {
-            Ok(Admission::Now) => {}
+            Ok(Admission::Now) => {
+                if let Err(refusal) = self.context.devices.allocate(&self.pod).await {
+                    self.refuse(refusal);
+                }
+            }
             Ok(Admission::Later) => {
                 self.admitted = false;
                 *next = (*next).min(now + MAKING_ROOM);
             }
-            Err(refusal) => {
-                self.context.warning(&self.pod, None, &refusal.reason, refusal.message.clone());
-                self.failure = Some(Waiting {
-                    message: format!("Pod was rejected: {}", refusal.message),
-                    ..refusal
-                });
-            }
+            Err(refusal) => self.refuse(refusal),
         }
+    }
+
+    /// The node does not take the pod.
+    fn refuse(&mut self, refusal: Waiting) {
+        self.context.warning(&self.pod, None, &refusal.reason, refusal.message.clone());
+        self.failure =
+            Some(Waiting { message: format!("Pod was rejected: {}", refusal.message), ..refusal });
     }
 
     /// Whether the pod ran once, nothing is left of it, and its containers may not run twice.
@@ -475,7 +480,7 @@ impl Worker {
             self.kill(kill);
         }
         self.report(now, false);
-        if !self.prepare_volumes(now, next).await {
+        if !self.prepare_volumes(now, next).await || !self.prepare_claims(now, next).await {
             return false;
         }
         let Some((sandbox_id, config)) = self.prepare_sandbox(&actions, now, next).await else {
@@ -512,6 +517,7 @@ impl Worker {
             ending,
             host_ip: &host_ip,
             runtime_name: &self.context.runtime_name,
+            devices: Some(&self.context.devices),
             now,
         };
         let status = status::generate(&self.pod, &input);

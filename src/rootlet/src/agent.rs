@@ -275,6 +275,7 @@ async fn config(
         dialer: dialer(paths).await?,
         labels: arguments.node_labels.iter().cloned().collect::<BTreeMap<_, _>>(),
         ending: kubelet::Ending::default(),
+        drivers: Arc::default(),
     };
     Ok(member.config(&arguments.kubelet, paths))
 }

@@ -156,7 +156,16 @@ async fn serve(mut settings: Settings, tracer: Tracer) -> anyhow::Result<()> {
     keep_node(&mut tasks, &settings, &link, runtime.clone()).await?;
     if let Some(listener) = kubelet {
         let runtime = runtime.as_ref();
-        start_kubelet(&mut tasks, &server, &settings, listener, runtime, &link, ending.clone())?;
+        let drivers = start_kubelet(
+            &mut tasks,
+            &server,
+            &settings,
+            listener,
+            runtime,
+            &link,
+            ending.clone(),
+        )?;
+        start_csi(&mut tasks, &server, &informers, &node_name, drivers);
     }
 
     let manifests = start_manifests(&mut tasks, &server, &settings);
@@ -847,7 +856,8 @@ fn start_kubelet(
     runtime: Option<&runtime::Runtime>,
     link: &Link,
     ending: kubelet::Ending,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Arc<plugin::Drivers>> {
+    let drivers: Arc<plugin::Drivers> = Arc::default();
     let node_name = settings.paths.context();
     let user = format!("system:node:{node_name}");
     let certificate = server.pki().issue_server(
@@ -873,11 +883,29 @@ fn start_kubelet(
         dialer: Arc::new(Dialer(link.network.clone())),
         labels: BTreeMap::new(),
         ending,
+        drivers: drivers.clone(),
     };
     let config = member.config(&settings.kubelet, &settings.paths);
     let stop = tasks.shutdown.clone();
     tasks.spawn("kubelet", async move { Ok(Box::pin(kubelet::run(config, stop)).await?) });
-    Ok(())
+    Ok(drivers)
+}
+
+/// Makes, attaches and enlarges volumes of the node's CSI drivers, for those that want it.
+fn start_csi(
+    tasks: &mut Tasks,
+    server: &ApiServer,
+    informers: &Informers,
+    node: &str,
+    drivers: Arc<plugin::Drivers>,
+) {
+    let client = service_account(server, "csi-controller");
+    let stop = tasks.shutdown.clone();
+    let work = controllers::csi::run(client, informers.clone(), node.to_owned(), drivers, stop);
+    tasks.spawn("CSI controllers", async move {
+        Box::pin(work).await;
+        Ok(())
+    });
 }
 
 /// Keeps the folder of `--manifests` applied, as an administrator would.

@@ -27,6 +27,8 @@ pub struct Member {
     pub labels: BTreeMap<String, String>,
     /// Tells of the node's end.
     pub ending: kubelet::Ending,
+    /// The CSI drivers of the node.
+    pub drivers: Arc<plugin::Drivers>,
 }
 
 impl Member {
@@ -58,6 +60,7 @@ impl Member {
             allowed_unsafe_sysctls: flags.allowed_unsafe_sysctls,
             shutdown_periods,
             ending: self.ending,
+            drivers: self.drivers,
             eviction_hard: flags.eviction_hard,
             image_credential_providers: flags
                 .image_credential_provider_config

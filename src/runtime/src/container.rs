@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_cri::v1;
 
+use crate::cdi;
 use crate::error::Error;
 use crate::oci::launch::{LAUNCH, Launch, ROOTFS, Root, STATE, UserRequest, Volume};
 use crate::runtime::Runtime;
@@ -48,7 +49,7 @@ impl Runtime {
     pub(crate) async fn create_container(
         &self,
         sandbox_id: &str,
-        config: v1::ContainerConfig,
+        mut config: v1::ContainerConfig,
         pod: Option<&v1::PodSandboxConfig>,
     ) -> Result<String, Error> {
         let sandbox = self.state().sandbox(sandbox_id)?;
@@ -61,6 +62,7 @@ impl Runtime {
         if config.metadata.is_none() {
             return Err(Error::InvalidArgument("container config must include metadata".into()));
         }
+        cdi::inject(&mut config, &cdi::folders())?;
         check(&config)?;
         let metadata = config.metadata.as_ref();
         let same = |other: &Arc<Container>| other.read(|r| r.config.metadata.as_ref() == metadata);
@@ -587,9 +589,6 @@ fn check(config: &v1::ContainerConfig) -> Result<(), Error> {
             "user group {:?} is specified without user",
             group.value
         )));
-    }
-    if !config.cdi_devices.is_empty() {
-        return Err(Error::Unimplemented("CDI devices are not supported".into()));
     }
     app_armor_profile(&security)?;
     for mount in &config.mounts {

@@ -11,6 +11,7 @@
 
 mod backend;
 mod capability;
+mod cdi;
 mod cgroup;
 mod container;
 mod error;

@@ -147,6 +147,19 @@ pub const CLUSTER_ROLES: &[Role] = &[
         "create,list,watch - services",
         "create,list,watch discovery.k8s.io endpointslices",
     ]),
+    // Makes, attaches and enlarges volumes of the CSI drivers that name their node for it.
+    role("system:csi-controller", &["sa:kube-system/csi-controller"], &[
+        "create,delete,get,list,patch,update,watch - persistentvolumes",
+        "get,list,patch,update,watch - persistentvolumeclaims",
+        "patch,update - persistentvolumeclaims/status",
+        "get - secrets",
+        "read - nodes",
+        "read storage.k8s.io csidrivers,csinodes,storageclasses",
+        "get,list,patch,update,watch storage.k8s.io volumeattachments",
+        "patch,update storage.k8s.io volumeattachments/status",
+        "create,delete,get,list,patch,update,watch storage.k8s.io csistoragecapacities",
+        EVENTS,
+    ]),
     // Serves Ingresses, where that is asked for.
     role("system:ingress", &["sa:kube-system/ingress-controller"], &[
         "read - secrets,services",

@@ -1,11 +1,14 @@
 //! Requests to kubelets: HTTP/1.1 over TLS as `kube-apiserver-kubelet-client`; upgraded connections are
 //! spliced to the client's.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use apimachinery::Status;
+use rustls::ClientConfig;
+use rustls::client::Resumption;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -22,6 +25,8 @@ use crate::zero::Zero;
 /// The user as whom kubelets see this server; kubeadm's name for it.
 pub const USER: &str = "kube-apiserver-kubelet-client";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Sessions with one kubelet that can be taken up again.
+const SESSIONS_MAX: usize = 8;
 
 /// Reaches the kubelets of nodes.
 pub struct Kubelets {
@@ -30,7 +35,11 @@ pub struct Kubelets {
     registry: Registry,
     address: NodeAddress,
     stopping: CancellationToken,
+    /// By node, what its kubelet may call itself, and how it is spoken with.
+    known: Mutex<HashMap<String, (Names, Arc<ClientConfig>)>>,
 }
+
+type Names = Option<Vec<ServerName<'static>>>;
 
 impl Kubelets {
     /// Dials nodes where `address` says, with a client certificate made now.
@@ -41,7 +50,7 @@ impl Kubelets {
         stopping: CancellationToken,
     ) -> Result<Self, pki::Error> {
         let pair = pki.issue_client(USER, &["system:masters"])?;
-        Ok(Self { pki, pair, registry, address, stopping })
+        Ok(Self { pki, pair, registry, address, stopping, known: Mutex::default() })
     }
 
     /// Sends a request for `path_and_query` to the kubelet of `node` and relays the answer. When both
@@ -59,6 +68,22 @@ impl Kubelets {
             .await
     }
 
+    /// The same as long as the kubelet may call itself the same, so that sessions are resumed.
+    fn config(&self, name: &str, expected: Names) -> Result<Arc<ClientConfig>, Status> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((names, config)) = known.get(name)
+            && *names == expected
+        {
+            return Ok(config.clone());
+        }
+        let made = self.pki.kubelet_client_config(&self.pair, expected.clone());
+        let mut config = made.map_err(Status::internal)?;
+        config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+        let config = Arc::new(config);
+        known.insert(name.to_owned(), (expected, config.clone()));
+        Ok(config)
+    }
+
     async fn connect(
         &self,
         name: &str,
@@ -71,13 +96,12 @@ impl Kubelets {
             return Err(Status::unavailable(format!("node {name:?} has no known kubelet address")));
         };
         let expected = ours.then(|| names(name, &node, address));
-        let config =
-            self.pki.kubelet_client_config(&self.pair, expected).map_err(Status::internal)?;
+        let config = self.config(name, expected)?;
         let connect = async {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
             let host = ServerName::IpAddress(address.ip().into());
-            TlsConnector::from(Arc::new(config)).connect(host, stream).await
+            TlsConnector::from(config).connect(host, stream).await
         };
         match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
             Ok(Ok(stream)) => Ok(stream),

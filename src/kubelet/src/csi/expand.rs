@@ -8,11 +8,11 @@ use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
 
-use super::call::Plugin;
-use super::proto::{self, CapacityRange, Empty, Expand, NodeCapabilities};
 use super::{Error, Places, Volume, secrets};
 use crate::context::Context;
 use crate::{pod, quantity, volumes};
+use plugin::Plugin;
+use plugin::proto::{self, CapacityRange, Empty, Expand, NodeCapabilities};
 
 /// That a claim's volume is larger than what its claim was told to have.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,11 +4,9 @@
 //!
 //! Source of behaviour: `pkg/volume/csi`, the Container Storage Interface specification.
 
-mod call;
 mod expand;
 pub(crate) mod place;
 mod plugins;
-mod proto;
 #[cfg(test)]
 mod tests;
 
@@ -22,16 +20,18 @@ use k8s_openapi::api::storage::v1::{CSIDriver, CSIDriverSpec, VolumeAttachment};
 use kube::Api;
 use serde::{Deserialize, Serialize};
 
+use plugin::Plugin;
+
 use crate::context::Context;
 use crate::{pod, volumes};
-use call::Plugin;
-use proto::{
-    AccessMode, Empty, MountVolume, NodeCapabilities, Publish, Stage, Undo, VolumeCapability,
+use plugin::proto::{
+    self, AccessMode, Empty, MountVolume, NodeCapabilities, Publish, Stage, Undo, VolumeCapability,
 };
 
 pub use expand::{Growth, expand};
 pub use place::Places;
-pub use plugins::{Drivers, run};
+pub use plugin::Drivers;
+pub use plugins::run;
 
 /// What says of a published volume whose it is.
 const DATA: &str = "vol_data.json";
@@ -46,7 +46,7 @@ pub enum Error {
     NoDriver(String),
     /// The driver refused.
     #[error("kubernetes.io/csi: {0}")]
-    Call(#[from] call::Error),
+    Call(#[from] plugin::call::Error),
     /// The API server did not answer as needed.
     #[error("failed to fetch {what}: {}", crate::api::text(source))]
     Fetch {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use crate::context::Context;
+use crate::logs::links;
 use crate::volumes;
 
 /// The kubelet's folder everywhere else.
@@ -14,21 +15,25 @@ const USUAL: &str = "/var/lib/kubelet";
 /// The folders of volumes.
 pub struct Places {
     root: PathBuf,
+    /// Where pods' logs are.
+    logs: PathBuf,
 }
 
 impl Places {
     /// Of this kubelet.
     pub fn of(context: &Context) -> Self {
-        Self { root: context.root_dir.clone() }
+        Self { root: context.root_dir.clone(), logs: context.pod_log_dir.clone() }
     }
 
     /// A path as drivers and manifests say it, on the node.
     pub fn inside(&self, path: &Path) -> PathBuf {
-        match path.strip_prefix(USUAL) {
-            Ok(rest) if rest.as_os_str().is_empty() => self.root.clone(),
-            Ok(rest) => self.root.join(rest),
-            Err(_) => path.to_owned(),
-        }
+        let links = links::folder(&self.root);
+        let usual = [(USUAL, &self.root), (links::PODS, &self.logs), (links::CONTAINERS, &links)];
+        let found = usual.into_iter().find_map(|(usual, here)| {
+            let rest = path.strip_prefix(usual).ok()?;
+            Some(if rest.as_os_str().is_empty() { here.clone() } else { here.join(rest) })
+        });
+        found.unwrap_or_else(|| path.to_owned())
     }
 
     /// A path of the node, as it is said to drivers.
@@ -70,13 +75,15 @@ mod tests {
 
     #[test]
     fn the_usual_folder_is_this_one() {
-        let places = Places { root: "/home/u/kubelet".into() };
+        let places = Places { root: "/home/u/kubelet".into(), logs: "/home/u/logs".into() };
         assert_eq!(
             places.inside(Path::new("/var/lib/kubelet/plugins/x")),
             Path::new("/home/u/kubelet/plugins/x")
         );
         assert_eq!(places.inside(Path::new("/var/lib/kubelet/")), Path::new("/home/u/kubelet"));
         assert_eq!(places.inside(Path::new("/var/lib/kubelets")), Path::new("/var/lib/kubelets"));
+        assert_eq!(places.inside(Path::new("/var/log/pods/x")), Path::new("/home/u/logs/x"));
+        assert_eq!(places.inside(Path::new("/var/log")), Path::new("/var/log"));
         assert_eq!(places.outside(Path::new("/home/u/kubelet/pods/a")), "/var/lib/kubelet/pods/a");
         assert_eq!(places.outside(Path::new("/srv")), "/srv");
     }

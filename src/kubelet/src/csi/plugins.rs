@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
@@ -16,36 +16,23 @@ use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::call::{Error, Plugin};
 use super::place::Places;
-use super::proto::{Empty, NodeInfo, PluginInfo, RegistrationStatus};
 use crate::context::Context;
+use plugin::Driver;
+use plugin::call::{Error, Plugin};
+use plugin::device;
+use plugin::proto::{Empty, NodeInfo, PluginInfo, RegistrationStatus};
 
 /// How often the folder is read. A watch would cost one of the user's few inotify instances.
 const PERIOD: Duration = Duration::from_secs(2);
 const NODE_ID: &str = "csi.volume.kubernetes.io/nodeid";
 
-/// A registered driver.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Driver {
-    /// Where it answers.
-    pub endpoint: PathBuf,
-    info: NodeInfo,
-}
-
-/// The registered drivers, by name.
-#[derive(Default)]
-pub struct Drivers(Mutex<BTreeMap<String, Driver>>);
-
-impl Drivers {
-    /// Where the driver answers, if it has registered.
-    pub fn endpoint(&self, name: &str) -> Option<PathBuf> {
-        self.lock().get(name).map(|driver| driver.endpoint.clone())
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Driver>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// A plugin that has registered, by what it has.
+#[derive(Debug)]
+enum Known {
+    Volumes(String),
+    Devices,
+    Claims(String),
 }
 
 /// Watches the folder until `shutdown`.
@@ -59,7 +46,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
     }
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut known: HashMap<PathBuf, String> = HashMap::new();
+    let mut known: HashMap<PathBuf, Known> = HashMap::new();
     let mut told = None;
     loop {
         tokio::select! {
@@ -67,11 +54,16 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
             _ = ticks.tick() => {}
         }
         let sockets = sockets(&folder);
-        known.retain(|path, name| {
+        known.retain(|path, plugin| {
             let there = sockets.contains(path);
             if !there {
-                tracing::info!(driver = name.as_str(), "a CSI driver is gone");
-                context.drivers.lock().remove(name);
+                tracing::info!(?plugin, "a plugin is gone");
+                match plugin {
+                    Known::Volumes(name) => context.drivers.remove(name),
+                    Known::Claims(name) => context.claims.lose(name),
+                    // It is listened to, and tells of its end itself.
+                    Known::Devices => {}
+                }
             }
             there
         });
@@ -79,10 +71,9 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
             sockets.iter().filter(|path| !known.contains_key(*path)).cloned().collect::<Vec<_>>()
         {
             match register(&context, &path).await {
-                Ok(Some((name, driver))) => {
-                    tracing::info!(driver = name.as_str(), "a CSI driver has registered");
-                    context.drivers.lock().insert(name.clone(), driver);
-                    known.insert(path, name);
+                Ok(Some(plugin)) => {
+                    tracing::info!(?plugin, "a plugin has registered");
+                    known.insert(path, plugin);
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -90,7 +81,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
                 }
             }
         }
-        let drivers = context.drivers.lock().clone();
+        let drivers = context.drivers.all();
         if told.as_ref() != Some(&drivers) {
             match tell(&context, &drivers).await {
                 Ok(()) => told = Some(drivers),
@@ -107,35 +98,32 @@ fn sockets(folder: &Path) -> Vec<PathBuf> {
     entries.filter(socket).map(|entry| entry.path()).collect()
 }
 
-/// Asks a plugin who it is, and takes it in if it is a CSI driver.
-async fn register(context: &Context, socket: &Path) -> Result<Option<(String, Driver)>, Error> {
+/// Asks a plugin who it is, and takes it in if it is of a kind that is known here.
+async fn register(context: &Arc<Context>, socket: &Path) -> Result<Option<Known>, Error> {
     let registrar = Plugin::connect(socket).await?;
     let info: PluginInfo =
         registrar.call("/pluginregistration.Registration/GetInfo", Empty {}).await?;
-    let answer = async {
-        if info.r#type != "CSIPlugin" {
-            return Err(format!(
-                "plugins of type {:?} are not supported by this node",
-                info.r#type
-            ));
-        }
-        if !info.supported_versions.iter().any(|v| v.trim_start_matches('v').starts_with("1.")) {
-            return Err(format!("CSI driver {} speaks no version of CSI 1", info.name));
-        }
-        let path = if info.endpoint.is_empty() {
-            socket.to_owned()
-        } else {
-            Places::of(context).inside(Path::new(&info.endpoint))
-        };
-        let driver = Plugin::connect(&path).await.map_err(|e| e.to_string())?;
-        let of_node: NodeInfo =
-            driver.call("/csi.v1.Node/NodeGetInfo", Empty {}).await.map_err(|e| e.to_string())?;
-        if of_node.node_id.is_empty() {
-            return Err("the driver names no node".to_owned());
-        }
-        Ok(Driver { endpoint: path, info: of_node })
+    let path = if info.endpoint.is_empty() {
+        socket.to_owned()
+    } else {
+        Places::of(context).inside(Path::new(&info.endpoint))
     };
-    let outcome = answer.await;
+    let name = info.name.clone();
+    let outcome = match info.r#type.as_str() {
+        "CSIPlugin" => take_driver(context, &info, path).await.map(|()| Known::Volumes(name)),
+        "DRAPlugin" => context
+            .claims
+            .register(&info.name, path, &info.supported_versions)
+            .map(|()| Known::Claims(name)),
+        "DevicePlugin" if info.supported_versions.iter().any(|v| v == device::VERSION) => {
+            crate::device::follow(context, info.name.clone(), path, None);
+            Ok(Known::Devices)
+        }
+        other => Err(format!(
+            "plugins of type {other:?} in versions {:?} are not supported by this node",
+            info.supported_versions
+        )),
+    };
     let status = RegistrationStatus {
         plugin_registered: outcome.is_ok(),
         error: outcome.as_ref().err().cloned().unwrap_or_default(),
@@ -143,12 +131,27 @@ async fn register(context: &Context, socket: &Path) -> Result<Option<(String, Dr
     let _: Empty =
         registrar.call("/pluginregistration.Registration/NotifyRegistrationStatus", status).await?;
     match outcome {
-        Ok(driver) => Ok(Some((info.name, driver))),
+        Ok(plugin) => Ok(Some(plugin)),
         Err(reason) => {
             tracing::warn!(plugin = info.name, reason, "a plugin is not used");
             Ok(None)
         }
     }
+}
+
+/// Takes in a CSI driver.
+async fn take_driver(context: &Context, info: &PluginInfo, path: PathBuf) -> Result<(), String> {
+    if !info.supported_versions.iter().any(|v| v.trim_start_matches('v').starts_with("1.")) {
+        return Err(format!("CSI driver {} speaks no version of CSI 1", info.name));
+    }
+    let driver = Plugin::connect(&path).await.map_err(|e| e.to_string())?;
+    let of_node: NodeInfo =
+        driver.call("/csi.v1.Node/NodeGetInfo", Empty {}).await.map_err(|e| e.to_string())?;
+    if of_node.node_id.is_empty() {
+        return Err("the driver names no node".to_owned());
+    }
+    context.drivers.insert(info.name.clone(), Driver { endpoint: path, info: of_node });
+    Ok(())
 }
 
 /// Tells the API which drivers the node has.

@@ -1,24 +1,18 @@
 //! A small CSI driver of the tests' own, over a real socket.
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use http::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use prost::Message;
+use plugin::serve::{self, Body};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
-use tonic_prost::ProstCodec;
 
-use super::proto::*;
 use super::*;
 use crate::fake::node::Node;
 use crate::node::machine;
+use plugin::proto::*;
 
 const DRIVER: &str = "folders.example.com";
 
@@ -46,7 +40,7 @@ impl Folders {
                     endpoint: "/var/lib/kubelet/plugins_registry/folders.sock".into(),
                     supported_versions: vec!["1.0.0".into()],
                 };
-                answer(request, move |_: Empty| Ok(info.clone())).await
+                serve::unary(request, move |_: Empty| Ok(info.clone())).await
             }
             "NodeGetInfo" => {
                 let segments = [("example.com/zone".to_owned(), "z1".to_owned())].into();
@@ -55,17 +49,17 @@ impl Folders {
                     max_volumes_per_node: 7,
                     accessible_topology: Some(Topology { segments }),
                 };
-                answer(request, move |_: Empty| Ok(info.clone())).await
+                serve::unary(request, move |_: Empty| Ok(info.clone())).await
             }
             "NodeGetCapabilities" => {
                 let can = |r#type| NodeCapability { rpc: Some(NodeRpc { r#type }) };
                 let all = NodeCapabilities { capabilities: vec![can(STAGE), can(EXPAND)] };
-                answer(request, move |_: Empty| Ok(all.clone())).await
+                serve::unary(request, move |_: Empty| Ok(all.clone())).await
             }
             "NodePublishVolume" => {
                 let work = move |publish: Publish| {
                     if publish.volume_id.is_empty() {
-                        return Err(tonic::Status::invalid_argument("no volume"));
+                        return Err(serve::Status::invalid_argument("no volume"));
                     }
                     let target = self.node_path(&publish.target_path);
                     std::fs::create_dir_all(&target).unwrap();
@@ -73,16 +67,16 @@ impl Folders {
                     *self.published.lock().unwrap() = Some(publish);
                     Ok(Empty {})
                 };
-                answer(request, work).await
+                serve::unary(request, work).await
             }
             "NodeUnpublishVolume" => {
                 let work = move |undo: Undo| {
                     std::fs::remove_dir_all(self.node_path(&undo.path)).unwrap();
                     Ok(Empty {})
                 };
-                answer(request, work).await
+                serve::unary(request, work).await
             }
-            "NodeStageVolume" => answer(request, |_: Stage| Ok(Empty {})).await,
+            "NodeStageVolume" => serve::unary(request, |_: Stage| Ok(Empty {})).await,
             "NodeExpandVolume" => {
                 let work = move |expand: Expand| {
                     let range = expand.capacity_range.unwrap_or_default();
@@ -90,44 +84,18 @@ impl Folders {
                     std::fs::write(file, range.required_bytes.to_string()).unwrap();
                     Ok(Empty {})
                 };
-                answer(request, work).await
+                serve::unary(request, work).await
             }
-            "NodeUnstageVolume" => answer(request, |_: Undo| Ok(Empty {})).await,
-            _ => answer(request, |_: RegistrationStatus| Ok(Empty {})).await,
+            "NodeUnstageVolume" => serve::unary(request, |_: Undo| Ok(Empty {})).await,
+            _ => serve::unary(request, |_: RegistrationStatus| Ok(Empty {})).await,
         }
     }
 }
 
-async fn answer<Asked, Answer>(
-    request: Request<Body>,
-    work: impl Fn(Asked) -> Result<Answer, tonic::Status> + Clone + Send + Sync + 'static,
-) -> Response<Body>
-where
-    Asked: Message + Default + 'static,
-    Answer: Message + 'static,
-{
-    let service = tower::service_fn(move |request: tonic::Request<Asked>| {
-        std::future::ready(work(request.into_inner()).map(tonic::Response::new))
-    });
-    tonic::server::Grpc::new(ProstCodec::<Answer, Asked>::default()).unary(service, request).await
-}
-
 fn listen(driver: Folders, socket: &Path) {
     let listener = tokio::net::UnixListener::bind(socket).unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let driver = driver.clone();
-            let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
-                let driver = driver.clone();
-                let answer: BoxFuture<'static, Result<Response<Body>, Infallible>> =
-                    Box::pin(async move { Ok(driver.serve(request.map(Body::new)).await) });
-                answer
-            });
-            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-            tokio::spawn(connection);
-        }
-    });
+    let handler: serve::Handler = Arc::new(move |request| Box::pin(driver.clone().serve(request)));
+    tokio::spawn(serve::serve(listener, handler));
 }
 
 async fn until(what: &str, done: impl Fn() -> bool) {

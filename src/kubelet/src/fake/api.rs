@@ -124,6 +124,7 @@ impl FakeApi {
                         | "pods"
                         | "csinodes"
                         | "csidrivers"
+                        | "resourceclaims"
                         | "volumeattachments"
                 )
             });

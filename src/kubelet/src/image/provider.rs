@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_cri::v1::AuthConfig;
@@ -14,6 +15,7 @@ use kube::Api;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::access::{Origin, Owner};
@@ -134,9 +136,17 @@ struct Account {
 pub struct Providers {
     folder: PathBuf,
     all: Vec<Provider>,
-    /// By plugin, account and what the plugin says its answers go by. Held while one is asked, so that pods that
-    /// start together ask once.
-    kept: tokio::sync::Mutex<HashMap<(String, String, String), Kept>>,
+    /// By plugin, account and what the plugin says its answers go by.
+    kept: Mutex<HashMap<Question, Kept>>,
+    /// Plugins that are being asked, by plugin, account and image: pods that start together ask once, and one that
+    /// hangs keeps nobody waiting who asks for something else.
+    asking: Mutex<HashMap<Question, Arc<OnceCell<Result<Auths, String>>>>>,
+}
+
+type Question = (String, String, String);
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Providers {
@@ -169,7 +179,7 @@ impl Providers {
                 all.push(provider);
             }
         }
-        Ok(Self { folder: folder.into(), all, kept: tokio::sync::Mutex::default() })
+        Ok(Self { folder: folder.into(), all, ..Self::default() })
     }
 
     /// What the plugins have for `image`, the most specific first.
@@ -234,16 +244,37 @@ impl Providers {
             let token = if by_token { account.token.as_str() } else { "" };
             format!("{} {token} {:?}", account.owner.uid, account.annotations)
         });
-        let mut kept = self.kept.lock().await;
-        let now = Instant::now();
-        kept.retain(|_, kept| now < kept.until);
-        for place in ["", registry(image), image] {
-            let key = (provider.name.clone(), account_key.clone(), place.to_owned());
-            if let Some(kept) = kept.get(&key) {
-                return Ok((kept.auths.clone(), origin));
-            }
+        let question = (provider.name.clone(), account_key, image.to_owned());
+        if let Some(auths) = self.known(&question) {
+            return Ok((auths, origin));
         }
-        let answer = run(&self.folder, provider, image, account.as_ref()).await?;
+        let flight = locked(&self.asking).entry(question.clone()).or_default().clone();
+        let answer = flight.get_or_init(|| self.learn(provider, &question, account.as_ref())).await;
+        let mut asking = locked(&self.asking);
+        if asking.get(&question).is_some_and(|known| Arc::ptr_eq(known, &flight)) {
+            asking.remove(&question);
+        }
+        answer.clone().map(|auths| (auths, origin))
+    }
+
+    /// What a plugin has said that is still good.
+    fn known(&self, (provider, account, image): &Question) -> Option<Auths> {
+        let now = Instant::now();
+        let mut kept = locked(&self.kept);
+        kept.retain(|_, kept| now < kept.until);
+        ["", registry(image), image].into_iter().find_map(|place| {
+            let key = (provider.clone(), account.clone(), place.to_owned());
+            kept.get(&key).map(|kept| kept.auths.clone())
+        })
+    }
+
+    async fn learn(
+        &self,
+        provider: &Provider,
+        (name, account_key, image): &Question,
+        account: Option<&Account>,
+    ) -> Result<Auths, String> {
+        let answer = run(&self.folder, provider, image, account).await?;
         let place = match answer.cache_key_type.as_str() {
             "Global" => "",
             "Registry" => registry(image),
@@ -260,10 +291,11 @@ impl Providers {
                 .ok_or_else(|| format!("{text:?} is no duration"))?,
         };
         if !lifetime.is_zero() {
-            let key = (provider.name.clone(), account_key, place.to_owned());
-            kept.insert(key, Kept { auths: answer.auth.clone(), until: now + lifetime });
+            let key = (name.clone(), account_key.clone(), place.to_owned());
+            let kept = Kept { auths: answer.auth.clone(), until: Instant::now() + lifetime };
+            locked(&self.kept).insert(key, kept);
         }
-        Ok((answer.auth, origin))
+        Ok(answer.auth)
     }
 }
 
@@ -490,5 +522,47 @@ mod tests {
         let asked = std::fs::read_to_string(folder.path().join("asked")).unwrap();
         let request: Value = serde_json::from_str(asked.trim()).expect("it was asked once");
         assert_eq!(request["image"], "reg.example/a");
+    }
+
+    #[tokio::test]
+    async fn a_plugin_that_hangs_keeps_only_its_own_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, file) = (folder.path().join("plugin"), folder.path().join("config.yaml"));
+        let go = folder.path().join("go");
+        assert!(std::process::Command::new("mkfifo").arg(&go).status().unwrap().success());
+        let script = format!(
+            "#!/bin/sh\nread asked\necho \"$asked\" >>{0}/asked\n\
+             case $asked in *slow*) read word <{0}/go;; esac\n\
+             printf '{{\"kind\": \"CredentialProviderResponse\", \"cacheKeyType\": \"Image\", \
+             \"apiVersion\": \"credentialprovider.kubelet.k8s.io/v1\", \
+             \"auth\": {{\"*.example\": {{\"username\": \"me\"}}}}}}'\n",
+            folder.path().display()
+        );
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(&file, config("")).unwrap();
+        let providers = Arc::new(Providers::read(&file, folder.path()).unwrap());
+        let node = Node::new();
+        let context = node.context(Machine::default());
+        let slow = || {
+            let (providers, context) = (providers.clone(), context.clone());
+            tokio::spawn(async move {
+                providers.credentials(&context, &Pod::default(), "reg.example/slow").await.len()
+            })
+        };
+        let waiting = [slow(), slow()];
+        let asked = || std::fs::read_to_string(folder.path().join("asked")).unwrap_or_default();
+        while !asked().contains("slow") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let quick = providers.credentials(&context, &Pod::default(), "reg.example/quick").await;
+        assert_eq!(quick.len(), 1);
+        assert!(waiting.iter().all(|task| !task.is_finished()));
+        let released = tokio::task::spawn_blocking(move || std::fs::write(go, "go\n"));
+        released.await.unwrap().unwrap();
+        for task in waiting {
+            assert_eq!(task.await.unwrap(), 1);
+        }
+        assert_eq!(asked().matches("slow").count(), 1, "pods that start together ask once");
     }
 }

@@ -3,6 +3,7 @@
 //! Source of behaviour: `pkg/kubelet/kuberuntime/logs/logs.go`; a line is
 //! `<RFC 3339 time> <stdout|stderr> <P|F> <content>`.
 
+pub mod links;
 pub mod read;
 pub mod rotate;
 

@@ -37,7 +37,12 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
 async fn round(context: &Context) -> Result<(), crate::cri::Error> {
     // Looking at the directory is cheap; the runtime is only asked when something is too large.
     let logs = context.pod_log_dir.clone();
-    let large = tokio::task::spawn_blocking(move || too_large(&logs)).await.unwrap_or_default();
+    let root = context.root_dir.clone();
+    let look = move || {
+        super::links::sweep(&root, &logs);
+        too_large(&logs)
+    };
+    let large = tokio::task::spawn_blocking(look).await.unwrap_or_default();
     if large.is_empty() {
         return Ok(());
     }

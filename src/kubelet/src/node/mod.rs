@@ -22,12 +22,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 
+pub use status::is_extended;
+
 /// How often the status is looked at.
 const LOOK: Duration = Duration::from_secs(10);
 /// How often it is told although nothing changed.
 const TELL: Duration = Duration::from_mins(5);
 /// While the node is not Ready it is looked at this often.
 const LOOK_SOON: Duration = Duration::from_millis(100);
+
+/// Labels that are as the kubelet says.
+const FIXED_LABELS: [&str; 4] =
+    ["kubernetes.io/os", "kubernetes.io/arch", "beta.kubernetes.io/os", "beta.kubernetes.io/arch"];
 
 /// What of the node is configured.
 #[derive(Clone, Debug)]
@@ -82,6 +88,7 @@ pub async fn run(context: Arc<Context>, settings: Settings, shutdown: Cancellati
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = ending.asked(), if !ended => ended = true,
+            () = keeper.context.node_changed.notified() => {}
             () = tokio::time::sleep(wait) => {}
         }
     }
@@ -161,6 +168,7 @@ impl Keeper {
                 return false;
             }
         }
+        self.keep_labels(&api).await;
         self.configure_runtime().await;
         let seen = status::look(&self.context).await;
         let old = self.told.status.clone().unwrap_or_default();
@@ -186,6 +194,26 @@ impl Keeper {
                 tracing::warn!(node = self.context.node_name, %error, "cannot report the node's status");
                 false
             }
+        }
+    }
+
+    /// What the node is does not change because somebody writes otherwise.
+    async fn keep_labels(&self, api: &Api<Node>) {
+        let told = self.told.metadata.labels.clone().unwrap_or_default();
+        let wrong: BTreeMap<&String, &String> = self
+            .context
+            .node_labels
+            .iter()
+            .filter(|(key, _)| FIXED_LABELS.contains(&key.as_str()))
+            .filter(|(key, value)| told.get(*key) != Some(*value))
+            .collect();
+        if wrong.is_empty() {
+            return;
+        }
+        let body = Patch::Merge(json!({"metadata": {"labels": wrong}}));
+        let name = &self.context.node_name;
+        if let Err(error) = api.patch(name, &PatchParams::default(), &body).await {
+            tracing::debug!(%error, "the node's labels are not repaired");
         }
     }
 

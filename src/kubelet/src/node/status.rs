@@ -97,7 +97,10 @@ pub fn make(
         told.filter(|(name, _)| is_extended(name))
             .map(|(name, amount)| (name.clone(), amount.clone())),
     );
-    let allocatable = allocatable(&capacity, &context.thresholds, &context.system_reserved);
+    let devices = context.devices.amounts();
+    capacity.extend(devices.iter().map(|(name, (all, _))| (name.clone(), all.clone())));
+    let mut allocatable = allocatable(&capacity, &context.thresholds, &context.system_reserved);
+    allocatable.extend(devices.into_iter().map(|(name, (_, usable))| (name, usable)));
     let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     NodeStatus {
         addresses: Some(vec![

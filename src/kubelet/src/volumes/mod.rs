@@ -44,6 +44,13 @@ pub struct Error {
     pub cause: Cause,
 }
 
+impl Error {
+    /// Whether somebody is about to bring the volume to the node.
+    pub fn is_on_its_way(&self) -> bool {
+        matches!(self.cause, Cause::Csi(csi::Error::NotAttached(_)))
+    }
+}
+
 /// What can be wrong with a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {

@@ -388,7 +388,7 @@ async fn refusals(runtime: &Runtime, dir: &Path) {
     assert_eq!(refused(runtime, &pod, config).await, Code::InvalidArgument);
     let mut config = sleeper("devices");
     config.cdi_devices = vec![v1::CdiDevice { name: "vendor.com/gpu=0".into() }];
-    assert_eq!(refused(runtime, &pod, config).await, Code::Unimplemented);
+    assert_eq!(refused(runtime, &pod, config).await, Code::Unknown);
     let mut config = sleeper("privileged");
     security(&mut config).privileged = true;
     let request = v1::CreateContainerRequest {

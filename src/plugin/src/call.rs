@@ -4,8 +4,10 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use hyper_util::rt::TokioIo;
 use prost::Message;
+pub use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
@@ -27,7 +29,7 @@ pub enum Error {
     #[error("rpc error: code = {code:?} desc = {message}")]
     Refused {
         /// The gRPC code.
-        code: tonic::Code,
+        code: Code,
         /// Why.
         message: String,
     },
@@ -67,17 +69,38 @@ impl Plugin {
         Request: Message + 'static,
         Answer: Message + Default + 'static,
     {
-        let refused = |status: tonic::Status| Error::Refused {
-            code: status.code(),
-            message: status.message().to_owned(),
-        };
         let mut client = tonic::client::Grpc::new(self.channel.clone());
-        client.ready().await.map_err(|e| refused(tonic::Status::unavailable(e.to_string())))?;
+        client.ready().await.map_err(|e| refused(&tonic::Status::unavailable(e.to_string())))?;
         let codec = ProstCodec::<Request, Answer>::default();
         let path = http::uri::PathAndQuery::from_static(method);
         let answer = client.unary(tonic::Request::new(request), path, codec).await;
-        Ok(answer.map_err(refused)?.into_inner())
+        Ok(answer.map_err(|status| refused(&status))?.into_inner())
     }
+}
+
+impl Plugin {
+    /// Calls `method`, which answers with one message after another.
+    pub async fn stream<Request, Answer>(
+        &self,
+        method: &'static str,
+        request: Request,
+    ) -> Result<BoxStream<'static, Result<Answer, Error>>, Error>
+    where
+        Request: Message + 'static,
+        Answer: Message + Default + 'static,
+    {
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        client.ready().await.map_err(|e| refused(&tonic::Status::unavailable(e.to_string())))?;
+        let codec = ProstCodec::<Request, Answer>::default();
+        let path = http::uri::PathAndQuery::from_static(method);
+        let answer = client.server_streaming(tonic::Request::new(request), path, codec).await;
+        let stream = answer.map_err(|status| refused(&status))?.into_inner();
+        Ok(stream.map_err(|status| refused(&status)).boxed())
+    }
+}
+
+fn refused(status: &tonic::Status) -> Error {
+    Error::Refused { code: status.code(), message: status.message().to_owned() }
 }
 
 /// Connects to a socket whose directory may be deeper than an address is long.

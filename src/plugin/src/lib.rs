@@ -1,0 +1,13 @@
+//! How plugins of a node are spoken with: the messages of the Container Storage Interface, of device plugins and of
+//! plugin registration, calls and services over unix sockets, and which CSI drivers have registered. It decides
+//! nothing and knows no API server; start at [`Plugin`].
+
+pub mod call;
+pub mod claims;
+pub mod device;
+pub mod drivers;
+pub mod proto;
+pub mod serve;
+
+pub use call::{Code, Plugin};
+pub use drivers::{Driver, Drivers};
