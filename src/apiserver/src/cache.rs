@@ -104,7 +104,7 @@ impl Change {
 
 /// `{"type":"ADDED","object":{…}}` and a newline.
 pub fn frame(kind: &str, object: &Object) -> Bytes {
-    let mut out = BytesMut::with_capacity(object.len() + 40);
+    let mut out = BytesMut::with_capacity(object.written_len() + 40);
     out.put_slice(b"{\"type\":\"");
     out.put_slice(kind.as_bytes());
     out.put_slice(b"\",\"object\":");

@@ -26,7 +26,7 @@ pub struct Items {
 impl Items {
     /// `head` ends with the bracket that opens the items.
     pub fn new(head: String, objects: Vec<Arc<Object>>, typed: bool) -> Self {
-        let lengths = objects.iter().map(|o| if typed { o.len() } else { o.item_len() });
+        let lengths = objects.iter().map(|o| if typed { o.written_len() } else { o.item_len() });
         let commas = objects.len().saturating_sub(1);
         let left = head.len() + lengths.sum::<usize>() + commas + TAIL.len();
         let objects = objects.into_iter();

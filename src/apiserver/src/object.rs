@@ -109,13 +109,13 @@ impl Object {
     }
 
     /// How many bytes [`Object::write`] writes.
-    pub fn len(&self) -> usize {
+    pub fn written_len(&self) -> usize {
         self.raw.len() + self.version_len()
     }
 
     /// How many bytes [`Object::write_item`] writes.
     pub fn item_len(&self) -> usize {
-        self.len() - self.splice + 1 + METADATA.len()
+        self.written_len() - self.splice + 1 + METADATA.len()
     }
 
     /// How long the resource version is when it is written in.
@@ -159,7 +159,7 @@ impl Object {
 
     /// The object's JSON as served, `metadata.resourceVersion` included.
     pub fn json(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(self.len());
+        let mut out = BytesMut::with_capacity(self.written_len());
         self.write(&mut out);
         out.freeze()
     }

@@ -65,12 +65,12 @@ fn seconds(text: &str) -> Result<u64, String> {
 }
 
 /// A file's name as it is kept for later starts: an empty one forgets it.
-fn kept(now: &Option<PathBuf>, last: &Option<PathBuf>) -> Option<PathBuf> {
+fn kept(now: Option<&PathBuf>, last: Option<&PathBuf>) -> Option<PathBuf> {
     match now {
         Some(path) if path.as_os_str().is_empty() => None,
         Some(path) if path.as_os_str() == "-" => Some(path.clone()),
         Some(path) => Some(std::path::absolute(path).unwrap_or_else(|_| path.clone())),
-        None => last.clone(),
+        None => last.cloned(),
     }
 }
 
@@ -80,12 +80,18 @@ impl Access {
     pub fn or(&self, last: &Self) -> Self {
         let text = |now: &Option<String>, then: &Option<String>| now.clone().or(then.clone());
         Self {
-            token_auth_file: kept(&self.token_auth_file, &last.token_auth_file),
-            authentication_config: kept(&self.authentication_config, &last.authentication_config),
-            authorization_config: kept(&self.authorization_config, &last.authorization_config),
+            token_auth_file: kept(self.token_auth_file.as_ref(), last.token_auth_file.as_ref()),
+            authentication_config: kept(
+                self.authentication_config.as_ref(),
+                last.authentication_config.as_ref(),
+            ),
+            authorization_config: kept(
+                self.authorization_config.as_ref(),
+                last.authorization_config.as_ref(),
+            ),
             encryption_provider_config: kept(
-                &self.encryption_provider_config,
-                &last.encryption_provider_config,
+                self.encryption_provider_config.as_ref(),
+                last.encryption_provider_config.as_ref(),
             ),
             encryption_provider_config_automatic_reload: self
                 .encryption_provider_config_automatic_reload
@@ -97,12 +103,12 @@ impl Access {
                 modes => modes.iter().filter(|mode| !mode.is_empty()).cloned().collect(),
             },
             authorization_policy_file: kept(
-                &self.authorization_policy_file,
-                &last.authorization_policy_file,
+                self.authorization_policy_file.as_ref(),
+                last.authorization_policy_file.as_ref(),
             ),
             authorization_webhook_config_file: kept(
-                &self.authorization_webhook_config_file,
-                &last.authorization_webhook_config_file,
+                self.authorization_webhook_config_file.as_ref(),
+                last.authorization_webhook_config_file.as_ref(),
             ),
             authorization_webhook_cache_authorized_ttl: text(
                 &self.authorization_webhook_cache_authorized_ttl,

@@ -112,15 +112,18 @@ impl Audit {
     pub fn or(&self, last: &Self) -> Self {
         let (now, last) = (self.clone(), last.clone());
         Self {
-            audit_policy_file: kept(&now.audit_policy_file, &last.audit_policy_file),
-            audit_log_path: kept(&now.audit_log_path, &last.audit_log_path),
+            audit_policy_file: kept(
+                now.audit_policy_file.as_ref(),
+                last.audit_policy_file.as_ref(),
+            ),
+            audit_log_path: kept(now.audit_log_path.as_ref(), last.audit_log_path.as_ref()),
             audit_log_maxage: now.audit_log_maxage.or(last.audit_log_maxage),
             audit_log_maxbackup: now.audit_log_maxbackup.or(last.audit_log_maxbackup),
             audit_log_maxsize: now.audit_log_maxsize.or(last.audit_log_maxsize),
             audit_log_compress: now.audit_log_compress.or(last.audit_log_compress),
             audit_webhook_config_file: kept(
-                &now.audit_webhook_config_file,
-                &last.audit_webhook_config_file,
+                now.audit_webhook_config_file.as_ref(),
+                last.audit_webhook_config_file.as_ref(),
             ),
             audit_webhook_initial_backoff: now
                 .audit_webhook_initial_backoff
