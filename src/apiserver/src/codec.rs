@@ -1,5 +1,6 @@
 //! Request bodies to objects.
 
+use apimachinery::field::{Error, Path};
 use apimachinery::schema::{self, Schema, TypeId};
 use apimachinery::{Status, decode, meta, protobuf};
 use bytes::Bytes;
@@ -117,11 +118,22 @@ pub fn decode(
             serde_json::from_value(value).map_err(|error| unrecognized(&error))?
         }
     };
-    check_head(
-        head.api_version.as_str().unwrap_or_default(),
-        head.kind.as_str().unwrap_or_default(),
-        expected,
-    )?;
+    let (api_version, kind) =
+        (head.api_version.as_str().unwrap_or_default(), head.kind.as_str().unwrap_or_default());
+    if expected.custom.is_some() {
+        if kind.is_empty() {
+            let body = String::from_utf8_lossy(bytes);
+            return Err(unrecognized(&format!("Object 'Kind' is missing in '{body}'")));
+        }
+        if api_version != expected.api_version() {
+            return Err(other_version(api_version, expected));
+        }
+        if kind != expected.kind {
+            let value = parse(bytes, format)?;
+            return Err(other_kind(&value, expected));
+        }
+    }
+    check_head(api_version, kind, expected)?;
     if let Some(custom) = expected.custom {
         let decoded = match format {
             Format::Json | Format::Protobuf => decode::json_unstructured(bytes),
@@ -146,6 +158,16 @@ pub fn reshape(
     validation: FieldValidation,
     warnings: &Warnings,
 ) -> Result<Value, Status> {
+    if expected.custom.is_some() && meta::api_version(value) != expected.api_version() {
+        let found = meta::api_version(value);
+        let detail = format!("must be {}", expected.api_version());
+        let error = Error::invalid(&Path::new("apiVersion"), found, detail);
+        let group = found.split_once('/').map_or("", |(group, _)| group);
+        return Err(Status::invalid(group, meta::kind(value), meta::name(value), &[error]));
+    }
+    if expected.custom.is_some() && meta::kind(value) != expected.kind {
+        return Err(other_kind(value, expected));
+    }
     check_head(meta::api_version(value), meta::kind(value), expected)?;
     if let Some(custom) = expected.custom {
         let shaped = custom.shape(value.clone(), Vec::new(), validation.into());
@@ -206,9 +228,7 @@ fn check_head(api_version: &str, kind: &str, expected: Expected<'_>) -> Result<(
             let kind = if kind.is_empty() { expected.kind } else { kind };
             return refuse(unknown(kind));
         }
-        return Err(Status::bad_request(format!(
-            "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
-        )));
+        return Err(other_version(api_version, expected));
     }
     if !kind.is_empty() && kind != expected.kind {
         if schema::builtin().kind(group, version, kind).is_none() || expected.custom.is_some() {
@@ -221,6 +241,21 @@ fn check_head(api_version: &str, kind: &str, expected: Expected<'_>) -> Result<(
         ));
     }
     Ok(())
+}
+
+fn other_version(api_version: &str, expected: Expected<'_>) -> Status {
+    Status::bad_request(format!(
+        "the API version in the data ({api_version}) does not match the expected API version ({})",
+        expected.api_version()
+    ))
+}
+
+/// A custom resource may have any kind until it is looked at as one.
+fn other_kind(value: &Value, expected: Expected<'_>) -> Status {
+    let kind = meta::kind(value);
+    let detail = format!("must be {}", expected.kind);
+    let error = Error::invalid(&Path::new("kind"), kind, detail);
+    Status::invalid(expected.group, kind, meta::name(value), &[error])
 }
 
 /// Where upstream's types are registered, as its messages say.

@@ -44,6 +44,11 @@ pub fn is_view(resource: &Resource) -> bool {
 pub fn to_stored(served: &Resource, object: &mut Value) {
     if served.is("", "secrets") {
         secret_text(object);
+    } else if served.is("", "nodes") {
+        first_and_all(object.get_mut("spec"), "podCIDR", "podCIDRs", None);
+    } else if served.is("", "pods") {
+        first_and_all(object.get_mut("status"), "podIP", "podIPs", Some("ip"));
+        first_and_all(object.get_mut("status"), "hostIP", "hostIPs", Some("ip"));
     }
     match stored_as(&served.group, &served.version, &served.plural) {
         Some(["", ..]) => {
@@ -52,6 +57,33 @@ pub fn to_stored(served: &Resource, object: &mut Value) {
         }
         Some(_) => autoscaler::to_v2(object),
         None => {}
+    }
+}
+
+/// Brings a field into line with the list that has it first: the field decides, for the older clients that know
+/// it alone. The items of the list are texts, or have theirs under `key`.
+fn first_and_all(part: Option<&mut Value>, field: &str, list: &str, key: Option<&str>) {
+    let Some(part) = part.and_then(Value::as_object_mut) else { return };
+    let text = |part: &serde_json::Map<String, Value>| {
+        part.get(field).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let first = part.get(list).and_then(|all| all.get(0)).map(|item| match key {
+        Some(key) => item[key].as_str().unwrap_or_default().to_owned(),
+        None => item.as_str().unwrap_or_default().to_owned(),
+    });
+    match (text(part), first) {
+        (one, None) if one.is_empty() => {}
+        (one, Some(first)) if one.is_empty() => {
+            part.insert(field.to_owned(), first.into());
+        }
+        (one, Some(first)) if one == first => {}
+        (one, _) => {
+            let item = match key {
+                Some(key) => serde_json::json!({key: one}),
+                None => one.into(),
+            };
+            part.insert(list.to_owned(), vec![item].into());
+        }
     }
 }
 
@@ -94,6 +126,30 @@ fn rename(object: &mut Value, names: impl Iterator<Item = (&'static str, &'stati
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_field_and_the_first_of_its_list_go_together() {
+        use serde_json::json;
+        for (before, after) in [
+            (json!({}), json!({})),
+            (
+                json!({"podIP": "1.1.1.1"}),
+                json!({"podIP": "1.1.1.1", "podIPs": [{"ip": "1.1.1.1"}]}),
+            ),
+            (
+                json!({"podIPs": [{"ip": "1.1.1.1"}]}),
+                json!({"podIP": "1.1.1.1", "podIPs": [{"ip": "1.1.1.1"}]}),
+            ),
+            (
+                json!({"podIP": "1.1.1.1", "podIPs": [{"ip": "2.2.2.2"}, {"ip": "fd00::1"}]}),
+                json!({"podIP": "1.1.1.1", "podIPs": [{"ip": "1.1.1.1"}]}),
+            ),
+        ] {
+            let mut status = before.clone();
+            super::first_and_all(Some(&mut status), "podIP", "podIPs", Some("ip"));
+            assert_eq!(status, after, "{before}");
+        }
+    }
+
     use serde_json::json;
 
     use super::*;

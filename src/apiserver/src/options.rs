@@ -150,7 +150,7 @@ impl ListOptions {
                     ));
                 }
                 if matching.is_none() {
-                    errors.push(field::Error::not_supported(
+                    errors.push(field::Error::not_supported_of(
                         &field::Path::new("resourceVersionMatch"),
                         named.unwrap_or_default(),
                         &["Exact", "NotOlderThan", ""],
@@ -367,8 +367,8 @@ impl DeleteOptions {
             Some("Background") => Some(Propagation::Background),
             Some("Foreground") => Some(Propagation::Foreground),
             Some(other) => {
-                let known = ["Background", "Foreground", "Orphan", "nil"];
-                errors.push(field::Error::not_supported(&path, other, &known));
+                let known = ["Foreground", "Background", "Orphan", "nil"];
+                errors.push(field::Error::not_supported_of(&path, other, &known));
                 None
             }
         };
@@ -411,7 +411,7 @@ mod tests {
             (
                 "resourceVersion=5&resourceVersionMatch=foo",
                 false,
-                "resourceVersionMatch: Unsupported value: \"foo\": supported values: \"\", \"Exact\", \"NotOlderThan\"",
+                "resourceVersionMatch: Unsupported value: \"foo\": supported values: \"Exact\", \"NotOlderThan\", \"\"",
             ),
             (
                 "resourceVersion=0&resourceVersionMatch=Exact",

@@ -8,7 +8,7 @@ mod pod;
 use std::net::IpAddr;
 
 use apimachinery::field::Path;
-use apimachinery::{meta, names};
+use apimachinery::{meta, names, structural};
 use serde_json::Value;
 
 use crate::attributes::RequestContext;
@@ -84,6 +84,11 @@ pub fn warn(ctx: &RequestContext, object: &Value, old: Option<&Value>) {
                 ));
             }
         }
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            let before = old.map(formats).unwrap_or_default();
+            let new = formats(object).into_iter().filter(|format| !before.contains(format));
+            texts.extend(new.map(|format| format!("unrecognized format {format:?}")));
+        }
         ("networking.k8s.io", "networkpolicies") => policy(object, &mut texts),
         ("node.k8s.io", "runtimeclasses") => {
             let path = Path::new("scheduling").child("nodeSelector");
@@ -94,6 +99,13 @@ pub fn warn(ctx: &RequestContext, object: &Value, old: Option<&Value>) {
     for text in texts {
         ctx.warnings.add(text);
     }
+}
+
+/// The formats in a definition's schemas that nobody checks.
+fn formats(definition: &Value) -> Vec<&str> {
+    let versions = definition["spec"]["versions"].items().iter();
+    let schemas = versions.map(|version| &version["schema"]["openAPIV3Schema"]);
+    schemas.flat_map(structural::unrecognized_formats).collect()
 }
 
 /// Finalizers of custom resources that others may use as well (`validateKubeFinalizerName`).

@@ -370,31 +370,13 @@ pub fn validate_client(client: &Value, path: &Path, errors: &mut ErrorList) {
         return;
     }
     if service.is_object() {
-        let path = path.child("service");
-        for key in ["name", "namespace"] {
-            if service[key].text().is_empty() {
-                errors.push(FieldError::required(
-                    &path.child(key),
-                    &format!("service {key} is required"),
-                ));
-            }
-        }
-        let text = service["path"].text();
-        if !text.is_empty() && !text.starts_with('/') {
-            let detail = "must start with a '/'";
-            errors.push(FieldError::invalid(&path.child("path"), text, detail));
-        }
-        let port = service.get("port").and_then(Value::as_i64).unwrap_or(443);
-        if !names::port_number(port).is_empty() {
-            let detail = format!("port is not valid: {}", names::port_number(port).join(","));
-            errors.push(FieldError::invalid(&path.child("port"), port, detail));
-        }
+        validate_service(service, &path.child("service"), errors);
         return;
     }
     let path = path.child("url");
     let form = "; desired format: https://host[/path]";
-    let mut say = |value: &str, detail: &str| {
-        errors.push(FieldError::invalid(&path, value, format!("{detail}{form}")));
+    let mut say = |value: &str, detail: String| {
+        errors.push(FieldError::invalid(&path, value, detail));
     };
     match url::Url::parse(url) {
         Err(error) => {
@@ -403,26 +385,59 @@ pub fn validate_client(client: &Value, path: &Path, errors: &mut ErrorList) {
         }
         Ok(parsed) => {
             if parsed.scheme() != "https" {
-                say(parsed.scheme(), "'https' is the only allowed URL scheme");
+                say(parsed.scheme(), format!("'https' is the only allowed URL scheme{form}"));
             }
             if parsed.host_str().unwrap_or_default().is_empty() {
-                say(parsed.host_str().unwrap_or_default(), "host must be specified");
+                say("", format!("host must be specified{form}"));
             }
             if !parsed.username().is_empty() || parsed.password().is_some() {
-                say(parsed.username(), "user information is not permitted in the URL");
+                say(parsed.username(), "user information is not permitted in the URL".into());
             }
             if parsed.fragment().is_some_and(|f| !f.is_empty()) {
                 say(
                     parsed.fragment().unwrap_or_default(),
-                    "fragments are not permitted in the URL",
+                    "fragments are not permitted in the URL".into(),
                 );
             }
             if parsed.query().is_some_and(|q| !q.is_empty()) {
                 say(
                     parsed.query().unwrap_or_default(),
-                    "query parameters are not permitted in the URL",
+                    "query parameters are not permitted in the URL".into(),
                 );
             }
+        }
+    }
+}
+
+fn validate_service(service: &Value, path: &Path, errors: &mut ErrorList) {
+    for key in ["name", "namespace"] {
+        if service[key].text().is_empty() {
+            errors.push(FieldError::required(&path.child(key), ""));
+        }
+    }
+    let port = service.get("port").and_then(Value::as_i64).unwrap_or(443);
+    if !names::port_number(port).is_empty() {
+        let detail = format!("port is not valid: {}", names::port_number(port).join(", "));
+        errors.push(FieldError::invalid(&path.child("port"), port, detail));
+    }
+    let (text, path) = (service["path"].text(), path.child("path"));
+    let mut say = |detail: String| errors.push(FieldError::invalid(&path, text, detail));
+    match text {
+        "" | "/" => return,
+        "//" => return say("segment[0] may not be empty".into()),
+        _ if !text.starts_with('/') => say("must start with a '/'".into()),
+        _ => {}
+    }
+    let mut rest = text.chars();
+    rest.next();
+    let rest = rest.as_str();
+    for (index, step) in rest.strip_suffix('/').unwrap_or(rest).split('/').enumerate() {
+        if step.is_empty() {
+            say(format!("segment[{index}] may not be empty"));
+            continue;
+        }
+        for mistake in names::dns_subdomain(step) {
+            say(format!("segment[{index}]: {mistake}"));
         }
     }
 }
@@ -441,13 +456,10 @@ mod tests {
                 json!({"url": "http://a/b"}),
                 r#"c.url: Invalid value: "http": 'https' is the only allowed URL scheme; desired format: https://host[/path]"#,
             ),
+            (json!({"service": {"name": "n"}}), "c.service.namespace: Required value"),
             (
-                json!({"service": {"name": "n"}}),
-                "c.service.namespace: Required value: service namespace is required",
-            ),
-            (
-                json!({"service": {"name": "n", "namespace": "x", "path": "a"}}),
-                r#"c.service.path: Invalid value: "a": must start with a '/'"#,
+                json!({"service": {"name": "n", "namespace": "x", "path": "ab"}}),
+                r#"c.service.path: Invalid value: "ab": must start with a '/'"#,
             ),
         ];
         for (client, want) in cases {

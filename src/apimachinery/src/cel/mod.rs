@@ -11,7 +11,9 @@ mod check;
 mod estimate;
 mod eval;
 mod library;
+mod literals;
 mod operators;
+mod overloads;
 mod parser;
 pub mod rules;
 #[cfg(test)]
@@ -58,6 +60,7 @@ impl Program {
         let node = parser::parse(text).map_err(|e| told(text, e.at, &e.message))?;
         let mut checker = check::Checker::new(names, root);
         let result = checker.check(&node).map_err(|(at, message)| told(text, at, &message))?;
+        literals::check(&node).map_err(|(at, message)| told(text, at, &message))?;
         Ok(Self { node, result })
     }
 

@@ -331,8 +331,8 @@ impl Parser {
             return error(self.place(), TOO_DEEP);
         }
         let condition = self.or()?;
+        let at = self.place();
         let node = if self.take("?") {
-            let at = condition.at;
             let yes = self.or()?;
             self.expect(":")?;
             let no = self.expression()?;
@@ -458,9 +458,10 @@ impl Parser {
                     Node { at, expr: Expr::Select { of: Box::new(node), field, optional: true } };
             } else if self.take(".") {
                 let field = self.ident()?;
+                let open = self.place();
                 if self.take("(") {
                     let args = self.arguments()?;
-                    node = self.method(at, node, field, args)?;
+                    node = self.method(open, node, field, args)?;
                 } else {
                     node = Node {
                         at,
@@ -524,9 +525,10 @@ impl Parser {
             }
             Token::Ident(name) => {
                 self.at += 1;
+                let open = self.place();
                 if self.take("(") {
                     let args = self.arguments()?;
-                    return self.function(at, name, args);
+                    return self.function(open, name, args);
                 }
                 Ok(Node { at, expr: Expr::Ident(name) })
             }

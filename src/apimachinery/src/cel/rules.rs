@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 
 use super::estimate::{self, RULE_LIMIT, SCHEMA_LIMIT, SLACK};
 use super::{COST_EXCEEDED, Named, Program, TOTAL_LIMIT, Type, Value};
-use crate::field::{Error, ErrorList, ErrorType, Path};
+use crate::field::{Error, ErrorList, Path, ordered};
 use crate::schema::ListType;
 use crate::structural::{Additional, Rule, Structural};
 
@@ -30,8 +30,18 @@ pub struct Rules {
     values: Option<Box<Rules>>,
 }
 
-fn declared(schema: &Structural) -> Vec<(String, Type<'_>)> {
-    vec![("self".into(), Type::Of(schema)), ("oldSelf".into(), Type::Of(schema))]
+fn declared<'s>(rule: &Rule, schema: &'s Structural) -> Vec<(String, Type<'s>)> {
+    let old = if rule.optional_old_self {
+        Type::Optional(Box::new(Type::Of(schema)))
+    } else {
+        Type::Of(schema)
+    };
+    vec![("self".into(), Type::Of(schema)), ("oldSelf".into(), old)]
+}
+
+/// What values are counted as when costs are estimated, whether they are there or not.
+fn counted(schema: &Structural) -> [(String, Type<'_>); 2] {
+    [("self".into(), Type::Of(schema)), ("oldSelf".into(), Type::Of(schema))]
 }
 
 fn compile_rule(
@@ -39,10 +49,7 @@ fn compile_rule(
     schema: &Structural,
     root: Option<&Structural>,
 ) -> Result<Compiled, String> {
-    let mut names = declared(schema);
-    if rule.optional_old_self {
-        names[1].1 = Type::Dyn;
-    }
+    let names = declared(rule, schema);
     let program = Program::compile(&rule.rule, names.clone(), root)?;
     let message = if rule.message_expression.is_empty() {
         None
@@ -112,14 +119,14 @@ fn check_at(
             let at = path.child("rule");
             found.errors.push(Error::invalid(&at, rule.rule.as_str(), detail));
         }
-        let names = declared(schema);
+        let names = declared(rule, schema);
         let times = count.unwrap_or_else(|| estimate::unbounded_count(schema));
         for (text, key, what) in [
             (&rule.rule, "rule", "estimated rule cost"),
             (&rule.message_expression, "messageExpression", "estimated messageExpression cost"),
         ] {
             if let Ok(program) = Program::compile(text, names.clone(), root) {
-                found.pay(program.estimate(&names), times, what, &path.child(key));
+                found.pay(program.estimate(&counted(schema)), times, what, &path.child(key));
             }
         }
     }
@@ -140,6 +147,20 @@ fn check_at(
     }
 }
 
+/// A rule as Go holds it.
+fn shown(rule: &Rule) -> String {
+    let text = |text: &str| Json::from(text);
+    let set = |text: &str| if text.is_empty() { Json::Null } else { text.into() };
+    ordered(&[
+        ("Rule", text(&rule.rule)),
+        ("Message", text(&rule.message)),
+        ("MessageExpression", text(&rule.message_expression)),
+        ("Reason", set(&rule.reason)),
+        ("FieldPath", text(&rule.field_path)),
+        ("OptionalOldSelf", if rule.optional_old_self { true.into() } else { Json::Null }),
+    ])
+}
+
 fn check_rule(
     rule: &Rule,
     schema: &Structural,
@@ -157,7 +178,7 @@ fn check_rule(
         let detail = "message must be non-empty if specified";
         errors.push(Error::invalid(&path.child("message"), rule.message.as_str(), detail));
     } else if rule.message.contains('\n') {
-        let detail = "message must not contain line breaks";
+        let detail = "must not contain line breaks";
         errors.push(Error::invalid(&path.child("message"), rule.message.as_str(), detail));
     } else if rule.rule.trim().contains('\n') && rule.message.is_empty() {
         let detail = "message must be specified if rule contains line breaks";
@@ -166,20 +187,22 @@ fn check_rule(
     if !rule.reason.is_empty() && !REASONS.contains(&rule.reason.as_str()) {
         errors.push(Error::not_supported(&path.child("reason"), rule.reason.as_str(), &REASONS));
     }
-    if !rule.field_path.is_empty() && field_path(rule, schema, &Path::default()).is_none() {
-        let detail = "fieldPath must be a valid path: does not refer to a valid field";
+    if !rule.field_path.is_empty() && !rule.field_path.starts_with(['.', '['])
+        || !rule.field_path.is_empty() && field_path(rule, schema, &Path::default()).is_none()
+    {
+        let detail = "must be a valid path";
         errors.push(Error::invalid(&path.child("fieldPath"), rule.field_path.as_str(), detail));
     }
-    let names = declared(schema);
+    let names = declared(rule, schema);
     match Program::compile(&rule.rule, names.clone(), root) {
         Err(error) => {
             let detail = format!("compilation failed: {error}");
-            errors.push(Error::invalid(&path.child("rule"), rule.rule.as_str(), detail));
+            errors.push(Error::invalid_shown(&path.child("rule"), shown(rule), detail));
         }
         Ok(program) => {
             if !matches!(program.result(), "bool" | "dyn") {
-                let detail = "compilation failed: must evaluate to a bool";
-                errors.push(Error::invalid(&path.child("rule"), rule.rule.as_str(), detail));
+                let detail = "cel expression must evaluate to a bool";
+                errors.push(Error::invalid_shown(&path.child("rule"), shown(rule), detail));
             }
             if rule.optional_old_self && !program.names("oldSelf") {
                 let detail = "may not be set if oldSelf is not used in rule";
@@ -187,16 +210,19 @@ fn check_rule(
             }
         }
     }
-    if !rule.message_expression.is_empty() {
+    if !rule.message_expression.is_empty() && rule.message_expression.trim().is_empty() {
+        let detail = "messageExpression must be non-empty if specified";
+        errors.push(Error::required(&path.child("messageExpression"), detail));
+    } else if !rule.message_expression.is_empty() {
         let field = path.child("messageExpression");
         match Program::compile(&rule.message_expression, names, root) {
             Err(error) => {
                 let detail = format!("messageExpression compilation failed: {error}");
-                errors.push(Error::invalid(&field, rule.message_expression.as_str(), detail));
+                errors.push(Error::invalid_shown(&field, shown(rule), detail));
             }
             Ok(program) if !matches!(program.result(), "string" | "dyn") => {
-                let detail = "messageExpression compilation failed: must evaluate to a string";
-                errors.push(Error::invalid(&field, rule.message_expression.as_str(), detail));
+                let detail = "messageExpression must evaluate to a string";
+                errors.push(Error::invalid_shown(&field, shown(rule), detail));
             }
             Ok(_) => {}
         }
@@ -354,6 +380,7 @@ impl Compiled {
             run.exhausted = true;
             return;
         }
+        let failed = |detail: String| Error::invalid(&place, kind, detail);
         let detail = match outcome {
             Ok(Value::Bool(true)) => return,
             Ok(_) => {
@@ -368,24 +395,37 @@ impl Compiled {
                     None => own.to_owned(),
                 }
             }
-            Err(error) if error.starts_with("no such overload") => format!(
-                "call arguments did not match a supported operator, function or macro signature for rule: {own}"
-            ),
-            Err(error) if error == COST_EXCEEDED => {
-                format!("call cost exceeds limit for rule: {own}")
+            Err(error) if error.starts_with("no such overload") => {
+                let detail = format!(
+                    "'{error}': call arguments did not match a supported operator, function or macro signature for rule: {own}"
+                );
+                return run.errors.push(failed(detail));
             }
-            Err(error) => format!("{error} evaluating rule: {own}"),
+            Err(error) if error == COST_EXCEEDED => {
+                let detail = format!(
+                    "'{error}': no further validation rules will be run due to call cost exceeds limit for rule: {own}"
+                );
+                return run.errors.push(failed(detail));
+            }
+            Err(error) => {
+                return run.errors.push(failed(format!("{error} evaluating rule: {own}")));
+            }
         };
-        let mut error = match self.rule.reason.as_str() {
+        run.errors.push(match self.rule.reason.as_str() {
             "FieldValueForbidden" => Error::forbidden(&place, detail),
             "FieldValueRequired" => Error::required(&place, &detail),
-            _ => Error::invalid(&place, kind, detail),
-        };
-        if self.rule.reason == "FieldValueDuplicate" {
-            error.kind = ErrorType::Duplicate;
-        }
-        run.errors.push(error);
+            // Upstream has no words for these.
+            "FieldValueDuplicate" => {
+                Error { value: told(schema, value), ..Error::duplicate(&place, 0) }
+            }
+            _ => Error { value: told(schema, value), ..Error::invalid(&place, 0, detail) },
+        });
     }
+}
+
+/// The value as a message has it; objects and lists are not shown.
+fn told(schema: &Structural, value: &Json) -> Option<Json> {
+    (!matches!(schema.kind.as_str(), "object" | "array")).then(|| value.clone())
 }
 
 #[cfg(test)]
@@ -430,19 +470,19 @@ mod tests {
                 json!({"rule": "self.min <= self.max"}),
                 json!({"min": 3, "max": 2}),
                 None,
-                r#"spec: Invalid value: "object": failed rule: self.min <= self.max"#,
+                r#"spec: Invalid value: failed rule: self.min <= self.max"#,
             ),
             (
                 json!({"rule": "self.min <= self.max", "message": "min above max"}),
                 json!({"min": 3, "max": 2}),
                 None,
-                r#"spec: Invalid value: "object": min above max"#,
+                r#"spec: Invalid value: min above max"#,
             ),
             (
                 json!({"rule": "self.min <= 1", "messageExpression": "'min is ' + string(self.min)"}),
                 json!({"min": 3}),
                 None,
-                r#"spec: Invalid value: "object": min is 3"#,
+                r#"spec: Invalid value: min is 3"#,
             ),
             (
                 json!({"rule": "self.min <= 1", "reason": "FieldValueForbidden", "fieldPath": ".min", "message": "no"}),
@@ -467,13 +507,13 @@ mod tests {
                 json!({"rule": "self.name == oldSelf.name", "message": "fixed"}),
                 json!({"name": "b"}),
                 Some(json!({"name": "a"})),
-                r#"spec: Invalid value: "object": fixed"#,
+                r#"spec: Invalid value: fixed"#,
             ),
             (
                 json!({"rule": "oldSelf.hasValue() || self.name == 'new'", "optionalOldSelf": true}),
                 json!({"name": "b"}),
                 None,
-                r#"spec: Invalid value: "object": failed rule: oldSelf.hasValue() || self.name == 'new'"#,
+                r#"spec: Invalid value: failed rule: oldSelf.hasValue() || self.name == 'new'"#,
             ),
             (
                 json!({"rule": "self.when > timestamp('2026-01-01T00:00:00Z')"}),
@@ -485,7 +525,7 @@ mod tests {
                 json!({"rule": "self.list.all(x, x.startsWith('a'))"}),
                 json!({"list": ["a", "b"]}),
                 None,
-                r#"spec: Invalid value: "object": failed rule: self.list.all(x, x.startsWith('a'))"#,
+                r#"spec: Invalid value: failed rule: self.list.all(x, x.startsWith('a'))"#,
             ),
             (
                 json!({"rule": "self.map.all(k, self.map[k] < 2)"}),
@@ -516,7 +556,7 @@ mod tests {
                 "self.min == 'a'",
                 "compilation failed: ERROR: <input>:1:10: found no matching overload for '_==_' applied to '(int, string)'\n | self.min == 'a'\n | .........^",
             ),
-            ("self.min + 1", "compilation failed: must evaluate to a bool"),
+            ("self.min + 1", "cel expression must evaluate to a bool"),
             (
                 "self.min ==",
                 "compilation failed: ERROR: <input>:1:12: Syntax error: mismatched input '<EOF>'",
@@ -590,8 +630,8 @@ mod tests {
     fn estimates_are_upstreams() {
         let cost = |kind: Json, rule: &str| {
             let schema = Structural::parse(&kind);
-            let names = declared(&schema);
-            Program::compile(rule, names.clone(), None).expect(rule).estimate(&names)
+            let names = counted(&schema);
+            Program::compile(rule, names.to_vec(), None).expect(rule).estimate(&names)
         };
         let list = |of: &str| json!({"type": "array", "items": {"type": of}});
         let few = |of: &str| json!({"type": "array", "maxItems": 10, "items": {"type": of}});

@@ -61,7 +61,8 @@ fn expressions_have_values() {
         ("[3, 1, 2].sort()", "[1, 2, 3]"),
         ("[[1], [2, 3]].flatten()", "[1, 2, 3]"),
         ("sets.contains([1, 2, 3], [1]) && sets.intersects([1], [1, 2])", "true"),
-        ("math.greatest(1, 5, 3)", "5"),
+        ("sign(quantity('-1'))", "-1"),
+        ("jsonpatch.escapeKey('a/b~c')", "a~1b~0c"),
         ("int('7') + int(2.9) + int(true ? 1 : 0)", "10"),
         ("string(1) + string(true) + string(1.5)", "1true1.5"),
         ("type(1) == int && type('') == string", "true"),
@@ -125,4 +126,92 @@ fn deep_nesting_is_refused_and_not_a_crash() {
     assert_eq!(eval(&text).as_deref(), Ok("true"));
     let text = format!("{}1{} == 1", "(".repeat(30), ")".repeat(30));
     assert_eq!(eval(&text).as_deref(), Ok("true"));
+}
+
+/// What kube-apiserver says of the same expressions over the same schema.
+#[test]
+fn types_are_checked_as_upstream_does() {
+    let schema = Structural::parse(&json!({"type": "object", "properties": {
+        "s": {"type": "string"}, "i": {"type": "integer"}, "b": {"type": "boolean"},
+        "l": {"type": "array", "items": {"type": "string"}},
+        "m": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "o": {"type": "object", "properties": {"x": {"type": "string"}}},
+        "d": {"type": "string", "format": "date-time"},
+        "ios": {"x-kubernetes-int-or-string": true},
+        "pu": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}));
+    let cases = [
+        ("self.s.bogus()", "1:13: undeclared reference to 'bogus' (in container '')"),
+        (
+            "self.s.contains(1)",
+            "1:16: found no matching overload for 'contains' applied to 'string.(int)'",
+        ),
+        ("size(self.i) > 1", "1:5: found no matching overload for 'size' applied to '(int)'"),
+        (
+            "self.b ? true : 1",
+            "1:8: found no matching overload for '_?_:_' applied to '(bool, bool, int)'",
+        ),
+        ("self.s == 'a' && self.i", "1:22: expected type 'bool' but found 'int'"),
+        (
+            "self.l[0] == 1",
+            "1:11: found no matching overload for '_==_' applied to '(string, int)'",
+        ),
+        (
+            "self.l['a'] == 'a'",
+            "1:7: found no matching overload for '_[_]' applied to '(list(string), string)'",
+        ),
+        (
+            "self.m[0] == 1",
+            "1:7: found no matching overload for '_[_]' applied to '(map(string, int), int)'",
+        ),
+        (
+            "1 in self.l",
+            "1:3: found no matching overload for '@in' applied to '(int, list(string))'",
+        ),
+        ("[1, 1.5].size() == 1", "1:5: expected type 'int' but found 'double'"),
+        ("{'a': 1, 'b': 'c'}.size() == 2", "1:15: expected type 'int' but found 'string'"),
+        ("!self.s", "1:1: found no matching overload for '!_' applied to '(string)'"),
+        (
+            "self.l == null",
+            "1:8: found no matching overload for '_==_' applied to '(list(string), null)'",
+        ),
+        ("self.l.all(x, x)", "1:15: expected type 'bool' but found 'string'"),
+        (
+            "self.l.filter(x, x).size() == 1",
+            "1:14: found no matching overload for '_?_:_' applied to '(string, list(string), list(string))'",
+        ),
+        (
+            "self.i.all(x, true)",
+            "1:5: expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)",
+        ),
+        ("has(self.o.y)", "1:4: undefined field 'y'"),
+        ("self.pu.foo == 1", "1:8: undefined field 'foo'"),
+        ("self.l.foo == 1", "1:7: type 'list(string)' does not support field selection"),
+        (
+            "self.?s.orValue(1) == 'b'",
+            "1:16: found no matching overload for 'orValue' applied to 'optional_type(string).(int)'",
+        ),
+        (
+            "type(self.s) == 'string'",
+            "1:14: found no matching overload for '_==_' applied to '(type(string), string)'",
+        ),
+        (
+            "self.d.getHours(1) == 1",
+            "1:16: found no matching overload for 'getHours' applied to 'timestamp.(int)'",
+        ),
+        ("math.greatest(1, 2) == 2", "1:1: undeclared reference to 'math' (in container '')"),
+        ("self.o == null && self.d == null", ""),
+        ("self.ios == 1 || self.ios == 'a'", ""),
+        ("self.?o.?x.orValue('') == 'a' && self.l[?0].hasValue()", ""),
+        ("self.m.all(k, v, v > 1) && self.m.map(k, k).size() > 1", ""),
+        ("self.l + [] == self.l && self.m != {}", ""),
+        ("'%s is %d'.format([self.s, 1]) == 'a'", ""),
+        ("self.i < 1.5 && self.d - duration('1h') < self.d", ""),
+        ("self.l.sort() == self.l.distinct() && self.l.first().value() == 'a'", ""),
+    ];
+    for (text, want) in cases {
+        let names = vec![("self".to_owned(), Type::Of(&schema))];
+        let told = Program::compile(text, names, None).err().unwrap_or_default();
+        let first = told.lines().next().unwrap_or_default();
+        assert_eq!(first.strip_prefix("ERROR: <input>:").unwrap_or(first), want, "{text}");
+    }
 }

@@ -21,8 +21,11 @@ enum Level {
 pub fn check(schema: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     plain(schema, path, &mut errors);
-    invariants(schema, Level::Root, path, &mut errors);
-    completeness(schema, schema, path, &mut errors);
+    // What cannot be brought into structural form at all is not looked at as such.
+    if convertible(schema) {
+        invariants(schema, Level::Root, path, &mut errors);
+        completeness(schema, path, &mut errors);
+    }
     if errors.is_empty() {
         defaults(schema, path, true, &mut errors);
     }
@@ -48,8 +51,15 @@ fn items<'v>(schema: &'v Value, key: &str) -> impl Iterator<Item = (usize, &'v V
 
 /// What OpenAPI v3 for CRDs does not have, anywhere in the schema.
 fn plain(schema: &Value, path: &Path, errors: &mut ErrorList) {
-    for key in ["id", "additionalItems", "patternProperties", "definitions", "dependencies", "$ref"]
-    {
+    for key in [
+        "id",
+        "additionalItems",
+        "patternProperties",
+        "definitions",
+        "dependencies",
+        "$ref",
+        "$schema",
+    ] {
         if schema.get(key).is_some() {
             errors.push(Error::forbidden(&path.child(key), format!("{key} is not supported")));
         }
@@ -57,6 +67,10 @@ fn plain(schema: &Value, path: &Path, errors: &mut ErrorList) {
     if schema.get("items").is_some_and(Value::is_array) {
         let detail = "items must be a schema object and not an array";
         errors.push(Error::forbidden(&path.child("items"), detail));
+    }
+    if schema["x-kubernetes-preserve-unknown-fields"] == false {
+        let field = path.child("x-kubernetes-preserve-unknown-fields");
+        errors.push(Error::invalid(&field, false, "must be true or undefined"));
     }
     let kind = text(schema, "type");
     if kind == "null" {
@@ -82,6 +96,70 @@ fn plain(schema: &Value, path: &Path, errors: &mut ErrorList) {
     for (key, below) in below(schema) {
         plain(below, &key.iter().fold(path.clone(), |p, step| step.on(&p)), errors);
     }
+}
+
+/// Whether there is a structural form, whatever is wrong with it.
+fn convertible(schema: &Value) -> bool {
+    const UNKNOWN: [&str; 7] = [
+        "id",
+        "$schema",
+        "$ref",
+        "patternProperties",
+        "dependencies",
+        "additionalItems",
+        "definitions",
+    ];
+    !UNKNOWN.iter().any(|key| schema.get(key).is_some())
+        && !schema["items"].is_array()
+        && schema["x-kubernetes-preserve-unknown-fields"] != false
+        && below(schema).into_iter().all(|(_, below)| convertible(below))
+}
+
+/// The formats in a schema that nobody checks.
+pub fn unrecognized_formats(schema: &Value) -> Vec<&str> {
+    const OF_TEXT: [&str; 26] = [
+        "bsonobjectid",
+        "byte",
+        "cidr",
+        "creditcard",
+        "date",
+        "datetime",
+        "duration",
+        "email",
+        "hexcolor",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "isbn",
+        "isbn10",
+        "isbn13",
+        "k8slongname",
+        "k8sshortname",
+        "mac",
+        "password",
+        "rgbcolor",
+        "ssn",
+        "uri",
+        "uuid",
+        "uuid3",
+        "uuid4",
+        "uuid5",
+    ];
+    let format = text(schema, "format");
+    let known = match text(schema, "type") {
+        "" | "string" => OF_TEXT.contains(&format.replace('-', "").as_str()),
+        "integer" => matches!(format, "int32" | "int64"),
+        "number" => matches!(format, "float" | "double"),
+        _ => false,
+    };
+    let mut found = Vec::new();
+    if !known && !format.is_empty() {
+        found.push(format);
+    }
+    for (_, below) in below(schema) {
+        found.extend(unrecognized_formats(below));
+    }
+    found
 }
 
 enum Step<'v> {
@@ -148,7 +226,9 @@ fn list_type(schema: &Value, path: &Path, errors: &mut ErrorList) {
     let item = &schema["items"];
     match kind {
         "atomic" | "set" | "map" => {}
-        other => errors.push(Error::not_supported(&field, other, &["atomic", "set", "map"])),
+        other => {
+            errors.push(Error::not_supported_of(&field, other, &["atomic", "set", "map"]));
+        }
     }
     if kind != "map" {
         if !keys.is_empty() {
@@ -191,7 +271,7 @@ fn set_items(item: &Value, path: &Path, errors: &mut ErrorList) {
     if flag(item, "nullable") {
         errors.push(Error::forbidden(
             &path.child("nullable"),
-            "cannot be nullable when x-kubernetes-list-type is \"set\"",
+            "cannot be nullable when x-kubernetes-list-type is set",
         ));
     }
     match text(item, "type") {
@@ -207,7 +287,7 @@ fn set_items(item: &Value, path: &Path, errors: &mut ErrorList) {
         }
         "object" if text(item, "x-kubernetes-map-type") != "atomic" => errors.push(Error::invalid(
             &path.child("x-kubernetes-map-type"),
-            text(item, "x-kubernetes-map-type"),
+            item["x-kubernetes-map-type"].clone(),
             "must be atomic as item of a list with x-kubernetes-list-type=set",
         )),
         _ => {}
@@ -220,14 +300,13 @@ fn map_keys(keys: &[&str], item: &Value, path: &Path, errors: &mut ErrorList) {
     let required: Vec<&str> = items(item, "required").filter_map(|(_, v)| v.as_str()).collect();
     for (index, key) in keys.iter().enumerate() {
         if keys[..index].contains(key) {
-            errors.push(Error::duplicate(&keys_field.index(index), *key));
+            let detail = "must not contain duplicate entries";
+            errors.push(Error::invalid(&keys_field, keys, detail));
+            continue;
         }
         let Some(property) = item["properties"].get(*key) else {
-            errors.push(Error::invalid(
-                &keys_field.index(index),
-                *key,
-                "entries must all be names of item properties",
-            ));
+            let detail = "entries must all be names of item properties";
+            errors.push(Error::invalid(&keys_field, keys, detail));
             continue;
         };
         if matches!(text(property, "type"), "array" | "object") {
@@ -390,14 +469,13 @@ fn metadata(schema: &Value, level: Level, path: &Path, errors: &mut ErrorList) {
 }
 
 fn value_validation(schema: &Value, path: &Path, errors: &mut ErrorList) {
-    let either = flag(schema, "x-kubernetes-int-or-string");
-    if !(either && int_or_string(&schema["anyOf"])) {
+    if !int_or_string(&schema["anyOf"]) {
         for (index, below) in items(schema, "anyOf") {
             nested(below, false, &path.child("anyOf").index(index), errors);
         }
     }
     for (index, below) in items(schema, "allOf") {
-        let skip = either && index == 0 && int_or_string(&below["anyOf"]);
+        let skip = index == 0 && int_or_string(&below["anyOf"]);
         nested(below, skip, &path.child("allOf").index(index), errors);
     }
     for (index, below) in items(schema, "oneOf") {
@@ -463,30 +541,19 @@ fn nested(schema: &Value, skip_any_of: bool, path: &Path, errors: &mut ErrorList
 }
 
 /// What a restriction below `allOf` and its like names must exist in the schema proper.
-fn completeness(schema: &Value, proper: &Value, path: &Path, errors: &mut ErrorList) {
+fn completeness(schema: &Value, path: &Path, errors: &mut ErrorList) {
     for key in ["allOf", "anyOf", "oneOf"] {
         for (index, below) in items(schema, key) {
-            complete(below, proper, path, &path.child(key).index(index), errors);
+            complete(below, schema, path, &path.child(key).index(index), errors);
         }
     }
     if schema["not"].is_object() {
-        complete(&schema["not"], proper, path, &path.child("not"), errors);
-    }
-    if !std::ptr::eq(schema, proper) {
-        return;
-    }
-    for (name, below) in entries(schema, "properties") {
-        completeness(below, below, &path.child("properties").key(name), errors);
-    }
-    for key in ["items", "additionalProperties"] {
-        if let Some(below) = schema.get(key).filter(|v| v.is_object()) {
-            completeness(below, below, &path.child(key), errors);
-        }
+        complete(&schema["not"], schema, path, &path.child("not"), errors);
     }
 }
 
 fn complete(part: &Value, proper: &Value, at: &Path, path: &Path, errors: &mut ErrorList) {
-    let why = |place: &Path| format!("must be defined because of {place}");
+    let why = |place: &Path| format!("because it is defined in {place}");
     for (name, below) in entries(part, "properties") {
         let place = path.child("properties").key(name);
         if let Some(found) = proper["properties"].get(name) {
@@ -596,8 +663,12 @@ mod tests {
                 "s.properties[spec].anyOf[0].type: Forbidden: must be empty to be structural",
             ),
             (
-                json!({"type": "object", "oneOf": [{"properties": {"x": {}}}]}),
-                "s.properties[spec].properties[x]: Required value: must be defined because of s.properties[spec].oneOf[0].properties[x]",
+                json!({"type": "array", "items": [{"type": "string"}]}),
+                "s.properties[spec].items: Forbidden: items must be a schema object and not an array",
+            ),
+            (
+                json!({"x-kubernetes-preserve-unknown-fields": false}),
+                "s.properties[spec].x-kubernetes-preserve-unknown-fields: Invalid value: false: must be true or undefined",
             ),
             (
                 json!({"type": "object", "x-kubernetes-list-type": "set"}),
@@ -626,6 +697,22 @@ mod tests {
         }
         let root = check(&json!({}), &Path::new("s"));
         assert_eq!(root[0].to_string(), "s.type: Required value: must not be empty at the root");
+        let root = json!({"type": "object", "oneOf": [{"properties": {"x": {}}}]});
+        let told = check(&root, &Path::new("s"));
+        assert_eq!(
+            told[0].to_string(),
+            "s.properties[x]: Required value: because it is defined in s.oneOf[0].properties[x]"
+        );
+    }
+
+    #[test]
+    fn formats_that_nobody_checks_are_known() {
+        let schema = json!({"type": "object", "properties": {
+            "a": {"type": "string", "format": "date-time"}, "b": {"type": "string", "format": "colour"},
+            "c": {"type": "integer", "format": "int64"}, "d": {"type": "integer", "format": "int16"},
+            "e": {"type": "array", "format": "x", "items": {"format": "int-or-string"}},
+            "f": {"type": "string", "format": "k8s-short-name"}}});
+        assert_eq!(unrecognized_formats(&schema), ["colour", "int16", "x", "int-or-string"]);
     }
 
     #[test]
@@ -635,6 +722,8 @@ mod tests {
             json!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]}),
             json!({"x-kubernetes-int-or-string": true, "allOf": [{"anyOf": [{"type": "integer"}, {"type": "string"}]}, {"enum": [1]}]}),
             json!({"x-kubernetes-preserve-unknown-fields": true}),
+            // Upstream looks for what restrictions speak of at the root alone.
+            json!({"type": "object", "oneOf": [{"properties": {"x": {}}}]}),
             json!({"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true}),
             json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["a"],
                 "items": {"type": "object", "required": ["a"], "properties": {"a": {"type": "string"}}}}),

@@ -15,7 +15,9 @@ impl Structural {
                 map.retain(|name, value| {
                     !value.is_null()
                         || self.child(name).is_none_or(|schema| {
-                            schema.nullable || schema.default.is_some() || schema.kind.is_empty()
+                            schema.nullable
+                                || schema.default.is_some()
+                                || (schema.kind.is_empty() && !schema.int_or_string)
                         })
                 });
                 for (name, schema) in &self.properties {

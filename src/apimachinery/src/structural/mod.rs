@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::schema::ListType;
 
-pub use check::check;
+pub use check::{check, unrecognized_formats};
 pub use format::is as has_format;
 pub use table::{Compiled, Names};
 

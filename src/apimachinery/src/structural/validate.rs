@@ -118,14 +118,13 @@ impl Structural {
             schema.validate_at(value, None, path, &mut errors);
             errors
         };
-        let mut say = |text: String| {
-            errors.push(Error::invalid(&nowhere(), "", format!("{:?} {text}", path.as_str())));
-        };
+        let said =
+            |text: String| Error::invalid(&nowhere(), "", format!("{:?} {text}", path.as_str()));
         let mut found = ErrorList::new();
         if !self.any_of.is_empty() {
             let results: Vec<ErrorList> = self.any_of.iter().map(told).collect();
             if results.iter().all(|errors| !errors.is_empty()) {
-                say("must validate at least one schema (anyOf)".into());
+                errors.push(said("must validate at least one schema (anyOf)".into()));
                 found.extend(results.into_iter().min_by_key(Vec::len).unwrap_or_default());
             }
         }
@@ -137,7 +136,8 @@ impl Structural {
                     0 => "Found none valid".to_owned(),
                     n => format!("Found {n} valid alternatives"),
                 };
-                say(format!("must validate one and only one schema (oneOf). {detail}"));
+                errors
+                    .push(said(format!("must validate one and only one schema (oneOf). {detail}")));
                 if valid == 0 {
                     results.sort_by_key(Vec::len);
                     found.extend(results.into_iter().next().unwrap_or_default());
@@ -148,15 +148,16 @@ impl Structural {
             let results: Vec<ErrorList> = self.all_of.iter().map(told).collect();
             let failed = results.iter().filter(|errors| !errors.is_empty()).count();
             if failed > 0 {
-                let none = if failed == results.len() { " None validated" } else { "" };
-                say(format!("must validate all the schemas (allOf).{none}"));
-                found.extend(results.into_iter().flatten());
+                let none =
+                    if failed == results.len() && failed > 1 { ". None validated" } else { "" };
+                errors.extend(results.into_iter().flatten());
+                errors.push(said(format!("must validate all the schemas (allOf){none}")));
             }
         }
         if let Some(schema) = &self.not
             && told(schema).is_empty()
         {
-            say("must not validate the schema (not)".into());
+            errors.push(said("must not validate the schema (not)".into()));
         }
         errors.extend(found);
     }
@@ -165,12 +166,10 @@ impl Structural {
         let length = text.chars().count() as u64;
         if let Some(max) = self.max_length.filter(|max| length > *max) {
             errors.push(Error::too_long(path, usize::try_from(max).unwrap_or(usize::MAX)));
-        }
-        if let Some(min) = self.min_length.filter(|min| length < *min) {
+        } else if let Some(min) = self.min_length.filter(|min| length < *min) {
             let detail = format!("{path} in body should be at least {min} chars long");
             errors.push(Error::invalid(path, text, detail));
-        }
-        if let Some(pattern) = &self.pattern
+        } else if let Some(pattern) = &self.pattern
             && !pattern.regex.as_ref().is_none_or(|regex| regex.is_match(text))
         {
             let detail = format!("{path} in body should match '{}'", pattern.text);

@@ -4,7 +4,7 @@
 //! `pkg/registry/customresourcedefinition` of apiextensions-apiserver.
 
 use apimachinery::cel::rules;
-use apimachinery::field::{Error, ErrorList, Path};
+use apimachinery::field::{Error, ErrorList, Path, ordered};
 use apimachinery::json_path::JsonPath;
 use apimachinery::{meta, names, schema, structural, time};
 use serde_json::{Value, json};
@@ -192,6 +192,12 @@ pub fn validate(crd: &Value) -> ErrorList {
             "must be spec.names.plural+\".\"+spec.group",
         ));
     }
+    validate_spec(spec, None, &mut errors);
+    if crd["status"]["storedVersions"].items().is_empty() {
+        let path = Path::new("status").child("storedVersions");
+        let detail = "must have at least one stored version";
+        errors.push(Error::invalid(&path, Value::Null, detail));
+    }
     if is_protected(spec["group"].text()) {
         let path = Path::new("metadata").child("annotations").key(APPROVED);
         let see = "see https://github.com/kubernetes/enhancements/pull/1111";
@@ -208,7 +214,6 @@ pub fn validate(crd: &Value) -> ErrorList {
             _ => {}
         }
     }
-    validate_spec(spec, None, &mut errors);
     errors
 }
 
@@ -277,7 +282,8 @@ fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut ErrorList) {
             "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead",
         ));
     }
-    validate_versions(spec, old, &path.child("versions"), errors);
+    let shared = Shared::of(spec);
+    validate_versions(spec, old, &shared, errors);
     let names = path.child("names");
     for key in ["plural", "singular", "kind", "listKind"] {
         if spec["names"][key].text().is_empty() {
@@ -285,11 +291,94 @@ fn validate_spec(spec: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         }
     }
     validate_names(&spec["names"], &names, errors);
+    shared.validate(spec, old, &path, errors);
     validate_conversion(&spec["conversion"], spec, &path.child("conversion"), errors);
 }
 
-fn validate_versions(spec: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
+/// What all versions have alike: upstream tells of it as if it stood once, above the versions.
+struct Shared<'v> {
+    parts: [(&'static str, Option<&'v Value>); 4],
+}
+
+impl<'v> Shared<'v> {
+    fn of(spec: &'v Value) -> Self {
+        let versions = spec["versions"].items();
+        let part = |key: &'static str| {
+            let same = versions.iter().all(|version| version[key] == versions[0][key]);
+            (key, versions.first().filter(|_| same).map(|first| &first[key]))
+        };
+        let keys = ["schema", "subresources", "additionalPrinterColumns", "selectableFields"];
+        Self { parts: keys.map(part) }
+    }
+
+    fn get(&self, key: &str) -> Option<&'v Value> {
+        self.parts.iter().find(|(known, _)| *known == key).and_then(|(_, value)| *value)
+    }
+
+    fn validate(&self, spec: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
+        let schema = self.get("schema").unwrap_or(&Value::Null);
+        let unchanged =
+            old.is_some_and(|old| Shared::of(old).get("schema").is_some_and(|old| old == schema));
+        if !unchanged {
+            validate_schema(schema, &path.child("validation"), errors);
+        }
+        if let Some(subresources) = self.get("subresources") {
+            validate_subresources(subresources, &path.child("subresources"), errors);
+        }
+        if let Some(columns) = self.get("additionalPrinterColumns") {
+            validate_columns(columns, &path.child("additionalPrinterColumns"), errors);
+        }
+        if let Some(fields) = self.get("selectableFields") {
+            let path = path.child("selectableFields");
+            // The versions may differ in their schemas: the fields must be in each.
+            for version in
+                spec["versions"].items().iter().take(if schema.is_null() { usize::MAX } else { 1 })
+            {
+                let schema = &version["schema"]["openAPIV3Schema"];
+                validate_selectable(fields, schema, &path, errors);
+            }
+        }
+    }
+}
+
+fn validate_schema(holder: &Value, path: &Path, errors: &mut ErrorList) {
+    let schema = &holder["openAPIV3Schema"];
+    if !schema.is_object() {
+        return;
+    }
+    let path = path.child("openAPIV3Schema");
+    if schema["nullable"].flag() {
+        let detail = "nullable cannot be true at the root";
+        errors.push(Error::forbidden(&path.child("nullable"), detail));
+    }
+    let found = structural::check(schema, &path);
+    if found.is_empty() {
+        let parsed = structural::Structural::parse(schema);
+        errors.extend(rules::check(&parsed, &path));
+    }
+    errors.extend(found);
+}
+
+fn validate_columns(columns: &Value, path: &Path, errors: &mut ErrorList) {
+    for (index, column) in columns.items().iter().enumerate() {
+        validate_column(column, &path.index(index), errors);
+    }
+}
+
+fn validate_versions(
+    spec: &Value,
+    old: Option<&Value>,
+    shared: &Shared<'_>,
+    errors: &mut ErrorList,
+) {
+    let path = Path::new("spec").child("versions");
     let versions = spec["versions"].items();
+    for (index, version) in versions.iter().enumerate() {
+        if !version["schema"]["openAPIV3Schema"].is_object() {
+            let path = path.index(index).child("schema").child("openAPIV3Schema");
+            errors.push(Error::required(&path, ""));
+        }
+    }
     let mut seen: Vec<&str> = Vec::new();
     let mut unique = true;
     for (index, version) in versions.iter().enumerate() {
@@ -305,36 +394,66 @@ fn validate_versions(spec: &Value, old: Option<&Value>, path: &Path, errors: &mu
         } else if warning.len() > 256 {
             errors.push(Error::too_long(&path.child("deprecationWarning"), 256));
         }
-        let schema = &version["schema"]["openAPIV3Schema"];
         let before = old.and_then(|old| {
             old["versions"].items().iter().find(|v| v["name"] == name).map(|v| &v["schema"])
         });
-        let path_of_schema = path.child("schema").child("openAPIV3Schema");
-        if !schema.is_object() {
-            errors.push(Error::required(&path_of_schema, "schemas are required"));
-        } else if before.is_none_or(|before| *before != version["schema"]) {
-            let found = structural::check(schema, &path_of_schema);
-            if found.is_empty() {
-                let parsed = structural::Structural::parse(schema);
-                errors.extend(rules::check(&parsed, &path_of_schema));
-            }
-            errors.extend(found);
+        let own = |key: &str| shared.get(key).is_none().then(|| (&version[key], path.child(key)));
+        if let Some((holder, path)) = own("schema")
+            && before.is_none_or(|before| before != holder)
+        {
+            validate_schema(holder, &path, errors);
         }
-        validate_subresources(&version["subresources"], &path.child("subresources"), errors);
-        for (index, column) in version["additionalPrinterColumns"].items().iter().enumerate() {
-            let path = path.child("additionalPrinterColumns").index(index);
-            validate_column(column, &path, errors);
+        if let Some((subresources, path)) = own("subresources") {
+            validate_subresources(subresources, &path, errors);
         }
-        validate_selectable(version, schema, &path.child("selectableFields"), errors);
+        if let Some((columns, path)) = own("additionalPrinterColumns") {
+            validate_columns(columns, &path, errors);
+        }
+        if let Some((fields, path)) = own("selectableFields") {
+            validate_selectable(fields, &version["schema"]["openAPIV3Schema"], &path, errors);
+        }
     }
+    let mut say = |detail: &str| {
+        errors.push(Error::invalid_shown(&path, shown(spec, shared), detail));
+    };
     if !unique {
-        let detail = "must contain unique version names";
-        errors.push(Error::invalid(path, spec["versions"].clone(), detail));
+        say("must contain unique version names");
     }
     if versions.iter().filter(|v| v["storage"].flag()).count() != 1 {
-        let detail = "must have exactly one version marked as storage version";
-        errors.push(Error::invalid(path, spec["versions"].clone(), detail));
+        say("must have exactly one version marked as storage version");
     }
+    if let Some(first) = versions.first() {
+        let name = first["name"].text();
+        let path = Path::new("spec").child("version");
+        joined(errors, &path, name, &names::dns_1035_label(name));
+    }
+}
+
+/// The versions as Go holds them.
+fn shown(spec: &Value, shared: &Shared<'_>) -> String {
+    // No versions are as they came.
+    if spec["versions"].items().is_empty() {
+        return spec["versions"].to_string();
+    }
+    let version = |version: &Value| {
+        let own = |key: &str| match shared.get(key) {
+            Some(_) => Value::Null,
+            None => version[key].clone(),
+        };
+        ordered(&[
+            ("Name", version["name"].clone()),
+            ("Served", version["served"].flag().into()),
+            ("Storage", version["storage"].flag().into()),
+            ("Deprecated", version["deprecated"].flag().into()),
+            ("DeprecationWarning", version["deprecationWarning"].clone()),
+            ("Schema", own("schema")),
+            ("Subresources", own("subresources")),
+            ("AdditionalPrinterColumns", own("additionalPrinterColumns")),
+            ("SelectableFields", own("selectableFields")),
+        ])
+    };
+    let versions: Vec<String> = spec["versions"].items().iter().map(version).collect();
+    format!("[{}]", versions.join(","))
 }
 
 fn validate_names(found: &Value, path: &Path, errors: &mut ErrorList) {
@@ -366,40 +485,62 @@ fn validate_names(found: &Value, path: &Path, errors: &mut ErrorList) {
 }
 
 fn validate_conversion(conversion: &Value, spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let webhook = &conversion["webhook"];
+    let (client, versions) = (&webhook["clientConfig"], &webhook["conversionReviewVersions"]);
+    // Upstream has the fields of the webhook one level higher.
+    let client_path = path.child("webhookClientConfig");
+    let versions_path = path.child("conversionReviewVersions");
     match conversion["strategy"].text() {
         "" => errors.push(Error::required(&path.child("strategy"), "")),
-        "None" => {
-            if conversion["webhook"].is_object() {
-                let detail = "should not be set when strategy is not set to Webhook";
-                errors.push(Error::forbidden(&path.child("webhook"), detail));
-            }
-        }
-        "Webhook" => {
-            if spec["preserveUnknownFields"].flag() {
-                let detail = "must be spec.preserveUnknownFields: false";
-                errors.push(Error::invalid(&path.child("strategy"), "Webhook", detail));
-            }
-            let path = path.child("webhook");
-            let webhook = &conversion["webhook"];
-            if webhook["clientConfig"].is_object() {
-                let path = path.child("clientConfig");
-                crate::webhook::validate_client(&webhook["clientConfig"], &path, errors);
-            } else {
-                let detail = "required when strategy is set to Webhook";
-                errors.push(Error::required(&path.child("clientConfig"), detail));
-            }
-            let versions: Vec<&str> = webhook["conversionReviewVersions"].texts().collect();
-            let path = path.child("conversionReviewVersions");
-            if versions.is_empty() {
-                errors.push(Error::required(&path, ""));
-            } else if !versions.contains(&"v1") && !versions.contains(&"v1beta1") {
-                let detail = "must include at least one of v1, v1beta1";
-                errors.push(Error::invalid(&path, versions, detail));
-            }
-        }
+        "None" | "Webhook" => {}
         other => {
             errors.push(Error::not_supported(&path.child("strategy"), other, &["None", "Webhook"]));
         }
+    }
+    if conversion["strategy"] != "Webhook" {
+        let detail = "should not be set when strategy is not set to Webhook";
+        if client.entries().next().is_some() {
+            errors.push(Error::forbidden(&client_path, detail));
+        }
+        if !versions.items().is_empty() {
+            errors.push(Error::forbidden(&versions_path, detail));
+        }
+        return;
+    }
+    if spec["preserveUnknownFields"].flag() {
+        let detail = "must be None if spec.preserveUnknownFields is true";
+        errors.push(Error::invalid(&path.child("strategy"), "Webhook", detail));
+    }
+    // Its defaults leave traces where there was none.
+    if client.entries().next().is_some()
+        || !webhook["conversionReviewVersions"].is_null() && client.is_object()
+    {
+        crate::webhook::validate_client(client, &client_path, errors);
+    } else {
+        errors.push(Error::required(&client_path, "required when strategy is set to Webhook"));
+    }
+    review_versions(versions, &versions_path, errors);
+}
+
+fn review_versions(versions: &Value, path: &Path, errors: &mut ErrorList) {
+    let versions: Vec<&str> = versions.texts().collect();
+    if versions.is_empty() {
+        errors.push(Error::required(path, ""));
+        return;
+    }
+    for (index, version) in versions.iter().enumerate() {
+        let path = path.index(index);
+        if versions[..index].contains(version) {
+            errors.push(Error::invalid(&path, *version, "duplicate version"));
+            continue;
+        }
+        for mistake in names::dns_1035_label(version) {
+            errors.push(Error::invalid(&path, *version, mistake));
+        }
+    }
+    if !versions.contains(&"v1") && !versions.contains(&"v1beta1") {
+        let detail = "must include at least one of v1, v1beta1";
+        errors.push(Error::invalid(path, versions, detail));
     }
 }
 
@@ -412,8 +553,11 @@ fn validate_simple_path(text: &str, prefixes: &[&str], path: &Path, errors: &mut
         errors.push(Error::invalid(path, text, "must be a simple json path starting with ."));
         return;
     }
-    if !prefixes.iter().any(|prefix| text.starts_with(&format!("{prefix}."))) {
-        let detail = format!("should be a json path under {}", prefixes.join(" or "));
+    if !prefixes.is_empty() && !prefixes.iter().any(|prefix| text.starts_with(prefix)) {
+        let detail = match prefixes {
+            [one] => format!("should be a json path under {}", one.trim_end_matches('.')),
+            _ => "should be a json path under either .spec or .status".into(),
+        };
         errors.push(Error::invalid(path, text, detail));
     }
 }
@@ -426,12 +570,12 @@ fn validate_subresources(subresources: &Value, path: &Path, errors: &mut ErrorLi
     let path = path.child("scale");
     let at = |key: &str| (scale[key].text(), path.child(key));
     let (text, field) = at("specReplicasPath");
-    validate_simple_path(text, &[".spec"], &field, errors);
+    validate_simple_path(text, &[".spec."], &field, errors);
     let (text, field) = at("statusReplicasPath");
-    validate_simple_path(text, &[".status"], &field, errors);
+    validate_simple_path(text, &[".status."], &field, errors);
     let (text, field) = at("labelSelectorPath");
     if !text.is_empty() {
-        validate_simple_path(text, &[".spec", ".status"], &field, errors);
+        validate_simple_path(text, &[".spec.", ".status."], &field, errors);
     }
 }
 
@@ -447,65 +591,65 @@ fn validate_column(column: &Value, path: &Path, errors: &mut ErrorList) {
         let detail = format!("must be one of {}", COLUMN_TYPES.join(","));
         errors.push(Error::invalid(&path.child("type"), kind, detail));
     }
-    const FORMATS: [&str; 9] =
-        ["byte", "date", "date-time", "double", "float", "int32", "int64", "name", "password"];
+    const FORMATS: [&str; 8] =
+        ["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
     let format = column["format"].text();
     if !format.is_empty() && !FORMATS.contains(&format) {
         let detail = format!("must be one of {}", FORMATS.join(","));
         errors.push(Error::invalid(&path.child("format"), format, detail));
     }
-    let text = column["jsonPath"].text();
-    let path = path.child("jsonPath");
-    if text.is_empty() {
-        errors.push(Error::required(&path, ""));
-    } else if let Err(error) = JsonPath::parse(text) {
-        let detail = format!("is an invalid path: {error}");
-        errors.push(Error::invalid(&path, text, detail));
-    }
+    validate_simple_path(column["jsonPath"].text(), &[], &path.child("JSONPath"), errors);
 }
 
-fn validate_selectable(version: &Value, schema: &Value, path: &Path, errors: &mut ErrorList) {
-    let fields = version["selectableFields"].items();
-    if fields.len() > 8 {
-        errors.push(Error::too_many(path, fields.len(), 8));
-    }
+fn validate_selectable(fields: &Value, schema: &Value, path: &Path, errors: &mut ErrorList) {
     let mut seen = Vec::new();
-    for (index, field) in fields.iter().enumerate() {
+    for (index, field) in fields.items().iter().enumerate() {
         let text = field["jsonPath"].text();
         let path = path.index(index).child("jsonPath");
         if text.is_empty() {
             errors.push(Error::required(&path, ""));
             continue;
         }
+        let found = match selected(text, schema) {
+            Ok(found) => found,
+            Err(problem) => {
+                let detail = format!("is an invalid path: {problem}");
+                errors.push(Error::invalid(&path, text, detail));
+                continue;
+            }
+        };
+        if text == ".metadata" || text.starts_with(".metadata.") {
+            errors.push(Error::invalid(&path, text, "must not point to fields in metadata"));
+        }
+        if !matches!(found["type"].text(), "string" | "boolean" | "integer") {
+            let detail = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";
+            errors.push(Error::invalid(&path, text, detail));
+        }
         if seen.contains(&text) {
             errors.push(Error::duplicate(&path, text));
-            continue;
-        }
-        seen.push(text);
-        let parsed = JsonPath::parse(text).ok();
-        let Some(names) = parsed.as_ref().and_then(JsonPath::plain_fields) else {
-            let detail = "is an invalid path: only simple paths are supported";
-            errors.push(Error::invalid(&path, text, detail));
-            continue;
-        };
-        if names.first() == Some(&"metadata") {
-            errors.push(Error::invalid(&path, text, "must not point to fields in metadata"));
-            continue;
-        }
-        let found = names.iter().try_fold(schema, |schema, name| schema["properties"].get(*name));
-        match found.map(|schema| schema["type"].text()) {
-            Some("string" | "boolean" | "integer") => {}
-            Some(_) => errors.push(Error::invalid(
-                &path,
-                text,
-                "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.",
-            )),
-            None => {
-                let detail = "is an invalid path: does not refer to a valid field".to_string();
-                errors.push(Error::invalid(&path, text, detail));
-            }
+        } else {
+            seen.push(text);
         }
     }
+    if seen.len() > 8 {
+        errors.push(Error::too_many(path, seen.len(), 8));
+    }
+}
+
+/// The schema of the field that a plain path leads to.
+fn selected<'v>(text: &str, schema: &'v Value) -> Result<&'v Value, String> {
+    if !text.starts_with(['.', '[']) {
+        let first = text.split(['.', '[']).next().unwrap_or_default();
+        return Err(format!("expected [ or . but got: {first}"));
+    }
+    if text.contains('[') {
+        return Err("array notation is not allowed".into());
+    }
+    let parsed = JsonPath::parse(text).ok();
+    let names = parsed.as_ref().and_then(JsonPath::plain_fields);
+    let step = |schema: &'v Value, name: &&str| schema["properties"].get(*name);
+    let found = names.and_then(|names| names.iter().try_fold(schema, step));
+    found.ok_or_else(|| "does not refer to a valid field".into())
 }
 
 #[cfg(test)]
@@ -518,6 +662,7 @@ mod tests {
             "versions": [{"name": "v1", "served": true, "storage": true,
                 "schema": {"openAPIV3Schema": {"type": "object"}}}]}});
         set_defaults(&mut crd);
+        prepare_for_create(&mut crd);
         crd
     }
 
@@ -557,17 +702,17 @@ mod tests {
             (
                 "/spec/versions/0/schema",
                 json!({}),
-                "spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required",
+                "spec.versions[0].schema.openAPIV3Schema: Required value",
             ),
             (
                 "/spec/versions/0/schema/openAPIV3Schema",
                 json!({"type": "object", "properties": {"a": {}}}),
-                "spec.versions[0].schema.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified object fields",
+                "spec.validation.openAPIV3Schema.properties[a].type: Required value: must not be empty for specified object fields",
             ),
             (
                 "/spec/conversion",
                 json!({"strategy": "Webhook"}),
-                "spec.conversion.webhook.clientConfig: Required value: required when strategy is set to Webhook",
+                "spec.conversion.webhookClientConfig: Required value: required when strategy is set to Webhook",
             ),
         ];
         for (path, value, want) in cases {

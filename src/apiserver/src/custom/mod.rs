@@ -145,7 +145,7 @@ fn resource(crd: &Value, version: &Value) -> Resource {
         kind: names["kind"].text().into(),
         list_kind: names["listKind"].text().into(),
         namespaced: spec["scope"] == "Namespaced",
-        verbs: ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+        verbs: ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"]
             .map(str::to_owned)
             .to_vec(),
         short_names: texts(&names["shortNames"]),
@@ -252,7 +252,7 @@ impl Custom {
         if errors.iter().any(blocks) {
             errors.push(field::Error::invalid(
                 &field::Path::new("<nil>"),
-                "null",
+                Value::Null,
                 "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
             ));
         } else {

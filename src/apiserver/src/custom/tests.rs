@@ -301,13 +301,13 @@ async fn rules_of_the_schema_are_kept() {
     let refused = f.post(FOOS, &many).await;
     assert_eq!(
         refused.body["message"],
-        "Foo.example.com \"a\" is invalid: spec: Invalid value: \"object\": few are blue"
+        "Foo.example.com \"a\" is invalid: spec: Invalid value: few are blue"
     );
     f.post(FOOS, &foo("a")).await;
     let refused = f.patch(&format!("{FOOS}/a"), "merge", &json!({"spec": {"color": "blue"}})).await;
     assert_eq!(
         refused.body["message"],
-        "Foo.example.com \"a\" is invalid: spec: Invalid value: \"object\": color is immutable"
+        "Foo.example.com \"a\" is invalid: spec: Invalid value: color is immutable"
     );
     crd["metadata"]["name"] = "bars.example.com".into();
     crd["spec"]["names"] = json!({"plural": "bars", "kind": "Bar"});

@@ -72,7 +72,11 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
                 uid: object.uid.clone(),
                 ..Details::default()
             });
-            let value = serde_json::to_value(status).unwrap_or_default();
+            let mut value = serde_json::to_value(status).unwrap_or_default();
+            // Upstream leaves the code to HTTP here.
+            if let Some(value) = value.as_object_mut() {
+                value.remove("code");
+            }
             respond::value(StatusCode::OK, &value, call.accepted)
         }
         Deleted::Later(object) => {

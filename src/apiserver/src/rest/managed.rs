@@ -69,6 +69,9 @@ impl Versions for Kind<'_> {
                 "metadata.deletionTimestamp",
                 "metadata.ownerReferences",
             ])),
+            ("status", ..) if self.resource.custom.is_some() => {
+                Some(Set::of_fields(&["apiVersion", "kind", "metadata", "spec"]))
+            }
             ("status", "apps", _) => Some(Set::of_fields(&["spec", "metadata.labels"])),
             ("status", ..) => Some(Set::of_fields(&["spec"])),
             _ => None,

@@ -2,12 +2,13 @@
 //!
 //! Source: `k8s.io/apiserver/pkg/endpoints/handlers/patch.go`.
 
-use apimachinery::status::{Cause, Details};
-use apimachinery::{Status, patch};
+use apimachinery::field::{Error, Path};
+use apimachinery::{Status, meta, patch};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
 
+use super::update::check_name;
 use super::{Call, managed};
 use crate::body::{Body, Response};
 use crate::codec::{self, Expected};
@@ -35,13 +36,16 @@ pub fn editor<'a>(
     match negotiate::content_type(&call.parts.headers) {
         "application/json-patch+json" => {
             let bytes = bytes.clone();
-            Ok(Box::new(move |old| reshape(&patch::json(&old, &bytes).map_err(refused)?)))
+            Ok(Box::new(move |old| {
+                let object = patch::json(&old, &bytes).map_err(refused)?;
+                reshape(&object).map_err(|status| misshapen(&object.to_string(), status))
+            }))
         }
         "application/merge-patch+json" => {
             let changes = codec::parse(bytes, Format::Json)?;
             Ok(Box::new(move |mut object| {
                 patch::merge(&mut object, &changes);
-                reshape(&object)
+                reshape(&object).map_err(|status| misshapen(&object.to_string(), status))
             }))
         }
         "application/strategic-merge-patch+json" => {
@@ -51,11 +55,49 @@ pub fn editor<'a>(
                 return Err(negotiate::unsupported(accepted));
             };
             Ok(Box::new(move |old| {
-                reshape(&patch::strategic(schema, of, old, changes.clone()).map_err(refused)?)
+                let object = patch::strategic(schema, of, old, changes.clone()).map_err(refused)?;
+                reshape(&object).map_err(|status| misshapen(&go_text(&changes), status))
             }))
         }
         _ => Err(negotiate::unsupported(accepted)),
     }
+}
+
+/// What a patch made is no object of its kind: the patch is to blame.
+fn misshapen(shown: &str, status: Status) -> Status {
+    let Some((_, why)) = status.message.split_once(" cannot be handled as a ") else {
+        return status;
+    };
+    let why = why.split_once(": ").map_or(why, |(_, why)| why);
+    Status::invalid("", "", "", &[Error::invalid(&Path::new("patch"), shown, why)])
+}
+
+/// A value as Go's `%+v` prints it.
+fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" "))
+        }
+        Value::Object(map) => {
+            let entry = |(key, value): (&String, &Value)| format!("{key}:{}", go_text(value));
+            format!("map[{}]", map.iter().map(entry).collect::<Vec<_>>().join(" "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// The name is the URL's, and the identity is the object's.
+fn check_identity(call: &Call, old: Option<&Value>, object: &Value) -> Result<(), Status> {
+    check_name(object, &call.ctx.name)?;
+    if old.is_some_and(|old| meta::uid(old) != meta::uid(object)) {
+        let path = Path::new("metadata").child("uid");
+        let error = Error::invalid(&path, meta::uid(object), "field is immutable");
+        let (group, kind) = (&call.resource.group, &call.resource.kind);
+        return Err(Status::invalid(group, kind, meta::name(object), &[error]));
+    }
+    Ok(())
 }
 
 fn refused(error: patch::Error) -> Status {
@@ -63,17 +105,14 @@ fn refused(error: patch::Error) -> Status {
         patch::Error::Malformed(text) => Status::bad_request(text),
         patch::Error::TooManyOperations(_) => Status::too_large(error.to_string()),
         patch::Error::Inapplicable(text) => {
+            // Upstream keeps to itself what was wrong.
+            tracing::debug!(error = text, "a patch cannot be applied");
             let mut status = Status::failure(
                 422,
                 "Invalid",
                 "the server rejected our request due to an error in our request",
             );
-            let cause = Cause {
-                reason: "UnexpectedServerResponse".into(),
-                message: text,
-                ..Cause::default()
-            };
-            status.details = Some(Box::new(Details { causes: vec![cause], ..Details::default() }));
+            status.details = Some(Box::default());
             status
         }
     }
@@ -99,7 +138,9 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let mut change = |old: Option<&Value>| {
         let mut object = old.cloned().unwrap_or_default();
         conversion::to_served(&call.resource, &mut object);
-        let mut object = call.accept(edit(object)?);
+        let edited = edit(object)?;
+        check_identity(call, old, &edited)?;
+        let mut object = call.accept(edited);
         call.track(old, &mut object);
         Ok(object)
     };

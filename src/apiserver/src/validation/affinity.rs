@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use apimachinery::field::{Error, ErrorList, Path};
+use apimachinery::field::{Error, ErrorList, Path, ordered};
 use apimachinery::names;
 use serde_json::Value;
 
@@ -206,6 +206,12 @@ pub fn taints(taints: &[Value], path: &Path, errors: &mut ErrorList) {
         required_one_of(errors, &path.child("effect"), effect, &EFFECTS);
         if !seen.insert((key, effect)) {
             let mut error = Error::duplicate(&path, taint.clone());
+            error.shown = Some(ordered(&[
+                ("Key", key.into()),
+                ("Value", value.into()),
+                ("Effect", effect.into()),
+                ("TimeAdded", taint["timeAdded"].clone()),
+            ]));
             error.detail = "taints must be unique by key and effect pair".into();
             errors.push(error);
         }

@@ -566,7 +566,7 @@ pub fn resources(resources: &Value, path: &Path, errors: &mut ErrorList) {
 }
 
 /// Whether the resource comes in whole pieces: devices and the like, whose names have a domain.
-fn is_counted(name: &str) -> bool {
+pub(super) fn is_counted(name: &str) -> bool {
     name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
 }
 

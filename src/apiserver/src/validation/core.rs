@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use apimachinery::field::{Error, ErrorList, Path};
+use apimachinery::field::{Error, ErrorList, Path, ordered};
 use apimachinery::names;
+use apimachinery::quantity::Quantity;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{affinity, label_selector, mistakes, one_of};
+use super::{affinity, container, label_selector, mistakes, one_of};
 use crate::zero::Zero;
 
 /// ConfigMaps and Secrets hold no more.
@@ -125,16 +126,13 @@ pub fn immutable_data(new: &Value, old: &Value, errors: &mut ErrorList) {
     }
 }
 
-/// Taints, pod CIDRs.
+/// Taints, pod CIDRs, amounts.
 pub fn node(node: &Value, errors: &mut ErrorList) {
     let (spec, path) = (&node["spec"], Path::new("spec"));
-    affinity::taints(spec["taints"].items(), &path.child("taints"), errors);
+    taints(node, errors);
+    node_resources(node, errors);
     let cidrs = spec["podCIDRs"].items();
-    let of_six = cidrs.iter().filter(|cidr| cidr.text().contains(':')).count();
-    if cidrs.len() > 2 || cidrs.len() == 2 && of_six != 1 {
-        let detail = "may specify no more than one CIDR for each IP family";
-        errors.push(Error::invalid(&path.child("podCIDRs"), spec["podCIDRs"].clone(), detail));
-    }
+    let path = path.child("podCIDRs");
     for (index, cidr) in cidrs.iter().enumerate() {
         let text = cidr.text();
         let valid = text.split_once('/').is_some_and(|(ip, bits)| {
@@ -142,21 +140,63 @@ pub fn node(node: &Value, errors: &mut ErrorList) {
         });
         if !valid {
             let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-            errors.push(Error::invalid(&path.child("podCIDRs").index(index), text, detail));
+            errors.push(Error::invalid(&path.index(index), text, detail));
         }
     }
-    if let Some(first) = cidrs.first()
-        && !spec["podCIDR"].text().is_empty()
-        && first != &spec["podCIDR"]
-    {
-        let detail = "must match `podCIDR`";
-        errors.push(Error::invalid(&path.child("podCIDRs").index(0), first.clone(), detail));
+    if cidrs.len() < 2 {
+        return;
+    }
+    let of_six = cidrs.iter().filter(|cidr| cidr.text().contains(':')).count();
+    if cidrs.len() > 2 || of_six != 1 {
+        let detail = "may specify no more than one CIDR for each IP family";
+        errors.push(Error::invalid(&path, spec["podCIDRs"].clone(), detail));
+    }
+    for (index, cidr) in cidrs.iter().enumerate() {
+        if cidrs[..index].contains(cidr) {
+            errors.push(Error::duplicate(&path.index(index), cidr.clone()));
+        }
     }
 }
 
-/// Pod CIDRs and the provider's id are set once.
+/// Upstream tells of them below the metadata.
+fn taints(node: &Value, errors: &mut ErrorList) {
+    let path = Path::new("metadata").child("taints");
+    affinity::taints(node["spec"]["taints"].items(), &path, errors);
+}
+
+fn node_resources(node: &Value, errors: &mut ErrorList) {
+    for list in ["capacity", "allocatable"] {
+        for (name, value) in node["status"][list].entries() {
+            let path = Path::new("status").child(list).child(name);
+            let Some(amount) = value.as_str().and_then(|text| text.parse::<Quantity>().ok()) else {
+                continue;
+            };
+            if amount.signum() < 0 {
+                let detail = "must be greater than or equal to 0";
+                errors.push(Error::invalid(&path, amount.to_string(), detail));
+            }
+            if (name == "pods" || container::is_counted(name)) && !amount.is_whole() {
+                errors.push(Error::invalid(&path, amount.to_string(), "must be an integer"));
+            }
+        }
+    }
+}
+
+/// Pod CIDRs and the provider's id are set once; addresses are each there once.
 pub fn node_update(new: &Value, old: &Value, errors: &mut ErrorList) {
-    node(new, errors);
+    node_resources(new, errors);
+    let addresses = new["status"]["addresses"].items();
+    for (index, address) in addresses.iter().enumerate() {
+        if addresses[..index].contains(address) {
+            let path = Path::new("status").child("addresses").index(index);
+            let mut error = Error::duplicate(&path, address.clone());
+            error.shown = Some(ordered(&[
+                ("Type", address["type"].clone()),
+                ("Address", address["address"].clone()),
+            ]));
+            errors.push(error);
+        }
+    }
     let path = Path::new("spec");
     let once = [
         ("podCIDRs", "node updates may not change podCIDR except from \"\" to valid"),
@@ -168,6 +208,10 @@ pub fn node_update(new: &Value, old: &Value, errors: &mut ErrorList) {
         if was_set && new["spec"][key] != *before {
             errors.push(Error::forbidden(&path.child(key), detail));
         }
+    }
+    taints(new, errors);
+    if new["spec"]["externalID"].text() != old["spec"]["externalID"].text() {
+        errors.push(Error::forbidden(&path.child("externalID"), "may not be updated"));
     }
 }
 
@@ -310,6 +354,44 @@ mod tests {
     use super::*;
     use crate::validation::told;
     use serde_json::json;
+
+    #[test]
+    fn nodes_are_changed_within_limits() {
+        let old = json!({"spec": {"podCIDRs": ["10.0.0.0/24"], "providerID": "a"}});
+        for (new, want) in [
+            (old.clone(), &[][..]),
+            (
+                json!({"spec": {"podCIDRs": ["10.0.1.0/24"], "providerID": "b", "externalID": "e"}}),
+                &[
+                    "spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid",
+                    "spec.providerID: Forbidden: node updates may not change providerID except from \"\" to valid",
+                    "spec.externalID: Forbidden: may not be updated",
+                ],
+            ),
+            (
+                json!({"spec": {"podCIDRs": ["10.0.0.0/24"], "providerID": "a", "taints": [{"key": "a", "effect": "X"}]},
+                    "status": {"capacity": {"cpu": "-1", "e.com/gpu": "500m", "pods": "1500m"},
+                        "addresses": [{"type": "InternalIP", "address": "1.1.1.1"}, {"type": "InternalIP", "address": "1.1.1.1"}]}}),
+                &[
+                    "status.capacity.cpu: Invalid value: \"-1\": must be greater than or equal to 0",
+                    "status.capacity.e.com/gpu: Invalid value: \"500m\": must be an integer",
+                    "status.capacity.pods: Invalid value: \"1500m\": must be an integer",
+                    "status.addresses[1]: Duplicate value: {\"Type\":\"InternalIP\",\"Address\":\"1.1.1.1\"}",
+                    "metadata.taints[0].effect: Unsupported value: \"X\": supported values: \"NoExecute\", \"NoSchedule\", \"PreferNoSchedule\"",
+                ],
+            ),
+        ] {
+            assert_eq!(told(|e| node_update(&new, &old, e)), want, "{new}");
+        }
+        let twice = json!({"spec": {"podCIDRs": ["10.0.0.0/24", "10.0.0.0/24"]}});
+        assert_eq!(
+            told(|e| node(&twice, e)),
+            [
+                "spec.podCIDRs: Invalid value: [\"10.0.0.0/24\",\"10.0.0.0/24\"]: may specify no more than one CIDR for each IP family",
+                "spec.podCIDRs[1]: Duplicate value: \"10.0.0.0/24\"",
+            ]
+        );
+    }
 
     #[test]
     fn data_is_checked_and_kept() {

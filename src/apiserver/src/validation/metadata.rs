@@ -95,25 +95,29 @@ pub fn annotations(annotations: &Value, path: &Path, errors: &mut ErrorList) {
 
 fn owner_references(references: &[Value], path: &Path, errors: &mut ErrorList) {
     let mut controller: Option<&Value> = None;
-    for (index, reference) in references.iter().enumerate() {
-        let at = path.index(index);
-        for (key, what) in
-            [("apiVersion", "version"), ("kind", "kind"), ("name", "name"), ("uid", "uid")]
-        {
+    // Upstream does not tell which of them.
+    for reference in references {
+        for (key, detail) in [
+            ("apiVersion", "version must not be empty"),
+            ("kind", "must not be empty"),
+            ("name", "must not be empty"),
+            ("uid", "must not be empty"),
+        ] {
             if reference[key].text().is_empty() {
-                let detail = format!("{what} must not be empty");
-                errors.push(Error::invalid(&at.child(key), reference[key].text(), detail));
+                errors.push(Error::invalid(&path.child(key), reference[key].text(), detail));
             }
         }
         if reference["apiVersion"] == "v1" && reference["kind"] == "Event" {
             let detail = "/v1, Kind=Event is disallowed from being an owner";
-            errors.push(Error::invalid(&at, reference.clone(), detail));
+            errors.push(Error::invalid(path, reference.clone(), detail));
         }
         if reference["controller"].flag() {
             if let Some(first) = controller {
                 let detail = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {} and {}",
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {}/{} and {}/{}",
+                    first["kind"].text(),
                     first["name"].text(),
+                    reference["kind"].text(),
                     reference["name"].text()
                 );
                 errors.push(Error::invalid(path, Value::from(references.to_vec()), detail));
@@ -168,7 +172,7 @@ mod tests {
             (
                 "pods",
                 json!({"name": "a", "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "b"}]}),
-                Some("metadata.ownerReferences[0].uid: Invalid value: \"\": uid must not be empty"),
+                Some("metadata.ownerReferences.uid: Invalid value: \"\": must not be empty"),
             ),
         ];
         for (plural, metadata, want) in cases {

@@ -21,8 +21,7 @@ type Result<'a> = std::result::Result<Value<'a>, String>;
 const NO_OVERLOAD: &str = "no such overload";
 
 /// Names before a dot that are no variables.
-const NAMESPACES: [&str; 9] =
-    ["optional", "math", "sets", "lists", "strings", "format", "ip", "regex", "base64"];
+const NAMESPACES: [&str; 7] = ["optional", "sets", "lists", "strings", "format", "ip", "jsonpatch"];
 
 /// Every function that is called by its name alone.
 const FUNCTIONS: [&str; 27] = [
@@ -59,6 +58,11 @@ pub(super) fn is_namespace(name: &str) -> bool {
     NAMESPACES.contains(&name)
 }
 
+/// Whether this is the whole name of a format.
+pub(super) fn is_format(name: &str) -> bool {
+    name.strip_prefix("format.").is_some_and(|name| kubernetes::named_format(name, &[]).is_ok())
+}
+
 /// Whether there is a function of this name.
 pub(super) fn is_function(name: &str) -> bool {
     FUNCTIONS.contains(&name)
@@ -73,9 +77,6 @@ pub(super) fn cost(args: &[Value<'_>]) -> u64 {
 pub(super) fn function<'a>(name: &str, args: &[Value<'a>]) -> Result<'a> {
     if let Some(rest) = name.strip_prefix("format.") {
         return kubernetes::named_format(rest, args);
-    }
-    if let Some(rest) = name.strip_prefix("math.") {
-        return list::math(rest, args);
     }
     if let Some(rest) = name.strip_prefix("sets.") {
         return list::sets(rest, args);
@@ -101,26 +102,19 @@ pub(super) fn function<'a>(name: &str, args: &[Value<'a>]) -> Result<'a> {
         ("optional.ofNonZeroValue", [value]) => {
             Ok(Value::Optional((!value.is_zero()).then(|| Arc::new(value.clone()))))
         }
+        ("jsonpatch.escapeKey", [Value::Text(text)]) => {
+            Ok(text.replace('~', "~0").replace('/', "~1").into())
+        }
         ("strings.quote", [Value::Text(text)]) => Ok(format!("{text:?}").into()),
         ("lists.range", [Value::Int(n)]) => {
             Ok((0..(*n).clamp(0, 1_000_000)).map(Value::Int).collect::<Vec<_>>().into())
-        }
-        ("base64.encode", [Value::Bytes(bytes)]) => {
-            use base64::Engine as _;
-            Ok(base64::engine::general_purpose::STANDARD.encode(bytes).into())
-        }
-        ("base64.decode", [Value::Text(text)]) => {
-            use base64::Engine as _;
-            base64::engine::general_purpose::STANDARD
-                .decode(text.as_ref())
-                .map(|bytes| Value::Bytes(bytes.into()))
-                .map_err(|error| error.to_string())
         }
         ("ip" | "isIP" | "ip.isCanonical" | "cidr" | "isCIDR", args) => net::function(name, args),
         ("quantity", [Value::Text(text)]) => text
             .parse::<Quantity>()
             .map(|q| Value::Quantity(Arc::new(q)))
             .map_err(|e| e.to_string()),
+        ("sign", [value @ Value::Quantity(_)]) => method(value, "sign", &[]),
         ("isQuantity", [Value::Text(text)]) => Ok(text.parse::<Quantity>().is_ok().into()),
         ("url" | "isURL" | "semver" | "isSemver", args) => kubernetes::function(name, args),
         _ => Err(NO_OVERLOAD.into()),
