@@ -253,9 +253,10 @@ mod tests {
         for text in ["", "wide", "json", "yaml", "name", "jsonpath={.a}", "custom-columns=A:.a"] {
             assert!(Output::parse(&format(text, "")).is_ok(), "{text}");
         }
-        let template = |output: &str| Output::parse(&format(output, "{{.kind}}"));
-        assert!(matches!(template(""), Ok(Output::GoTemplate(_))));
-        assert!(matches!(template("jsonpath"), Ok(Output::Template { json: false, .. })));
+        let alone = Output::parse(&format("", "{{.kind}}"));
+        assert!(matches!(alone, Ok(Output::GoTemplate(_))));
+        let path = Output::parse(&format("jsonpath", "{.kind}"));
+        assert!(matches!(path, Ok(Output::Template { json: false, .. })));
     }
 
     #[test]
