@@ -269,7 +269,10 @@ impl Cache {
     /// Keeps a view, so that a list can go on where it stopped.
     pub fn keep(&self, snapshot: &Snapshot) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|(at, s)| at.elapsed() < KEPT_AGE && s.revision != snapshot.revision);
+        kept.retain(|(at, _)| at.elapsed() < KEPT_AGE);
+        if kept.iter().any(|(_, s)| s.revision == snapshot.revision) {
+            return;
+        }
         if kept.len() >= KEPT {
             kept.pop_front();
         }

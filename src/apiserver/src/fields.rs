@@ -124,7 +124,10 @@ pub fn of(group: &str, plural: &str) -> &'static [Selectable] {
 }
 
 /// The labels of the stored kind as the served resource calls them; those that it does not know are empty.
-pub fn served<'a>(resource: &Resource, stored: &'a [Selectable]) -> Cow<'a, [Selectable]> {
+pub fn served<'a>(resource: &'a Resource, stored: &'a [Selectable]) -> Cow<'a, [Selectable]> {
+    if let Some(custom) = &resource.custom {
+        return Cow::Borrowed(&custom.selectable);
+    }
     if !resource.is("events.k8s.io", "events") {
         return Cow::Borrowed(stored);
     }

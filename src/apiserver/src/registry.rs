@@ -3,6 +3,7 @@
 //!
 //! Source: `k8s.io/apiserver/pkg/registry/generic/registry/store.go`.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -50,6 +51,7 @@ struct Inner {
     services: Allocator,
     webhooks: Webhooks,
     encryption: Option<Arc<Encryption>>,
+    compacted: AtomicU64,
 }
 
 /// What deleting did.
@@ -74,13 +76,14 @@ pub struct UpdateRules {
 /// absent when the update is to create it.
 pub type Change<'a> = dyn FnMut(Option<&Value>) -> Result<Value, Status> + Send + 'a;
 
+/// Said of a list as of a revision that is forgotten.
+pub const TOO_OLD: &str = "The resourceVersion for the provided list is too old.";
+
 /// Maps the store's errors to the API's.
 pub fn store_failure(error: store::Error) -> Status {
     match error {
         store::Error::Closed => Status::unavailable("the server is shutting down"),
-        store::Error::Compacted { .. } => {
-            Status::expired("The resourceVersion for the provided list is too old.")
-        }
+        store::Error::Compacted { .. } => Status::expired(TOO_OLD),
         error => {
             let mut text = error.to_string();
             let mut source = std::error::Error::source(&error);
@@ -110,6 +113,7 @@ impl Default for Registry {
                 services: Allocator::new(Network::default()),
                 webhooks: Webhooks::new(crate::webhook::direct()),
                 encryption: None,
+                compacted: AtomicU64::new(0),
             }),
         }
     }
@@ -140,7 +144,9 @@ impl Registry {
         let services = Allocator::new(network);
         let served = RwLock::new(Arc::new(served));
         let leases = Leases::default();
-        let inner = Inner { store, caches, served, leases, services, webhooks, encryption };
+        let compacted = AtomicU64::new(0);
+        let inner =
+            Inner { store, caches, served, leases, services, webhooks, encryption, compacted };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -167,6 +173,18 @@ impl Registry {
     /// The caches.
     pub fn caches(&self) -> &Arc<Caches> {
         &self.inner.caches
+    }
+
+    /// Forgets the history before `revision`: lists as of then have expired, also those that a cache could
+    /// go on with.
+    pub async fn compact(&self, revision: u64) -> Result<(), store::Error> {
+        self.inner.compacted.fetch_max(revision, Ordering::Relaxed);
+        self.inner.store.compact(revision).await
+    }
+
+    /// Whether the history no longer has `revision`, as far as this server knows.
+    pub fn has_expired(&self, revision: u64) -> bool {
+        revision < self.inner.compacted.load(Ordering::Relaxed)
     }
 
     /// The store; for the few things that are not objects.

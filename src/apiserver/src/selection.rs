@@ -50,6 +50,11 @@ impl Selection {
         self.labels.is_everything() && self.fields.is_empty()
     }
 
+    /// Whether it looks at other fields than the name and the namespace.
+    pub fn looks_at_fields(&self) -> bool {
+        self.fields.iter().any(|requirement| matches!(requirement.source, Source::Field(_)))
+    }
+
     /// Whether the object passes.
     pub fn matches(&self, object: &Object) -> bool {
         self.namespace.as_ref().is_none_or(|ns| *ns == object.namespace)

@@ -261,7 +261,7 @@ impl ApiServer {
             let registry = server.registry.clone();
             tasks.spawn(identity::run(registry, host, config.shutdown.clone()));
         }
-        tasks.spawn(compact(config.store, config.shutdown));
+        tasks.spawn(compact(server.registry.clone(), config.shutdown));
         server.health.set_bootstrapped();
         Ok(Self { server, pki, tasks: Arc::new(Mutex::new(Some(tasks))) })
     }
@@ -274,6 +274,12 @@ impl ApiServer {
     /// The API as `user` sees it, in process.
     pub fn as_user(&self, user: UserInfo) -> InProcess {
         InProcess::new(self.server.clone(), user)
+    }
+
+    /// Where its objects are.
+    #[cfg(test)]
+    pub fn registry(&self) -> &Registry {
+        &self.server.registry
     }
 
     /// Waits until reads show everything that was stored before the start.
@@ -293,7 +299,7 @@ impl ApiServer {
 }
 
 /// Forgets the store's history of more than an interval ago.
-async fn compact(store: Store, shutdown: CancellationToken) {
+async fn compact(registry: Registry, shutdown: CancellationToken) {
     let mut before = None;
     loop {
         tokio::select! {
@@ -301,11 +307,11 @@ async fn compact(store: Store, shutdown: CancellationToken) {
             () = tokio::time::sleep(COMPACT_EVERY) => {}
         }
         if let Some(revision) = before
-            && let Err(error) = store.compact(revision).await
+            && let Err(error) = registry.compact(revision).await
         {
             tracing::warn!(%error, "cannot compact the store");
         }
-        before = store.revision().await.ok();
+        before = registry.store().revision().await.ok();
     }
 }
 

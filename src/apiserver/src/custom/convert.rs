@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Custom;
+use crate::fields;
 use crate::object::{self, Object};
 use crate::registry::Registry;
 use crate::resource::Resource;
@@ -98,6 +99,28 @@ impl Custom {
             objects[index] = Arc::new(made.map_err(Status::internal)?);
         }
         Ok(objects)
+    }
+
+    /// Whether what field selectors of `resource` look at may differ from what is stored.
+    pub fn is_viewed(&self, resource: &Resource) -> bool {
+        resource.version != self.storage_version || self.conversion.is_webhook()
+    }
+
+    /// Stored objects as field selectors of this version see them: at the version of `resource`, with the
+    /// values of its selectable fields.
+    pub async fn select_all(
+        &self,
+        registry: &Registry,
+        resource: &Resource,
+        objects: Vec<Arc<Object>>,
+    ) -> Result<Vec<Arc<Object>>, Status> {
+        let mut served = self.serve_all(registry, resource, objects).await?;
+        for object in &mut served {
+            let fields = fields::extract(&object.raw, &self.selectable);
+            let fields = fields.map_err(Status::internal)?;
+            *object = Arc::new(Object { fields, ..Object::clone(object) });
+        }
+        Ok(served)
     }
 
     /// One object at another version.

@@ -195,6 +195,46 @@ async fn versions_convert_by_name() {
 }
 
 #[tokio::test]
+async fn each_version_has_its_selectable_fields() {
+    let f = Fixture::new().await;
+    let version = |name: &str, storage: bool, field: &str| {
+        json!({"name": name, "served": true, "storage": storage,
+            "selectableFields": [{"jsonPath": format!(".{field}")}],
+            "schema": {"openAPIV3Schema": {"type": "object",
+                "properties": {"host": {"type": "string"}, "port": {"type": "string"}}}}})
+    };
+    let mut definition = crd();
+    definition["spec"]["versions"] =
+        json!([version("v1", true, "host"), version("v2", false, "port")]);
+    f.post(CRDS, &definition).await;
+    established(&f, "foos.example.com").await;
+    let later = FOOS.replace("v1", "v2");
+    let made = |name: &str, port: &str| json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": name}, "host": "h", "port": port});
+    f.post(FOOS, &made("a", "80")).await;
+    let mut watch = f.watch(&format!("{later}?watch=true&fieldSelector=port%3D80")).await;
+    assert_eq!(watch.tell().await, "ADDED a");
+    f.post(FOOS, &made("b", "81")).await;
+    f.post(FOOS, &made("c", "80")).await;
+    assert_eq!(watch.tell().await, "ADDED c");
+    let change = json!({"port": "81"});
+    f.patch(&format!("{FOOS}/a"), "merge", &change).await;
+    assert_eq!(watch.tell().await, "DELETED a");
+    for (path, found) in [
+        (format!("{later}?fieldSelector=port%3D81"), Some(2)),
+        (format!("{later}?fieldSelector=port!%3D81&limit=1"), Some(1)),
+        (format!("{later}?fieldSelector=host%3Dh"), None),
+        (format!("{FOOS}?fieldSelector=host%3Dh"), Some(3)),
+        (format!("{FOOS}?fieldSelector=port%3D81"), None),
+    ] {
+        let answer = f.get(&path).await;
+        let count = answer.body["items"].as_array().map(Vec::len);
+        assert_eq!(count, found, "{path}: {}", answer.body);
+    }
+    f.request(Method::DELETE, &format!("{later}?fieldSelector=port%3D81"), &json!({})).await;
+    assert_eq!(f.get(FOOS).await.body["items"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
 async fn a_deleted_definition_takes_its_objects_along() {
     let f = fixture().await;
     let mut held = foo("a");

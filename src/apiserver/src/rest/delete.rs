@@ -1,5 +1,7 @@
 //! `delete` and `deletecollection`.
 
+use std::sync::Arc;
+
 use apimachinery::Status;
 use apimachinery::status::Details;
 use futures::StreamExt;
@@ -119,11 +121,15 @@ pub async fn collection(call: &mut Call, body: Body) -> Result<Response, Status>
         call.resource.namespaced,
     )?;
     let snapshot = registry.snapshot(&cache);
-    let chosen: Vec<(String, String)> = snapshot
-        .select(&call.ctx.namespace, None)
-        .into_iter()
-        .filter(|(_, object)| selection.matches(object))
-        .map(|(_, object)| (object.namespace.clone(), object.name.clone()))
+    let candidates = snapshot.select(&call.ctx.namespace, None);
+    let mut candidates: Vec<Arc<Object>> = candidates.into_iter().map(|(_, o)| o.clone()).collect();
+    if let Some(custom) = super::viewed(call, &selection) {
+        candidates = custom.select_all(&registry, &call.resource, candidates).await?;
+    }
+    let chosen: Vec<(String, String)> = candidates
+        .iter()
+        .filter(|object| selection.matches(object))
+        .map(|object| (object.namespace.clone(), object.name.clone()))
         .collect();
     let (registry, options, gate) = (&registry, &options, call.server.gate());
     let base = &call.ctx;
@@ -134,7 +140,7 @@ pub async fn collection(call: &mut Call, body: Body) -> Result<Response, Status>
             async move { registry.delete_through(&ctx, options, gate).await }
         })
         .buffered(DELETE_WORKERS);
-    let mut deleted: Vec<std::sync::Arc<Object>> = Vec::new();
+    let mut deleted: Vec<Arc<Object>> = Vec::new();
     while let Some(result) = results.next().await {
         match result {
             Ok(Deleted::Now(object) | Deleted::Later(object)) => deleted.push(object),

@@ -23,7 +23,7 @@ use crate::object::Object;
 use crate::options::{ListOptions, Match};
 use crate::printers;
 use crate::protobuf;
-use crate::registry::store_failure;
+use crate::registry::{TOO_OLD, store_failure};
 use crate::respond;
 use crate::selection::Selection;
 
@@ -61,7 +61,15 @@ pub async fn serve(call: &Call) -> Result<Response, Status> {
     // Whatever state will do comes whole from the watch cache.
     let limit =
         if options.resource_version == Some(0) && token.is_none() { 0 } else { options.limit };
+    let seen = match super::viewed(call, &selection) {
+        Some(custom) => {
+            let objects = candidates.iter().map(|(_, object)| Arc::clone(object)).collect();
+            Some(custom.select_all(registry, &call.resource, objects).await?)
+        }
+        None => None,
+    };
     for (index, (key, object)) in candidates.iter().enumerate() {
+        let object = seen.as_ref().map_or(*object, |seen| &seen[index]);
         if !plain && !selection.matches(object) {
             continue;
         }
@@ -147,6 +155,9 @@ pub async fn wait_for(call: &Call, revision: u64) -> Result<(), Status> {
 /// The state at exactly `revision`: the current one if nothing changed since, a kept one, or the
 /// store's.
 async fn at_revision(call: &Call, cache: &Arc<Cache>, revision: u64) -> Result<Snapshot, Status> {
+    if call.server.registry.has_expired(revision) {
+        return Err(Status::expired(TOO_OLD));
+    }
     if let Some(snapshot) = cache.kept(revision) {
         return Ok(snapshot);
     }

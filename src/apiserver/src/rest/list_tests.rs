@@ -70,6 +70,31 @@ async fn an_exact_list_is_the_state_of_that_version() {
 }
 
 #[tokio::test]
+async fn a_list_whose_version_is_compacted_goes_on_with_what_is_current() {
+    let (f, last) = filled().await;
+    let first = f.get(&format!("{MAPS}?limit=1")).await;
+    let token = |answer: &Answer| answer.body["metadata"]["continue"].as_str().map(str::to_owned);
+    let next = format!("{MAPS}?limit=1&continue={}", token(&first).expect("a token"));
+    let now = f.post(MAPS, &config_map("d")).await;
+    assert_eq!(names(&f.get(&next).await), ["b"]);
+    let version = now.body["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok());
+    f.api.registry().compact(version.expect("a version")).await.expect("compacts");
+    let expired = f.get(&next).await;
+    assert_eq!((expired.code.as_u16(), &expired.body["reason"]), (410, &json!("Expired")));
+    let next = format!("{MAPS}?limit=2&continue={}", token(&expired).expect("another token"));
+    let second = f.get(&next).await;
+    assert_eq!(names(&second), ["b", "c"]);
+    assert_ne!(
+        second.body["metadata"]["resourceVersion"],
+        first.body["metadata"]["resourceVersion"]
+    );
+    let rest = f.get(&format!("{MAPS}?continue={}", token(&second).expect("a token"))).await;
+    assert_eq!(names(&rest), ["d"]);
+    let exact = f.get(&format!("{MAPS}?resourceVersion={last}&resourceVersionMatch=Exact")).await;
+    assert_eq!(exact.code, 410);
+}
+
+#[tokio::test]
 async fn whatever_version_comes_whole() {
     let (f, _) = filled().await;
     let all = f.get(&format!("{MAPS}?resourceVersion=0&limit=1")).await;

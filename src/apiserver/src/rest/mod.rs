@@ -26,12 +26,14 @@ use http::request::Parts;
 
 use crate::attributes::RequestContext;
 use crate::body::{Body, Response};
+use crate::custom::Custom;
 use crate::negotiate::{Accepted, Format, Shape};
 use crate::object::Object;
 use crate::options::{Query, WriteOptions};
 use crate::printers;
 use crate::registry::UpdateRules;
 use crate::resource::Resource;
+use crate::selection::Selection;
 use crate::server::Server;
 use crate::subresources;
 use crate::{conversion, policy, protobuf, respond};
@@ -185,6 +187,12 @@ pub fn partial_metadata(object: &Object, api_version: &str) -> serde_json::Value
     let mut value = object.to_value();
     let metadata = value["metadata"].take();
     serde_json::json!({"kind": "PartialObjectMetadata", "apiVersion": api_version, "metadata": metadata})
+}
+
+/// The custom kind whose field selectors look at another version than the stored one, if the selection has such.
+fn viewed<'a>(call: &'a Call, selection: &Selection) -> Option<&'a Custom> {
+    let custom = call.resource.custom.as_deref()?;
+    (selection.looks_at_fields() && custom.is_viewed(&call.resource)).then_some(custom)
 }
 
 /// 405 as upstream's mux answers.

@@ -26,6 +26,7 @@ use crate::object::Object;
 use crate::options::{ListOptions, Query};
 use crate::printers;
 use crate::protobuf;
+use crate::registry::Registry;
 use crate::resource::Resource;
 use crate::respond;
 use crate::selection::Selection;
@@ -244,6 +245,17 @@ impl Form {
     }
 }
 
+/// The object as the field selectors see it.
+async fn view(
+    registry: &Registry,
+    resource: &Resource,
+    object: Option<Arc<Object>>,
+) -> Result<Option<Arc<Object>>, Status> {
+    let (Some(object), Some(custom)) = (object, &resource.custom) else { return Ok(None) };
+    let seen = custom.select_all(registry, resource, vec![object]).await?;
+    Ok(seen.into_iter().next())
+}
+
 struct Watcher {
     server: Arc<Server>,
     cache: Arc<Cache>,
@@ -254,6 +266,10 @@ struct Watcher {
     initial: VecDeque<Arc<Object>>,
     announce: bool,
     ready: VecDeque<Bytes>,
+    /// Only at the served version can be told which objects the field selectors choose.
+    judged_by_view: bool,
+    /// Changes of which that is still to be told: before, after, and at what revision.
+    unjudged: VecDeque<(Option<Arc<Object>>, Option<Arc<Object>>, u64)>,
     /// What is to be converted before it is ready.
     foreign: VecDeque<(&'static str, Arc<Object>)>,
     /// Everything up to here was told or did not concern this watcher.
@@ -285,8 +301,9 @@ impl Watcher {
             query: call.query.clone(),
             columns_told: false,
         };
-        let initial: VecDeque<Arc<Object>> =
-            start.initial.into_iter().filter(|object| selection.matches(object)).collect();
+        let judged_by_view = super::viewed(call, &selection).is_some();
+        let passes = |object: &Arc<Object>| judged_by_view || selection.matches(object);
+        let initial: VecDeque<Arc<Object>> = start.initial.into_iter().filter(passes).collect();
         let ready = VecDeque::new();
         Self {
             server: call.server.clone(),
@@ -297,6 +314,8 @@ impl Watcher {
             initial,
             announce: start.announce,
             ready,
+            judged_by_view,
+            unjudged: VecDeque::new(),
             foreign: VecDeque::new(),
             seen: start.revision,
             told: Instant::now(),
@@ -355,8 +374,39 @@ impl Watcher {
         }
     }
 
+    fn fail(&mut self, status: Status) {
+        let status = serde_json::to_value(status).unwrap_or_default();
+        let line = self.form.event("ERROR", status);
+        self.ready.push_back(line);
+        self.unjudged.clear();
+        self.foreign.clear();
+        self.ended = true;
+    }
+
+    /// Tells of changes by what is served before and after them.
+    async fn judge(&mut self) -> Result<(), Status> {
+        while let Some((before, after, revision)) = self.unjudged.pop_front() {
+            let (registry, resource) = (&self.server.registry, &self.form.resource);
+            let before = view(registry, resource, before).await?;
+            let after = view(registry, resource, after).await?;
+            let chosen = |object: Option<Arc<Object>>| object.filter(|o| self.selection.matches(o));
+            let (transition, object) = match (chosen(before), chosen(after)) {
+                (None, Some(after)) => (Transition::Added, after),
+                (Some(_), Some(after)) => (Transition::Modified, after),
+                (Some(before), None) => (Transition::Deleted, Arc::new(before.at(revision))),
+                (None, None) => continue,
+            };
+            self.foreign.push_back((transition.name(), object));
+        }
+        Ok(())
+    }
+
     /// Brings custom objects to the version that is watched.
     async fn convert(&mut self) {
+        if let Err(status) = self.judge().await {
+            self.fail(status);
+            return;
+        }
         while let Some((kind, object)) = self.foreign.pop_front() {
             let registry = &self.server.registry;
             match registry.at_version(&self.form.resource, object).await {
@@ -367,13 +417,7 @@ impl Watcher {
                     };
                     self.ready.push_back(line);
                 }
-                Err(status) => {
-                    let status = serde_json::to_value(status).unwrap_or_default();
-                    let line = self.form.event("ERROR", status);
-                    self.ready.push_back(line);
-                    self.foreign.clear();
-                    self.ended = true;
-                }
+                Err(status) => self.fail(status),
             }
         }
     }
@@ -383,6 +427,12 @@ impl Watcher {
         let mut bytes = 0;
         while bytes < COALESCE_BYTES {
             let Some(object) = self.initial.pop_front() else { break };
+            if self.judged_by_view {
+                bytes += object.raw.len();
+                let revision = object.revision;
+                self.unjudged.push_back((None, Some(object), revision));
+                continue;
+            }
             if self.form.is_foreign {
                 bytes += object.raw.len();
                 self.foreign.push_back(("ADDED", object));
@@ -392,7 +442,7 @@ impl Watcher {
             bytes += line.len();
             self.ready.push_back(line);
         }
-        if !self.foreign.is_empty() {
+        if !self.foreign.is_empty() || !self.unjudged.is_empty() {
             return true;
         }
         if self.initial.is_empty() && std::mem::take(&mut self.announce) {
@@ -433,6 +483,11 @@ impl Watcher {
         };
         for change in changes {
             self.seen = change.revision;
+            if self.judged_by_view {
+                let (before, after) = (change.previous.clone(), change.current.clone());
+                self.unjudged.push_back((before, after, change.revision));
+                continue;
+            }
             let shown =
                 |o: &Option<Arc<Object>>| o.as_ref().is_some_and(|o| self.selection.matches(o));
             let transition = match (shown(&change.previous), shown(&change.current)) {
