@@ -261,6 +261,31 @@ fn the_kubelet_runs_alone() {
 }
 
 #[test]
+fn the_kubelet_and_the_proxy_serve_another_cluster() {
+    let far = Cluster::prepared();
+    far.up(&["--ephemeral", "--disable", "kubelet,proxy,dns"]);
+    let near = Cluster::prepared();
+    let kubeconfig = far.path("kubeconfig");
+    let file = kubeconfig.to_str().expect("UTF-8");
+    let words = ["agent", "--kubeconfig", file, "--proxy-kubeconfig", file, "--node-name", "near"];
+    let (agent, ready) = Foreground::start(&near, &words);
+    assert_eq!(ready, "node near");
+    near.load_busybox();
+    let script = "mkdir /www; echo served >/www/index.html; httpd -f -p 80 -h /www";
+    far.kubectl_ok(&["run", "web", "--image", BUSYBOX, "--port=80", "--", "sh", "-c", script]);
+    far.pod_ready("web");
+    far.kubectl_ok(&["expose", "pod", "web", "--port=8080", "--target-port=80"]);
+    let address = far.kubectl_ok(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIP}"]);
+    let url = format!("http://{address}:8080/");
+    eventually("the service by its address", || {
+        let answer = far.kubectl(&["exec", "web", "--", "timeout", "3", "wget", "-qO-", &url]);
+        if answer.out == "served\n" { Ok(()) } else { Err(format!("{}{}", answer.out, answer.err)) }
+    });
+    far.kubectl_ok(&["delete", "pod", "web", "--now"]);
+    agent.end(Signal::SIGTERM);
+}
+
+#[test]
 fn the_kubelet_uses_another_runtime() {
     let cluster = Cluster::prepared();
     let (server, url) = Foreground::start(&cluster, &["cri"]);

@@ -325,6 +325,10 @@ pub struct Agent {
     /// Labels of the node.
     #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
     pub node_labels: Vec<(String, String)>,
+    /// Lead services' addresses to pods and keep network policies as well, as who this file says
+    /// [default: leave that to the cluster of this name].
+    #[arg(long, value_name = "FILE", conflicts_with = "container_runtime_endpoint")]
+    pub proxy_kubeconfig: Option<PathBuf>,
     /// Of its kubelet.
     #[command(flatten)]
     pub kubelet: Kubelet,

@@ -43,8 +43,14 @@ struct Order {
 /// Carries out `rootlet agent`: joins the namespaces that the pods live in, and runs the kubelet there.
 pub fn agent(arguments: &Agent) -> anyhow::Result<std::convert::Infallible> {
     let mut arguments = arguments.clone();
-    arguments.kubeconfig = std::fs::canonicalize(&arguments.kubeconfig)
-        .with_context(|| format!("--kubeconfig: cannot read {}", arguments.kubeconfig.display()))?;
+    let whole = |flag: &str, file: &Path| {
+        std::fs::canonicalize(file)
+            .with_context(|| format!("{flag}: cannot read {}", file.display()))
+    };
+    arguments.kubeconfig = whole("--kubeconfig", &arguments.kubeconfig)?;
+    if let Some(file) = &mut arguments.proxy_kubeconfig {
+        *file = whole("--proxy-kubeconfig", file)?;
+    }
     arguments.kubelet = member::checked(&arguments.kubelet)?;
     let paths = Paths::of(&arguments.cluster.name)?;
     paths.create()?;
@@ -79,6 +85,8 @@ pub fn agent(arguments: &Agent) -> anyhow::Result<std::convert::Infallible> {
     }
     if lock::holder(&paths.lock("daemon")).is_none() {
         settings.write()?;
+    } else if arguments.proxy_kubeconfig.is_some() {
+        bail!("--proxy-kubeconfig: the proxy of cluster {:?} serves this node", paths.name);
     }
     let place = place(&arguments, &paths)?;
     let order = Order { settings, arguments };
@@ -162,6 +170,10 @@ async fn serve(order: &Order) -> anyhow::Result<bool> {
     let client = ::client::from_kubeconfig(&arguments.kubeconfig, None).await?;
     let config = config(order, client.clone(), runtime.as_ref()).await?;
     let node_name = config.node_name.clone();
+    if let Some(file) = &arguments.proxy_kubeconfig {
+        let proxy = service_proxy(settings, file, node_name.clone()).await?;
+        sockets.push(tokio::spawn(proxy::run(proxy, serving.clone())));
+    }
     let mut kubelet = tokio::spawn(kubelet::run(config, shutdown.clone()));
 
     let ended = |ended: Result<Result<(), kubelet::Error>, tokio::task::JoinError>| match ended {
@@ -222,6 +234,27 @@ async fn ready(client: &kube::Client, node: &str) {
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// What the service proxy is run with.
+async fn service_proxy(
+    settings: &Settings,
+    file: &Path,
+    node: String,
+) -> anyhow::Result<proxy::Config> {
+    let client = ::client::from_kubeconfig(file, None).await?;
+    let control = netns::Control::connect(&settings.paths.node_socket())
+        .await
+        .context("cannot reach the node process")?;
+    let addresses = control.gateways().await.context("cannot reach the node process")?;
+    Ok(proxy::Config {
+        informers: ::client::Informers::new(client.clone()),
+        control,
+        client,
+        place: proxy::Place { node, addresses, zone: None },
+        publish: settings.publish.clone(),
+        forwards: Vec::new(),
+    })
 }
 
 /// What the kubelet is run with.
