@@ -187,12 +187,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let all_pods = all_pods.clone();
         told.tell(&key, node.as_deref(), &events);
         let now = Timestamp::now();
-        let heard = match &node {
-            Some(node) => health.heard(node, lease.as_deref(), now),
-            None => {
-                health.forget(&key);
-                now
-            }
+        let heard = if let Some(node) = &node {
+            health.heard(node, lease.as_deref(), now)
+        } else {
+            health.forget(&key);
+            now
         };
         let mut evictions = Evictions::Begin;
         let is_silent = |node: &&Arc<Node>| readiness(node).is_some_and(|ready| ready != "True");

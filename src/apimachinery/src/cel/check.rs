@@ -40,7 +40,7 @@ pub(super) struct Checker<'s> {
     root: Option<&'s Structural>,
 }
 
-impl<'s> Type<'s> {
+impl Type<'_> {
     fn name(&self) -> &'static str {
         match self {
             Self::Plain(name) => name,
@@ -309,12 +309,9 @@ impl<'s> Checker<'s> {
             Type::Optional(inner) if optional => *inner,
             found => found,
         };
-        match of {
-            Some(before) => wanted(item.at, before, &found),
-            None => {
-                *of = Some(found);
-                Ok(())
-            }
+        if let Some(before) = of { wanted(item.at, before, &found) } else {
+            *of = Some(found);
+            Ok(())
         }
     }
 

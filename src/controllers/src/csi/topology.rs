@@ -150,8 +150,9 @@ pub fn affinity(places: &[Topology]) -> Option<VolumeNodeAffinity> {
     };
     let terms: Vec<NodeSelectorTerm> =
         places.iter().filter(|place| !place.segments.is_empty()).map(term).collect();
-    (!terms.is_empty())
-        .then(|| VolumeNodeAffinity { required: Some(NodeSelector { node_selector_terms: terms }) })
+    (!terms.is_empty()).then_some(VolumeNodeAffinity {
+        required: Some(NodeSelector { node_selector_terms: terms }),
+    })
 }
 
 #[cfg(test)]

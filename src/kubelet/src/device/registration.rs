@@ -2,7 +2,7 @@
 //!
 //! Source of behaviour: `pkg/kubelet/cm/devicemanager/plugin/v1beta1` (`server.go`, `handler.go`, `client.go`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -105,7 +105,7 @@ impl Devices {
         &self,
         context: &Context,
         resource: &str,
-        endpoint: &PathBuf,
+        endpoint: &Path,
         options: Option<Options>,
         run: u64,
     ) -> Result<(), plugin::call::Error> {
@@ -125,7 +125,7 @@ impl Devices {
                 }
                 let devices = listed.devices.into_iter();
                 let new = Resource {
-                    endpoint: Some(endpoint.clone()),
+                    endpoint: Some(endpoint.to_owned()),
                     options: options.clone(),
                     devices: devices.map(|told| (told.id, told.health == HEALTHY)).collect(),
                     gone: None,
