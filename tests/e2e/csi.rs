@@ -104,8 +104,8 @@ impl Folders {
                 let all = PluginCapabilities { capabilities };
                 serve::unary(request, move |_: Empty| Ok(all.clone())).await
             }
-            method if method.starts_with("Node") => self.node(&method.to_owned(), request).await,
-            method => self.controller(&method.to_owned(), request).await,
+            method if method.starts_with("Node") => self.node(method, request).await,
+            method => self.controller(method, request).await,
         }
     }
 

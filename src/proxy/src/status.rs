@@ -18,7 +18,7 @@ const HEALTH_PORT: u16 = 10256;
 /// Where it tells the rest, on the node's loopback.
 const STATUS_PORT: u16 = 10249;
 /// A change that is not in force after this is a sign that something is wrong.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// What is in the kernel in the end.
 const MODE: &str = "nftables";
 

@@ -309,7 +309,9 @@ impl<'s> Checker<'s> {
             Type::Optional(inner) if optional => *inner,
             found => found,
         };
-        if let Some(before) = of { wanted(item.at, before, &found) } else {
+        if let Some(before) = of {
+            wanted(item.at, before, &found)
+        } else {
             *of = Some(found);
             Ok(())
         }

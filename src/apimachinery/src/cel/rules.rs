@@ -470,19 +470,19 @@ mod tests {
                 json!({"rule": "self.min <= self.max"}),
                 json!({"min": 3, "max": 2}),
                 None,
-                r#"spec: Invalid value: failed rule: self.min <= self.max"#,
+                r"spec: Invalid value: failed rule: self.min <= self.max",
             ),
             (
                 json!({"rule": "self.min <= self.max", "message": "min above max"}),
                 json!({"min": 3, "max": 2}),
                 None,
-                r#"spec: Invalid value: min above max"#,
+                r"spec: Invalid value: min above max",
             ),
             (
                 json!({"rule": "self.min <= 1", "messageExpression": "'min is ' + string(self.min)"}),
                 json!({"min": 3}),
                 None,
-                r#"spec: Invalid value: min is 3"#,
+                r"spec: Invalid value: min is 3",
             ),
             (
                 json!({"rule": "self.min <= 1", "reason": "FieldValueForbidden", "fieldPath": ".min", "message": "no"}),
@@ -507,13 +507,13 @@ mod tests {
                 json!({"rule": "self.name == oldSelf.name", "message": "fixed"}),
                 json!({"name": "b"}),
                 Some(json!({"name": "a"})),
-                r#"spec: Invalid value: fixed"#,
+                r"spec: Invalid value: fixed",
             ),
             (
                 json!({"rule": "oldSelf.hasValue() || self.name == 'new'", "optionalOldSelf": true}),
                 json!({"name": "b"}),
                 None,
-                r#"spec: Invalid value: failed rule: oldSelf.hasValue() || self.name == 'new'"#,
+                r"spec: Invalid value: failed rule: oldSelf.hasValue() || self.name == 'new'",
             ),
             (
                 json!({"rule": "self.when > timestamp('2026-01-01T00:00:00Z')"}),
@@ -525,7 +525,7 @@ mod tests {
                 json!({"rule": "self.list.all(x, x.startsWith('a'))"}),
                 json!({"list": ["a", "b"]}),
                 None,
-                r#"spec: Invalid value: failed rule: self.list.all(x, x.startsWith('a'))"#,
+                r"spec: Invalid value: failed rule: self.list.all(x, x.startsWith('a'))",
             ),
             (
                 json!({"rule": "self.map.all(k, self.map[k] < 2)"}),

@@ -49,7 +49,7 @@ fn templates_are_filled_as_kubectl_fills_them() {
         (r#"{{index .spec.template.spec.containers 1 "name"}} {{index .metadata.labels "x.y/z"}} {{index "abc" 1}}"#, Ok("side 1 98")),
         ("{{(index .spec.template.spec.containers 0).image}} {{(.metadata).name}}", Ok("busybox:1 web")),
         ("{{slice .kind 1 3}} {{slice .kind 2}} {{slice .spec.template.spec.containers 1}}", Ok("ep ployment [map[image:busybox:2 name:side]]")),
-        ("{{html .metadata.annotations.note}} {{js .metadata.annotations.note}} {{urlquery .metadata.annotations.note}}", Ok(r#"of &lt;ours&gt; &amp; &#39;theirs&#39; of \u003Cours\u003E \u0026 \'theirs\' of+%3Cours%3E+%26+%27theirs%27"#)),
+        ("{{html .metadata.annotations.note}} {{js .metadata.annotations.note}} {{urlquery .metadata.annotations.note}}", Ok(r"of &lt;ours&gt; &amp; &#39;theirs&#39; of \u003Cours\u003E \u0026 \'theirs\' of+%3Cours%3E+%26+%27theirs%27")),
         (r#"{{.kind | printf "%s-%s" "a"}} {{.kind | len | printf "%03d"}} {{"aGVsbG8=" | base64decode}}"#, Ok("a-Deployment 010 hello")),
         (r#"{{exists . "metadata" "labels" "app"}} {{exists . "metadata" "nope"}} {{exists .metadata.labels "app" 7}}"#, Ok("true false false")),
         ("a  {{- /* comment */ -}}  b {{- .kind -}} c", Ok("abDeploymentc")),
