@@ -46,6 +46,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("images.md", "rootlet image load app:1", "`images_come_from_podman_and_buildah`"),
     ("images.md", "buildah build", "`images_come_from_podman_and_buildah`"),
     ("install/README.md", "ssh-keygen", "`packaging`"),
+    ("storage.md", "kubectl annotate csidriver", "`csi`, whose driver's object has the annotation"),
     ("living.md", "rootlet service install", "tests/vm-service.sh: needs systemd"),
     ("ui.md", "rootlet ui", "tests/ui: needs a browser"),
     ("ui.md", "rootlet trace", "`pods`"),

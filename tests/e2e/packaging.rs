@@ -122,8 +122,9 @@ fn manual_pages_and_completions_are_written() {
     assert!(fs::read_to_string(&page).expect("it is written").contains(".SH OPTIONS"));
     if Path::new("/usr/bin/man").exists() {
         // With warnings, of which there are none.
-        let shown =
-            run(Command::new("man").args(["--warnings", "-l"]).arg(&page).env("MANPAGER", "cat"));
+        let mut man = Command::new("man");
+        man.args(["--warnings", "-l"]).arg(&page).env("MANPAGER", "cat").current_dir(top);
+        let shown = run(&mut man);
         assert_eq!((shown.code, shown.err.as_str()), (Some(0), ""), "{}", shown.out);
         assert!(shown.out.contains("--manifests DIR"), "{}", shown.out);
     }
