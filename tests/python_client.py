@@ -112,10 +112,12 @@ def by_discovery():
             return None
 
     tabs = eventually("the new kind", found)
-    made = tabs.create(body={"metadata": {"name": "t"}, "spec": {"every": 5}}, namespace="default")
+    # Of custom resources a body has to say what it is, as the stock server wants it.
+    typed = {"apiVersion": "python.example.com/v1", "kind": "CronTab"}
+    made = tabs.create(body=typed | {"metadata": {"name": "t"}, "spec": {"every": 5}}, namespace="default")
     expect("spec", made.spec.every, 5)
     try:
-        tabs.create(body={"metadata": {"name": "bad"}, "spec": {"every": 0}}, namespace="default")
+        tabs.create(body=typed | {"metadata": {"name": "bad"}, "spec": {"every": 0}}, namespace="default")
         raise AssertionError("an invalid one was made")
     except dynamic.exceptions.UnprocessibleEntityError as error:
         expect("status", error.status, 422)
