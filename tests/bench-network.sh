@@ -33,7 +33,7 @@ begin() {
     started+=("$last")
 }
 clean() {
-    for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
+    for pid in "${started[@]}"; do pkill -P "$pid" || true; kill "$pid" 2>/dev/null || true; done
     # Where the command of pasta fails at once, it may stay; the name of its file is this run's alone.
     pkill -f "$place/pasta.pid" || true
     rootlet delete --name bench-net >/dev/null 2>&1 || true
@@ -220,7 +220,8 @@ done
 for _ in $(seq 900); do [ -s "$place/kept.$one" ] && [ -s "$place/kept.$three" ] && break; sleep 0.1; done
 kept=$(($(head -1 "$place/kept.$one") + $(head -1 "$place/kept.$three")))
 printf '%-34s node process %s, before %s\n' "$kept connections of two pods" "$(resident)" "$before"
-for keeper in "${keepers[@]}"; do kill "$keeper" 2>/dev/null && wait "$keeper" 2>/dev/null || true; done
+# They are a function's shells; the peers are their children.
+for keeper in "${keepers[@]}"; do pkill -P "$keeper" || true; wait "$keeper" 2>/dev/null || true; done
 
 # Services without selectors, so that nobody but this script changes their slices.
 kubectl config view --raw -o json >"$place/kubeconfig.json"
