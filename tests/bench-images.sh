@@ -139,13 +139,14 @@ if command -v podman >/dev/null && command -v crun >/dev/null; then
     peer=$(podman run -d --cgroups=disabled --network=none localhost/busybox:bench sleep 100000)
 fi
 for _ in $(seq $((rounds * 4))); do
+    timed "true, as these start it" as_user true
     timed "rootlet exec POD -- true" as_user "$place/rootlet" exec --kubeconfig "$place/kubeconfig" target -- true
     timed "rootlet get pod, one request without an exec" as_user "$place/rootlet" get --kubeconfig "$place/kubeconfig" pod target
     timed "kubectl exec POD -- true" kubectl exec target -- true
     timed "kubectl get pod, one request without an exec" kubectl get pod target
     if [ -n "$peer" ]; then timed "podman exec CONTAINER true" podman exec "$peer" true; fi
 done
-for label in "rootlet exec POD -- true" "rootlet get pod, one request without an exec" "kubectl exec POD -- true" \
+for label in "true, as these start it" "rootlet exec POD -- true" "rootlet get pod, one request without an exec" "kubectl exec POD -- true" \
     "kubectl get pod, one request without an exec" "podman exec CONTAINER true"; do
     if [ -n "${times[$label]:-}" ]; then tell "$label"; fi
 done
