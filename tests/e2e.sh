@@ -13,7 +13,13 @@ suite=$(cargo build --locked -p rootlet -p e2e -p scheduler --bins --tests --mes
 [ -x "$suite" ] || { echo "the test binary was not built"; exit 1; }
 
 place=$(as_user mktemp -d "$scratch/e2e.XXXXXX")
-clean() { rm -rf "$place"; }
+clean() {
+    # Each podman that `rootlet image load` asks leaves a process for the next one under the same runtime folder.
+    for pid in $(pgrep -x catatonit || true); do
+        if grep -qz "^XDG_RUNTIME_DIR=$place" "/proc/$pid/environ" 2>/dev/null; then kill "$pid" || true; fi
+    done
+    rm -rf "$place"
+}
 trap clean EXIT
 # The user may not be able to read where the project lies.
 cp "$target/rootlet" target/tools/{kubectl,kubectl-old,helm} "$place/"
