@@ -95,7 +95,9 @@ fn embed(schema: &mut Value, meta: &Value, plain: bool) {
     }
     for key in ["kind", "apiVersion"] {
         let required = required.as_array_mut().filter(|all| all.iter().all(|name| name != key));
-        required.into_iter().for_each(|all| all.push(key.into()));
+        if let Some(all) = required {
+            all.push(key.into());
+        }
     }
 }
 

@@ -91,7 +91,7 @@ pub mod tests {
         data.extend(number.to_ne_bytes());
         data.extend(arch.to_ne_bytes());
         data.extend(0_u64.to_ne_bytes());
-        arguments.iter().for_each(|argument| data.extend(argument.to_ne_bytes()));
+        data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));
         let (mut at, mut value, mut steps) = (0_usize, 0_u32, 0);
         loop {
             let step = &program[at];
