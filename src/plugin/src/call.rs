@@ -59,6 +59,13 @@ impl Plugin {
         Ok(Self { channel: channel.map_err(told)? })
     }
 
+    async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Error> {
+        let mut client = tonic::client::Grpc::new(self.channel.clone());
+        let ready = client.ready().await;
+        ready.map_err(|e| refused(&tonic::Status::unavailable(e.to_string())))?;
+        Ok(client)
+    }
+
     /// Calls `method`, `/package.Service/Method`.
     pub async fn call<Request, Answer>(
         &self,
@@ -69,16 +76,13 @@ impl Plugin {
         Request: Message + 'static,
         Answer: Message + Default + 'static,
     {
-        let mut client = tonic::client::Grpc::new(self.channel.clone());
-        client.ready().await.map_err(|e| refused(&tonic::Status::unavailable(e.to_string())))?;
+        let mut client = self.ready().await?;
         let codec = ProstCodec::<Request, Answer>::default();
         let path = http::uri::PathAndQuery::from_static(method);
         let answer = client.unary(tonic::Request::new(request), path, codec).await;
         Ok(answer.map_err(|status| refused(&status))?.into_inner())
     }
-}
 
-impl Plugin {
     /// Calls `method`, which answers with one message after another.
     pub async fn stream<Request, Answer>(
         &self,
@@ -89,8 +93,7 @@ impl Plugin {
         Request: Message + 'static,
         Answer: Message + Default + 'static,
     {
-        let mut client = tonic::client::Grpc::new(self.channel.clone());
-        client.ready().await.map_err(|e| refused(&tonic::Status::unavailable(e.to_string())))?;
+        let mut client = self.ready().await?;
         let codec = ProstCodec::<Request, Answer>::default();
         let path = http::uri::PathAndQuery::from_static(method);
         let answer = client.server_streaming(tonic::Request::new(request), path, codec).await;
