@@ -135,7 +135,7 @@ pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
     let asked = || {
         let end = pod.metadata.deletion_timestamp.as_ref()?.0;
         let grace_s = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
-        Some(end - SignedDuration::from_secs(grace_s))
+        end.checked_sub(SignedDuration::from_secs(grace_s)).ok()
     };
     ends.and_then(|ends| ends.into_iter().max()).or_else(ceased).or_else(asked)
 }

@@ -24,6 +24,9 @@ pub use metrics::register;
 const RETRY_MIN: Duration = Duration::from_millis(5);
 /// Longest delay after failures.
 const RETRY_MAX: Duration = Duration::from_mins(1);
+/// Longest wait for another look: what is due later is looked at once a day until then. The queue of timers
+/// panics on waits of more than two years, and users' deadlines may be any number of seconds.
+const LOOK_MAX: Duration = Duration::from_hours(24);
 /// Keys handled at the same time.
 const WORKERS: usize = 32;
 
@@ -130,7 +133,7 @@ pub async fn run<K, F>(
                     }
                 };
                 if let Some(delay) = later {
-                    timers.insert(key.clone(), delayed.insert(key, delay));
+                    timers.insert(key.clone(), delayed.insert(key, delay.min(LOOK_MAX)));
                 }
             }
         }
@@ -229,6 +232,22 @@ mod tests {
         })
         .await;
         assert_eq!(*seen.lock().unwrap(), ["bad", "good", "bad"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_in_ages_is_looked_at_daily() {
+        let began = tokio::time::Instant::now();
+        let (stop, looks) = (CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let end = stop.clone();
+        let changes = futures::stream::iter([vec!["far"]]).chain(futures::stream::pending());
+        run("test", changes, stop, move |_| {
+            if looks.fetch_add(1, Ordering::Relaxed) == 2 {
+                end.cancel();
+            }
+            Box::pin(async { Ok(Next::After(Duration::MAX)) })
+        })
+        .await;
+        assert_eq!(began.elapsed().as_secs() / 3600, 48);
     }
 
     #[test]

@@ -55,7 +55,9 @@ fn fate(pod: &Pod, node: &Node, seen: Timestamp, now: Timestamp) -> Fate {
         // A pod that came after the taint bears it from then on.
         let tainted = taint.time_added.as_ref().map_or(seen, |time| time.0);
         let since = came(pod).map_or(tainted, |came| came.max(tainted));
-        let end = since + SignedDuration::from_secs(seconds.max(0));
+        // Any number of seconds may be borne.
+        let end = since.saturating_add(SignedDuration::from_secs(seconds.max(0)));
+        let end = end.unwrap_or(Timestamp::MAX);
         first = Some(first.map_or(end, |known| known.min(end)));
     }
     first.map_or(Fate::Stay, |end| {
@@ -184,6 +186,8 @@ mod tests {
         let down =
             json!([{"key": "down", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
         let now: Timestamp = "2026-01-01T00:01:00Z".parse().expect("a time");
+        let ages = Timestamp::MAX.duration_since(now).as_millis();
+        let ages = Duration::from_millis(ages.try_into().expect("some milliseconds"));
         let bears = |seconds: Option<i64>| json!([{"key": "down", "operator": "Exists", "tolerationSeconds": seconds}]);
         for (taints, tolerations, want) in [
             (json!([]), json!([]), Fate::Stay),
@@ -191,6 +195,7 @@ mod tests {
             (down.clone(), json!([]), Fate::Leave(Duration::ZERO)),
             (down.clone(), bears(None), Fate::Stay),
             (down.clone(), bears(Some(300)), Fate::Leave(Duration::from_mins(4))),
+            (down.clone(), bears(Some(i64::MAX)), Fate::Leave(ages)),
             (down, bears(Some(30)), Fate::Leave(Duration::ZERO)),
         ] {
             assert_eq!(
