@@ -49,8 +49,9 @@ struct RootFs {
 }
 
 impl Store {
-    /// Loads all images of the archive `reader` that run on this platform. The archive is spooled to
-    /// the store's directory first, because its table of contents may come last.
+    /// Loads all images of the archive `reader` that run on this platform; of their names those that the
+    /// archive gives are told. It is spooled to the store's directory first, because its table of contents
+    /// may come last.
     pub async fn load(
         &self,
         mut reader: impl AsyncRead + Send + Unpin,
@@ -130,8 +131,12 @@ impl Store {
         .await?;
         let mut images: Vec<Image> = Vec::new();
         for part in parts {
-            let image = self.install(part).await?;
-            images.retain(|other| other.id != image.id);
+            let names = part.tags.clone();
+            let mut image = self.install(part).await?;
+            image.tags.retain(|tag| names.contains(tag));
+            if let Some(at) = images.iter().position(|other| other.id == image.id) {
+                image.tags.splice(0..0, images.remove(at).tags);
+            }
             images.push(image);
         }
         Ok(images)

@@ -72,17 +72,6 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// The chain that drops what is not allowed: its name says what is, so that services may share it.
-    fn guard(&self, family: Family) -> Option<String> {
-        let ranges = self.ranges(family)?;
-        let text = ranges.iter().map(Cidr::to_string).collect::<Vec<_>>().join(" ");
-        // FNV-1a of 64 bits: names are short, and lists of ranges need not be.
-        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        Some(format!("{}-{hash:016x}", family.name("allowed")))
-    }
-
     /// The ranges of one family, each once and in order.
     fn ranges(&self, family: Family) -> Option<Vec<Cidr>> {
         let own = self.allowed.as_ref()?.iter().filter(|c| Family::of(c.address()) == family);
@@ -278,9 +267,9 @@ impl Elements {
                 Element::Value(numbered, target(endpoint))
             })
             .collect();
-        let guard = backend.guard(Family::of(frontend.address));
+        let guard = backend.allowed.is_some().then(|| Element::Jump(key.clone(), guard(frontend)));
         Self {
-            guard: guard.map(|chain| Element::Jump(key.clone(), chain)),
+            guard,
             service: led(row.everybody).or_else(elsewhere),
             for_pods: row.pods.and_then(led),
             endpoints,
@@ -351,13 +340,18 @@ pub(crate) fn difference(
         }
         let batch = last(&mut batches);
         let family = Family::of(frontend.address);
-        if let Some(backend) = after {
-            guard(batch, family, backend);
+        let ranges = |b: Option<&Backend>| b.and_then(|backend| backend.ranges(family));
+        let (admitted, admits) = (ranges(before), ranges(after));
+        if let Some(ranges) = admits.as_ref().filter(|_| admits != admitted) {
+            admit(batch, &guard(frontend), family, ranges);
         }
         let elements = |b: Option<&Backend>| {
             b.map_or_else(Elements::default, |backend| Elements::of(frontend, backend))
         };
         replace(batch, family, elements(before), elements(after));
+        if admitted.is_some() && admits.is_none() {
+            batch.delete_chain(&guard(frontend));
+        }
         if !inside(frontend.address) {
             let element = [Element::Key(key(frontend))];
             let external = family.name(EXTERNAL);
@@ -372,19 +366,22 @@ pub(crate) fn difference(
     Difference { batches, balances, withdrawn, gained }
 }
 
-/// Makes the chain that lets through what is allowed. One that is there gets the same rules again.
-fn guard(batch: &mut Batch, family: Family, backend: &Backend) {
-    let (Some(name), Some(ranges)) = (backend.guard(family), backend.ranges(family)) else {
-        return;
-    };
-    batch.chain(&name);
-    batch.flush_chain(&name);
+/// The chain that drops what may not begin connections to the frontend.
+fn guard(frontend: &Frontend) -> String {
+    let Frontend { address, protocol, port } = frontend;
+    format!("allowed-{address}-{}-{port}", protocol.number())
+}
+
+/// Has `chain` let through what comes from `ranges`, and nothing else.
+fn admit(batch: &mut Batch, chain: &str, family: Family, ranges: &[Cidr]) {
+    batch.chain(chain);
+    batch.flush_chain(chain);
     for range in ranges {
         let (first, last) = range.bounds();
         let from = Rule::new().source(family, R0);
-        batch.rule(&name, &from.range(R0, &octets(first), &octets(last)).back());
+        batch.rule(chain, &from.range(R0, &octets(first), &octets(last)).back());
     }
-    batch.rule(&name, &Rule::new().drop());
+    batch.rule(chain, &Rule::new().drop());
 }
 
 fn withdrawals(

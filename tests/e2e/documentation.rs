@@ -292,7 +292,7 @@ fn images_come_from_podman_and_buildah() {
     run(delete.args(["delete", "--name", "images"]));
     assert_eq!(said.code, Some(0), "{}\n{}", said.out, said.err);
     // Podman gives its own images a name of this machine; in an archive of buildah's the name is as it was asked for.
-    assert_eq!(said.out.matches("Loaded localhost/app:1\n").count(), 3, "{}", said.out);
+    assert_eq!(said.out.matches("Loaded localhost/app:1\n").count(), 4, "{}", said.out);
     assert_eq!(said.out.matches("Loaded docker.io/library/app:1\n").count(), 1, "{}", said.out);
     assert!(said.out.ends_with("\nbuilt\n"), "{}", said.out);
 }

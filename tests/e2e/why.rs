@@ -94,6 +94,11 @@ fn what_holds_a_pod_is_named_with_its_remedy() {
     for (of, parts) in first.into_iter().chain(rest) {
         told(&cluster, of, parts);
     }
+    // A kubeconfig names a cluster as well as rootlet's own name of it does.
+    let mut command = cluster.command("rootlet");
+    command.env_remove("ROOTLET_NAME").env("KUBECONFIG", cluster.path("kubeconfig"));
+    let said = run(command.args(["why", "done"]));
+    assert!(said.out.contains("it has run to its end"), "{} {}", said.out, said.err);
 }
 
 #[test]

@@ -11,7 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("src/apimachinery", &[]),
     ("src/store", &[]),
     ("src/client", &["apimachinery"]),
-    ("src/apiserver", &["store", "apimachinery"]),
+    ("src/apiserver", &["store", "apimachinery", "plugin"]),
     ("src/scheduler", &["client", "apimachinery"]),
     ("src/controllers", &["client", "apimachinery", "plugin"]),
     ("src/proxy", &["client", "apimachinery", "netns"]),

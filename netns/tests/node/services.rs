@@ -393,5 +393,7 @@ fn services_may_be_for_some_clients_only() {
         before.set_read_timeout(Some(TIMEOUT)).unwrap();
         std::io::Read::read_to_string(&mut &before, &mut text).unwrap();
         assert_eq!(text, format!("web {other}\n"), "what began goes on");
+        apply(None).await;
+        assert!(reached().is_ok(), "everybody again, and the kernel lets go of the ranges");
     });
 }

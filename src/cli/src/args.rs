@@ -780,15 +780,12 @@ pub struct Why {
     /// A pod, as `pod/NAME`, or what has pods: `deployment/NAME`, `job/NAME` and so on.
     #[arg(value_name = "pod/NAME", value_parser = held)]
     pub object: (String, String),
-    /// Its namespace.
-    #[arg(short, long, default_value = "default")]
-    pub namespace: String,
     /// `text` or `json`.
     #[arg(short, long, default_value = "text", value_parser = ["text", "json"])]
     pub output: String,
-    /// The cluster.
+    /// The cluster, and the namespace.
     #[command(flatten)]
-    pub cluster: Cluster,
+    pub connection: crate::objects::Connection,
 }
 
 /// A cluster's name becomes part of file, node and context names, so it is a DNS label.

@@ -1,12 +1,14 @@
 //! Calls to plugins over their unix sockets.
 
 use std::os::fd::AsRawFd as _;
+use std::os::linux::net::SocketAddrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use hyper_util::rt::TokioIo;
 use prost::Message;
+use tokio::net::UnixStream;
 pub use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
@@ -35,6 +37,29 @@ pub enum Error {
     },
 }
 
+/// Where a plugin listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Socket {
+    /// A socket's file.
+    Path(PathBuf),
+    /// Linux' abstract namespace, which has no files.
+    Abstract(String),
+}
+
+impl Socket {
+    async fn open(self) -> std::io::Result<TokioIo<UnixStream>> {
+        Ok(TokioIo::new(match self {
+            Self::Path(path) => open(&path).await?,
+            Self::Abstract(name) => {
+                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+                let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream)?
+            }
+        }))
+    }
+}
+
 /// A connection to a plugin.
 #[derive(Clone)]
 pub struct Plugin {
@@ -44,25 +69,29 @@ pub struct Plugin {
 impl Plugin {
     /// Connects to the plugin's socket.
     pub async fn connect(path: &Path) -> Result<Self, Error> {
-        let failed = |reason: String| Error::Connect { path: path.to_owned(), reason };
-        let socket = path.to_owned();
-        let connector = tower::service_fn(move |_: http::Uri| {
-            let socket = socket.clone();
-            async move { Ok::<_, std::io::Error>(TokioIo::new(open(&socket).await?)) }
-        });
-        let endpoint = Endpoint::try_from("http://plugin").map_err(|e| failed(e.to_string()))?;
-        let channel = endpoint.timeout(TIMEOUT).connect_with_connector(connector).await;
-        let told = |error: tonic::transport::Error| {
-            let cause = std::error::Error::source(&error).map(ToString::to_string);
-            failed(cause.unwrap_or_else(|| error.to_string()))
+        let socket = Socket::Path(path.to_owned());
+        let connector = tower::service_fn(move |_: http::Uri| socket.clone().open());
+        let endpoint = Endpoint::from_static("http://plugin").timeout(TIMEOUT);
+        let failed = |error: tonic::transport::Error| Error::Connect {
+            path: path.to_owned(),
+            reason: cause(&error),
         };
-        Ok(Self { channel: channel.map_err(told)? })
+        let channel = endpoint.connect_with_connector(connector).await.map_err(failed)?;
+        Ok(Self { channel })
+    }
+
+    /// Connects to the plugin's socket when it is first called, and anew when the connection is gone. Takes a
+    /// Tokio runtime.
+    pub fn lazily(socket: Socket, timeout: Duration) -> Self {
+        let connector = tower::service_fn(move |_: http::Uri| socket.clone().open());
+        let endpoint = Endpoint::from_static("http://plugin").timeout(timeout);
+        Self { channel: endpoint.connect_with_connector_lazy(connector) }
     }
 
     async fn ready(&self) -> Result<tonic::client::Grpc<Channel>, Error> {
         let mut client = tonic::client::Grpc::new(self.channel.clone());
         let ready = client.ready().await;
-        ready.map_err(|e| refused(&tonic::Status::unavailable(e.to_string())))?;
+        ready.map_err(|error| refused(&tonic::Status::unavailable(cause(&error))))?;
         Ok(client)
     }
 
@@ -106,8 +135,17 @@ fn refused(status: &tonic::Status) -> Error {
     Error::Refused { code: status.code(), message: status.message().to_owned() }
 }
 
+/// The innermost words of an error.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
 /// Connects to a socket whose directory may be deeper than an address is long.
-async fn open(path: &Path) -> std::io::Result<tokio::net::UnixStream> {
+async fn open(path: &Path) -> std::io::Result<UnixStream> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(std::io::ErrorKind::InvalidInput.into());
     };
@@ -115,5 +153,5 @@ async fn open(path: &Path) -> std::io::Result<tokio::net::UnixStream> {
         rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
     let directory = rustix::fs::open(parent, flags, rustix::fs::Mode::empty())?;
     let short = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), name.to_string_lossy());
-    tokio::net::UnixStream::connect(short).await
+    UnixStream::connect(short).await
 }

@@ -177,7 +177,7 @@ fn names(kind: &Kind, words: &[&str]) -> anyhow::Result<Vec<String>> {
         ..Connection::default()
     };
     // These know the clusters of this machine alone.
-    if matches!(words, ["why" | "trace", ..]) {
+    if matches!(words, ["trace", ..]) {
         connection.kubeconfig = own.clone();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -18,13 +18,15 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
             let client = Client::of_images(&Paths::of(&cluster.name)?);
             for file in files {
                 let images = with_bars(|progress| client.load(Archive::of(&file), progress))?;
-                tell("Loaded", &images);
+                for name in images.iter().flat_map(names) {
+                    say!("Loaded {name}");
+                }
             }
         }
         Image::Pull { reference, cluster } => {
             let client = Client::of_images(&Paths::of(&cluster.name)?);
-            let images = with_bars(|progress| client.pull(&reference, progress))?;
-            tell("Pulled", &images);
+            with_bars(|progress| client.pull(&reference, progress))?;
+            say!("Pulled {}", reference.parse::<images::Reference>()?);
         }
         Image::Ls { cluster, output } => {
             let images = Client::of_images(&Paths::of(&cluster.name)?).images()?;
@@ -86,10 +88,12 @@ pub fn image(command: Image) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tell(done: &str, images: &[ImageLine]) {
-    for image in images {
-        let name = image.tags.first().or(image.digests.first()).unwrap_or(&image.id);
-        say!("{done} {name}");
+/// What an image is called by: its tags, else one digest.
+fn names(image: &ImageLine) -> &[String] {
+    match (&image.tags[..], &image.digests[..]) {
+        ([], [digest, ..]) => std::slice::from_ref(digest),
+        ([], []) => std::slice::from_ref(&image.id),
+        (tags, _) => tags,
     }
 }
 

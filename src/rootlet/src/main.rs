@@ -217,7 +217,7 @@ fn command(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Ui(arguments) => return ui::ui(&arguments),
-        Command::Why(arguments) => why(&arguments)?,
+        Command::Why(arguments) => return objects::why(&arguments),
         Command::Enter(arguments) => match enter::enter(&arguments)? {},
         Command::Ci(arguments) => return Ok(ci::run(&arguments)),
         Command::Agent(arguments) => match agent::agent(&arguments)? {},
@@ -252,26 +252,6 @@ fn manual(folder: &Path) -> anyhow::Result<()> {
     for (name, text) in cli::reference::manual(Cli::command(), build::VERSION) {
         let file = folder.join(name);
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    Ok(())
-}
-
-fn why(arguments: &cli::args::Why) -> anyhow::Result<()> {
-    let paths = Paths::of(&arguments.cluster.name)?;
-    let (kind, name) = &arguments.object;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let held = runtime.block_on(async {
-        let client = control::api(&paths).await?;
-        let held = cli::report::why_not(&client, kind, &arguments.namespace, name).await;
-        held.map_err(|error| match error {
-            kube::Error::Api(status) => anyhow::anyhow!("{}", status.message),
-            other => other.into(),
-        })
-    })?;
-    if arguments.output == "json" {
-        println!("{}", serde_json::to_string_pretty(&held.verdict)?);
-    } else {
-        print!("{}", cli::why::told(&held.object, &held.verdict));
     }
     Ok(())
 }

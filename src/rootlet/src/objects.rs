@@ -6,15 +6,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use cli::objects::Objects;
+use cli::objects::{Connection, Objects, Session};
 
 use crate::lock;
 use crate::paths::Paths;
 
 /// Runs the command, and tells what went wrong as kubectl does.
 pub fn run(command: &Objects) -> anyhow::Result<ExitCode> {
-    let name = command.connection().name.as_deref().unwrap_or("default");
-    let own = running(&Paths::of(name)?);
+    let own = own(command.connection())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         // What is interrupted leaves the terminal as it was.
@@ -32,8 +31,40 @@ pub fn run(command: &Objects) -> anyhow::Result<ExitCode> {
     // A read from a terminal that nobody ends must not hold the process.
     runtime.shutdown_background();
     let Err(error) = outcome else { return Ok(ExitCode::SUCCESS) };
+    Ok(told(&error))
+}
+
+/// The kubeconfig of the running cluster of rootlet's that is meant, unless the flags name another.
+fn own(connection: &Connection) -> anyhow::Result<Option<PathBuf>> {
+    let name = connection.name.as_deref().unwrap_or("default");
+    Ok(running(&Paths::of(name)?))
+}
+
+fn told(error: &cli::objects::Error) -> ExitCode {
     eprint!("{}", error.text());
-    Ok(ExitCode::from(error.code()))
+    ExitCode::from(error.code())
+}
+
+/// Prints what holds an object that does not come up.
+pub fn why(arguments: &cli::args::Why) -> anyhow::Result<ExitCode> {
+    let own = own(&arguments.connection)?;
+    let (kind, name) = &arguments.object;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let held = runtime.block_on(async {
+        let session = Session::open(&arguments.connection, own.as_deref()).await?;
+        let held = cli::report::why_not(session.api.client(), kind, &session.namespace, name).await;
+        held.map_err(|error| session.api.failed(&error))
+    });
+    let held = match held {
+        Ok(held) => held,
+        Err(error) => return Ok(told(&error)),
+    };
+    if arguments.output == "json" {
+        println!("{}", serde_json::to_string_pretty(&held.verdict)?);
+    } else {
+        print!("{}", cli::why::told(&held.object, &held.verdict));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints what a kustomization makes.
@@ -42,10 +73,7 @@ pub fn kustomize(folder: &str) -> anyhow::Result<ExitCode> {
         .and_then(|made| cli::objects::kustomize::print(&made))
     {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => {
-            eprint!("{}", error.text());
-            Ok(ExitCode::from(error.code()))
-        }
+        Err(error) => Ok(told(&error)),
     }
 }
 

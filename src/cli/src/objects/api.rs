@@ -39,6 +39,11 @@ impl Api {
         Self { client, server, warned: Mutex::default() }
     }
 
+    /// What the requests go through.
+    pub fn client(&self) -> &kube::Client {
+        &self.client
+    }
+
     /// GET of an object or list.
     pub async fn get(&self, path: &str) -> Result<Value, Error> {
         self.json(Method::GET, path, JSON, None).await
@@ -148,7 +153,17 @@ impl Api {
         }
     }
 
-    fn failed(&self, error: &kube::Error) -> Error {
+    /// Tells what became of a request through [`Self::client`] as of those through this.
+    pub fn failed(&self, error: &kube::Error) -> Error {
+        if let kube::Error::Api(status) = error {
+            let refusal = Refusal {
+                code: status.code,
+                reason: status.reason.clone(),
+                message: status.message.clone(),
+                details: serde_json::to_value(&status.details).unwrap_or_default(),
+            };
+            return Error::Refused { doing: String::new(), refusal: Box::new(refusal) };
+        }
         let chain = chain(error);
         let refused = chain.iter().any(|text| text.contains("onnection refused"));
         if refused {

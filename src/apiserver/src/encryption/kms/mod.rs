@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use self::envelope::{Envelope, SEED, Source};
-use self::service::{Endpoint, Service};
+use self::service::Service;
 use super::provider::Error;
 use crate::zero::Zero;
 
@@ -98,7 +98,7 @@ impl Plugin {
                     "{path}.timeout: Invalid value: {timeout:?}: timeout should be a positive value"
                 )
             })?;
-        let endpoint = Endpoint::parse(value["endpoint"].text()).map_err(|problem| {
+        let socket = service::socket(value["endpoint"].text()).map_err(|problem| {
             format!("{path}.endpoint: Invalid value: {:?}: {problem}", value["endpoint"].text())
         })?;
         if !value["cachesize"].is_null() {
@@ -110,7 +110,7 @@ impl Plugin {
         Ok(Self {
             name: name.to_owned(),
             prefix: format!("{PREFIX}{name}:"),
-            service: Service::new(endpoint, timeout),
+            service: Service::new(socket, timeout),
             current: RwLock::default(),
             known: Mutex::default(),
             checking: tokio::sync::Mutex::default(),

@@ -3,16 +3,11 @@
 //! Source: `k8s.io/kms/apis/v2`.
 
 use std::collections::BTreeMap;
-use std::os::linux::net::SocketAddrExt;
-use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
+use plugin::{Plugin, Socket};
 use prost::Message;
-use tokio::net::UnixStream;
-use tokio::sync::OnceCell;
-use tonic::transport::Channel;
-use tonic_prost::ProstCodec;
 
 use super::envelope::Envelope;
 
@@ -71,59 +66,36 @@ pub struct DecryptResponse {
     pub plaintext: Vec<u8>,
 }
 
-/// Where a plugin listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// A socket's file.
-    Path(PathBuf),
-    /// Linux' abstract namespace, which has no files.
-    Abstract(String),
-}
-
-impl Endpoint {
-    /// Reads `unix:///PATH` or `unix:///@NAME`.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        if text.is_empty() {
-            return Err("endpoint is a mandatory field for a kms".into());
-        }
-        let url = url::Url::parse(text)
-            .map_err(|error| format!("invalid endpoint for kms provider, error: {error}"))?;
-        if url.scheme() != "unix" {
-            return Err(format!(
-                "unsupported scheme {:?} for KMS provider, only unix is supported",
-                url.scheme()
-            ));
-        }
-        Ok(match url.path().strip_prefix("/@") {
-            Some(name) => Self::Abstract(name.to_owned()),
-            None => Self::Path(url.path().into()),
-        })
+/// Reads an endpoint, `unix:///PATH` or `unix:///@NAME`.
+pub fn socket(endpoint: &str) -> Result<Socket, String> {
+    if endpoint.is_empty() {
+        return Err("endpoint is a mandatory field for a kms".into());
     }
-
-    async fn connect(&self) -> std::io::Result<UnixStream> {
-        match self {
-            Self::Path(path) => UnixStream::connect(path).await,
-            Self::Abstract(name) => {
-                let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-                let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
-                stream.set_nonblocking(true)?;
-                UnixStream::from_std(stream)
-            }
-        }
+    let url = url::Url::parse(endpoint)
+        .map_err(|error| format!("invalid endpoint for kms provider, error: {error}"))?;
+    if url.scheme() != "unix" {
+        return Err(format!(
+            "unsupported scheme {:?} for KMS provider, only unix is supported",
+            url.scheme()
+        ));
     }
+    Ok(match url.path().strip_prefix("/@") {
+        Some(name) => Socket::Abstract(name.to_owned()),
+        None => Socket::Path(url.path().into()),
+    })
 }
 
 /// A plugin's socket; connected when it is needed, and again when it went away.
 pub struct Service {
-    endpoint: Endpoint,
+    socket: Socket,
     timeout: Duration,
-    channel: OnceCell<Channel>,
+    plugin: OnceLock<Plugin>,
 }
 
 impl Service {
-    /// The service at `endpoint`, each of whose calls may take `timeout`.
-    pub fn new(endpoint: Endpoint, timeout: Duration) -> Self {
-        Self { endpoint, timeout, channel: OnceCell::new() }
+    /// The service at `socket`, each of whose calls may take `timeout`.
+    pub fn new(socket: Socket, timeout: Duration) -> Self {
+        Self { socket, timeout, plugin: OnceLock::new() }
     }
 
     /// How the plugin is, and which key it has.
@@ -149,19 +121,6 @@ impl Service {
         response.await.map(|DecryptResponse { plaintext }| plaintext)
     }
 
-    async fn channel(&self) -> Channel {
-        let connect = async || {
-            let at = self.endpoint.clone();
-            let connector = tower::service_fn(move |_: http::Uri| {
-                let at = at.clone();
-                async move { at.connect().await.map(TokioIo::new) }
-            });
-            tonic::transport::Endpoint::from_static("http://localhost")
-                .connect_with_connector_lazy(connector)
-        };
-        self.channel.get_or_init(connect).await.clone()
-    }
-
     async fn call<Request, Answer>(
         &self,
         method: &'static str,
@@ -171,16 +130,8 @@ impl Service {
         Request: Message + 'static,
         Answer: Message + Default + 'static,
     {
-        let call = async {
-            let mut client = tonic::client::Grpc::new(self.channel().await);
-            client.ready().await.map_err(|error| cause(&error))?;
-            let codec = ProstCodec::<Request, Answer>::default();
-            let path = http::uri::PathAndQuery::from_static(method);
-            let answer = client.unary(tonic::Request::new(request), path, codec).await;
-            answer.map(tonic::Response::into_inner).map_err(|status| {
-                format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
-            })
-        };
+        let plugin = self.plugin.get_or_init(|| Plugin::lazily(self.socket.clone(), self.timeout));
+        let call = async { plugin.call(method, request).await.map_err(|error| error.to_string()) };
         let late =
             |_| Err("rpc error: code = DeadlineExceeded desc = context deadline exceeded".into());
         tokio::time::timeout(self.timeout, call).await.unwrap_or_else(late)
@@ -191,15 +142,6 @@ fn new_uid() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
-/// The innermost words of an error.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    format!("rpc error: code = Unavailable desc = {innermost}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,8 +149,8 @@ mod tests {
     #[test]
     fn endpoints_are_unix_sockets() {
         for (text, want) in [
-            ("unix:///run/kms.sock", Ok(Endpoint::Path("/run/kms.sock".into()))),
-            ("unix:///@kms", Ok(Endpoint::Abstract("kms".into()))),
+            ("unix:///run/kms.sock", Ok(Socket::Path("/run/kms.sock".into()))),
+            ("unix:///@kms", Ok(Socket::Abstract("kms".into()))),
             ("", Err("endpoint is a mandatory field for a kms".to_owned())),
             (
                 "http://127.0.0.1:1",
@@ -216,7 +158,7 @@ mod tests {
                     .to_owned()),
             ),
         ] {
-            assert_eq!(Endpoint::parse(text), want, "{text}");
+            assert_eq!(socket(text), want, "{text}");
         }
     }
 }

@@ -1,17 +1,11 @@
 //! A small plugin of the tests' own, over a real socket, and servers that use it.
 
-use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
+use ::plugin::serve::{self, Body, Handler, Status};
 use http::{Method, Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
-use prost::Message;
 use serde_json::json;
-use tonic::body::Body;
-use tonic_prost::ProstCodec;
 
 use super::service::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, StatusRequest, StatusResponse,
@@ -43,22 +37,11 @@ impl Vault {
     fn listen(socket: &Path) -> Self {
         let says = Says { health: "ok", version: "v2", key: "1", decrypted: 0 };
         let vault = Self(Arc::new(Mutex::new(says)));
-        let listener = tokio::net::UnixListener::bind(socket).expect("a socket");
+        let folder = socket.parent().expect("a folder");
+        let listener = serve::bind(folder, socket.file_name().expect("a name")).expect("a socket");
         let served = vault.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let vault = served.clone();
-                let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let vault = vault.clone();
-                    let answer: BoxFuture<'static, Result<Response<Body>, Infallible>> =
-                        Box::pin(async move { Ok(vault.serve(request.map(Body::new)).await) });
-                    answer
-                });
-                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                    .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-                tokio::spawn(connection);
-            }
-        });
+        let handler: Handler = Arc::new(move |request| Box::pin(served.clone().serve(request)));
+        tokio::spawn(serve::serve(listener, handler));
         vault
     }
 
@@ -71,7 +54,7 @@ impl Vault {
         let says = self.0.clone();
         match request.uri().path() {
             "/v2.KeyManagementService/Status" => {
-                answer(request, move |_: StatusRequest| {
+                serve::unary(request, move |_: StatusRequest| {
                     let says = says.lock().expect("whole");
                     Ok(StatusResponse {
                         version: says.version.into(),
@@ -82,7 +65,7 @@ impl Vault {
                 .await
             }
             "/v2.KeyManagementService/Encrypt" => {
-                answer(request, move |asked: EncryptRequest| {
+                serve::unary(request, move |asked: EncryptRequest| {
                     let key_id = says.lock().expect("whole").key.to_owned();
                     let annotations = [("key.example.com".to_owned(), b"kept".to_vec())].into();
                     Ok(EncryptResponse { ciphertext: turned(asked.plaintext), key_id, annotations })
@@ -90,9 +73,9 @@ impl Vault {
                 .await
             }
             "/v2.KeyManagementService/Decrypt" => {
-                answer(request, move |asked: DecryptRequest| {
+                serve::unary(request, move |asked: DecryptRequest| {
                     if asked.annotations.get("key.example.com") != Some(&b"kept".to_vec()) {
-                        return Err(tonic::Status::invalid_argument("no annotation"));
+                        return Err(Status::invalid_argument("no annotation"));
                     }
                     says.lock().expect("whole").decrypted += 1;
                     Ok(DecryptResponse { plaintext: turned(asked.ciphertext) })
@@ -102,20 +85,6 @@ impl Vault {
             other => panic!("{other}"),
         }
     }
-}
-
-async fn answer<Asked, Answer>(
-    request: Request<Body>,
-    work: impl Fn(Asked) -> Result<Answer, tonic::Status> + Clone + Send + Sync + 'static,
-) -> Response<Body>
-where
-    Asked: Message + Default + 'static,
-    Answer: Message + 'static,
-{
-    let service = tower::service_fn(move |request: tonic::Request<Asked>| {
-        std::future::ready(work(request.into_inner()).map(tonic::Response::new))
-    });
-    tonic::server::Grpc::new(ProstCodec::<Answer, Asked>::default()).unary(service, request).await
 }
 
 fn plugin(socket: &Path) -> Plugin {
