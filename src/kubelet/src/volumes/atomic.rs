@@ -9,7 +9,8 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Component, Path, PathBuf};
 
-const DATA: &str = "..data";
+/// The link to the files.
+pub const DATA: &str = "..data";
 const DATA_NEW: &str = "..data_tmp";
 
 /// One file of a set.

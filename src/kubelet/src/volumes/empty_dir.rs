@@ -20,14 +20,8 @@ pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, of: &Pod) -> io::Resul
     if fresh {
         fs::set_permissions(path, fs::Permissions::from_mode(0o777))?;
     }
-    if source.medium.as_deref() == Some("Memory") && !is_mounted(path)? {
-        let options = match size_bytes(source, of) {
-            Some(bytes) => format!("mode=1777,size={bytes}"),
-            None => "mode=1777".to_owned(),
-        };
-        let data = std::ffi::CString::new(options)?;
-        let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
-        rustix::mount::mount("tmpfs", path, "tmpfs", flags, data.as_c_str())?;
+    if source.medium.as_deref() == Some("Memory") {
+        mount_memory(path, size_bytes(source, of))?;
     }
     let huge = source.medium.as_deref().and_then(|medium| medium.strip_prefix("HugePages"));
     if let Some(size) = huge
@@ -36,6 +30,20 @@ pub fn set_up(path: &Path, source: &EmptyDirVolumeSource, of: &Pod) -> io::Resul
         mount_huge_pages(path, size.trim_start_matches('-'), of)?;
     }
     Ok(())
+}
+
+/// Mounts memory of this size, if any, unless something is mounted there.
+pub fn mount_memory(path: &Path, size_bytes: Option<i128>) -> io::Result<()> {
+    if is_mounted(path)? {
+        return Ok(());
+    }
+    let options = match size_bytes {
+        Some(bytes) => format!("mode=1777,size={bytes}"),
+        None => "mode=1777".to_owned(),
+    };
+    let data = std::ffi::CString::new(options)?;
+    let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
+    Ok(rustix::mount::mount("tmpfs", path, "tmpfs", flags, data.as_c_str())?)
 }
 
 /// Mounts huge pages of the size that the medium names, else of the one that the pod asks for.

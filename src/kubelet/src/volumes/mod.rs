@@ -118,6 +118,8 @@ pub struct Mounted {
 enum Plan {
     EmptyDir(EmptyDirVolumeSource),
     Files(Payload, Owner),
+    /// Files that are nowhere but in memory.
+    Secrets(Payload, Owner),
     HostPath(String),
     /// A local volume: a folder of the node that belongs to the pod's group.
     Local,
@@ -207,6 +209,14 @@ fn apply(pod: &Pod, path: &Path, plan: Plan, stamp: &str) -> Result<(), Cause> {
             }
         }
         Plan::Files(payload, owner) => {
+            atomic::write(path, &payload, owner, stamp).map(drop).map_err(fail)
+        }
+        Plan::Secrets(payload, owner) => {
+            // Where an older version wrote to the disk, containers look at what is there.
+            if !path.join(atomic::DATA).is_symlink() {
+                std::fs::create_dir_all(path).map_err(fail)?;
+                empty_dir::mount_memory(path, None).map_err(fail)?;
+            }
             atomic::write(path, &payload, owner, stamp).map(drop).map_err(fail)
         }
         Plan::HostPath(kind) => Ok(host_path::check(path, &kind)?),
@@ -306,18 +316,18 @@ async fn plan(
         let object = secret(context, of, name, optional).await?;
         let mode = source.default_mode.unwrap_or(0o644);
         let files = project::secret(object.as_deref(), source.items.as_deref(), mode, optional)?;
-        return Ok((below("secret"), Plan::Files(files, owner)));
+        return Ok((below("secret"), Plan::Secrets(files, owner)));
     }
     if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.unwrap_or(0o644);
         let files =
             project::downward(of, source.items.as_deref().unwrap_or_default(), mode, facts)?;
-        return Ok((below("downward-api"), Plan::Files(files, owner)));
+        return Ok((below("downward-api"), Plan::Secrets(files, owner)));
     }
     if let Some(source) = &volume.projected {
         let files = projected(context, of, &volume.name, source, facts, mounted).await?;
         let owner = Owner { uid: common_user(of), ..owner };
-        return Ok((below("projected"), Plan::Files(files, owner)));
+        return Ok((below("projected"), Plan::Secrets(files, owner)));
     }
     if let Some(source) = &volume.host_path {
         let kind = source.type_.clone().unwrap_or_default();

@@ -2,6 +2,8 @@
 //!
 //! Source of behaviour: `makeMounts` in `kubelet_pods.go`.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -23,8 +25,8 @@ pub enum Error {
         /// The container.
         container: String,
     },
-    /// `subPathExpr` names a variable that is not set.
-    #[error("missing value for {0:?}")]
+    /// `subPathExpr` names variables that are not set, or empty.
+    #[error("missing value for {0}")]
     Expression(String),
     /// The sub-path cannot be used.
     #[error("failed to prepare subPath for volumeMount {volume:?} of container {container:?}")]
@@ -163,13 +165,16 @@ fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> Result<Option<Stri
     let Some(expression) = mount.sub_path_expr.as_ref().filter(|e| !e.is_empty()) else {
         return Ok(None);
     };
-    let missing = std::cell::Cell::new(false);
+    let missing = RefCell::new(BTreeSet::new());
     let path = env::expand(expression, |name| {
         let value = env.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
-        missing.set(missing.get() || value.is_none());
+        if value.as_ref().is_none_or(String::is_empty) {
+            missing.borrow_mut().insert(name.to_owned());
+        }
         value
     });
-    if missing.get() { Err(Error::Expression(expression.clone())) } else { Ok(Some(path)) }
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() { Ok(Some(path)) } else { Err(Error::Expression(missing.join(", "))) }
 }
 
 fn absolute(path: &str) -> String {
