@@ -5,18 +5,29 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{
+    NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::status::Waiting;
 use crate::{pod, quantity, resources};
 
+/// What people have written on the node.
+#[derive(Clone, Debug, Default)]
+pub struct Marks {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+}
+
 /// The node as admission sees it.
 pub struct Node<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Its labels.
-    pub labels: &'a BTreeMap<String, String>,
+    /// What is written on it.
+    pub marks: &'a Marks,
     /// What pods may use.
     pub allocatable: &'a BTreeMap<String, Quantity>,
 }
@@ -27,7 +38,7 @@ pub fn admit(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Waiti
     selects(of, node, others)
 }
 
-/// Refuses `of` for what no room would change: the node's labels, and ports that others have.
+/// Refuses `of` for what no room would change: the node's labels and taints, and ports that others have.
 pub fn selects(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Waiting> {
     let refuse = |reason: &str, message: String| Err(Waiting { reason: reason.into(), message });
     if !selected(of, node) {
@@ -48,7 +59,41 @@ pub fn selects(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Wai
             "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports".into(),
         );
     }
+    // Static pods are the node's own.
+    if !pod::is_static(of) && !endures(of, &node.marks.taints) {
+        return refuse(
+            "TaintToleration",
+            "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate"
+                .into(),
+        );
+    }
     Ok(())
+}
+
+/// Whether the pod may stay where these taints are.
+fn endures(of: &Pod, taints: &[Taint]) -> bool {
+    taints.iter().all(|taint| taint.effect != "NoExecute" || tolerates(of, taint))
+}
+
+/// Whether the pod tolerates the taint.
+pub fn tolerates(of: &Pod, taint: &Taint) -> bool {
+    let tolerations = of.spec.as_ref().and_then(|spec| spec.tolerations.as_deref());
+    tolerations.unwrap_or_default().iter().any(|toleration| speaks_of(toleration, taint))
+}
+
+fn speaks_of(toleration: &Toleration, taint: &Taint) -> bool {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let any_or = |wanted: &Option<String>, is: &str| {
+        wanted.as_deref().is_none_or(|wanted| wanted.is_empty() || wanted == is)
+    };
+    let named = any_or(&toleration.effect, &taint.effect) && any_or(&toleration.key, &taint.key);
+    named
+        && match toleration.operator.as_deref().unwrap_or_default() {
+            "" | "Equal" => {
+                !text(&toleration.key).is_empty() && text(&toleration.value) == text(&taint.value)
+            }
+            operator => operator == "Exists",
+        }
 }
 
 /// A resource of which too little is left for a pod; amounts in thousandths.
@@ -135,6 +180,20 @@ const SAFE_SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_wmem",
 ];
 
+/// The name of a sysctl with dots between its parts, as runtimes know it; one that was written as a path has slashes
+/// there, and dots within its parts.
+pub fn sysctl_name(name: &str) -> String {
+    if name.find(['.', '/']).is_none_or(|at| name[at..].starts_with('.')) {
+        return name.to_owned();
+    }
+    let swapped = name.chars().map(|letter| match letter {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    });
+    swapped.collect()
+}
+
 /// What the node can give of a security context.
 #[derive(Clone, Debug, Default)]
 pub struct Security {
@@ -160,7 +219,7 @@ pub fn secure(of: &Pod, can: &Security) -> Result<(), Waiting> {
     }
     let context = of.spec.as_ref().and_then(|s| s.security_context.as_ref());
     for sysctl in context.and_then(|c| c.sysctls.as_deref()).unwrap_or_default() {
-        let name = sysctl.name.replace('/', ".");
+        let name = sysctl_name(&sysctl.name);
         let listed = |pattern: &String| match pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix),
             None => *pattern == name,
@@ -209,17 +268,10 @@ fn clash(a: &(i32, String, String), b: &(i32, String, String)) -> bool {
     a.0 == b.0 && a.1 == b.1 && (a.2 == b.2 || a.2 == "0.0.0.0" || b.2 == "0.0.0.0")
 }
 
-/// Whether the node's labels decide about the pod.
-pub fn asks_for_labels(of: &Pod) -> bool {
-    of.spec.as_ref().is_some_and(|spec| {
-        spec.node_selector.as_ref().is_some_and(|labels| !labels.is_empty())
-            || spec.affinity.as_ref().is_some_and(|affinity| affinity.node_affinity.is_some())
-    })
-}
-
 fn selected(of: &Pod, node: &Node<'_>) -> bool {
     let Some(spec) = &of.spec else { return true };
-    let simple = spec.node_selector.iter().flatten().all(|(k, v)| node.labels.get(k) == Some(v));
+    let simple =
+        spec.node_selector.iter().flatten().all(|(k, v)| node.marks.labels.get(k) == Some(v));
     let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
     let required =
         affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
@@ -232,7 +284,7 @@ fn term(term: &NodeSelectorTerm, node: &Node<'_>) -> bool {
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
-    expressions.iter().all(|r| requirement(r, node.labels.get(&r.key).map(String::as_str)))
+    expressions.iter().all(|r| requirement(r, node.marks.labels.get(&r.key).map(String::as_str)))
         && fields.iter().all(|r| requirement(r, (r.key == "metadata.name").then_some(node.name)))
 }
 
@@ -273,7 +325,14 @@ mod tests {
     fn refusals_are_upstreams() {
         let labels = BTreeMap::from([("disk".to_owned(), "ssd".to_owned())]);
         let allocatable = BTreeMap::from([("cpu".to_owned(), Quantity("2".into()))]);
-        let node = Node { name: "n", labels: &labels, allocatable: &allocatable };
+        let taint = |effect: &str| Taint {
+            key: "k".into(),
+            effect: effect.into(),
+            value: Some("v".into()),
+            ..Taint::default()
+        };
+        let mut marks = Marks { labels, taints: vec![taint("NoSchedule")] };
+        let node = Node { name: "n", marks: &marks, allocatable: &allocatable };
         let port = |port: i32| {
             pod(
                 serde_json::json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port}]}]}),
@@ -299,6 +358,44 @@ mod tests {
                     "Node didn't have enough resource: cpu, requested: 1500, used: 1000, capacity: 2000"
                 );
             }
+        }
+        marks.taints.push(taint("NoExecute"));
+        let node = Node { name: "n", marks: &marks, allocatable: &allocatable };
+        let bears = |toleration: serde_json::Value| {
+            pod(serde_json::json!({"containers": [], "tolerations": [toleration]}))
+        };
+        let mut own = bears(serde_json::json!({}));
+        own.metadata.annotations =
+            Some(BTreeMap::from([("kubernetes.io/config.source".to_owned(), "file".to_owned())]));
+        for (of, taken) in [
+            (own, true),
+            (bears(serde_json::json!({"operator": "Exists"})), true),
+            (
+                bears(serde_json::json!({"key": "k", "operator": "Exists", "effect": "NoExecute"})),
+                true,
+            ),
+            (bears(serde_json::json!({"key": "k", "value": "v"})), true),
+            (bears(serde_json::json!({"key": "k", "value": "w"})), false),
+            (bears(serde_json::json!({"key": "j", "operator": "Exists"})), false),
+            (bears(serde_json::json!({"operator": "Exists", "effect": "NoSchedule"})), false),
+            (bears(serde_json::json!({"operator": "Equal", "value": "v"})), false),
+        ] {
+            let refusal = admit(&of, &node, &[]).err().map(|why| why.reason);
+            assert_eq!(refusal.is_none(), taken, "{of:?}");
+            assert!(refusal.is_none_or(|reason| reason == "TaintToleration"));
+        }
+    }
+
+    #[test]
+    fn names_of_sysctls_have_dots() {
+        for (name, want) in [
+            ("kernel.shm_rmid_forced", "kernel.shm_rmid_forced"),
+            ("kernel/shm_rmid_forced", "kernel.shm_rmid_forced"),
+            ("net/ipv4/conf/eth0.1/rp_filter", "net.ipv4.conf.eth0/1.rp_filter"),
+            ("net.ipv4.conf.eth0/1.rp_filter", "net.ipv4.conf.eth0/1.rp_filter"),
+            ("odd", "odd"),
+        ] {
+            assert_eq!(sysctl_name(name), want);
         }
     }
 

@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{Api, Client};
 use tokio::net::TcpStream;
 
-use crate::admission::{self, Security};
+use crate::admission::{self, Marks, Security};
 use crate::certificates::Certificates;
 use crate::claims::InUse;
 use crate::clock::Clock;
@@ -160,41 +160,37 @@ impl Context {
         self.recorder.warning(reference(of, container), reason, message);
     }
 
-    /// The node's labels, as they are now if the pod asks for any: others may have been added.
-    pub async fn labels_for(&self, of: &Pod) -> BTreeMap<String, String> {
-        if !admission::asks_for_labels(of) {
-            return self.node_labels.clone();
-        }
+    /// The node's labels and taints as they are now: others may have changed them.
+    pub async fn marks(&self) -> Marks {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        match nodes.get_metadata(&self.node_name).await {
-            Ok(node) => node.metadata.labels.unwrap_or_default(),
+        match nodes.get(&self.node_name).await {
+            Ok(node) => {
+                let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+                Marks { labels: node.metadata.labels.unwrap_or_default(), taints }
+            }
             Err(error) => {
-                tracing::warn!(%error, "the node's labels cannot be read");
-                self.node_labels.clone()
+                tracing::warn!(%error, "the node's labels and taints cannot be read");
+                Marks { labels: self.node_labels.clone(), taints: Vec::new() }
             }
         }
     }
 
     /// Takes the pod in, or says why not; one that `runs` already is not asked again.
-    pub fn admit(
-        &self,
-        of: &Arc<Pod>,
-        runs: bool,
-        labels: &BTreeMap<String, String>,
-    ) -> Result<Admission, Waiting> {
+    pub fn admit(&self, of: &Arc<Pod>, runs: bool, marks: &Marks) -> Result<Admission, Waiting> {
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         if !runs && self.ending.is_asked() {
             return Err(shutdown::refusal());
         }
         if !runs {
             let allocatable = self.allocatable.read().unwrap_or_else(PoisonError::into_inner);
-            let node = admission::Node { name: &self.node_name, labels, allocatable: &allocatable };
+            let allocatable = &allocatable;
+            let node = admission::Node { name: &self.node_name, marks, allocatable };
             let others: Vec<Arc<Pod>> = admitted.values().cloned().collect();
             self.pressure.admit(of)?;
             admission::secure(of, &self.security)?;
             if let Err(refusal) = admission::admit(of, &node, &others) {
                 let makeable = is_critical(of) && admission::selects(of, &node, &others).is_ok();
-                return match makeable.then(|| self.make_room(of, &allocatable, &others)) {
+                return match makeable.then(|| self.make_room(of, allocatable, &others)) {
                     Some(true) => Ok(Admission::Later),
                     _ => Err(refusal),
                 };

@@ -83,6 +83,10 @@ pub fn decide(pod: &Pod, view: &PodView, local: &Local) -> Actions {
     if let Some(attempt) = sandbox_needed(pod, view) {
         return recreate(pod, view, attempt);
     }
+    if is_over(pod, view) {
+        // Sidecars may have ended already: they are not started for nobody.
+        return Actions { kill_pod: true, ..Actions::default() };
+    }
     let mut actions = Actions::default();
     for (index, container) in pod::ephemeral_containers(pod).iter().enumerate() {
         if view.latest(&container.name).is_none() {
@@ -114,6 +118,14 @@ pub fn decide(pod: &Pod, view: &PodView, local: &Local) -> Actions {
         actions.start.retain(|s| s.kind == Kind::Ephemeral);
     }
     actions
+}
+
+/// Whether all regular containers have ended and none is to be started again.
+fn is_over(pod: &Pod, view: &PodView) -> bool {
+    pod::containers(pod).iter().all(|container| {
+        let ended = view.latest(&container.name).is_some_and(|o| o.state == State::Exited);
+        ended && !should_start(pod, container, view)
+    })
 }
 
 /// Whether the pod has passed initialization, as the runtime's containers show it.

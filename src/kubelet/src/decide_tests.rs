@@ -151,6 +151,7 @@ fn sidecars_stay_and_do_not_bar() {
         (vec!["i:exited:0", "side:running"], "start a"),
         (vec!["a:running", "i:exited:0", "side:exited:1"], "start side"),
         (vec!["a:exited:0", "i:exited:0", "side:running"], "kill-pod"),
+        (vec!["a:exited:0", "i:exited:0", "side:exited:5"], "kill-pod"),
     ] {
         let got = decide(&pod, &view(&seen), &Local::default());
         assert_eq!(words(&pod, &got), expected, "{seen:?}");

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, LifecycleHandler};
 
 use crate::context::Context;
 use crate::probe::http;
@@ -32,6 +32,9 @@ pub enum Error {
     /// The port is none of the container's.
     #[error("couldn't find port for the hook's request")]
     Port,
+    /// It says to do nothing that hooks can do, such as to open a connection.
+    #[error("invalid handler: {0:?}")]
+    Handler(LifecycleHandler),
 }
 
 /// Runs a hook in, or against, the container with this id.
@@ -61,12 +64,21 @@ pub async fn run(
     }
     if let Some(action) = &hook.http_get {
         let port = crate::probe::port(&action.port, container).ok_or(Error::Port)?;
-        http::get(context, action, pod_ip, port, "kube-lifecycle/1.36", Duration::from_secs(30))
-            .await?;
+        let get = async |action: &HTTPGetAction| {
+            let limit = Duration::from_secs(30);
+            http::get(context, action, pod_ip, port, "kube-lifecycle/1.36", limit).await
+        };
+        match get(action).await {
+            // Before 1.27 hooks had HTTP whatever they asked for, and some still count on it.
+            Err(error) if error.is_plain_answer() => {
+                let plain = HTTPGetAction { scheme: Some("HTTP".into()), ..action.clone() };
+                get(&plain).await?;
+            }
+            answer => drop(answer?),
+        }
         return Ok(());
     }
-    if let Some(action) = &hook.sleep {
-        tokio::time::sleep(Duration::from_secs(action.seconds.max(0) as u64)).await;
-    }
+    let Some(action) = &hook.sleep else { return Err(Error::Handler(hook.clone())) };
+    tokio::time::sleep(Duration::from_secs(action.seconds.max(0) as u64)).await;
     Ok(())
 }

@@ -378,6 +378,27 @@ async fn sidecars_end_last_and_hooks_are_run() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn sidecars_are_not_needed_after_the_others() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["restartPolicy"] = "Never".into();
+    let sidecar = |name| json!({"name": name, "image": "busybox", "restartPolicy": "Always"});
+    spec["initContainers"] = json!([sidecar("s"), sidecar("t")]);
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    node.runtime.exit("a", 0);
+    let pod = node.until("over", "/status/phase", "Succeeded").await;
+    let sidecar = &pod["status"]["initContainerStatuses"][1];
+    assert_eq!(sidecar["restartCount"], 0);
+    assert_eq!(sidecar["state"]["terminated"]["exitCode"], 143);
+    let started =
+        ["run-sandbox", "create s", "start s", "create t", "start t", "create a", "start a"];
+    node.called(&[&started[..], &["stop t 30", "stop s 30", "stop-sandbox"]].concat()).await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hook_has_its_time_whatever_wakes_the_worker() {
     let node = Node::new();
     let kubelet = node.start();
@@ -501,10 +522,21 @@ async fn a_static_pod_runs_and_has_a_mirror() {
     // Somebody deletes the picture: the pod runs on, and is shown again.
     node.api.remove(mirror);
     node.api.until(mirror, "the mirror is back", runs).await;
-    assert_eq!(node.runtime.calls(), ["run-sandbox", "create a", "start a"]);
+    let started = ["run-sandbox", "create a", "start a"];
+    assert_eq!(node.runtime.calls(), started);
+    // Another one begins when the first has ended, and is what the mirror shows then.
+    let next = manifest("busybox").replace("\"name\":\"a\"", "\"name\":\"a\",\"command\":[\"x\"]");
+    std::fs::write(folder.join("web.yaml"), next).unwrap();
+    let shows = |pod: Option<&Value>| {
+        pod.is_some_and(|p| !p["spec"]["containers"][0]["command"].is_null())
+            && phase(pod) == Some("Running".into())
+    };
+    node.api.until(mirror, "the mirror shows the other", shows).await;
+    let replaced = [&started[..], &["stop a 30", "stop-sandbox"], &started].concat();
+    assert_eq!(node.runtime.calls(), replaced);
     std::fs::remove_file(folder.join("web.yaml")).unwrap();
     node.api.until(mirror, "the mirror is gone", |pod| pod.is_none()).await;
-    node.called(&["run-sandbox", "create a", "start a", "stop a 30", "stop-sandbox"]).await;
+    assert_eq!(node.runtime.calls(), [&replaced[..], &["stop a 30", "stop-sandbox"]].concat());
     kubelet.stop().await;
 }
 

@@ -18,7 +18,7 @@ use crate::labels;
 use crate::pod;
 use crate::static_pods::{self, Mirrors, Name};
 use crate::status::Waiting;
-use crate::worker::{Handle, Update};
+use crate::worker::{Handle, Standing, Update};
 
 /// How often the runtime's whole list is compared with the workers.
 const RELIST: Duration = Duration::from_secs(30);
@@ -79,9 +79,24 @@ impl Workers {
         self.lock().values().map(Handle::current).collect()
     }
 
+    /// How each of them stands.
+    pub fn standing(&self) -> Vec<Standing> {
+        self.lock().values().map(Handle::standing).collect()
+    }
+
     /// The pod with this name, if it has a worker.
     pub fn find(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         self.pods().into_iter().find(|p| pod::namespace(p) == namespace && pod::name(p) == name)
+    }
+
+    fn find_all(&self, (namespace, name): &Name) -> Vec<Arc<Pod>> {
+        let mut all = self.pods();
+        all.retain(|of| pod::namespace(of) == namespace && pod::name(of) == name);
+        all
+    }
+
+    fn has(&self, uid: &str) -> bool {
+        self.lock().contains_key(uid)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Handle>> {
@@ -147,11 +162,13 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
                 context.forget(&uid);
                 // A pod of the same uid cannot come back, but one that was re-created may wait for
                 // the ports or resources this one held.
+                of_files.begin(&context, &workers, &done);
+                folder.reset_immediately();
             }
             _ = folder.tick(), if context.static_pods.is_some() => {
                 of_files.read(&context, &workers, &done);
                 if synced {
-                    of_files.mirrors.reconcile(&context, &of_files.pods).await;
+                    of_files.mirrors.reconcile(&context, &of_files.shown(&workers)).await;
                 }
             }
             _ = relist.tick() => {
@@ -211,6 +228,26 @@ impl Static {
         }
     }
 
+    /// Begins those that had to wait for others of their names to end.
+    fn begin(
+        &self,
+        context: &Arc<Context>,
+        workers: &Workers,
+        done: &mpsc::UnboundedSender<String>,
+    ) {
+        for (name, _) in self.pods.iter().filter(|(_, pod)| !workers.has(pod::uid(pod))) {
+            self.apply(context, workers, name, done);
+        }
+    }
+
+    /// The pods that mirrors are to show: those that are there, until they have ended, then those that are wanted.
+    fn shown(&self, workers: &Workers) -> BTreeMap<Name, Arc<Pod>> {
+        let mut shown = self.pods.clone();
+        let there = workers.pods().into_iter().filter(|of| pod::is_static(of));
+        shown.extend(there.map(|of| ((pod::namespace(&of).into(), pod::name(&of).into()), of)));
+        shown
+    }
+
     fn apply(
         &self,
         context: &Arc<Context>,
@@ -219,6 +256,10 @@ impl Static {
         done: &mpsc::UnboundedSender<String>,
     ) {
         let Some(pod) = self.pods.get(name).cloned() else { return };
+        if workers.find_all(name).iter().any(|other| other.metadata.uid != pod.metadata.uid) {
+            // What the manifest said before has to end first.
+            return;
+        }
         let hash = pod.metadata.uid.clone();
         let mirror = self.mirrors.get(name).filter(|m| {
             m.metadata.annotations.as_ref().and_then(|a| a.get(pod::CONFIG_MIRROR)).cloned() == hash

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Pod, SeccompProfile};
 
+use crate::admission::sysctl_name;
 use crate::dns::{self, Cluster, ResolvConf};
 use crate::{labels, pod, resources};
 
@@ -106,7 +107,7 @@ fn linux(pod: &Pod) -> cri::LinuxPodSandboxConfig {
             seccomp: Some(seccomp(context.and_then(|c| c.seccomp_profile.as_ref()))),
             ..Default::default()
         }),
-        sysctls: sysctls.iter().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        sysctls: sysctls.iter().map(|s| (sysctl_name(&s.name), s.value.clone())).collect(),
         overhead: None,
         resources: Some(resources::for_sandbox(pod)),
     }

@@ -65,6 +65,9 @@ pub struct Input<'a> {
 
 /// Makes the status of `pod`.
 pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
+    if input.failure.is_none() && is_final(input.old, input.view) {
+        return input.old.clone();
+    }
     let mut status = PodStatus {
         qos_class: Some(resources::qos_class(pod).into()),
         host_ip: Some(input.host_ip.into()),
@@ -110,6 +113,10 @@ pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
         status.reason = Some(failure.reason.clone());
         status.message = (!failure.message.is_empty()).then(|| failure.message.clone());
     }
+    if input.ending && !pod::is_static(pod) {
+        tell_of_ends(pod, &mut init, &mut regular);
+        phase = if phase == "Succeeded" { phase } else { "Failed" };
+    }
     if matches!(phase, "Succeeded" | "Failed") {
         for container in init.iter_mut().chain(&mut regular) {
             if container.state.as_ref().is_none_or(|s| s.terminated.is_none()) {
@@ -131,6 +138,58 @@ pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
     status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
     status.conditions = Some(conditions::generate(pod, &status, input));
     status
+}
+
+/// Whether what was told of a pod was its last: it is over, nothing of it is left here, and nothing was left to end.
+fn is_final(told: &PodStatus, view: &PodView) -> bool {
+    let lists = [
+        &told.init_container_statuses,
+        &told.container_statuses,
+        &told.ephemeral_container_statuses,
+    ];
+    let runs = |s: &ContainerStatus| s.state.as_ref().is_some_and(|state| state.running.is_some());
+    matches!(told.phase.as_deref(), Some("Succeeded" | "Failed"))
+        && view.sandboxes.is_empty()
+        && view.containers.is_empty()
+        && !lists.into_iter().flatten().flatten().any(runs)
+}
+
+/// Of a pod that is over, whatever had its turn has ended: what is not known to have is told to have failed
+/// (`status_manager.go`, `TerminatePod`).
+fn tell_of_ends(pod: &Pod, init: &mut [ContainerStatus], regular: &mut [ContainerStatus]) {
+    let ended = |state: &Option<ContainerState>| state.as_ref().and_then(|s| s.terminated.clone());
+    let began = |status: &ContainerStatus| {
+        let waits = status.state.as_ref().is_none_or(|state| state.waiting.is_some());
+        !waits || ended(&status.last_state).is_some()
+    };
+    let done = |status: &ContainerStatus| {
+        let ends = [ended(&status.state), ended(&status.last_state)];
+        ends.into_iter().flatten().any(|end| end.exit_code == 0)
+    };
+    let initialized = pod::init_containers(pod).is_empty()
+        || regular.iter().any(began)
+        || init.last().is_some_and(done);
+    // The first of them had its turn in any case.
+    let turns = init.iter().rposition(began).map_or(1, |last| last + 1).min(init.len());
+    let regular = regular.iter_mut().filter(|_| initialized);
+    for status in init[..turns].iter_mut().chain(regular) {
+        if ended(&status.state).is_none() {
+            let message = "The container could not be located when the pod was terminated";
+            status.state = Some(unknown_end(message));
+        }
+    }
+}
+
+fn unknown_end(message: &str) -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            reason: Some("ContainerStatusUnknown".into()),
+            message: Some(message.into()),
+            exit_code: 137,
+            ..ContainerStateTerminated::default()
+        }),
+        ..ContainerState::default()
+    }
 }
 
 fn container_statuses(pod: &Pod, kind: Kind, input: &Input<'_>) -> Vec<ContainerStatus> {
@@ -232,17 +291,9 @@ fn never_seen(
     }
     let was_running = old.is_some_and(|o| o.state.as_ref().is_some_and(|s| s.running.is_some()));
     if was_running {
-        let lost = ContainerState {
-            terminated: Some(ContainerStateTerminated {
-                reason: Some("ContainerStatusUnknown".into()),
-                message: Some(
-                    "The container could not be located when the pod was deleted.  The container used to be Running".into(),
-                ),
-                exit_code: 137,
-                ..ContainerStateTerminated::default()
-            }),
-            ..ContainerState::default()
-        };
+        let lost = unknown_end(
+            "The container could not be located when the pod was deleted.  The container used to be Running",
+        );
         if input.ending {
             status.state = Some(lost);
         } else {
@@ -266,17 +317,9 @@ fn from_runtime(container: &Container, observed: &Observed, input: &Input<'_>) -
         },
         State::Created => waiting_state("ContainerCreating", ""),
         State::Exited => terminated(observed, input),
-        State::Unknown => ContainerState {
-            terminated: Some(ContainerStateTerminated {
-                reason: Some("ContainerStatusUnknown".into()),
-                message: Some(
-                    "The container could not be located when the pod was terminated".into(),
-                ),
-                exit_code: 137,
-                ..ContainerStateTerminated::default()
-            }),
-            ..ContainerState::default()
-        },
+        State::Unknown => {
+            unknown_end("The container could not be located when the pod was terminated")
+        }
     };
     ContainerStatus {
         name: container.name.clone(),

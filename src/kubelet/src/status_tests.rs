@@ -242,6 +242,48 @@ fn a_refused_pod_has_failed() {
     assert_eq!(status.reason.as_deref(), Some("OutOfcpu"));
     assert_eq!(condition(&status, "Ready"), "False PodFailed");
     assert_eq!(status.container_statuses, None);
+    // A kubelet that starts anew knows of no refusal, and says what was said.
+    (world.old, world.failure, world.ending) = (status.clone(), None, true);
+    assert_eq!(world.status(&one("Always")), status);
+}
+
+#[test]
+fn a_pod_that_ends_before_it_has_begun_has_failed() {
+    let with =
+        |init: Value| pod(json!({"spec": {"initContainers": init, "containers": [{"name": "a"}]}}));
+    let inits = json!([{"name": "i"}, {"name": "j"}]);
+    for (of, seen, told) in [
+        (with(json!([])), vec![], "a:137"),
+        (with(inits.clone()), vec![], "i:137 j:waits a:waits"),
+        (with(inits.clone()), vec![observed("i", State::Exited, 0)], "i:0 j:waits a:waits"),
+        (
+            with(inits),
+            vec![observed("j", State::Exited, 0), observed("i", State::Exited, 0)],
+            "i:0 j:0 a:137",
+        ),
+    ] {
+        let mut world = World::new(seen);
+        world.ending = true;
+        let status = world.status(&of);
+        assert_eq!(status.phase.as_deref(), Some("Failed"), "{told}");
+        let lists = [status.init_container_statuses, status.container_statuses];
+        let words = lists.into_iter().flatten().flatten().map(|s| {
+            let end = s.state.and_then(|state| state.terminated);
+            let word = end.map_or("waits".to_owned(), |end| end.exit_code.to_string());
+            format!("{}:{word}", s.name)
+        });
+        assert_eq!(words.collect::<Vec<_>>().join(" "), told);
+    }
+}
+
+#[test]
+fn what_ran_when_the_pod_failed_is_not_told_to_run() {
+    let mut world = World::new(vec![observed("a", State::Running, 0)]);
+    world.old = PodStatus { phase: Some("Failed".into()), ..world.status(&one("Always")) };
+    (world.view, world.ending) = (PodView::default(), true);
+    let status = world.status(&one("Always"));
+    let state = status.container_statuses.unwrap().remove(0).state.unwrap();
+    assert_eq!(state.terminated.unwrap().reason.as_deref(), Some("ContainerStatusUnknown"));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::admission::Marks;
 use crate::background::Background;
 use crate::backoff::Backoffs;
 use crate::context::{Admission, Context};
@@ -132,10 +133,46 @@ impl Handle {
             || matches!(ended.as_deref(), Some("Succeeded" | "Failed"))
     }
 
+    /// How the pod stands, for those who count.
+    pub fn standing(&self) -> Standing {
+        let update = self.update.borrow();
+        let ended = self.status.borrow().as_ref().and_then(|s| s.phase.clone());
+        let lifecycle = if matches!(ended.as_deref(), Some("Succeeded" | "Failed")) {
+            "terminated"
+        } else if update.removed || update.pod.metadata.deletion_timestamp.is_some() {
+            "terminating"
+        } else {
+            "sync"
+        };
+        // One that only the runtime knows has no spec.
+        let known = update.pod.spec.is_some();
+        let (config, fixed) = match (known, update.removed) {
+            (false, _) => ("runtime_only", "unknown"),
+            (true, removed) => {
+                let config = if removed { "orphan" } else { "desired" };
+                (config, if pod::is_static(&update.pod) { "true" } else { "" })
+            }
+        };
+        Standing { config, lifecycle, fixed, mirrored: update.mirror.is_some() }
+    }
+
     /// Makes the worker look again.
     pub fn wake(&self) {
         self.wake.notify_one();
     }
+}
+
+/// How a pod stands, in the words of the kubelet's metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Who wants it: `desired`, `orphan` or `runtime_only`.
+    pub config: &'static str,
+    /// `sync`, `terminating` or `terminated`.
+    pub lifecycle: &'static str,
+    /// `true` for a static pod, `unknown` if nobody knows any more, else empty.
+    pub fixed: &'static str,
+    /// The API has a mirror of it.
+    pub mirrored: bool,
 }
 
 pub(crate) struct Stop {
@@ -378,8 +415,8 @@ impl Worker {
             });
             return;
         }
-        let labels = self.context.labels_for(&self.pod).await;
-        match self.context.admit(&self.pod, running, &labels) {
+        let marks = if running { Marks::default() } else { self.context.marks().await };
+        match self.context.admit(&self.pod, running, &marks) {
             Ok(Admission::Now) => {
                 if let Err(refusal) = self.context.devices.allocate(&self.pod).await {
                     self.refuse(refusal);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Taint};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +23,7 @@ use crate::counters::Counters;
 use crate::node::machine;
 use crate::pods::Workers;
 use crate::status::Waiting;
-use crate::{labels, pod, resources, sandbox, volumes};
+use crate::{admission, labels, pod, resources, sandbox, volumes};
 use rank::Candidate;
 use threshold::{Reading, Signal, Thresholds};
 
@@ -78,14 +78,12 @@ impl Pressure {
 }
 
 fn tolerates_memory_pressure(of: &Pod) -> bool {
-    let tolerations = of.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
-    tolerations.iter().any(|t| {
-        let key = t.key.as_deref().unwrap_or_default();
-        let effect = t.effect.as_deref().unwrap_or_default();
-        let exists = t.operator.as_deref() == Some("Exists");
-        (key == "node.kubernetes.io/memory-pressure" || (key.is_empty() && exists))
-            && matches!(effect, "" | "NoSchedule")
-    })
+    let taint = Taint {
+        key: "node.kubernetes.io/memory-pressure".into(),
+        effect: "NoSchedule".into(),
+        ..Taint::default()
+    };
+    admission::tolerates(of, &taint)
 }
 
 /// Reads all signals.

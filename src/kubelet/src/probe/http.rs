@@ -61,6 +61,16 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether TLS was asked for and the answer was something else, as a server of plain HTTP gives.
+    pub fn is_plain_answer(&self) -> bool {
+        matches!(self, Self::Protocol { reason, .. } if reason == NO_TLS)
+    }
+}
+
+/// What Go's client says of a server that does not speak TLS.
+const NO_TLS: &str = "http: server gave HTTP response to HTTPS client";
+
 /// The words of an operating system error as Go prints them; it may be the cause of another error.
 pub fn go_error(error: &std::io::Error) -> String {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
@@ -198,8 +208,18 @@ async fn exchange(
     }
     let connector = tokio_rustls::TlsConnector::from(Arc::new(unverified()));
     let name = ServerName::IpAddress(ip.into());
-    let stream = connector.connect(name, stream).await.map_err(|e| fail(e.to_string()))?;
+    let stream = connector.connect(name, stream).await.map_err(|error| fail(tls_error(&error)))?;
     send(stream, request).await.map_err(|error| fail(error.to_string()))
+}
+
+fn tls_error(error: &std::io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            NO_TLS.into()
+        }
+        _ => error.to_string(),
+    }
 }
 
 fn request(
@@ -319,6 +339,22 @@ mod tests {
         assert_eq!(go_error(&refused()), "connection refused");
         assert_eq!(go_error(&std::io::Error::other(Wrapped(refused()))), "connection refused");
         assert_eq!(go_error(&std::io::Error::other("odd")), "odd");
+    }
+
+    #[tokio::test]
+    async fn a_server_without_tls_is_told_from_a_bad_one() {
+        for (answer, plain) in [("HTTP/1.1 400 Bad Request\r\n\r\n", true), ("", false)] {
+            let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+            tokio::spawn(async move {
+                use tokio::io::AsyncWriteExt as _;
+                let _ = theirs.write_all(answer.as_bytes()).await;
+            });
+            let name = ServerName::try_from("10.42.0.2").unwrap();
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(unverified()));
+            let reason = tls_error(&connector.connect(name, ours).await.unwrap_err());
+            let error = Error::Protocol { url: String::new(), reason };
+            assert_eq!(error.is_plain_answer(), plain, "{error}");
+        }
     }
 
     #[test]

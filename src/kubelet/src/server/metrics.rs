@@ -18,6 +18,7 @@ use crate::labels;
 use crate::node::machine;
 use crate::pod;
 use crate::usage::Usage;
+use crate::worker::Standing;
 
 /// Families of samples, each with its help and type.
 #[derive(Default)]
@@ -365,6 +366,58 @@ pub async fn probes(State(shared): State<Shared>) -> Response {
     text.response()
 }
 
+/// The pods, counted by how they stand.
+fn pods(text: &mut Text, all: &[Standing]) {
+    let count = |of: &dyn Fn(&Standing) -> bool| all.iter().filter(|s| of(s)).count() as u64;
+    let (desired, active) = ("kubelet_desired_pods", "kubelet_active_pods");
+    text.family(
+        desired,
+        "gauge",
+        "[ALPHA] The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.",
+    );
+    for fixed in ["", "true"] {
+        let wanted = count(&|s| s.fixed == fixed && s.config == "desired");
+        text.sample(desired, &[("static", fixed)], float(wanted), None);
+    }
+    text.family(
+        active,
+        "gauge",
+        "[ALPHA] The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.",
+    );
+    for fixed in ["", "true"] {
+        let counts =
+            count(&|s| s.fixed == fixed && s.config == "desired" && s.lifecycle != "terminated");
+        text.sample(active, &[("static", fixed)], float(counts), None);
+    }
+    let mirrors = "kubelet_mirror_pods";
+    text.family(
+        mirrors,
+        "gauge",
+        "[ALPHA] The number of mirror pods the kubelet will try to create (one per admitted static pod)",
+    );
+    text.sample(mirrors, &[], float(count(&|s| s.mirrored)), None);
+    let working = "kubelet_working_pods";
+    text.family(
+        working,
+        "gauge",
+        "[ALPHA] Number of pods the kubelet is actually running, broken down by lifecycle phase, whether the pod is desired, orphaned, or runtime only (also orphaned), and whether the pod is static.",
+    );
+    for lifecycle in ["sync", "terminating", "terminated"] {
+        let kinds = [
+            ("desired", ""),
+            ("desired", "true"),
+            ("orphan", ""),
+            ("orphan", "true"),
+            ("runtime_only", "unknown"),
+        ];
+        for (config, fixed) in kinds {
+            let names = [("config", config), ("lifecycle", lifecycle), ("static", fixed)];
+            let found = count(&|s| (s.config, s.lifecycle, s.fixed) == (config, lifecycle, fixed));
+            text.sample(working, &names, float(found), None);
+        }
+    }
+}
+
 /// `/metrics`: the kubelet's own.
 pub async fn own(State(shared): State<Shared>) -> Response {
     let context = &shared.context;
@@ -404,12 +457,7 @@ pub async fn own(State(shared): State<Shared>) -> Response {
             );
         }
     }
-    text.family(
-        "kubelet_desired_pods",
-        "gauge",
-        "[ALPHA] The number of pods the kubelet is being instructed to run.",
-    );
-    text.sample("kubelet_desired_pods", &[], float(shared.workers.pods().len() as u64), None);
+    pods(&mut text, &shared.workers.standing());
     let counters = &context.counters;
     let own: [(&str, &str, &AtomicU64); 5] = [
         (
