@@ -35,6 +35,7 @@ mod replication_controller;
 mod resource_claim;
 mod resource_quota;
 mod root_ca;
+mod served;
 mod service_account;
 mod service_account_token;
 mod service_cidr;
@@ -43,6 +44,7 @@ mod stateful_set;
 mod storage_version_migrator;
 mod taint_eviction;
 mod topology;
+mod trust_bundle;
 mod ttl_after_finished;
 mod volume_expand;
 mod volume_protection;
@@ -140,6 +142,11 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("root-ca-certificate-publisher-controller", |setup| {
         let (client, caches, stop) = setup.parts("root-ca-cert-publisher");
         root_ca::run(client, caches, setup.config.root_ca_pem.clone(), stop).boxed()
+    }),
+    ("kube-apiserver-serving-clustertrustbundle-publisher-controller", |setup| {
+        let (client, caches, stop) =
+            setup.parts("kube-apiserver-serving-clustertrustbundle-publisher");
+        trust_bundle::run(client, caches, setup.config.root_ca_pem.clone(), stop).boxed()
     }),
     controller!("namespace-controller", "namespace-controller", namespace),
     ("node-ipam-controller", |setup| {

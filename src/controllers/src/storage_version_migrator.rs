@@ -3,8 +3,6 @@
 //!
 //! Source: `pkg/controller/storageversionmigrator`.
 
-use std::time::Duration;
-
 use client::{Informers, Selection, list_watch};
 use futures::StreamExt;
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
@@ -15,14 +13,12 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::Failure;
+use crate::served::served;
 use crate::unless_code;
 
 const GROUP: &str = "storagemigration.k8s.io";
 const VERSION: &str = "v1beta1";
 const KIND: &str = "StorageVersionMigration";
-/// How long to wait before the API server is asked again what it has.
-const ASK_AGAIN_MIN: Duration = Duration::from_secs(1);
-const ASK_AGAIN_MAX: Duration = Duration::from_mins(1);
 /// Objects read at a time.
 const PAGE: u32 = 500;
 
@@ -130,26 +126,10 @@ async fn migrate(client: &Client, migration: &DynamicObject) -> Result<(), Failu
     }
 }
 
-/// Whether the API server has migrations at all: theirs is a beta version, which most servers do not offer.
-async fn served(client: &Client, shutdown: &CancellationToken) -> bool {
-    let version = format!("{GROUP}/{VERSION}");
-    let mut wait = ASK_AGAIN_MIN;
-    loop {
-        match client.list_api_group_resources(&version).await {
-            Ok(list) => return list.resources.iter().any(|resource| resource.kind == KIND),
-            Err(kube::Error::Api(status)) if status.code == 404 => return false,
-            Err(error) => tracing::debug!(%error, "cannot ask what {version} has"),
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return false,
-            () = tokio::time::sleep(wait) => wait = (wait * 2).min(ASK_AGAIN_MAX),
-        }
-    }
-}
-
 /// Runs until `shutdown`, or not at all where the API server has no migrations.
 pub async fn run(client: Client, _: Informers, shutdown: CancellationToken) {
-    if !served(&client, &shutdown).await {
+    // Theirs is a beta version, which most servers do not offer.
+    if !served(&client, &format!("{GROUP}/{VERSION}"), KIND, &shutdown).await {
         return;
     }
     let mut events = std::pin::pin!(list_watch(migrations(&client), Selection::default()));

@@ -324,6 +324,11 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
         "create,delete,list,patch,watch - pods",
         EVENTS,
     ]),
+    ("kube-apiserver-serving-clustertrustbundle-publisher", &[
+        "attest certificates.k8s.io signers kubernetes.io/kube-apiserver-serving",
+        "create,delete,list,update,watch certificates.k8s.io clustertrustbundles",
+        EVENTS,
+    ]),
     ("legacy-service-account-token-cleaner", &[
         "get - configmaps kube-apiserver-legacy-service-account-token-tracking",
         "delete,patch - secrets",
