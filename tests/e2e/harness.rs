@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{OnceLock, atomic::AtomicU32, atomic::Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The image that every cluster has.
 pub const BUSYBOX: &str = "localhost/busybox:test";
@@ -82,6 +82,25 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Result<T, String>) -
 /// A folder of this test's own, removed with it.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(place()).expect("a folder can be made")
+}
+
+/// `target` with these fields as well.
+fn with(mut target: Value, more: &Value) -> Value {
+    for (key, value) in more.as_object().into_iter().flatten() {
+        target[key] = value.clone();
+    }
+    target
+}
+
+/// A container of the busybox image that runs `script`, with these fields as well.
+pub fn container(name: &str, script: &str, more: &Value) -> Value {
+    with(json!({"name": name, "image": BUSYBOX, "command": ["/bin/sh", "-c", script]}), more)
+}
+
+/// A pod with this spec, whose containers get a second to end unless it says otherwise.
+pub fn pod(name: &str, spec: &Value) -> Value {
+    let spec = with(json!({"terminationGracePeriodSeconds": 1}), spec);
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
 }
 
 /// A running cluster; deleted with its data when dropped.
@@ -210,6 +229,27 @@ impl Cluster {
             run_with(self.kubectl_command().args(["apply", "-f", "-"]), manifest.as_bytes());
         assert_eq!(answer.code, Some(0), "apply: {}{}", answer.out, answer.err);
         answer.out
+    }
+
+    /// Applies all of these objects.
+    pub fn apply_all(&self, items: &[Value]) {
+        self.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string());
+    }
+
+    /// What the pod has written, once it is over.
+    pub fn last_words(&self, name: &str) -> String {
+        self.pod(name, "over", |pod| {
+            matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+        });
+        self.kubectl_ok(&["logs", name, "--all-containers"])
+    }
+
+    /// Waits until the API has no such pod.
+    pub fn gone(&self, name: &str) {
+        eventually(&format!("{name} is gone"), || match self.kubectl(&["get", "pod", name]) {
+            answer if answer.err.contains("NotFound") => Ok(()),
+            answer => Err(answer.out),
+        });
     }
 
     /// An object as JSON.

@@ -368,6 +368,8 @@ fn pods_get_certificates_and_trust_bundles() {
         {"clusterTrustBundle": {"name": "none", "optional": true, "path": "none.pem"}},
         {"clusterTrustBundle": {"signerName": "example.com/signer", "labelSelector": selector,
             "path": "signer.pem"}},
+        {"clusterTrustBundle": {"signerName": "kubernetes.io/kube-apiserver-serving", "labelSelector": {},
+            "path": "api.pem"}},
         {"podCertificate": {"signerName": "example.com/signer", "keyType": "ED25519",
             "credentialBundlePath": "both.pem", "certificateChainPath": "chain.pem", "keyPath": "key.pem"}}]);
     let spec = json!({"volumes": [{"name": "v", "projected": {"sources": sources}}]});
@@ -380,6 +382,7 @@ fn pods_get_certificates_and_trust_bundles() {
     let authority = authority.replace("\r\n", "\n");
     assert_eq!((read("plain.pem"), read("signer.pem")), (authority.clone(), authority));
     assert_eq!(read("none.pem"), "");
+    assert_eq!(read("api.pem"), read("../var/run/secrets/kubernetes.io/serviceaccount/ca.crt"));
     assert_eq!(read("chain.pem"), chain);
     let key = read("key.pem");
     assert!(key.starts_with("-----BEGIN PRIVATE KEY-----\n"), "{key}");
