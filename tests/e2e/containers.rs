@@ -118,24 +118,27 @@ fn hooks_run_after_the_start_and_before_the_end() {
         let main = notes.container("main", script, json!({"lifecycle": hooks}));
         notes.pod(name, json!({"terminationGracePeriodSeconds": 20, "containers": [main]}))
     };
-    let answers = "trap 'exit 0' TERM; while :; do printf 'HTTP/1.0 200 OK\\r\\n\\r\\n' | nc -l -p 80 >>/n/http; done";
+    // It answers when it has read what was asked.
+    let answers = "mkfifo /tmp/f; exec 3<>/tmp/f; nc -l -p 80 <&3 | while IFS= read -r line; do echo \"$line\" >>/n/http; \
+        [ ${#line} -gt 1 ] || printf 'HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n' >&3; done";
     let usr1 = "trap 'echo usr1 >>/n/signal; exit 0' USR1; echo main >>/n/signal; while :; do sleep 0.1; done";
     let mut signal = of("signal", usr1, json!({"stopSignal": "SIGUSR1"}));
     signal["spec"]["os"] = json!({"name": "linux"});
+    let mut http = of(
+        "http",
+        answers,
+        json!({"preStop": {"httpGet": {"path": "/bye?now", "port": 80,
+            "httpHeaders": [{"name": "X-Own", "value": "yes"}]}}}),
+    );
+    http["spec"]["terminationGracePeriodSeconds"] = 5.into();
     cluster.apply_all(&[
+        http,
         of(
             "exec",
             &patient("exec"),
             json!({
             "postStart": exec("until grep main /n/exec; do sleep 0.1; done; echo post >>/n/exec"),
             "preStop": exec("echo pre >>/n/exec")}),
-        ),
-        // The last request ends the server.
-        of(
-            "http",
-            answers,
-            json!({"preStop": {"httpGet": {"path": "/bye?now", "port": 80,
-            "httpHeaders": [{"name": "X-Own", "value": "yes"}]}}}),
         ),
         of(
             "sleep",
@@ -321,7 +324,7 @@ fn ephemeral_containers_join_a_running_pod() {
     let main = container("main", "exec sleep 1234", &json!({}));
     cluster.apply_all(&[pod("target", &json!({"containers": [main]}))]);
     cluster.pod_ready("target");
-    let said = cluster.kubectl_ok(&[
+    cluster.kubectl_ok(&[
         "debug",
         "target",
         "--image",
@@ -330,14 +333,11 @@ fn ephemeral_containers_join_a_running_pod() {
         "--target=main",
         "--container=look",
         "--profile=general",
-        "--attach",
-        "--quiet",
         "--",
         "sh",
         "-c",
         "ps; ls /proc/1/root/bin/busybox; exit 3",
     ]);
-    assert!(said.contains("sleep 1234"), "{said}");
     let over = cluster.pod("target", "looked at", |pod| {
         pod["status"]["ephemeralContainerStatuses"][0]["state"]["terminated"].is_object()
     });
@@ -346,8 +346,8 @@ fn ephemeral_containers_join_a_running_pod() {
     // It is not begun again, and the pod does not mind.
     assert_eq!(status["restartCount"], 0);
     assert_eq!(over["status"]["phase"], "Running");
-    let again = cluster.kubectl_ok(&["logs", "target", "-c", "look"]);
-    assert!(again.contains("sleep 1234"), "{again}");
+    let said = cluster.kubectl_ok(&["logs", "target", "-c", "look"]);
+    assert!(said.contains("sleep 1234") && said.contains("/proc/1/root/bin/busybox"), "{said}");
     assert_eq!(over["status"]["observedGeneration"], over["metadata"]["generation"]);
 }
 

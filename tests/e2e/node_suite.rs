@@ -144,9 +144,14 @@ fn the_node_tells_that_it_lives_and_what_it_runs() {
     let cluster = Cluster::prepared();
     let folder = cluster.path("manifests");
     std::fs::create_dir(&folder).expect("a folder can be made");
-    cluster.up(&["--ephemeral", "--pod-manifest-path", folder.to_str().expect("paths are UTF-8")]);
+    let folder_text = folder.to_str().expect("paths are UTF-8");
+    let reserved = "cpu=250m,memory=64Mi";
+    cluster.up(&["--ephemeral", "--pod-manifest-path", folder_text, "--system-reserved", reserved]);
     cluster.load_busybox();
     let node = format!("rootlet-{}", cluster.name);
+    let status = cluster.get(&["node", &node]).expect("it is there")["status"].clone();
+    let cpus: u64 = status["capacity"]["cpu"].as_str().and_then(|n| n.parse().ok()).unwrap_or(0);
+    assert_eq!(status["allocatable"]["cpu"], format!("{}m", cpus * 1000 - 250));
     let renewed = || {
         let lease = cluster.get(&["lease", &node, "-n", "kube-node-lease"])?;
         let owner = &lease["metadata"]["ownerReferences"][0]["name"];
