@@ -9,10 +9,33 @@ pub fn compile(pattern: &str) -> Result<Regex, String> {
     regex::RegexBuilder::new(&text).size_limit(32 << 20).build().map_err(|error| match error {
         regex::Error::Syntax(text) => {
             let last = text.lines().last().unwrap_or_default();
-            format!("error parsing regexp: {}: `{pattern}`", last.trim_start_matches("error: "))
+            let (what, part) = in_go(last.trim_start_matches("error: "), pattern);
+            format!("error parsing regexp: {what}: `{part}`")
         }
         other => format!("error parsing regexp: {other}"),
     })
+}
+
+/// What is wrong and where, in Go's words for the commonest mistakes.
+fn in_go<'t>(told: &'t str, pattern: &'t str) -> (&'t str, &'t str) {
+    match told {
+        "unclosed group" => ("missing closing )", pattern),
+        "unopened group" => ("unexpected )", pattern),
+        "unclosed character class" => {
+            ("missing closing ]", pattern.rfind('[').map_or(pattern, |at| &pattern[at..]))
+        }
+        told if told.starts_with("look-around") => {
+            let at = ["(?=", "(?!"].into_iter().filter_map(|part| pattern.find(part)).min();
+            match at {
+                Some(at) => ("invalid or unsupported Perl syntax", &pattern[at..at + 3]),
+                None => (
+                    "invalid named capture",
+                    pattern.find("(?<").map_or(pattern, |at| &pattern[at..]),
+                ),
+            }
+        }
+        told => (told, pattern),
+    }
 }
 
 fn ascii_classes(pattern: &str) -> String {
@@ -91,6 +114,17 @@ fn ascii_classes(pattern: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mistakes_are_told_in_gos_words() {
+        for (pattern, why) in [
+            ("a(b", "error parsing regexp: missing closing ): `a(b`"),
+            ("a)", "error parsing regexp: unexpected ): `a)`"),
+            ("^(?!x).*$", "error parsing regexp: invalid or unsupported Perl syntax: `(?!`"),
+        ] {
+            assert_eq!(compile(pattern).unwrap_err(), why);
+        }
+    }
 
     #[test]
     fn patterns_mean_what_go_means() {

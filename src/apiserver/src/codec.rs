@@ -141,14 +141,14 @@ pub fn decode(
         };
         let decoded =
             decoded.and_then(|(value, strict)| custom.shape(value, strict, validation.into()));
-        return finish(decoded, expected, warnings);
+        return Ok(finish(decoded, expected, warnings)?);
     }
     let Some((schema, of)) = type_of(expected) else { return parse(bytes, format) };
     let decoded = match format {
         Format::Json | Format::Protobuf => decode::from_json(schema, of, bytes, validation.into()),
         Format::Yaml => decode::from_yaml(schema, of, text(bytes)?, validation.into()),
     };
-    finish(decoded, expected, warnings)
+    Ok(finish(decoded, expected, warnings)?)
 }
 
 /// Brings an edited object into its kind's shape.
@@ -157,16 +157,17 @@ pub fn reshape(
     expected: Expected<'_>,
     validation: FieldValidation,
     warnings: &Warnings,
-) -> Result<Value, Status> {
+) -> Result<Value, Mistake> {
     if expected.custom.is_some() && meta::api_version(value) != expected.api_version() {
         let found = meta::api_version(value);
         let detail = format!("must be {}", expected.api_version());
         let error = Error::invalid(&Path::new("apiVersion"), found, detail);
         let group = found.split_once('/').map_or("", |(group, _)| group);
-        return Err(Status::invalid(group, meta::kind(value), meta::name(value), &[error]));
+        let status = Status::invalid(group, meta::kind(value), meta::name(value), &[error]);
+        return Err(Mistake::Other(status));
     }
     if expected.custom.is_some() && meta::kind(value) != expected.kind {
-        return Err(other_kind(value, expected));
+        return Err(Mistake::Other(other_kind(value, expected)));
     }
     check_head(meta::api_version(value), meta::kind(value), expected)?;
     if let Some(custom) = expected.custom {
@@ -186,16 +187,45 @@ pub fn type_of(expected: Expected<'_>) -> Option<(&Schema, TypeId)> {
     Some((schema, schema.kind(expected.group, expected.version, expected.kind)?))
 }
 
+/// Why something is no object of the expected kind.
+#[derive(Debug)]
+pub enum Mistake {
+    /// Its fields are not those of the kind, or it is of another.
+    Shape {
+        /// Its kind.
+        kind: String,
+        /// Its version.
+        version: String,
+        /// The expected kind.
+        wanted: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Something that has its own answer.
+    Other(Status),
+}
+
+impl From<Mistake> for Status {
+    fn from(mistake: Mistake) -> Self {
+        match mistake {
+            Mistake::Shape { kind, version, wanted, why } => Self::bad_request(format!(
+                "{kind} in version {version:?} cannot be handled as a {wanted}: {why}"
+            )),
+            Mistake::Other(status) => status,
+        }
+    }
+}
+
 fn finish(
     decoded: Result<decode::Decoded, decode::Error>,
     expected: Expected<'_>,
     warnings: &Warnings,
-) -> Result<Value, Status> {
-    let decoded = decoded.map_err(|error| {
-        Status::bad_request(format!(
-            "{0} in version {1:?} cannot be handled as a {0}: {error}",
-            expected.kind, expected.version
-        ))
+) -> Result<Value, Mistake> {
+    let decoded = decoded.map_err(|error| Mistake::Shape {
+        kind: expected.kind.into(),
+        version: expected.version.into(),
+        wanted: expected.kind.into(),
+        why: error.to_string(),
     })?;
     for warning in decoded.warnings {
         warnings.add(warning);
@@ -206,7 +236,7 @@ fn finish(
 }
 
 /// The kind must be the expected one; what is absent is taken as such.
-fn check_head(api_version: &str, kind: &str, expected: Expected<'_>) -> Result<(), Status> {
+fn check_head(api_version: &str, kind: &str, expected: Expected<'_>) -> Result<(), Mistake> {
     let wanted = expected.api_version();
     // Evictions of the older version are the same, and still taken (`EvictionREST.AcceptsGroupVersion`).
     let older = expected.kind == "Eviction" && api_version == "policy/v1beta1";
@@ -214,10 +244,12 @@ fn check_head(api_version: &str, kind: &str, expected: Expected<'_>) -> Result<(
     let (group, version) = found.rsplit_once('/').unwrap_or(("", found));
     let refuse = |why: String| {
         let kind = if kind.is_empty() { expected.kind } else { kind };
-        Err(Status::bad_request(format!(
-            "{kind} in version {version:?} cannot be handled as a {}: {why}",
-            expected.kind
-        )))
+        Err(Mistake::Shape {
+            kind: kind.into(),
+            version: version.into(),
+            wanted: expected.kind.into(),
+            why,
+        })
     };
     let unknown = |kind: &str| {
         format!("no kind {kind:?} is registered for version {found:?} in scheme \"{SCHEME}\"")
@@ -228,7 +260,7 @@ fn check_head(api_version: &str, kind: &str, expected: Expected<'_>) -> Result<(
             let kind = if kind.is_empty() { expected.kind } else { kind };
             return refuse(unknown(kind));
         }
-        return Err(other_version(api_version, expected));
+        return Err(Mistake::Other(other_version(api_version, expected)));
     }
     if !kind.is_empty() && kind != expected.kind {
         if schema::builtin().kind(group, version, kind).is_none() || expected.custom.is_some() {

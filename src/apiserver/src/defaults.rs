@@ -54,6 +54,7 @@ pub fn set_defaults(resource: &Resource, object: &mut Value) {
         ("resource.k8s.io", "resourceclaimtemplates") => {
             rules::device_claim(object, "/spec/spec/devices/requests");
         }
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => rules::flow_schema(object),
         ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => {
             rules::priority_level(object);
         }
@@ -251,6 +252,17 @@ mod tests {
             level["spec"]["exempt"],
             json!({"nominalConcurrencyShares": 0, "lendablePercent": 0})
         );
+        // Decoded numbers that are no pointers are there as zeros.
+        let few = json!({"queues": 16, "handSize": 0, "queueLengthLimit": 0});
+        let level =
+            json!({"spec": {"type": "Limited", "limited": {"limitResponse": {"queuing": few}}}});
+        let level = defaulted(group, "prioritylevelconfigurations", level);
+        assert_eq!(
+            level["spec"]["limited"]["limitResponse"]["queuing"],
+            json!({"queues": 16, "handSize": 8, "queueLengthLimit": 50})
+        );
+        let flow = defaulted(group, "flowschemas", json!({"spec": {"matchingPrecedence": 0}}));
+        assert_eq!(flow["spec"]["matchingPrecedence"], 1000);
         let policy = json!({"rules": [{"action": "Ignore", "onPodConditions": [{"type": "X"}]}]});
         let job = json!({"spec": {"podFailurePolicy": policy, "template": {"spec": {}}}});
         let job = defaulted("batch", "jobs", job);

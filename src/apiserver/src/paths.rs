@@ -42,10 +42,30 @@ pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result
     if let Some(response) = server.aggregator.openapi(&served, trimmed, &parts.headers) {
         return Ok(response);
     }
-    let value = document(server, trimmed).ok_or_else(rest::not_found_path)?;
+    let Some(value) = document(server, trimmed) else { return nothing(server, path) };
     let mut accepted = negotiate::accept(&parts.headers, false, true)?;
     accepted.pretty |= crate::server::wants_pretty(parts, query);
     Ok(discovery::answer(&value, accepted))
+}
+
+/// Answers a path at which nothing is: with a status beneath what the built-in groups' own router answers for,
+/// with a bare page anywhere else, where custom resources are looked up last.
+///
+/// Source: `director.ServeHTTP` of `k8s.io/apiserver/pkg/server/handler.go`, and `notfoundhandler`.
+pub fn nothing(server: &Server, path: &str) -> Result<Response, Status> {
+    let mut segments = path.split('/').skip(1);
+    let routed = match segments.next() {
+        Some("api") => true,
+        Some("apis") => segments.next().is_some_and(|group| {
+            let served = server.registry.served();
+            served.all().iter().any(|r| r.custom.is_none() && r.group == group)
+        }),
+        _ => false,
+    };
+    if routed {
+        return Err(rest::not_found_path());
+    }
+    Ok(respond::text(StatusCode::NOT_FOUND, "404 page not found\n"))
 }
 
 fn document(server: &Server, path: &str) -> Option<Value> {

@@ -769,9 +769,10 @@ fn check_version(
         if rules.versioned {
             let path = field::Path::new("metadata").child("resourceVersion");
             let error = field::Error::invalid(&path, 0, "must be specified for an update");
+            // Upstream names the resource here, not the kind.
             return Err(Status::invalid(
                 &resource.group,
-                &resource.kind,
+                &resource.plural,
                 meta::name(object),
                 &[error],
             ));

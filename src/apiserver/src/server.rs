@@ -242,12 +242,12 @@ impl Server {
         if !info.is_resource {
             return Box::pin(paths::serve(self, &parts, &query)).await;
         }
-        let Some(resource) = ctx.resource.clone() else { return Err(rest::not_found_path()) };
+        let Some(resource) = ctx.resource.clone() else { return paths::nothing(self, &path) };
         if resource.namespaced
             && info.namespace.is_empty()
             && !matches!(info.verb, "list" | "watch")
         {
-            return Err(rest::not_found_path());
+            return paths::nothing(self, &path);
         }
         // What is behind a proxy may know methods that are no verbs of the API.
         let forwarded = parts.method == Method::OPTIONS && info.subresource == "proxy";

@@ -219,6 +219,25 @@ async fn names_are_generated() {
 }
 
 #[tokio::test]
+async fn what_is_not_there_is_told_as_upstreams_routers_tell_it() {
+    let f = Fixture::new().await;
+    let page = json!("404 page not found\n");
+    for path in
+        ["/nope", "/apis/no.such", "/apis/no.such/v1", "/apis/no.such/v1/things/a", "/apis2"]
+    {
+        let answer = f.get(path).await;
+        assert_eq!((answer.code.as_u16(), &answer.body), (404, &page), "{path}");
+        assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
+    }
+    for path in ["/api/v2", "/api/v1/nosuch", "/apis/apps/v9/deployments", "/apis/apps/v1/nosuch/a"]
+    {
+        let answer = f.get(path).await;
+        let message = json!("the server could not find the requested resource");
+        assert_eq!((answer.code.as_u16(), &answer.body["message"]), (404, &message), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_dry_run_leaves_nothing() {
     let f = Fixture::new().await;
     let made = f.post(&format!("{MAPS}?dryRun=All"), &config_map("a")).await;

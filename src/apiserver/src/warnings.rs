@@ -149,7 +149,7 @@ fn of_pods(group: &str, plural: &str, object: &Value, old: Option<&Value>, texts
     let pointer = pointer.trim_end_matches("/spec").trim_end_matches('/');
     let path = pointer.split('/').skip(1).fold(Path::default(), |path, key| path.child(key));
     if let Some(template) = object.pointer(pointer) {
-        pod::template(template, &path, !whole, texts);
+        pod::template(template, &path, texts);
     }
 }
 

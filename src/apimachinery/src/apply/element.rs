@@ -53,11 +53,18 @@ pub(super) fn keyed(
         return Ok(format!("k:{{{}:{value}}}", Value::from(key.as_ref())));
     }
     let mut found = Map::new();
+    // Without some of its keys an item is another than with them.
     for key in keys {
-        let value = map.get(key.as_ref()).cloned().or_else(|| default(key)).ok_or_else(|| {
-            format!("associative list with keys has an element that omits key field {key:?} (and doesn't have default value)")
-        })?;
-        found.insert(key.to_string(), value);
+        if let Some(value) = map.get(key.as_ref()).cloned().or_else(|| default(key)) {
+            found.insert(key.to_string(), value);
+        }
+    }
+    if found.is_empty() {
+        let keys: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+        let keys = keys.join(" ");
+        return Err(format!(
+            "associative list with keys has an element that omits all key fields [{keys}] (and doesn't have default values for any key fields)"
+        ));
     }
     Ok(format!("k:{}", Value::Object(found)))
 }
@@ -111,9 +118,10 @@ mod tests {
         let step = keyed(&keys, &port, default).unwrap();
         assert_eq!(step, r#"k:{"containerPort":80,"protocol":"TCP"}"#);
         assert_eq!(show(&step), r#"[containerPort=80,protocol="TCP"]"#);
+        assert_eq!(keyed(&keys, &port, |_| None).unwrap(), r#"k:{"containerPort":80}"#);
         assert_eq!(
-            keyed(&keys, &port, |_| None).unwrap_err(),
-            r#"associative list with keys has an element that omits key field "protocol" (and doesn't have default value)"#
+            keyed(&keys, &json!({}), |_| None).unwrap_err(),
+            r#"associative list with keys has an element that omits all key fields ["containerPort" "protocol"] (and doesn't have default values for any key fields)"#
         );
         assert_eq!(item(&json!("a")).unwrap(), r#"v:"a""#);
         assert_eq!(show(r#"v:"a""#), r#"[="a"]"#);

@@ -305,7 +305,7 @@ fn a_configuration_must_fit_the_schema() {
         ),
         (
             json!({"template": {"spec": {"containers": [{"image": "a"}]}}}),
-            ".spec.template.spec.containers: element 0: associative list with keys has an element that omits key field \"name\" (and doesn't have default value)",
+            ".spec.template.spec.containers: element 0: associative list with keys has an element that omits all key fields [\"name\"] (and doesn't have default values for any key fields)",
         ),
         (
             json!({"template": {"spec": {"nodeName": 1}}}),

@@ -330,7 +330,9 @@ impl<'s> Checker<'s> {
                     schema.embedded || self.root.is_some_and(|root| std::ptr::eq(root, *schema));
                 match name {
                     "apiVersion" | "kind" if is_root => return Ok(Type::Plain("string")),
-                    "metadata" if is_root => return Ok(Type::Metadata),
+                    "metadata" if is_root && !describes_itself(schema) => {
+                        return Ok(Type::Metadata);
+                    }
                     _ => {}
                 }
                 if let Some(Additional::Of(schema)) = &schema.additional {
@@ -568,4 +570,15 @@ fn arithmetic<'s>(name: &str, a: &Type<'s>, b: &Type<'s>) -> Option<Type<'s>> {
         _ => return None,
     };
     Some(Type::Plain(made))
+}
+
+/// Whether a schema says itself what upstream would add to an object of its own.
+fn describes_itself(schema: &Structural) -> bool {
+    let text =
+        |of: &Structural, name: &str| of.properties.get(name).is_some_and(|p| p.kind == "string");
+    text(schema, "apiVersion")
+        && text(schema, "kind")
+        && schema.properties.get("metadata").is_some_and(|metadata| {
+            metadata.kind == "object" && text(metadata, "name") && text(metadata, "generateName")
+        })
 }

@@ -1,7 +1,5 @@
 //! The operators.
 
-use std::sync::Arc;
-
 use super::value::Value;
 
 type Result<'a> = std::result::Result<Value<'a>, String>;
@@ -89,13 +87,7 @@ fn add<'a>(a: &Value<'a>, b: &Value<'a>) -> Result<'a> {
         (Value::Duration(a), Value::Duration(b)) => {
             a.checked_add(*b).map(Value::Duration).ok_or_else(|| "duration overflow".into())
         }
-        _ => match (a.items(), b.items()) {
-            (Some(mut left), Some(right)) => {
-                left.extend(right);
-                Ok(Value::List(Arc::new(left)))
-            }
-            _ => arithmetic("+", a, b),
-        },
+        _ => a.joined(b).map_or_else(|| arithmetic("+", a, b), Ok),
     }
 }
 

@@ -175,7 +175,7 @@ fn check_rule(
         return;
     }
     if !rule.message.is_empty() && rule.message.trim().is_empty() {
-        let detail = "message must be non-empty if specified";
+        let detail = "must be non-empty if specified";
         errors.push(Error::invalid(&path.child("message"), rule.message.as_str(), detail));
     } else if rule.message.contains('\n') {
         let detail = "must not contain line breaks";
@@ -700,6 +700,61 @@ mod tests {
             let told: Vec<String> = told.iter().map(ToString::to_string).collect();
             assert_eq!(told, Vec::<String>::new(), "{rule}");
         }
+    }
+
+    /// Sets and maps have no order, nulls are absent, rules may stand in `allOf`, and what a schema says itself
+    /// of its metadata can be read.
+    #[test]
+    fn values_are_what_their_schemas_say() {
+        let text = json!({"type": "string"});
+        let named = json!({"type": "object", "required": ["k"],
+            "properties": {"k": text, "v": {"type": "integer"}}});
+        let schema = |rule: &str| {
+            json!({"type": "object", "properties": {
+                "set": {"type": "array", "x-kubernetes-list-type": "set", "items": text},
+                "same": {"type": "array", "x-kubernetes-list-type": "set", "items": text},
+                "map": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": named},
+                "turned": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"], "items": named},
+                "list": {"type": "array", "items": text},
+                "none": {"type": "string", "nullable": true},
+                "while": {"type": "integer"},
+                "long": {"type": "string", "format": "duration"},
+                "pod": {"type": "object", "x-kubernetes-embedded-resource": true, "properties": {
+                    "apiVersion": text, "kind": text, "metadata": {"type": "object", "properties": {
+                        "name": text, "generateName": text, "namespace": text}}}}},
+                "x-kubernetes-validations": [{"rule": rule}]})
+        };
+        let object = json!({
+            "set": ["a", "b"], "same": ["b", "a"], "list": ["b", "a"], "none": null, "while": 1,
+            "map": [{"k": "x", "v": 1}, {"k": "y", "v": 2}], "long": "1m0.5s",
+            "turned": [{"k": "y", "v": 2}, {"k": "x", "v": 1}],
+            "pod": {"apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "n"}}});
+        for rule in [
+            "self.set == self.same && self.map == self.turned",
+            "self.set + ['b', 'c'] == ['a', 'b', 'c']",
+            "(self.map + [self.turned[0]]).size() == 2",
+            "self.list + ['c'] == ['b', 'a', 'c'] && self.list != ['a', 'b']",
+            "!has(self.none)",
+            "self.__while__ == 1",
+            "self.long.getMilliseconds() == 60500",
+            "self.pod.metadata.__namespace__ == 'n'",
+            "url('https://a.example:443').getPort() == '443' && url('https://a.example').getEscapedPath() == ''",
+            "url('https://a.example:443/b').getHost() == 'a.example:443' && url('https://a').getScheme() == 'https'",
+            "url('/b/c').getEscapedPath() == '/b/c' && url('/b').getScheme() == '' && url('/b').getHost() == ''",
+        ] {
+            let schema = Structural::parse(&schema(rule));
+            let mistakes = check(&schema, &Path::new("s"));
+            assert!(mistakes.is_empty(), "{rule}: {mistakes:?}");
+            let errors = Rules::compile(&schema).validate(&schema, &object, None);
+            assert!(errors.is_empty(), "{rule}: {errors:?}");
+        }
+        let schema = Structural::parse(&json!({"type": "array", "items": text, "allOf": [
+            {"x-kubernetes-validations": [{"rule": "self.size() < 2", "message": "few"}]},
+            {"items": {"x-kubernetes-validations": [{"rule": "self.size() == 1", "message": "short"}]}}]}));
+        let errors = Rules::compile(&schema).validate(&schema, &json!(["a", "bc"]), None);
+        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].ends_with("few") && told[1].ends_with("short"), "{told:?}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value as Json};
 
 use crate::quantity::Quantity;
+use crate::schema::ListType;
 use crate::structural::{Additional, Structural};
 
 /// Something that the caller lends to expressions, such as an authoriser.
@@ -109,7 +110,7 @@ impl<'a> From<Vec<Value<'a>>> for Value<'a> {
 }
 
 /// Words that are no names of variables.
-const WORDS: [&str; 20] = [
+const WORDS: [&str; 21] = [
     "true",
     "false",
     "null",
@@ -130,6 +131,7 @@ const WORDS: [&str; 20] = [
     "return",
     "var",
     "void",
+    "while",
 ];
 
 /// Whether a variable may be called so.
@@ -292,7 +294,7 @@ impl<'a> Value<'a> {
             Self::Map(entries) => Some(entries.as_ref().clone()),
             Self::JsonMap(map, schema) => Some(
                 map.iter()
-                    .filter(|(name, value)| !is_absent(name, value, *schema))
+                    .filter(|(_, value)| !is_absent(value, *schema))
                     .map(|(name, value)| {
                         let key = Self::Text(Cow::Borrowed(name.as_str()));
                         (key, Self::of(value, child(*schema, name)))
@@ -330,7 +332,7 @@ impl<'a> Value<'a> {
                 };
                 Ok(map
                     .get(name.as_ref())
-                    .filter(|value| !is_absent(&name, value, *schema))
+                    .filter(|value| !is_absent(value, *schema))
                     .map(|value| Self::of(value, child(*schema, &name))))
             }
             Self::Host(host) => host.field(name).map(Some),
@@ -402,6 +404,12 @@ impl<'a> Value<'a> {
     }
 
     fn equals_deeply(&self, other: &Value<'_>) -> bool {
+        if let Some(keys) = self.unordered().or_else(|| other.unordered())
+            && let (Some(a), Some(b)) = (self.items(), other.items())
+        {
+            let is_in_b = |a: &Value<'_>| b.iter().any(|b| a.is_same(b, keys) && a.equals(b));
+            return a.len() == b.len() && a.iter().all(is_in_b);
+        }
         if let (Some(a), Some(b)) = (self.items(), other.items()) {
             return a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| a.equals(b));
         }
@@ -411,6 +419,45 @@ impl<'a> Value<'a> {
                     .all(|(key, value)| b.iter().any(|(k, v)| k.equals(key) && value.equals(v)));
         }
         self.compare_numbers(other) == Some(Ordering::Equal)
+    }
+
+    /// The keys by which this list's items are told apart, none in a set, where their order means nothing.
+    fn unordered(&self) -> Option<&'a [String]> {
+        match self {
+            Self::JsonList(_, Some(schema)) => match schema.list_type {
+                Some(ListType::Set) => Some(&[]),
+                Some(ListType::Map) => Some(&schema.list_map_keys),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn is_same(&self, other: &Value<'_>, keys: &[String]) -> bool {
+        if keys.is_empty() {
+            return self.equals(other);
+        }
+        keys.iter().all(|key| match (self.get(key), other.get(key)) {
+            (Ok(Some(a)), Ok(Some(b))) => a.equals(&b),
+            (Ok(None), Ok(None)) => true,
+            _ => false,
+        })
+    }
+
+    /// This list and another: sets take in what they lack, maps let the other's items replace theirs.
+    pub fn joined(&self, other: &Value<'a>) -> Option<Value<'a>> {
+        let (mut items, more) = (self.items()?, other.items()?);
+        let Some(keys) = self.unordered() else {
+            items.extend(more);
+            return Some(Self::List(Arc::new(items)));
+        };
+        for item in more {
+            match items.iter_mut().find(|known| known.is_same(&item, keys)) {
+                Some(known) => *known = item,
+                None => items.push(item),
+            }
+        }
+        Some(Self::List(Arc::new(items)))
     }
 
     fn compare_numbers(&self, other: &Value<'_>) -> Option<Ordering> {
@@ -506,12 +553,9 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Whether a field counts as absent: null, where the schema does not allow it.
-fn is_absent(name: &str, value: &Json, schema: Option<&Structural>) -> bool {
-    value.is_null()
-        && schema.is_some_and(|s| {
-            s.properties.get(name).is_some_and(|p| !p.nullable && !p.kind.is_empty())
-        })
+/// Whether a field counts as absent: a null does, in an object of known fields.
+fn is_absent(value: &Json, schema: Option<&Structural>) -> bool {
+    value.is_null() && schema.is_some_and(|s| !s.properties.is_empty())
 }
 
 fn child<'a>(schema: Option<&'a Structural>, name: &str) -> Option<&'a Structural> {

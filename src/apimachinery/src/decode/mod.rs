@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::schema::{Schema, Shape, TypeId};
 
+pub use walk::kind as json_kind;
 pub use yaml::{parse as yaml_with_duplicates, to_value as yaml_to_value};
 
 /// At most so many strict errors are told.

@@ -237,7 +237,8 @@ impl Node<'_, '_> {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// The kind of a JSON value as Go's decoder names it.
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

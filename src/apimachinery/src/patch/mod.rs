@@ -31,11 +31,33 @@ pub enum Error {
 /// Copies may not add more than this: each could double the object.
 const COPIED_MAX_BYTES: usize = 3 << 20;
 
+/// Why a JSON patch cannot be read, as upstream tells it.
+fn undecodable(body: &[u8], error: &serde_json::Error) -> String {
+    const OPERATIONS: [&str; 6] = ["add", "remove", "replace", "move", "copy", "test"];
+    let operations = match serde_json::from_slice(body) {
+        Ok(Value::Array(operations)) => operations,
+        Ok(other) => {
+            let kind = crate::decode::json_kind(&other);
+            return format!(
+                "error decoding patch: json: cannot unmarshal {kind} into Go value of type []handlers.jsonPatchOp"
+            );
+        }
+        Err(_) => return format!("error decoding patch: {error}"),
+    };
+    let unknown = operations
+        .iter()
+        .find(|one| one["op"].as_str().is_some_and(|name| !OPERATIONS.contains(&name)));
+    match unknown {
+        Some(one) => format!("invalid operation {one}: unsupported operation"),
+        None => format!("error decoding patch: {error}"),
+    }
+}
+
 /// Applies a JSON patch (RFC 6902); `original` is left alone when it fails.
 pub fn json(original: &Value, body: &[u8]) -> Result<Value, Error> {
     let patch: json_patch::Patch = serde_json::from_slice(body)
         .or_else(|error| with_nulls(body).ok_or(error))
-        .map_err(|e| Error::Malformed(format!("error decoding patch: {e}")))?;
+        .map_err(|e| Error::Malformed(undecodable(body, &e)))?;
     if patch.0.len() > MAX_OPERATIONS {
         return Err(Error::TooManyOperations(patch.0.len()));
     }

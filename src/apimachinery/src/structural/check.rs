@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::Structural;
+use crate::cel::rules::Rules;
 use crate::field::{Error, ErrorList, Path};
 
 const TYPES: [&str; 6] = ["array", "boolean", "integer", "number", "object", "string"];
@@ -73,11 +74,12 @@ fn plain(schema: &Value, path: &Path, errors: &mut ErrorList) {
         errors.push(Error::invalid(&field, false, "must be true or undefined"));
     }
     let kind = text(schema, "type");
+    if !kind.is_empty() && !TYPES.contains(&kind) {
+        errors.push(Error::not_supported(&path.child("type"), kind, &TYPES));
+    }
     if kind == "null" {
         let detail = "type cannot be set to null, use nullable as an alternative";
         errors.push(Error::forbidden(&path.child("type"), detail));
-    } else if !kind.is_empty() && !TYPES.contains(&kind) {
-        errors.push(Error::not_supported(&path.child("type"), kind, &TYPES));
     }
     if flag(schema, "uniqueItems") {
         let detail =
@@ -117,37 +119,9 @@ fn convertible(schema: &Value) -> bool {
 
 /// The formats in a schema that nobody checks.
 pub fn unrecognized_formats(schema: &Value) -> Vec<&str> {
-    const OF_TEXT: [&str; 26] = [
-        "bsonobjectid",
-        "byte",
-        "cidr",
-        "creditcard",
-        "date",
-        "datetime",
-        "duration",
-        "email",
-        "hexcolor",
-        "hostname",
-        "ipv4",
-        "ipv6",
-        "isbn",
-        "isbn10",
-        "isbn13",
-        "k8slongname",
-        "k8sshortname",
-        "mac",
-        "password",
-        "rgbcolor",
-        "ssn",
-        "uri",
-        "uuid",
-        "uuid3",
-        "uuid4",
-        "uuid5",
-    ];
     let format = text(schema, "format");
     let known = match text(schema, "type") {
-        "" | "string" => OF_TEXT.contains(&format.replace('-', "").as_str()),
+        "" | "string" => super::format::is_known(format),
         "integer" => matches!(format, "int32" | "int64"),
         "number" => matches!(format, "float" | "double"),
         _ => false,
@@ -261,6 +235,13 @@ fn list_type(schema: &Value, path: &Path, errors: &mut ErrorList) {
             &path.child("items").child("type"),
             text(item, "type"),
             "must be object if parent array's x-kubernetes-list-type is map",
+        ));
+        return;
+    }
+    if flag(item, "nullable") {
+        errors.push(Error::forbidden(
+            &path.child("items").child("nullable"),
+            "cannot be nullable when x-kubernetes-list-type is map",
         ));
     }
     map_keys(&keys, item, path, errors);
@@ -593,7 +574,17 @@ fn defaults(schema: &Value, path: &Path, is_root: bool, errors: &mut ErrorList) 
         }
         // What is absent in a default gets its own default before it is validated.
         structural.set_defaults(&mut pruned);
-        errors.extend(structural.validate_default(&pruned, &field));
+        let mut found = structural.validate_default(&pruned, &field);
+        if found.is_empty() {
+            found = Rules::compile(&structural).validate(&structural, &pruned, None);
+            for error in &mut found {
+                error.field = match error.field.as_str() {
+                    "" | "<nil>" => field.clone(),
+                    below => field.child(below),
+                };
+            }
+        }
+        errors.extend(found);
     }
     if let Some(additional) = schema.get("additionalProperties").filter(|v| v.is_object()) {
         forbid_defaults(additional, &path.child("additionalProperties"), errors);
@@ -703,6 +694,17 @@ mod tests {
             told[0].to_string(),
             "s.properties[x]: Required value: because it is defined in s.oneOf[0].properties[x]"
         );
+    }
+
+    #[test]
+    fn defaults_keep_the_rules() {
+        let schema = json!({"type": "object", "properties": {"spec": {"type": "object",
+            "properties": {"a": {"type": "string"}}, "default": {"a": "y"},
+            "x-kubernetes-validations": [{"rule": "self.a == 'x'"}]}}});
+        let mut errors = ErrorList::new();
+        defaults(&schema, &Path::new("s"), true, &mut errors);
+        let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(told, ["s.properties[spec].default: Invalid value: failed rule: self.a == 'x'"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Source: `k8s.io/kube-openapi/pkg/validation/strfmt` and the list of supported formats of
 //! apiextensions-apiserver.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use base64::Engine as _;
@@ -33,13 +33,48 @@ static PATTERNS: LazyLock<Vec<(&'static str, Regex)>> = LazyLock::new(|| {
         ("uri", r"^[A-Za-z][A-Za-z0-9+.-]*:[^\s]*$|^/[^\s]*$"),
         (
             "duration",
-            r"^[+-]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))*$|^[+-]?0$|^(\d+(\.\d+)?\s*(ns|nano|µs|us|micro|ms|milli|s|sec|m|min|h|hr|hour|d|day|w|wk|week)s?\s*)+$",
+            r"^[+-]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))*$|^[+-]?0$|(?i)\d\s*(((ns|us|µs|ms|s|m|h|hr|d|w|wk)([^A-Za-zµ]|$))|nano|micro|milli|sec|min|hour|day|week)",
         ),
     ];
     TEXT.iter()
         .map(|(name, text)| (*name, crate::pattern::compile(text).expect("the table's patterns")))
         .collect()
 });
+
+/// The formats of text that are checked.
+const KNOWN: [&str; 26] = [
+    "bsonobjectid",
+    "byte",
+    "cidr",
+    "creditcard",
+    "date",
+    "datetime",
+    "duration",
+    "email",
+    "hexcolor",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "isbn",
+    "isbn10",
+    "isbn13",
+    "k8slongname",
+    "k8sshortname",
+    "mac",
+    "password",
+    "rgbcolor",
+    "ssn",
+    "uri",
+    "uuid",
+    "uuid3",
+    "uuid4",
+    "uuid5",
+];
+
+/// Whether this is a format of text that is checked.
+pub fn is_known(format: &str) -> bool {
+    KNOWN.contains(&format.replace('-', "").as_str())
+}
 
 /// Whether `text` is of the format; a format nobody knows is always right.
 pub fn is(format: &str, text: &str) -> bool {
@@ -48,7 +83,7 @@ pub fn is(format: &str, text: &str) -> bool {
         "byte" => {
             base64::engine::general_purpose::STANDARD.decode(text.replace(['\r', '\n'], "")).is_ok()
         }
-        "ipv4" => text.parse::<Ipv4Addr>().is_ok(),
+        "ipv4" => text.contains('.') && sloppy(text).is_some(),
         "ipv6" => text.parse::<Ipv6Addr>().is_ok(),
         "cidr" => is_cidr(text),
         "date" => text.parse::<jiff::civil::Date>().is_ok() && text.len() == 10,
@@ -66,9 +101,24 @@ pub fn is(format: &str, text: &str) -> bool {
     }
 }
 
+/// An address; zeros may stand before the numbers of an IPv4 one, as early versions of Go had it.
+fn sloppy(text: &str) -> Option<IpAddr> {
+    let plain = |number: &str| match number.trim_start_matches('0') {
+        "" if !number.is_empty() => "0".to_owned(),
+        rest => rest.to_owned(),
+    };
+    let (before, last) = text.rsplit_once(':').map_or(("", text), |(before, last)| (before, last));
+    let last = last.contains('.').then(|| last.split('.').map(plain).collect::<Vec<_>>().join("."));
+    match last {
+        None => text.parse().ok(),
+        Some(last) if before.is_empty() && !text.contains(':') => last.parse().ok(),
+        Some(last) => format!("{before}:{last}").parse().ok(),
+    }
+}
+
 fn is_cidr(text: &str) -> bool {
     let Some((address, bits)) = text.split_once('/') else { return false };
-    let Ok(address) = address.parse::<IpAddr>() else { return false };
+    let Some(address) = sloppy(address) else { return false };
     let most = if address.is_ipv4() { 32 } else { 128 };
     bits.parse::<u8>().is_ok_and(|n| n <= most && n.to_string() == bits)
 }
@@ -136,6 +186,9 @@ mod tests {
             ("date-time", "2026-01-01T00:00:00Z", "2026-01-01"),
             ("date", "2026-01-31", "2026-02-31"),
             ("duration", "1h30m", "1x"),
+            ("duration", "5 minutes", "minutes"),
+            ("ipv4", "010.0.0.1", "::1"),
+            ("cidr", "010.0.0.0/8", "10.0.0.0"),
             ("uuid", "3b241101-e2bb-4255-8caf-4136c566a962", "3b24"),
             (
                 "uuid4",

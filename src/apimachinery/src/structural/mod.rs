@@ -141,7 +141,7 @@ impl Structural {
         };
         let one =
             |key: &str| map.get(key).filter(|v| v.is_object()).map(|v| Box::new(Self::parse(v)));
-        Self {
+        let mut read = Self {
             kind: text("type"),
             nullable: flag("nullable"),
             default: map.get("default").filter(|v| !v.is_null()).cloned(),
@@ -198,6 +198,28 @@ impl Structural {
             any_of: schemas("anyOf"),
             one_of: schemas("oneOf"),
             not: one("not"),
+        };
+        let mut all_of = std::mem::take(&mut read.all_of);
+        all_of.iter_mut().for_each(|schema| read.take_rules(schema));
+        read.all_of = all_of;
+        read
+    }
+
+    /// Rules may stand in `allOf`, where there are no types: they are this schema's own.
+    fn take_rules(&mut self, from: &mut Self) {
+        self.rules.append(&mut from.rules);
+        for (name, from) in &mut from.properties {
+            if let Some(own) = self.properties.get_mut(name) {
+                own.take_rules(from);
+            }
+        }
+        if let (Some(own), Some(from)) = (&mut self.items, &mut from.items) {
+            own.take_rules(from);
+        }
+        if let (Some(Additional::Of(own)), Some(Additional::Of(from))) =
+            (&mut self.additional, &mut from.additional)
+        {
+            own.take_rules(from);
         }
     }
 

@@ -63,8 +63,9 @@ impl Structural {
         if old == Some(value) {
             return;
         }
-        if !self.validate_type(value, path, errors) || value.is_null() {
-            if !(value.is_null() && self.nullable) {
+        self.validate_type(value, path, errors);
+        if value.is_null() {
+            if !self.nullable {
                 self.validate_enum(value, path, errors);
             }
             return;
@@ -82,7 +83,8 @@ impl Structural {
         }
     }
 
-    fn validate_type(&self, value: &Value, path: &Path, errors: &mut ErrorList) -> bool {
+    /// What is of another type is still held against the rules for its own.
+    fn validate_type(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
         let found = kind_of(value);
         let wanted = if self.int_or_string { "integer,string" } else { self.kind.as_str() };
         let whole = || value.as_f64().is_some_and(|n| n.fract() == 0.0);
@@ -92,11 +94,31 @@ impl Structural {
             || (self.int_or_string && matches!(found, "integer" | "string"))
             || (wanted == "number" && found == "integer")
             || (wanted == "integer" && found == "number" && whole());
-        if !fits {
-            let detail = format!("{path} in body must be of type {wanted}: {found:?}");
-            errors.push(Error::type_invalid(path, found, detail));
+        if fits {
+            return;
         }
-        fits
+        // A format is named in the place of the type, and formats of text let lists through.
+        let (wanted, found) = match found {
+            "null" => (wanted, found),
+            "array" if self.has_format() && wanted == "string" => return,
+            "string" | "array" => (wanted, found),
+            _ if !self.has_format() => (wanted, found),
+            "integer" => (self.format.as_str(), "int64"),
+            "number" => (self.format.as_str(), "float64"),
+            _ => (self.format.as_str(), ""),
+        };
+        let detail = format!("{path} in body must be of type {wanted}: {found:?}");
+        errors.push(Error::type_invalid(path, found, detail));
+    }
+
+    /// Whether the schema's format is one of those that its type has.
+    fn has_format(&self) -> bool {
+        match self.kind.as_str() {
+            "integer" => matches!(self.format.as_str(), "int32" | "int64"),
+            "number" => matches!(self.format.as_str(), "float" | "double"),
+            "" | "string" => format::is_known(&self.format),
+            _ => false,
+        }
     }
 
     fn validate_enum(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
@@ -183,15 +205,11 @@ impl Structural {
 
     fn validate_number(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
         let n = value.as_f64().unwrap_or_default();
+        self.validate_range(value, path, errors);
+        self.validate_factor(value, path, errors);
         let mut say = |text: String| {
             errors.push(Error::invalid(path, value.clone(), format!("{path} in body {text}")));
         };
-        if let Some(factor) = self.multiple_of
-            && factor > 0.0
-            && (n / factor).fract() != 0.0
-        {
-            say(format!("should be a multiple of {}", number(factor)));
-        }
         if let Some((max, exclusive)) = self.maximum
             && (n > max || (exclusive && n >= max))
         {
@@ -204,10 +222,47 @@ impl Structural {
             let word = if exclusive { "greater than" } else { "greater than or equal to" };
             say(format!("should be {word} {}", number(min)));
         }
-        if self.format == "int32" && value.as_i64().is_some_and(|n| i32::try_from(n).is_err()) {
-            let detail =
-                format!("Checked value must be of type integer with format int32 in {path}");
+    }
+
+    /// Whether the number is one that its type and format can hold.
+    fn validate_range(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
+        let n = value.as_f64().unwrap_or_default();
+        let fits = match (self.kind.as_str(), self.format.as_str()) {
+            ("integer", "int32") => value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+            ("integer", _) => n.fract() == 0.0 && (value.is_i64() || n.abs() < 9.3e18),
+            ("number", "float") => n.abs() <= f64::from(f32::MAX),
+            _ => true,
+        };
+        if !fits {
+            let (kind, told) = (&self.kind, self.has_format());
+            let format = if told {
+                format!("with format {}", self.format)
+            } else {
+                "(default format)".into()
+            };
+            let detail = format!("Checked value must be of type {kind} {format} in {path}");
             errors.push(Error::invalid(&nowhere(), "", detail));
+        }
+    }
+
+    fn validate_factor(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
+        let Some(factor) = self.multiple_of else { return };
+        // A whole number is divided as one, by what is whole of the factor.
+        let (factor, rest) = match value.as_i64() {
+            Some(n) if factor < 1.0 => (0.0, n as f64),
+            Some(n) => (factor.trunc(), n as f64 % factor.trunc()),
+            None => {
+                let n = value.as_f64().unwrap_or_default();
+                let times = if factor < 1.0 { 1.0 / factor * n } else { n / factor };
+                (factor, times.fract())
+            }
+        };
+        if factor <= 0.0 {
+            let detail = format!("factor MultipleOf declared for {path} must be positive: 0");
+            errors.push(Error::invalid(path, 0, detail));
+        } else if rest != 0.0 {
+            let detail = format!("{path} in body should be a multiple of {}", number(factor));
+            errors.push(Error::invalid(path, value.clone(), detail));
         }
     }
 
@@ -267,15 +322,7 @@ impl Structural {
             let max = usize::try_from(max).unwrap_or(usize::MAX);
             errors.push(Error::too_many(path, map.len(), max));
         }
-        for name in self.required.iter().filter(|name| !map.contains_key(*name)) {
-            errors.push(Error::required(&path.child(name), ""));
-        }
         if self.embedded {
-            for name in ["apiVersion", "kind"] {
-                if map.get(name).and_then(Value::as_str).unwrap_or_default().is_empty() {
-                    errors.push(Error::required(&path.child(name), "must not be empty"));
-                }
-            }
             validate_embedded(map, path, errors);
         }
         for (name, value) in map {
@@ -285,6 +332,9 @@ impl Structural {
             } else if let Some(Additional::Of(schema)) = &self.additional {
                 schema.validate_at(value, before, &path.child(name), errors);
             }
+        }
+        for name in self.required.iter().filter(|name| !map.contains_key(*name)) {
+            errors.push(Error::required(&path.child(name), ""));
         }
     }
 
@@ -336,8 +386,24 @@ impl Structural {
     }
 }
 
-/// The kind and the metadata of an object within another.
+/// The version, the kind and the metadata of an object within another.
 fn validate_embedded(map: &serde_json::Map<String, Value>, path: &Path, errors: &mut ErrorList) {
+    for name in ["apiVersion", "kind"] {
+        let at = path.child(name);
+        match map.get(name) {
+            None => errors.push(Error::required(&at, "")),
+            Some(Value::String(text)) if text.is_empty() => {
+                errors.push(Error::invalid(&at, "", "must not be empty"));
+            }
+            Some(Value::String(_)) => {}
+            Some(value) => errors.push(Error::invalid(&at, value.clone(), "must be a string")),
+        }
+    }
+    let version = map.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    if version.matches('/').count() > 1 {
+        let detail = format!("unexpected GroupVersion string: {version}");
+        errors.push(Error::invalid(&path.child("apiVersion"), version, detail));
+    }
     let kind = map.get("kind").and_then(Value::as_str).unwrap_or_default();
     let sentences = names::dns_1035_label(&kind.to_lowercase());
     if !kind.is_empty() && !sentences.is_empty() {
@@ -397,6 +463,26 @@ mod tests {
                 json!({"x-kubernetes-int-or-string": true}),
                 json!({}),
                 r#"spec: Invalid value: "object": spec in body must be of type integer,string: "object""#,
+            ),
+            (
+                json!({"type": "integer"}),
+                json!(2.5),
+                r#"spec: Invalid value: "number": spec in body must be of type integer: "number"; <nil>: Invalid value: "": Checked value must be of type integer (default format) in spec"#,
+            ),
+            (
+                json!({"type": "number", "format": "float"}),
+                json!(1e300),
+                r#"<nil>: Invalid value: "": Checked value must be of type number with format float in spec"#,
+            ),
+            (
+                json!({"type": "string", "format": "date"}),
+                json!(5),
+                r#"spec: Invalid value: "int64": spec in body must be of type date: "int64""#,
+            ),
+            (
+                json!({"type": "object", "x-kubernetes-embedded-resource": true}),
+                json!({"apiVersion": "a/b/c"}),
+                r#"spec.kind: Required value; spec.apiVersion: Invalid value: "a/b/c": unexpected GroupVersion string: a/b/c"#,
             ),
             (
                 json!({"type": "integer", "maximum": 10}),
@@ -492,7 +578,7 @@ mod tests {
             ),
         ];
         for (schema, spec, want) in cases {
-            assert_eq!(told(&schema, &spec), [want], "{schema}");
+            assert_eq!(told(&schema, &spec).join("; "), want, "{schema}");
         }
     }
 

@@ -242,6 +242,9 @@ impl Custom {
     /// What is wrong with an object; `old` is the one it replaces.
     pub fn validate(&self, object: &Value, old: Option<&Value>) -> ErrorList {
         let mut errors = self.schema.validate(object, old);
+        if let Some(scale) = &self.scale {
+            errors.extend(scale.validate(object));
+        }
         if self.rules.is_empty() {
             return errors;
         }

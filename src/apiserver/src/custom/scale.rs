@@ -3,9 +3,11 @@
 //! Source: `ScaleREST` of `pkg/registry/customresource/etcd.go`.
 
 use apimachinery::Status;
+use apimachinery::field::{Error, ErrorList, Path};
 use serde_json::{Value, json};
 
 use crate::resource::Resource;
+use crate::rest::patch::go_text;
 use crate::rest::scale::metadata_of;
 use crate::zero::Zero;
 
@@ -24,6 +26,40 @@ fn fields(path: &str) -> Vec<String> {
 
 fn at<'v>(object: &'v Value, path: &[String]) -> Option<&'v Value> {
     path.iter().try_fold(object, |value, name| value.get(name.as_str()))
+}
+
+/// The same, where a parent that is no object is a mistake.
+fn lookup<'v>(object: &'v Value, path: &[String]) -> Result<Option<&'v Value>, String> {
+    let mut value = object;
+    for (index, name) in path.iter().enumerate() {
+        match value {
+            Value::Null => return Ok(None),
+            Value::Object(map) => match map.get(name) {
+                Some(below) => value = below,
+                None => return Ok(None),
+            },
+            other => return Err(mismatch(&path[..=index], other, "map[string]interface{}")),
+        }
+    }
+    Ok(Some(value))
+}
+
+/// In the words of Go's accessors of unstructured objects.
+fn mismatch(path: &[String], value: &Value, wanted: &str) -> String {
+    let found = match value {
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(n) if n.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    };
+    format!(
+        ".{} accessor error: {} is of the type {found}, expected {wanted}",
+        path.join("."),
+        go_text(value)
+    )
 }
 
 impl Paths {
@@ -67,6 +103,41 @@ impl Paths {
             scale["status"]["selector"] = text.into();
         }
         Ok(scale)
+    }
+
+    /// What is wrong with what the paths lead to (`ValidateScaleSpec`, `ValidateScaleStatus`).
+    pub fn validate(&self, object: &Value) -> ErrorList {
+        let mut errors = ErrorList::new();
+        for path in [&self.spec_replicas, &self.status_replicas] {
+            let at = Path::new(&format!(".{}", path.join(".")));
+            let number = match lookup(object, path) {
+                Ok(None) => continue,
+                Ok(Some(Value::Number(n))) if n.is_i64() => n.as_i64().unwrap_or_default(),
+                Ok(Some(value)) => {
+                    errors.push(Error::invalid(&at, 0, mismatch(path, value, "int64")));
+                    continue;
+                }
+                Err(detail) => {
+                    errors.push(Error::invalid(&at, 0, detail));
+                    continue;
+                }
+            };
+            if number < 0 {
+                errors.push(Error::invalid(&at, number, "should be a non-negative integer"));
+            } else if number > i64::from(i32::MAX) {
+                let detail = format!("should be less than or equal to {}", i32::MAX);
+                errors.push(Error::invalid(&at, number, detail));
+            }
+        }
+        if let Some(path) = &self.selector {
+            let detail = match lookup(object, path) {
+                Ok(None | Some(Value::String(_))) => return errors,
+                Ok(Some(value)) => mismatch(path, value, "string"),
+                Err(detail) => detail,
+            };
+            errors.push(Error::invalid(&Path::new(&format!(".{}", path.join("."))), "", detail));
+        }
+        errors
     }
 
     /// Writes the wanted number.

@@ -97,7 +97,7 @@ async fn objects_are_validated_and_pruned() {
     assert_eq!(refused.code, 422, "{}", refused.body);
     assert_eq!(
         refused.body["message"],
-        "Foo.example.com \"a\" is invalid: [spec.color: Unsupported value: \"green\": supported values: \"blue\", \"red\", spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0]"
+        "Foo.example.com \"a\" is invalid: [spec.color: Unsupported value: \"green\": supported values: \"blue\", \"red\", spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0, .spec.replicas: Invalid value: -1: should be a non-negative integer]"
     );
     let mut odd = foo("a");
     odd["spec"]["extra"] = 1.into();
@@ -109,6 +109,21 @@ async fn objects_are_validated_and_pruned() {
     let warned = f.post(FOOS, &odd).await;
     assert_eq!(warned.headers["warning"], "299 - \"unknown field \\\"spec.extra\\\"\"");
     assert!(warned.body["spec"].get("extra").is_none());
+}
+
+#[tokio::test]
+async fn what_scales_must_be_numbers() {
+    let f = fixture().await;
+    for (replicas, why) in [
+        (json!(-1), "should be a non-negative integer"),
+        (json!(2.0), ".spec.replicas accessor error: 2 is of the type float64, expected int64"),
+    ] {
+        let mut body = foo("a");
+        body["spec"]["replicas"] = replicas;
+        let answer = f.post(FOOS, &body).await;
+        let message = answer.body["message"].as_str().unwrap_or_default();
+        assert!(answer.code == 422 && message.contains(why), "{message}");
+    }
 }
 
 #[tokio::test]

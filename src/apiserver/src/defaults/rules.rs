@@ -53,8 +53,28 @@ fn wanted_devices(request: &mut Value) {
     }
 }
 
+/// Schemas that say nothing come after all that do.
+pub fn flow_schema(object: &mut Value) {
+    if let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) {
+        or_number(spec, "matchingPrecedence", 1000);
+    }
+}
+
+/// A number that is no pointer in Go: zero says as little as its absence.
+fn or_number(object: &mut Value, key: &str, number: i64) {
+    if object[key].as_i64().unwrap_or(0) == 0 {
+        object[key] = number.into();
+    }
+}
+
 /// An exempt priority level lends and is given nothing unless it says so.
 pub fn priority_level(object: &mut Value) {
+    let queuing = object.pointer_mut("/spec/limited/limitResponse/queuing");
+    if let Some(queuing) = queuing.filter(|queuing| queuing.is_object()) {
+        for (key, number) in [("queues", 64), ("handSize", 8), ("queueLengthLimit", 50)] {
+            or_number(queuing, key, number);
+        }
+    }
     let Some(spec) = object.get_mut("spec").filter(|spec| spec["type"] == "Exempt") else { return };
     default_to(spec, "exempt", || json!({}));
     for key in ["nominalConcurrencyShares", "lendablePercent"] {

@@ -112,16 +112,10 @@ pub const DEFAULTS: &[(&str, &[&str], &[Line])] = &[
         ("spec.matchResources.excludeResourceRules[].scope", r#""*""#),
     ]),
     ("apiregistration.k8s.io", &["apiservices"], &[("spec.service.port", "443")]),
-    ("flowcontrol.apiserver.k8s.io", &["flowschemas"], &[("spec.matchingPrecedence", "1000")]),
     ("flowcontrol.apiserver.k8s.io", &["prioritylevelconfigurations"], &[
         ("spec.limited.nominalConcurrencyShares", "30"),
         ("spec.limited.lendablePercent", "0"),
-        ("spec.limited.limitResponse.queuing.queues", "64"),
-        ("spec.limited.limitResponse.queuing.handSize", "8"),
-        ("spec.limited.limitResponse.queuing.queueLengthLimit", "50"),
     ]),
-    ("apiregistration.k8s.io", &["apiservices"], &[("spec.service.port", "443")]),
-    ("certificates.k8s.io", &["certificatesigningrequests"], &[]),
     ("certificates.k8s.io", &["podcertificaterequests"], &[("spec.maxExpirationSeconds", "86400")]),
 ];
 

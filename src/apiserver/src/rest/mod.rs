@@ -9,7 +9,7 @@ mod list_tests;
 mod managed;
 #[cfg(test)]
 mod managed_tests;
-mod patch;
+pub mod patch;
 pub mod scale;
 mod update;
 mod watch;
@@ -71,6 +71,10 @@ impl Call {
             name => match self.resource.subresource(name) {
                 Some(_) if name == "proxy" && verb.is_empty() => true,
                 Some(subresource) => subresource.verbs.iter().any(|v| v == verb),
+                None if self.resource.custom.is_some() => {
+                    let (group, plural) = (&self.resource.group, &self.resource.plural);
+                    return Err(Status::not_found(group, plural, &self.ctx.name));
+                }
                 None => return Err(not_found_path()),
             },
         };

@@ -3,7 +3,7 @@
 //! Source: `k8s.io/apiserver/pkg/endpoints/handlers/patch.go`.
 
 use apimachinery::field::{Error, Path};
-use apimachinery::{Status, meta, patch};
+use apimachinery::{Status, decode, meta, patch};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
@@ -11,9 +11,9 @@ use serde_json::Value;
 use super::update::check_name;
 use super::{Call, managed};
 use crate::body::{Body, Response};
-use crate::codec::{self, Expected};
+use crate::codec::{self, Expected, Mistake};
 use crate::conversion;
-use crate::negotiate::{self, Format};
+use crate::negotiate;
 use crate::options::{FieldValidation, WriteOptions};
 
 const ACCEPTED_CUSTOM: &str =
@@ -38,44 +38,63 @@ pub fn editor<'a>(
             let bytes = bytes.clone();
             Ok(Box::new(move |old| {
                 let object = patch::json(&old, &bytes).map_err(refused)?;
-                reshape(&object).map_err(|status| misshapen(&object.to_string(), status))
+                reshape(&object).map_err(|mistake| misshapen(&object.to_string(), mistake))
             }))
         }
         "application/merge-patch+json" => {
-            let changes = codec::parse(bytes, Format::Json)?;
+            let changes = changes(bytes, "error decoding patch: ")?;
             Ok(Box::new(move |mut object| {
                 patch::merge(&mut object, &changes);
-                reshape(&object).map_err(|status| misshapen(&object.to_string(), status))
+                reshape(&object).map_err(|mistake| misshapen(&object.to_string(), mistake))
             }))
         }
         "application/strategic-merge-patch+json" => {
-            let changes = codec::parse(bytes, Format::Json)?;
+            let changes = changes(bytes, "")?;
             let known = codec::type_of(expected).filter(|_| expected.custom.is_none());
             let Some((schema, of)) = known else {
                 return Err(negotiate::unsupported(accepted));
             };
             Ok(Box::new(move |old| {
                 let object = patch::strategic(schema, of, old, changes.clone()).map_err(refused)?;
-                reshape(&object).map_err(|status| misshapen(&go_text(&changes), status))
+                reshape(&object).map_err(|mistake| misshapen(&go_text(&changes), mistake))
             }))
         }
         _ => Err(negotiate::unsupported(accepted)),
     }
 }
 
+/// The changed fields of a merge patch; `prefix` stands before what is wrong with it.
+fn changes(bytes: &Bytes, prefix: &str) -> Result<Value, Status> {
+    let refuse = |why: &dyn std::fmt::Display| Status::bad_request(format!("{prefix}{why}"));
+    match decode::json_to_value(bytes).map_err(|error| refuse(&error))? {
+        Value::Null => Ok(Value::Object(serde_json::Map::new())),
+        changes @ Value::Object(_) => Ok(changes),
+        other => Err(refuse(&format_args!(
+            "json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+            decode::json_kind(&other)
+        ))),
+    }
+}
+
 /// What a patch made is no object of its kind: the patch is to blame.
-fn misshapen(shown: &str, status: Status) -> Status {
-    let Some((_, why)) = status.message.split_once(" cannot be handled as a ") else {
-        return status;
-    };
-    let why = why.split_once(": ").map_or(why, |(_, why)| why);
-    Status::invalid("", "", "", &[Error::invalid(&Path::new("patch"), shown, why)])
+fn misshapen(shown: &str, mistake: Mistake) -> Status {
+    match mistake {
+        Mistake::Shape { why, .. } => {
+            Status::invalid("", "", "", &[Error::invalid(&Path::new("patch"), shown, why)])
+        }
+        Mistake::Other(status) => status,
+    }
 }
 
 /// A value as Go's `%+v` prints it.
-fn go_text(value: &Value) -> String {
+pub fn go_text(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".into(),
+        Value::Number(n)
+            if n.is_f64() && n.as_f64().is_some_and(|n| n.fract() == 0.0 && n.abs() < 1e21) =>
+        {
+            format!("{:.0}", n.as_f64().unwrap_or_default())
+        }
         Value::String(text) => text.clone(),
         Value::Array(items) => {
             format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" "))

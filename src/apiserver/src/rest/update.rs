@@ -47,7 +47,9 @@ pub fn check_name(object: &serde_json::Value, name: &str) -> Result<(), Status> 
         return Ok(());
     }
     if found.is_empty() {
-        return Err(Status::bad_request("name must be provided"));
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        )));
     }
     Err(Status::bad_request(format!(
         "the name of the object ({found}) does not match the name on the URL ({name})"

@@ -42,10 +42,10 @@ const APPARMOR: &str = "deprecated since v1.30; use the \"appArmorProfile\" fiel
 const NO_SELECTOR: &str = "a null labelSelector results in matching no pod";
 
 /// A pod, or the template of pods at `path`.
-pub fn template(template: &Value, path: &Path, is_template: bool, texts: &mut Texts) {
+pub fn template(template: &Value, path: &Path, texts: &mut Texts) {
     let (spec, at) = (&template["spec"], path.child("spec"));
     scheduling(spec, &at, texts);
-    annotations(template, path, is_template, texts);
+    annotations(template, path, texts);
     volumes(spec, &at, texts);
     lists(spec, &at, texts);
     for key in ["memory", "ephemeral-storage"] {
@@ -124,7 +124,7 @@ fn scheduling(spec: &Value, path: &Path, texts: &mut Texts) {
     }
 }
 
-fn annotations(template: &Value, path: &Path, is_template: bool, texts: &mut Texts) {
+fn annotations(template: &Value, path: &Path, texts: &mut Texts) {
     let at = path.child("metadata").child("annotations");
     let mut tell = |key: &str, told: &str| {
         if meta::annotation(template, key).is_some() {
@@ -143,8 +143,7 @@ fn annotations(template: &Value, path: &Path, is_template: bool, texts: &mut Tex
         if own["seccompProfile"].is_null() {
             tell(&format!("container.seccomp.security.alpha.kubernetes.io/{name}"), SECCOMP);
         }
-        if is_template && own["appArmorProfile"].is_null() && security["appArmorProfile"].is_null()
-        {
+        if own["appArmorProfile"].is_null() && security["appArmorProfile"].is_null() {
             tell(&format!("container.apparmor.security.beta.kubernetes.io/{name}"), APPARMOR);
         }
     }
@@ -235,7 +234,7 @@ mod tests {
     fn pods_are_looked_through() {
         let one = |spec: Value| {
             let mut texts = Texts::new();
-            template(&json!({"spec": spec}), &Path::default(), false, &mut texts);
+            template(&json!({"spec": spec}), &Path::default(), &mut texts);
             texts.join("; ")
         };
         let container = |container: Value| one(json!({"containers": [container]}));

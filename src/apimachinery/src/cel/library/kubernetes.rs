@@ -76,26 +76,27 @@ fn parse_url(text: &str) -> std::result::Result<url::Url, String> {
         // A path alone is a request URI; its base is nobody's.
         return url::Url::parse(&format!("path:///{path}")).map_err(|_| bad());
     }
-    if !text.contains("://") || text.contains(' ') {
-        return Err(bad());
-    }
-    url::Url::parse(text).map_err(|_| bad())
+    // Schemes that browsers know are not to be treated their way: paths may be empty, and ports their own.
+    url::Url::parse(&format!("{PLAIN}{text}")).map_err(|_| bad())
 }
+
+/// Stands before the scheme of a URL that is held.
+const PLAIN: &str = "x-";
 
 pub(super) fn url_method<'a>(url: &url::Url, name: &str, args: &[Value<'a>]) -> Result<'a> {
     if !args.is_empty() {
         return Err(NO_OVERLOAD.into());
     }
-    let is_path = url.scheme() == "path";
     let host = url.host_str().unwrap_or_default();
     Ok(match name {
-        "getScheme" => borrowed(if is_path { "" } else { url.scheme() }),
+        "getScheme" => borrowed(url.scheme().strip_prefix(PLAIN).unwrap_or_default()),
         "getHost" => match url.port() {
             Some(port) => format!("{host}:{port}").into(),
             None => borrowed(host),
         },
         "getHostname" => borrowed(host.trim_matches(['[', ']'])),
         "getPort" => url.port().map(|p| p.to_string()).unwrap_or_default().into(),
+        "getEscapedPath" if url.cannot_be_a_base() => borrowed(""),
         "getEscapedPath" => borrowed(url.path()),
         "getQuery" => {
             let mut map: Vec<(Value<'a>, Vec<Value<'a>>)> = Vec::new();

@@ -63,7 +63,7 @@ pub(super) fn method<'a>(target: &Value<'a>, name: &str, args: &[Value<'a>]) -> 
                 "getHours" => duration.as_secs() / 3600,
                 "getMinutes" => duration.as_secs() / 60,
                 "getSeconds" => duration.as_secs(),
-                "getMilliseconds" => i64::from(duration.subsec_millis()),
+                "getMilliseconds" => i64::try_from(duration.as_millis()).unwrap_or(i64::MAX),
                 _ => return Err(NO_OVERLOAD.into()),
             };
             Ok(Value::Int(n))
