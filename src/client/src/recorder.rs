@@ -24,10 +24,13 @@ use tokio::task::JoinSet;
 use correlation::Correlation;
 use series::{FINISH, Series};
 
-/// Events that may wait for the API server; more are dropped, as upstream's broadcaster does after fewer.
+/// Reports that may wait to be counted; more are dropped, as upstream's broadcaster does after fewer.
 const QUEUE: usize = 8192;
 /// Events on their way to the API server at once: few, because what they tell of goes first.
 const WRITES_MAX: usize = 4;
+/// Events that may wait for each of those; more are dropped, so that one which is tried again and again holds up only
+/// those of the same objects.
+const LANE: usize = 1024;
 /// How often an event is tried while the API server does not answer.
 const ATTEMPTS_MAX: u32 = 12;
 /// Between attempts.
@@ -67,7 +70,7 @@ impl Recorder {
             let sink = Sink::new(&client);
             while let Some(report) = reports.recv().await {
                 if let Some(told) = correlation.observe(&report, Timestamp::now()) {
-                    sink.send(told).await;
+                    sink.send(told);
                 }
             }
             sink.close().await;
@@ -93,7 +96,7 @@ impl Recorder {
                     _ = finish.tick() => series.finish(Timestamp::now()),
                 };
                 for told in told {
-                    sink.send(told).await;
+                    sink.send(told);
                 }
             }
             sink.close().await;
@@ -174,17 +177,19 @@ impl Sink {
         let mut writers = JoinSet::new();
         let mut lanes = Vec::new();
         for _ in 0..WRITES_MAX {
-            let (lane, told) = mpsc::channel(1);
+            let (lane, told) = mpsc::channel(LANE);
             lanes.push(lane);
             writers.spawn(write(client.clone(), told));
         }
         Self { lanes, writers, hasher: RandomState::new() }
     }
 
-    async fn send(&self, told: Told) {
+    /// Never waits. An event that finds no room is lost; the next one of its kind writes it whole.
+    fn send(&self, told: Told) {
         let lane = self.hasher.hash_one(&told.event.involved_object.uid) % self.lanes.len() as u64;
-        // A lane is open until the sink is closed.
-        let _ = self.lanes[lane as usize].send(told).await;
+        if self.lanes[lane as usize].try_send(told).is_err() {
+            tracing::debug!("event dropped: too many wait for the API server");
+        }
     }
 
     async fn close(self) {
@@ -232,4 +237,60 @@ async fn create(api: &Api<Event>, event: &Event) -> Result<(), kube::Error> {
         .create(&PostParams::default(), body)
         .map_err(kube::Error::BuildRequest)?;
     api.clone().into_client().request::<IgnoredAny>(request).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use http::Response;
+    use http_body_util::BodyExt;
+    use kube::client::Body;
+
+    use super::*;
+    use crate::in_process;
+
+    fn about(name: &str) -> ObjectReference {
+        let name = Some(name.to_owned());
+        ObjectReference { uid: name.clone(), name, ..ObjectReference::default() }
+    }
+
+    /// A server that leaves what is about `stuck` unanswered for ever and tells what else it gets.
+    fn server(seen: mpsc::UnboundedSender<String>) -> Client {
+        in_process(tower::service_fn(move |request: http::Request<Body>| {
+            let seen = seen.clone();
+            async move {
+                let body = request.into_body().collect().await.expect("a body").to_bytes();
+                let event: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let object =
+                    event["involvedObject"]["name"].as_str().unwrap_or_default().to_owned();
+                if object == "stuck" {
+                    return std::future::pending().await;
+                }
+                let _ = seen.send(object);
+                Ok::<_, Infallible>(Response::new(Body::from(body.to_vec())))
+            }
+        }))
+    }
+
+    #[tokio::test]
+    async fn an_event_that_is_not_answered_holds_up_those_of_few_others() {
+        let (sender, mut seen) = mpsc::unbounded_channel();
+        let recorder = Recorder::new(server(sender), "test", "");
+        for n in 0..10 {
+            recorder.normal(about("stuck"), "Reason", format!("message {n}"));
+        }
+        let others = 64;
+        for n in 0..others {
+            recorder.normal(about(&format!("object-{n}")), "Reason", "message");
+        }
+        // One way of several is shut.
+        let enough = others / WRITES_MAX;
+        let all = async {
+            for _ in 0..enough {
+                seen.recv().await.expect("the recorder is there");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), all).await.expect("others are written");
+    }
 }
