@@ -3,6 +3,7 @@
 //! [`in_process`] and [`Informers`].
 
 mod connect;
+mod discovery;
 mod election;
 mod informer;
 mod list_watch;
@@ -10,6 +11,7 @@ mod recorder;
 mod slice_owners;
 
 pub use connect::{ConnectError, from_kubeconfig, in_process};
+pub use discovery::{resources, versioned_resources};
 pub use election::{Election, Term};
 pub use informer::{Change, Informer, Informers, Key, Store, key};
 pub use list_watch::{Event, Selection, list_watch};

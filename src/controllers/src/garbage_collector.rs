@@ -19,7 +19,7 @@ use kube::api::{
     PropagationPolicy,
 };
 use kube::core::{ApiResource, PartialObjectMeta};
-use kube::discovery::{Discovery, Scope, verbs};
+use kube::discovery::{ApiCapabilities, Discovery, Scope, verbs};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -53,8 +53,10 @@ struct Watched {
 #[derive(Default)]
 struct World {
     graph: Graph,
-    /// By `apiVersion` and kind, as owner references name them.
+    /// Those that are watched, each at one version, by `apiVersion` and kind.
     kinds: BTreeMap<(String, String), Watched>,
+    /// Those that are served, at all their versions: owner references may name any.
+    served: BTreeMap<(String, String), Watched>,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -126,6 +128,17 @@ async fn follow_pods(pods: Informer<Pod>, world: Shared, changed: mpsc::Sender<V
     }
 }
 
+/// Resources as owner references name them.
+fn by_kind(
+    resources: impl IntoIterator<Item = (ApiResource, ApiCapabilities)>,
+) -> BTreeMap<(String, String), Watched> {
+    let named = resources.into_iter().map(|(resource, capabilities)| {
+        let key = (resource.api_version.clone(), resource.kind.clone());
+        (key, Watched { resource, namespaced: capabilities.scope == Scope::Namespaced })
+    });
+    named.collect()
+}
+
 /// Watches what discovery offers, and stops watching what it no longer does.
 async fn discover(
     client: Client,
@@ -146,21 +159,18 @@ async fn discover(
                 continue;
             }
         };
-        let mut found = BTreeMap::new();
-        for group in discovery.groups() {
-            for (resource, capabilities) in group.recommended_resources() {
-                let usable = [verbs::DELETE, verbs::LIST, verbs::WATCH]
-                    .iter()
-                    .all(|verb| capabilities.supports_operation(verb));
-                // Events are many, own nothing and expire by themselves.
-                if usable && resource.plural != "events" {
-                    let key = (resource.api_version.clone(), resource.kind.clone());
-                    let namespaced = capabilities.scope == Scope::Namespaced;
-                    found.insert(key, Watched { resource, namespaced });
-                }
-            }
+        let needed = [verbs::DELETE, verbs::LIST, verbs::WATCH];
+        // Events are many, own nothing and expire by themselves.
+        let found = client::resources(&discovery).into_iter().filter(|(resource, capabilities)| {
+            needed.iter().all(|verb| capabilities.supports_operation(verb))
+                && resource.plural != "events"
+        });
+        let found = by_kind(found);
+        {
+            let mut world = lock(&world);
+            world.kinds = found.clone();
+            world.served = by_kind(client::versioned_resources(&discovery));
         }
-        lock(&world).kinds = found.clone();
         watches.retain(|key, task| {
             let keep = found.contains_key(key);
             if !keep {
@@ -190,7 +200,7 @@ async fn exists(
     owner: &OwnerReference,
 ) -> Result<bool, Failure> {
     let key = (owner.api_version.clone(), owner.kind.clone());
-    let Some(of) = lock(world).kinds.get(&key).cloned() else {
+    let Some(of) = lock(world).served.get(&key).cloned() else {
         // Nothing is deleted for the sake of an owner whose kind cannot be asked for.
         return Ok(true);
     };

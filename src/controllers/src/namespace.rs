@@ -2,6 +2,7 @@
 //!
 //! Source: `pkg/controller/namespace/deletion/namespaced_resources_deleter.go`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use client::Informers;
@@ -35,8 +36,8 @@ fn is_ending(namespace: &Namespace) -> bool {
 struct Left {
     /// `pods. has 2 resource instances`, by resource.
     resources: Vec<String>,
-    /// `example.com/hold in 1 resource instances`, by finalizer.
-    finalizers: Vec<String>,
+    /// How many objects each finalizer holds.
+    finalizers: BTreeMap<String, usize>,
     /// What went wrong with resources.
     failures: Vec<String>,
     /// Versions of groups of which is not known what they have, as their server does not answer.
@@ -55,9 +56,15 @@ fn conditions(left: &Left, now: Timestamp) -> Vec<NamespaceCondition> {
             last_transition_time: Some(Time(now)),
         }
     };
+    // In order, so that the same is told in the same words.
     let told = |start: &str, what: &[String], none: &str| {
+        let mut what = what.to_vec();
+        what.sort();
         if what.is_empty() { none.to_owned() } else { format!("{start}{}", what.join(", ")) }
     };
+    let held = left.finalizers.iter();
+    let held: Vec<String> =
+        held.map(|(name, count)| format!("{name} in {count} resource instances")).collect();
     vec![
         condition(
             "NamespaceDeletionDiscoveryFailure",
@@ -101,7 +108,7 @@ fn conditions(left: &Left, now: Timestamp) -> Vec<NamespaceCondition> {
             ("SomeFinalizersRemain", "ContentHasNoFinalizers"),
             told(
                 "Some content in the namespace has finalizers remaining: ",
-                &left.finalizers,
+                &held,
                 "All content-preserving finalizers finished",
             ),
         ),
@@ -134,6 +141,7 @@ async fn empty(
     client: &Client,
     namespace: &str,
     resource: &ApiResource,
+    at_once: bool,
     left: &mut Left,
 ) -> Result<(), kube::Error> {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, resource);
@@ -141,10 +149,14 @@ async fn empty(
     if listed.items.is_empty() {
         return Ok(());
     }
-    unless_code(
-        api.delete_collection(&DeleteParams::background(), &ListParams::default()).await,
-        404,
-    )?;
+    let parameters = DeleteParams::background();
+    if at_once {
+        unless_code(api.delete_collection(&parameters, &ListParams::default()).await, 404)?;
+    } else {
+        for item in &listed.items {
+            unless_code(api.delete(&item.name_any(), &parameters).await, 404)?;
+        }
+    }
     let listed = api.list_metadata(&ListParams::default()).await?;
     if listed.items.is_empty() {
         return Ok(());
@@ -155,11 +167,8 @@ async fn empty(
         resource.group,
         listed.items.len()
     ));
-    let mut finalizers: Vec<String> =
-        listed.items.iter().flat_map(|item| item.finalizers().to_vec()).collect();
-    finalizers.sort();
-    for same in finalizers.chunk_by(|a, b| a == b) {
-        left.finalizers.push(format!("{} in {} resource instances", same[0], same.len()));
+    for finalizer in listed.items.iter().flat_map(ResourceExt::finalizers) {
+        *left.finalizers.entry(finalizer.clone()).or_default() += 1;
     }
     Ok(())
 }
@@ -182,7 +191,7 @@ fn stale(groups: &APIGroupDiscoveryList) -> Vec<String> {
 async fn delete_content(client: &Client, namespace: &str) -> Result<Left, Failure> {
     let mut left = Left::default();
     let pods = ApiResource::erase::<Pod>(&());
-    if let Err(error) = empty(client, namespace, &pods, &mut left).await {
+    if let Err(error) = empty(client, namespace, &pods, true, &mut left).await {
         left.failures.push(pods::text(&error));
     }
     if left != Left::default() {
@@ -190,16 +199,15 @@ async fn delete_content(client: &Client, namespace: &str) -> Result<Left, Failur
     }
     let stale = stale(&client.list_api_groups_aggregated().await?);
     let discovery = Discovery::new(client.clone()).run_aggregated().await?;
-    for group in discovery.groups() {
-        for (resource, capabilities) in group.recommended_resources() {
-            if capabilities.scope == Scope::Namespaced
-                && capabilities.supports_operation(verbs::DELETE_COLLECTION)
-                && capabilities.supports_operation(verbs::LIST)
-                && !stale.contains(&resource.api_version)
-                && let Err(error) = empty(client, namespace, &resource, &mut left).await
-            {
-                left.failures.push(pods::text(&error));
-            }
+    for (resource, capabilities) in client::resources(&discovery) {
+        let at_once = capabilities.supports_operation(verbs::DELETE_COLLECTION);
+        if capabilities.scope == Scope::Namespaced
+            && capabilities.supports_operation(verbs::DELETE)
+            && capabilities.supports_operation(verbs::LIST)
+            && !stale.contains(&resource.api_version)
+            && let Err(error) = empty(client, namespace, &resource, at_once, &mut left).await
+        {
+            left.failures.push(pods::text(&error));
         }
     }
     let told = |version| format!("{version}: stale GroupVersion discovery: {version}");
@@ -269,9 +277,12 @@ mod tests {
         let remaining = "Some resources are remaining: pods. has 2 resource instances";
         assert_eq!(told[2], ("SomeResourcesRemain".into(), remaining.into()));
         assert_eq!(told[3].0, "ContentHasNoFinalizers");
-        left.failures.push("pods is forbidden".into());
-        let failed = "Failed to delete all resource types, 1 remaining: pods is forbidden";
+        left.failures.extend(["pods is forbidden".into(), "jobs are not there".into()]);
+        let failed = "Failed to delete all resource types, 2 remaining: jobs are not there, pods is forbidden";
         assert_eq!(summary(&left)[1], ("ContentDeletionFailed".into(), failed.into()));
+        left.finalizers.extend([("b/b".into(), 2), ("a/a".into(), 1)]);
+        let held = "Some content in the namespace has finalizers remaining: a/a in 1 resource instances, b/b in 2 resource instances";
+        assert_eq!(summary(&left)[3], ("SomeFinalizersRemain".into(), held.into()));
     }
 
     #[test]
@@ -280,7 +291,7 @@ mod tests {
         let mut left = Left { resources: vec!["pods".into()], ..Left::default() };
         let first = telling(&Namespace::default(), conditions(&left, early)).expect("a change");
         assert_eq!(telling(&first, conditions(&left, late)), None);
-        left.finalizers.push("example.com/hold in 1 resource instances".into());
+        left.finalizers.insert("example.com/hold".into(), 1);
         let second = telling(&first, conditions(&left, late)).expect("a change");
         let times = second.status.expect("a status").conditions.expect("conditions");
         let times: Vec<_> = times.into_iter().map(|c| c.last_transition_time).collect();

@@ -98,10 +98,10 @@ impl Controller {
     async fn resource(&self, group: &str, plural: &str) -> Result<Option<ApiResource>, Failure> {
         let discovery =
             Discovery::new(self.client.clone()).filter(&[group]).run_aggregated().await?;
-        let found = discovery.groups().flat_map(kube::discovery::ApiGroup::recommended_resources);
-        let mut found = found.filter(|(resource, capabilities)| {
-            resource.plural == plural && capabilities.scope == Scope::Namespaced
-        });
+        let mut found =
+            client::resources(&discovery).into_iter().filter(|(resource, capabilities)| {
+                resource.plural == plural && capabilities.scope == Scope::Namespaced
+            });
         Ok(found.next().map(|(resource, _)| resource))
     }
 

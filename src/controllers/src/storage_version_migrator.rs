@@ -74,7 +74,7 @@ async fn tell(
 /// Writes every object of the resource as it is.
 async fn rewrite(client: &Client, group: &str, plural: &str) -> Result<(), Failure> {
     let discovery = Discovery::new(client.clone()).filter(&[group]).run_aggregated().await?;
-    let mut found = discovery.groups().flat_map(kube::discovery::ApiGroup::recommended_resources);
+    let mut found = client::resources(&discovery).into_iter();
     let Some((resource, capabilities)) = found.find(|(resource, _)| resource.plural == plural)
     else {
         return Err(format!("resource {plural:?} of group {group:?} is not served").into());
