@@ -4,24 +4,25 @@
 
 mod progress;
 mod revision;
+mod rollback;
 mod rolling;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use client::{Informer, Informers, Recorder, object_reference};
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, PostParams};
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use self::progress::{condition, deadline_s, is_rolled_out, set_condition, status};
-use self::revision::{HISTORY, OWN, REVISION, bare, new_set, outdated, remembered, revision};
-use self::rolling::{DESIRED, MAX, bounds, is_recreate, replicas, size, sizes};
+use self::progress::{Mode, deadline_s, is_rolled_out, next_judgement, set_condition, status};
+use self::revision::{REVISION, bare, created, kept_up, new_set, outdated, revision, scaled};
+use self::rolling::{Sets, Sizes, is_recreate, is_resized, room_for_new, size, sizes};
 use crate::queue::{self, Failure, Next};
 use crate::{ownership, pods, touched, unless_code};
 
@@ -32,159 +33,244 @@ struct Controller {
     events: Recorder,
 }
 
-impl Controller {
-    async fn sync(&self, deployment: &Deployment) -> Result<Next, Failure> {
-        let Some(spec) = deployment.spec.as_ref() else { return Ok(Next::Done) };
-        if deployment.metadata.deletion_timestamp.is_some() {
-            return Ok(Next::Done);
+/// A Deployment and its sets, as one look finds and leaves them.
+struct Look {
+    deployment: Deployment,
+    spec: DeploymentSpec,
+    /// The set of the present template.
+    new: Option<Arc<ReplicaSet>>,
+    /// By name.
+    old: Vec<Arc<ReplicaSet>>,
+    old_pods_run: bool,
+}
+
+impl Look {
+    fn old(&self) -> Vec<&ReplicaSet> {
+        self.old.iter().map(AsRef::as_ref).collect()
+    }
+
+    fn sets<'a>(&'a self, old: &'a [&'a ReplicaSet]) -> Sets<'a> {
+        let told = self.deployment.status.as_ref().and_then(|status| status.replicas).unwrap_or(0);
+        Sets { new: self.new.as_deref(), old, old_pods_run: self.old_pods_run, told }
+    }
+
+    fn all(&self) -> Vec<&ReplicaSet> {
+        self.old.iter().chain(&self.new).map(AsRef::as_ref).collect()
+    }
+
+    /// The revision of the present template.
+    fn number(&self) -> i64 {
+        self.old.iter().map(|set| revision(set)).max().unwrap_or(0) + 1
+    }
+
+    fn mode(&self) -> Mode {
+        if self.deployment.metadata.deletion_timestamp.is_some() {
+            Mode::Ending
+        } else if self.spec.paused == Some(true) || is_resized(&self.spec, &self.all()) {
+            Mode::Scale
+        } else {
+            Mode::Rollout
         }
-        let namespace = deployment.namespace().unwrap_or_default();
-        let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &namespace);
+    }
+
+    /// Where there is no set of the template yet: whether one is due.
+    fn needs_set(&self, rolls_back: bool) -> bool {
+        let waits = is_recreate(&self.spec)
+            && !rolls_back
+            && (self.old_pods_run || self.old.iter().any(|set| size(set) > 0));
+        self.new.is_none() && !waits && (rolls_back || self.mode() == Mode::Rollout)
+    }
+}
+
+fn is_of(set: &ReplicaSet, wanted: &PodTemplateSpec) -> bool {
+    set.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| bare(t) == *wanted)
+}
+
+impl Controller {
+    fn api<K>(&self, deployment: &Deployment) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &deployment.namespace().unwrap_or_default())
+    }
+
+    async fn look(&self, deployment: &Deployment, spec: &DeploymentSpec) -> Result<Look, Failure> {
         let picks = pods::selector(&spec.selector);
         let matches = |set: &ReplicaSet| picks.matches(set.labels());
         let all = self.sets.store().state();
         let own = ownership::claim(&self.client, deployment, all, matches, |_| true, None).await?;
         let wanted = bare(&spec.template);
-        let is_new = |set: &ReplicaSet| {
-            set.spec.as_ref().and_then(|s| s.template.as_ref()).is_some_and(|t| bare(t) == wanted)
+        let new = own.iter().filter(|set| is_of(set, &wanted)).min_by_key(|set| created(set));
+        let new = new.cloned();
+        let is_new = |set: &ReplicaSet| new.as_ref().is_some_and(|new| new.uid() == set.uid());
+        let old: Vec<_> = own.into_iter().filter(|set| !is_new(set)).collect();
+        let old_pods_run = is_recreate(spec) && self.do_old_pods_run(&old);
+        let (deployment, spec) = (deployment.clone(), spec.clone());
+        Ok(Look { deployment, spec, new, old, old_pods_run })
+    }
+
+    /// Whether pods of these sets have not ended (`oldPodsRunning`).
+    fn do_old_pods_run(&self, old: &[Arc<ReplicaSet>]) -> bool {
+        let told = |set: &Arc<ReplicaSet>| set.status.as_ref().is_some_and(|s| s.replicas > 0);
+        let runs = |pod: &Pod| {
+            !pods::is_finished(pod)
+                && old.iter().any(|set| ownership::is_controlled_by(pod, set.as_ref()))
         };
-        let mut new = own
-            .iter()
-            .filter(|set| is_new(set))
-            .min_by_key(|set| set.metadata.creation_timestamp.as_ref().map(|t| t.0))
-            .cloned();
-        let newest = own.iter().map(|set| revision(set)).max().unwrap_or(0);
-        let mut noted = None;
-        if new.is_none() && spec.paused != Some(true) {
-            let changes = self.sets.subscribe();
-            let made = new_set(deployment, spec, newest + 1);
-            let made = match api.create(&PostParams::default(), &made).await {
-                Ok(made) => made,
-                Err(kube::Error::Api(status)) if status.code == 409 => {
-                    return self.collision(deployment, &api, &made, &is_new).await;
-                }
-                Err(error) => {
-                    let name = made.name_any();
-                    let why = pods::text(&error);
-                    let message = format!("Failed to create new replica set \"{name}\": {why}");
-                    let reason = "ReplicaSetCreateError";
-                    let told = self.note(deployment, spec, ("False", reason), message.clone());
-                    // That there is no set is the greater trouble.
-                    drop(told.await);
-                    self.events.warning(object_reference(deployment), reason, message);
-                    return Err(error.into());
-                }
-            };
-            let uid = made.uid().unwrap_or_default();
-            pods::settle(&self.sets, changes, vec![uid], Vec::new()).await;
-            let message = format!("Created new replica set \"{}\"", made.name_any());
-            noted = self.note(deployment, spec, ("True", "NewReplicaSetCreated"), message).await?;
-            new = Some(Arc::new(made));
+        old.iter().any(told) || self.pods.store().find(runs).is_some()
+    }
+
+    async fn sync(&self, deployment: &Deployment) -> Result<Next, Failure> {
+        let Some(spec) = deployment.spec.as_ref() else { return Ok(Next::Done) };
+        let mut look = self.look(deployment, spec).await?;
+        let mode = look.mode();
+        let asked = rollback::asked(deployment)
+            .filter(|_| mode != Mode::Ending && spec.paused != Some(true));
+        if look.needs_set(asked.is_some()) && !self.create(&mut look).await? {
+            return Ok(Next::Done);
         }
-        let deployment = noted.as_ref().unwrap_or(deployment);
-        let old: Vec<&ReplicaSet> = own
-            .iter()
-            .map(AsRef::as_ref)
-            .filter(|set| new.as_ref().is_none_or(|new| new.uid() != set.uid()))
-            .collect();
-        let old_pods_run = is_recreate(spec)
-            && self.pods.store().state().iter().any(|pod| {
-                !pods::is_finished(pod)
-                    && old.iter().any(|set| ownership::is_controlled_by(pod.as_ref(), *set))
-            });
-        let sizes = sizes(spec, new.as_deref(), &old, old_pods_run);
-        for set in new.as_deref().into_iter().chain(old.iter().copied()) {
-            let to = sizes.get(&set.name_any()).copied().unwrap_or_else(|| size(set));
-            let current = new.as_ref().is_some_and(|new| new.uid() == set.uid());
-            let revision = (current && revision(set) < newest).then_some(newest + 1);
-            self.resize(deployment, spec, &api, set, to, (current, revision)).await?;
+        if let Some(asked) = asked {
+            return self.roll_back(&look, asked).await;
         }
-        if spec.paused == Some(true) || is_rolled_out(deployment, spec) {
-            for name in outdated(spec, &old) {
+        let sizes = match mode {
+            Mode::Ending => Sizes::new(),
+            _ => sizes(spec, look.sets(&look.old())),
+        };
+        for set in look.new.iter().chain(&look.old) {
+            let current = look.new.as_ref().is_some_and(|new| new.uid() == set.uid());
+            let (to, number) = (sizes.get(&set.name_any()), current.then(|| look.number()));
+            self.adjust(&look, set, to.copied(), number).await?;
+        }
+        let done = mode == Mode::Rollout && is_rolled_out(&look.deployment, spec);
+        if done || (mode == Mode::Scale && spec.paused == Some(true)) {
+            let api: Api<ReplicaSet> = self.api(deployment);
+            for name in outdated(spec, &look.old()) {
                 unless_code(api.delete(&name, &DeleteParams::background()).await, 404)?;
             }
         }
-        self.tell(deployment, spec, new.as_deref(), &old, newest).await
+        self.tell(&look, mode).await
     }
 
-    /// Tells at once what became of a new set. Returns the Deployment as it now is, if it was told.
+    /// Makes the set of the present template, and tells of it at once. Returns whether there is one now: another
+    /// template may have the same hash, and the next look then takes another.
+    async fn create(&self, look: &mut Look) -> Result<bool, Failure> {
+        let (deployment, spec) = (&look.deployment, &look.spec);
+        let size = room_for_new(spec, 0, &look.old());
+        let made = new_set(deployment, spec, (look.number(), size));
+        let (name, changes) = (made.name_any(), self.sets.subscribe());
+        let api: Api<ReplicaSet> = self.api(deployment);
+        let made = match api.create(&PostParams::default(), &made).await {
+            Ok(made) => made,
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                return self.collide(look, &name).await;
+            }
+            // The end of a namespace is no failure of anybody's.
+            Err(error) if pods::is_ending(&error) => return Err(error.into()),
+            Err(error) => {
+                let message =
+                    format!("Failed to create new replica set \"{name}\": {}", pods::text(&error));
+                let reason = "ReplicaSetCreateError";
+                let told = self.note(look, ("False", reason), message.clone(), None);
+                // That there is no set is the greater trouble.
+                drop(told.await);
+                self.events.warning(object_reference(deployment), reason, message);
+                return Err(error.into());
+            }
+        };
+        let uid = made.uid().unwrap_or_default();
+        pods::settle(&self.sets, changes, vec![uid], Vec::new()).await;
+        if size > 0 {
+            let message = format!("Scaled up replica set {name} from 0 to {size}");
+            self.events.normal(object_reference(deployment), "ScalingReplicaSet", message);
+        }
+        let message = format!("Created new replica set \"{name}\"");
+        let noted = self.note(look, ("True", "NewReplicaSetCreated"), message, Some(look.number()));
+        look.deployment = noted.await?;
+        look.new = Some(Arc::new(made));
+        Ok(true)
+    }
+
+    /// Tells at once what became of a new set. Returns the Deployment as it now is.
     async fn note(
         &self,
-        deployment: &Deployment,
-        spec: &DeploymentSpec,
+        look: &Look,
         (status, reason): (&str, &str),
         message: String,
-    ) -> Result<Option<Deployment>, kube::Error> {
-        if deadline_s(spec).is_none() {
-            return Ok(None);
+        number: Option<i64>,
+    ) -> Result<Deployment, kube::Error> {
+        let mut told = look.deployment.clone();
+        if deadline_s(&look.spec).is_some() {
+            let conditions = &mut told.status.get_or_insert_default().conditions;
+            let kind = ("Progressing", status, reason);
+            set_condition(conditions.get_or_insert_default(), kind, message, Timestamp::now());
         }
-        let mut told = deployment.clone();
-        let conditions = &mut told.status.get_or_insert_default().conditions;
-        let kind = ("Progressing", status, reason);
-        set_condition(conditions.get_or_insert_default(), kind, message, Timestamp::now(), false);
-        let namespace = deployment.namespace().unwrap_or_default();
-        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &namespace);
-        api.replace_status(&deployment.name_any(), &PostParams::default(), &told).await.map(Some)
+        if let Some(number) = number {
+            told.annotations_mut().insert(REVISION.into(), number.to_string());
+        }
+        let api: Api<Deployment> = self.api(&told);
+        api.replace_status(&told.name_any(), &PostParams::default(), &told).await
     }
 
     /// A set of the wanted name exists: it is ours and the cache is behind, or another template has
     /// the same hash and the next try takes another.
-    async fn collision(
-        &self,
-        deployment: &Deployment,
-        api: &Api<ReplicaSet>,
-        made: &ReplicaSet,
-        is_new: &(impl Fn(&ReplicaSet) -> bool + Sync),
-    ) -> Result<Next, Failure> {
-        let found = api.get_opt(&made.name_any()).await?;
-        let ours =
-            found.is_none_or(|set| ownership::is_controlled_by(&set, deployment) && is_new(&set));
-        if ours {
+    async fn collide(&self, look: &Look, name: &str) -> Result<bool, Failure> {
+        let deployment = &look.deployment;
+        let found = self.api::<ReplicaSet>(deployment).get_opt(name).await?;
+        let ours = |set: ReplicaSet| {
+            ownership::is_controlled_by(&set, deployment) && is_of(&set, &bare(&look.spec.template))
+        };
+        if found.is_none_or(ours) {
             return Err("the set is there, but the cache does not show it yet".into());
         }
         let mut told = deployment.clone();
         let status = told.status.get_or_insert_default();
         status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
-        let namespace = deployment.namespace().unwrap_or_default();
-        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &namespace);
+        let api: Api<Deployment> = self.api(deployment);
         api.replace_status(&deployment.name_any(), &PostParams::default(), &told).await?;
+        Ok(false)
+    }
+
+    async fn roll_back(&self, look: &Look, asked: i64) -> Result<Next, Failure> {
+        let all = look.all();
+        let rollback = rollback::decide(&look.deployment, asked, &all);
+        let name = look.deployment.name_any();
+        let (kind, reason, message) = rollback.event(&name);
+        let (about, failed) = (object_reference(&look.deployment), kind == "Warning");
+        if failed {
+            self.events.warning(about.clone(), reason, message.clone());
+        }
+        let api: Api<Deployment> = self.api(&look.deployment);
+        let granted = rollback::granted(&look.deployment, &rollback);
+        api.replace(&name, &PostParams::default(), &granted).await?;
+        if !failed {
+            self.events.normal(about, reason, message);
+        }
         Ok(Next::Done)
     }
 
-    async fn resize(
+    /// Gives a set its size where that is named; the one of the present template also what it has to say of the
+    /// Deployment, and its number.
+    async fn adjust(
         &self,
-        deployment: &Deployment,
-        spec: &DeploymentSpec,
-        api: &Api<ReplicaSet>,
+        look: &Look,
         set: &ReplicaSet,
-        to: i32,
-        (current, revision): (bool, Option<i64>),
+        to: Option<i32>,
+        number: Option<i64>,
     ) -> Result<(), Failure> {
-        let from = size(set);
+        let (deployment, spec, name) = (&look.deployment, &look.spec, set.name_any());
         let mut changed = set.clone();
-        changed.spec.get_or_insert_default().replicas = Some(to);
-        let annotations = changed.annotations_mut();
-        annotations.insert(DESIRED.into(), replicas(spec).to_string());
-        annotations.insert(MAX.into(), (replicas(spec) + bounds(spec).0).to_string());
-        if let Some(revision) = revision
-            && let Some(before) = annotations.insert(REVISION.into(), revision.to_string())
-        {
-            let known = annotations.get(HISTORY).map_or("", String::as_str);
-            let known = remembered(known, &before);
-            annotations.insert(HISTORY.into(), known);
+        if let Some(number) = number {
+            changed = kept_up(&changed, deployment, spec, number);
         }
-        if current {
-            let own =
-                deployment.annotations().iter().filter(|(key, _)| !OWN.contains(&key.as_str()));
-            annotations.extend(own.map(|(key, value)| (key.clone(), value.clone())));
-            changed.spec.get_or_insert_default().min_ready_seconds = spec.min_ready_seconds;
+        if let Some(to) = to {
+            changed = scaled(&changed, spec, to);
         }
         if &changed == set {
             return Ok(());
         }
         // The resourceVersion makes this fail when the cache was behind.
-        let name = set.name_any();
+        let api: Api<ReplicaSet> = self.api(deployment);
         api.replace(&name, &PostParams::default(), &changed).await?;
+        let (from, to) = (size(set), size(&changed));
         if from != to {
             let way = if to > from { "up" } else { "down" };
             let message = format!("Scaled {way} replica set {name} from {from} to {to}");
@@ -193,37 +279,23 @@ impl Controller {
         Ok(())
     }
 
-    async fn tell(
-        &self,
-        deployment: &Deployment,
-        spec: &DeploymentSpec,
-        new: Option<&ReplicaSet>,
-        old: &[&ReplicaSet],
-        newest: i64,
-    ) -> Result<Next, Failure> {
-        let namespace = deployment.namespace().unwrap_or_default();
-        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &namespace);
-        let (name, parameters) = (deployment.name_any(), PostParams::default());
-        let number = new.map_or(newest, |set| revision(set).max(newest)).to_string();
-        if deployment.annotations().get(REVISION) != Some(&number) {
-            let mut told = deployment.clone();
+    async fn tell(&self, look: &Look, mode: Mode) -> Result<Next, Failure> {
+        let (deployment, new, now) = (&look.deployment, look.new.as_deref(), Timestamp::now());
+        let status = status(deployment, &look.spec, new, &look.old(), mode, now);
+        let again = next_judgement(&look.spec, &status, now).filter(|_| mode == Mode::Rollout);
+        let mut told = deployment.clone();
+        told.status = Some(status);
+        if let Some(new) = new {
+            let number = revision(new).max(look.number()).to_string();
             told.annotations_mut().insert(REVISION.into(), number);
-            api.replace(&name, &parameters, &told).await?;
-            return Ok(Next::Done);
         }
-        let status = status(deployment, spec, new, old, Timestamp::now());
-        let over = ["NewReplicaSetAvailable", "ProgressDeadlineExceeded", "DeploymentPaused"];
-        let waiting = condition(&status, "Progressing")
-            .is_some_and(|c| c.reason.as_deref().is_some_and(|reason| !over.contains(&reason)));
-        if deployment.status.as_ref() != Some(&status) {
-            let mut told = deployment.clone();
-            told.status = Some(status);
+        if told != *deployment {
+            // A write of the status may carry annotations, and is no change of what is wanted.
+            let api: Api<Deployment> = self.api(deployment);
+            let (name, parameters) = (told.name_any(), PostParams::default());
             unless_code(api.replace_status(&name, &parameters, &told).await, 404)?;
         }
-        match deadline_s(spec).filter(|_| waiting) {
-            Some(seconds) => Ok(Next::After(Duration::from_secs(seconds.max(0) as u64 + 1))),
-            None => Ok(Next::Done),
-        }
+        Ok(again.map_or(Next::Done, Next::After))
     }
 }
 

@@ -9,7 +9,7 @@ use k8s_openapi::api::apps::v1::{DeploymentSpec, ReplicaSet};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
-use super::revision::revision;
+use super::revision::created;
 use crate::share;
 
 pub(super) const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
@@ -59,44 +59,69 @@ pub(super) fn is_resized(spec: &DeploymentSpec, all: &[&ReplicaSet]) -> bool {
     all.iter().any(|set| size(set) > 0 && number(set, DESIRED).is_some_and(|known| known != wanted))
 }
 
-/// A change of size alone: what is there grows or shrinks in proportion, without rolling on.
-pub(super) fn resized(
-    spec: &DeploymentSpec,
-    new: Option<&ReplicaSet>,
-    old: &[&ReplicaSet],
-) -> BTreeMap<String, i32> {
-    let wanted = replicas(spec);
-    let all: Vec<&ReplicaSet> = new.into_iter().chain(old.iter().copied()).collect();
-    let mut active: Vec<&ReplicaSet> = all.iter().copied().filter(|set| size(set) > 0).collect();
-    let latest = || new.or_else(|| old.iter().copied().max_by_key(|set| revision(set)));
-    let only = match active.as_slice() {
-        [] => latest(),
-        [one] => Some(*one),
-        _ => None,
-    };
-    if let Some(set) = only {
-        return BTreeMap::from([(set.name_any(), wanted)]);
+/// The sets that are to be scaled, by name and with their size. One that is named with the size it has, is told of
+/// the Deployment's.
+pub(super) type Sizes = BTreeMap<String, i32>;
+
+/// What the sets of a Deployment look like.
+#[derive(Clone, Copy)]
+pub(super) struct Sets<'a> {
+    pub new: Option<&'a ReplicaSet>,
+    /// By name.
+    pub old: &'a [&'a ReplicaSet],
+    /// Whether pods of old sets have not ended.
+    pub old_pods_run: bool,
+    /// How many pods the Deployment's status tells of.
+    pub told: i32,
+}
+
+impl<'a> Sets<'a> {
+    fn all(self) -> Vec<&'a ReplicaSet> {
+        self.old.iter().copied().chain(self.new).collect()
     }
-    let saturated = |set: &&ReplicaSet| {
+}
+
+/// The set that changes alone with the Deployment's size: the only one that has pods, or the latest where none has
+/// (`FindActiveOrLatest`).
+fn only(sets: Sets<'_>) -> Option<&ReplicaSet> {
+    let mut active = sets.all().into_iter().filter(|set| size(set) > 0);
+    match (active.next(), active.next()) {
+        (None, _) => {
+            let age = |set: &&ReplicaSet| (created(set), std::cmp::Reverse(set.name_any()));
+            sets.new.or_else(|| sets.old.iter().copied().max_by_key(age))
+        }
+        (Some(one), None) => Some(one),
+        _ => None,
+    }
+}
+
+/// A change of size alone: what is there grows or shrinks in proportion, without rolling on.
+pub(super) fn resized(spec: &DeploymentSpec, sets: Sets<'_>) -> Sizes {
+    let wanted = replicas(spec);
+    if let Some(set) = only(sets) {
+        let changed = size(set) != wanted;
+        return changed.then(|| (set.name_any(), wanted)).into_iter().collect();
+    }
+    let saturated = |set: &ReplicaSet| {
         size(set) == wanted && number(set, DESIRED) == Some(wanted) && available(set) == wanted
     };
-    if new.as_ref().is_some_and(saturated) {
-        return old.iter().map(|set| (set.name_any(), 0)).collect();
+    if sets.new.is_some_and(saturated) {
+        return emptied(sets.old);
     }
     if is_recreate(spec) {
-        return BTreeMap::new();
+        return Sizes::new();
     }
     let most = if wanted > 0 { wanted + bounds(spec).0 } else { 0 };
+    let mut active: Vec<&ReplicaSet> = sets.all().into_iter().filter(|set| size(set) > 0).collect();
     let add = most - sum(&active, size);
-    let created = |set: &ReplicaSet| set.metadata.creation_timestamp.as_ref().map(|time| time.0);
     active.sort_by(|a, b| {
-        let by_age = created(a).cmp(&created(b));
+        let by_age = (created(a), a.name_any()).cmp(&(created(b), b.name_any()));
         size(b).cmp(&size(a)).then(if add > 0 { by_age.reverse() } else { by_age })
     });
     let mut added = 0;
-    let mut sizes = BTreeMap::new();
+    let mut sizes = Sizes::new();
     for set in &active {
-        let share = share_of(spec, set, add, added);
+        let share = share_of(spec, set, sets.told, (add, added));
         added += share;
         sizes.insert(set.name_any(), size(set) + share);
     }
@@ -108,73 +133,81 @@ pub(super) fn resized(
 }
 
 /// A set's part of `add` more pods, of which `added` are given out.
-pub(super) fn share_of(spec: &DeploymentSpec, set: &ReplicaSet, add: i32, added: i32) -> i32 {
-    let wanted = replicas(spec);
+fn share_of(spec: &DeploymentSpec, set: &ReplicaSet, told: i32, (add, added): (i32, i32)) -> i32 {
     if add == 0 || add == added {
         return 0;
     }
+    let wanted = replicas(spec);
+    let before = number(set, MAX).filter(|most| *most != 0).unwrap_or(told);
     let fraction = if wanted == 0 {
         -size(set)
+    } else if before == 0 {
+        // Of what it was a part is not known, and no pods are there.
+        0
     } else {
         let most = f64::from(wanted + bounds(spec).0);
-        let before = f64::from(number(set, MAX).unwrap_or_else(|| size(set)).max(1));
-        (f64::from(size(set)) * most / before).round() as i32 - size(set)
+        (f64::from(size(set)) * most / f64::from(before)).round() as i32 - size(set)
     };
     let rest = add - added;
     if add > 0 { fraction.min(rest) } else { fraction.max(rest) }
 }
 
-/// The sizes the sets shall have now, by name; sets that stay as they are, are not named.
-pub(super) fn sizes(
-    spec: &DeploymentSpec,
-    new: Option<&ReplicaSet>,
-    old: &[&ReplicaSet],
-    old_pods_run: bool,
-) -> BTreeMap<String, i32> {
-    let mut sizes = BTreeMap::new();
+/// Those that have pods shall have none.
+fn emptied(sets: &[&ReplicaSet]) -> Sizes {
+    sets.iter().filter(|set| size(set) > 0).map(|set| (set.name_any(), 0)).collect()
+}
+
+/// How large the new set may be beside the old ones (`NewRSNewReplicas`).
+pub(super) fn room_for_new(spec: &DeploymentSpec, new: i32, old: &[&ReplicaSet]) -> i32 {
     let wanted = replicas(spec);
-    let (surge, down) = bounds(spec);
-    let all: Vec<&ReplicaSet> = new.into_iter().chain(old.iter().copied()).collect();
-    if spec.paused == Some(true) || is_resized(spec, &all) {
-        return resized(spec, new, old);
+    if is_recreate(spec) || new >= wanted {
+        return wanted;
+    }
+    let room = wanted + bounds(spec).0 - sum(old, size) - new;
+    new + room.max(0).min(wanted - new)
+}
+
+/// The sizes the sets shall have now; sets that stay as they are, are not named.
+pub(super) fn sizes(spec: &DeploymentSpec, sets: Sets<'_>) -> Sizes {
+    if spec.paused == Some(true) || is_resized(spec, &sets.all()) {
+        return resized(spec, sets);
     }
     if is_recreate(spec) {
-        sizes.extend(old.iter().map(|set| (set.name_any(), 0)));
-        if let Some(set) = new.filter(|_| sum(old, size) == 0 && !old_pods_run) {
-            sizes.insert(set.name_any(), wanted);
+        let emptied = emptied(sets.old);
+        if !emptied.is_empty() || sets.old_pods_run {
+            return emptied;
         }
-        return sizes;
     }
-    let Some(new) = new else { return sizes };
-    let total = sum(&all, size);
-    let room = wanted + surge - total;
-    let target =
-        if size(new) > wanted { wanted } else { size(new) + room.max(0).min(wanted - size(new)) };
-    sizes.insert(new.name_any(), target);
-    if target > size(new) {
-        // Growth first: the next look, with the new pods, shrinks the old sets.
-        return sizes;
+    let Some(new) = sets.new else { return Sizes::new() };
+    let target = room_for_new(spec, size(new), sets.old);
+    if target != size(new) {
+        // One step at a time: the next look, with the new pods, shrinks the old sets.
+        return Sizes::from([(new.name_any(), target)]);
     }
-    let minimum = wanted - down;
-    let unready_new = size(new) - available(new);
-    let mut spare = (total - minimum - unready_new).max(0);
+    let minimum = replicas(spec) - bounds(spec).1;
+    let total = sum(&sets.all(), size);
+    let usable = sum(&sets.all(), available);
+    shrunk(sets.old, total - minimum - (size(new) - available(new)), usable - minimum)
+}
+
+/// Old sets with `spare` fewer pods, at most `healthy` of which are available.
+fn shrunk(old: &[&ReplicaSet], spare: i32, healthy: i32) -> Sizes {
     let mut by_age = old.to_vec();
-    by_age.sort_by_key(|set| set.metadata.creation_timestamp.as_ref().map(|time| time.0));
-    let mut left: BTreeMap<String, i32> = by_age.iter().map(|s| (s.name_any(), size(s))).collect();
+    by_age.sort_by_key(|set| (created(set), set.name_any()));
+    let mut spare = spare.max(0);
     // Old pods that never became available cost nobody anything; they go first.
-    for set in &by_age {
-        let broken = (size(set) - available(set)).clamp(0, spare);
-        left.entry(set.name_any()).and_modify(|n| *n -= broken);
+    let mut left = Vec::new();
+    for set in by_age {
+        let broken = (size(set) - available(set)).max(0).min(spare);
         spare -= broken;
+        left.push((set, size(set) - broken));
     }
-    let healthy_spare = (sum(&all, available) - minimum).max(0);
-    let mut spare = spare.min(healthy_spare);
-    for set in &by_age {
-        let entry = left.entry(set.name_any()).or_default();
-        let fewer = (*entry).min(spare);
-        *entry -= fewer;
+    let mut spare = spare.min(healthy.max(0));
+    for (_, size) in &mut left {
+        let fewer = (*size).min(spare);
+        *size -= fewer;
         spare -= fewer;
     }
-    sizes.extend(left);
-    sizes
+    let changed = left.into_iter().filter(|(set, left)| *left != size(set));
+    changed.map(|(set, left)| (set.name_any(), left)).collect()
 }
