@@ -54,7 +54,7 @@ impl Controller {
         let own: Vec<&Pod> = own.iter().map(AsRef::as_ref).collect();
         self.retain_claims(set, &own).await?;
         if set.metadata.deletion_timestamp.is_some() {
-            return Ok(Next::Done);
+            return self.tell_of_end(set, &own).await;
         }
         let collisions = set.status.as_ref().and_then(|s| s.collision_count);
         let template = &spec.template;
@@ -111,6 +111,7 @@ impl Controller {
                 Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
             let patch = Patch::Merge(json!({"metadata": {"uid": pod.uid(), "labels": labels}}));
             let told = api.patch(&pod.name_any(), &PatchParams::default(), &patch).await;
+            self.told("update", set, &pod.name_any(), &told);
             unless_code(told, 404)?;
         }
         // A pod that waits for a claim that somebody has deleted would wait for ever.
@@ -193,6 +194,24 @@ impl Controller {
         Ok(())
     }
 
+    /// Tells of what was done to a pod, or could not be.
+    fn told<T>(&self, verb: &str, set: &StatefulSet, pod: &str, outcome: &Result<T, kube::Error>) {
+        let (first, rest) = verb.split_at(1);
+        let title = format!("{}{rest}", first.to_uppercase());
+        let message = format!("{verb} Pod {pod} in StatefulSet {}", set.name_any());
+        let about = object_reference(set);
+        match outcome {
+            Ok(_) => {
+                let message = format!("{message} successful");
+                self.events.normal(about, &format!("Successful{title}"), message);
+            }
+            Err(error) => {
+                let message = format!("{message} failed error: {}", pods::text(error));
+                self.events.warning(about, &format!("Failed{title}"), message);
+            }
+        }
+    }
+
     /// Makes a pod and, before it, the claims it needs. Returns its uid.
     async fn create(
         &self,
@@ -201,26 +220,27 @@ impl Controller {
         number: i32,
     ) -> Result<Option<String>, Failure> {
         let (namespace, name) = (set.namespace().unwrap_or_default(), pod.name_any());
-        let about = || object_reference(set);
-        self.make_claims(set, &name, number).await?;
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-        match api.create(&PostParams::default(), pod).await {
-            Ok(made) => {
-                let message =
-                    format!("create Pod {name} in StatefulSet {} successful", set.name_any());
-                self.events.normal(about(), "SuccessfulCreate", message);
-                Ok(made.uid())
-            }
-            Err(error) => {
-                let message = format!(
-                    "create Pod {name} in StatefulSet {} failed error: {}",
-                    set.name_any(),
-                    pods::text(&error)
-                );
-                self.events.warning(about(), "FailedCreate", message);
-                Err(error.into())
+        for claim in identity::claims(set, number) {
+            let claim = self.claims.get(&namespace, &claim.name_any());
+            if let Some(claim) = claim.filter(|claim| retention::is_stale(set, claim, &name)) {
+                return Err(format!("pvc {} goes with a pod before", claim.name_any()).into());
             }
         }
+        if let Err(error) = self.make_claims(set, &name, number).await {
+            let message = format!(
+                "create Pod {name} in StatefulSet {} failed error: {error}",
+                set.name_any()
+            );
+            self.events.warning(object_reference(set), "FailedCreate", message);
+            return Err(error);
+        }
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let made = api.create(&PostParams::default(), pod).await;
+        // It is there, only not yet seen: no failure.
+        if !matches!(&made, Err(kube::Error::Api(status)) if status.code == 409) {
+            self.told("create", set, &name, &made);
+        }
+        Ok(made?.uid())
     }
 
     async fn delete(&self, set: &StatefulSet, pod: &Pod) -> Result<(), Failure> {
@@ -228,23 +248,25 @@ impl Controller {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         let preconditions = Preconditions { uid: pod.uid(), ..Preconditions::default() };
         let parameters = DeleteParams::default().preconditions(preconditions);
-        let set_name = set.name_any();
-        match api.delete(&name, &parameters).await {
-            Ok(_) => {
-                let message = format!("delete Pod {name} in StatefulSet {set_name} successful");
-                self.events.normal(object_reference(set), "SuccessfulDelete", message);
-                Ok(())
-            }
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            Err(error) => {
-                let message = format!(
-                    "delete Pod {name} in StatefulSet {set_name} failed error: {}",
-                    pods::text(&error)
-                );
-                self.events.warning(object_reference(set), "FailedDelete", message);
-                Err(error.into())
-            }
+        let deleted = api.delete(&name, &parameters).await.map(drop);
+        if matches!(&deleted, Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409)) {
+            return Ok(());
         }
+        self.told("delete", set, &name, &deleted);
+        Ok(deleted?)
+    }
+
+    /// Tells how many pods are left of a set that is being deleted. Nothing else is done about it.
+    async fn tell_of_end(&self, set: &StatefulSet, own: &[&Pod]) -> Result<Next, Failure> {
+        let Some(before) = set.status.as_ref() else { return Ok(Next::Done) };
+        let name = |known: &Option<String>| known.clone().unwrap_or_default();
+        let (from, to) = (name(&before.current_revision), name(&before.update_revision));
+        if !from.is_empty() && !to.is_empty() {
+            let revisions = Revisions { current: &from, update: &to };
+            let told = status(set, own, revisions, before.collision_count, Timestamp::now());
+            self.tell(set, told).await?;
+        }
+        Ok(Next::Done)
     }
 
     /// Gives the claims the owners that the retention policy asks for.
@@ -261,9 +283,17 @@ impl Controller {
                 let name = identity::claim_name(set, &template.name_any(), number);
                 let Some(claim) = self.claims.get(&namespace, &name) else { continue };
                 let condemned = !wanted.contains(&number);
-                let Some(owners) = retention::owners(set, &claim, pod, condemned) else { continue };
+                let pod_name = format!("{}-{number}", set.name_any());
+                let change = retention::change(set, &claim, (&pod_name, pod), condemned);
+                let Some(change) = change else { continue };
+                if change.conflict {
+                    let message = format!(
+                        "PersistentVolumeClaim {name} has a conflicting OwnerReference that acts as a manging controller, the retention policy is ignored for this claim"
+                    );
+                    self.events.warning(object_reference(set), "ConflictingController", message);
+                }
                 let mut owned = PersistentVolumeClaim::clone(&claim);
-                owned.metadata.owner_references = Some(owners);
+                owned.metadata.owner_references = Some(change.owners);
                 unless_code(api.replace(&name, &PostParams::default(), &owned).await, 404)?;
             }
         }

@@ -131,30 +131,31 @@ pub fn decide(set: &StatefulSet, own: &[&Pod], revisions: Revisions<'_>, now: Ti
     if !is_rolling(spec) {
         return plan;
     }
-    let first = ordinals(spec).start + partition(spec);
-    let room = max_unavailable(spec);
-    let mut unavailable = replicas.values().filter(|pod| is_going(pod) || !available(pod)).count();
-    for (ordinal, pod) in replicas.range(first..).rev() {
-        if is_going(pod) {
-            if ordered && room == 1 {
-                return plan;
-            }
-            continue;
-        }
-        if revision(pod) != revisions.update {
-            if available(pod) && unavailable >= room {
-                return plan;
-            }
-            unavailable += usize::from(available(pod));
-            plan.update.push(*ordinal);
-            if room == 1 {
-                return plan;
-            }
-        } else if !available(pod) && room == 1 {
-            return plan;
-        }
-    }
+    plan.update = outdated(spec, &replicas, revisions.update, &available);
     plan
+}
+
+/// Which pods make way for newer ones, from the highest ordinal down, so that no more are unavailable than may be.
+/// Side by side, those go whatever happens that are of the old revision and do not serve: they may never do.
+fn outdated(
+    spec: &StatefulSetSpec,
+    replicas: &BTreeMap<i32, &Pod>,
+    revision_name: &str,
+    available: &impl Fn(&Pod) -> bool,
+) -> Vec<i32> {
+    let wanted = ordinals(spec);
+    let serving = replicas.values().filter(|pod| !is_going(pod) && available(pod)).count();
+    let unavailable = wanted.len() - serving;
+    let room = max_unavailable(spec).saturating_sub(unavailable);
+    let is_old = |pod: &Pod| revision(pod) != revision_name && !is_going(pod);
+    let reached = replicas.range(wanted.start.saturating_add(partition(spec))..).rev();
+    let old = || reached.clone().filter(|(_, pod)| is_old(pod));
+    if !is_parallel(spec) {
+        return old().take(room).map(|(ordinal, _)| *ordinal).collect();
+    }
+    let broken = old().filter(|(_, pod)| !available(pod));
+    let serving = old().filter(|(_, pod)| available(pod)).take(room);
+    broken.chain(serving).map(|(ordinal, _)| *ordinal).collect()
 }
 
 /// Takes the highest ordinals away first; in order, one at a time, and only while the others serve.

@@ -84,14 +84,61 @@ fn an_update_starts_at_the_end() {
         (json!({}), "0old 1old 2old", vec![2]),
         (json!({}), "0old 1old 2", vec![1]),
         (json!({}), "0old 1old 2-", vec![]),
+        (json!({}), "0old 1old 2!old", vec![]),
+        (json!({}), "0-old 1old 2old", vec![]),
         (json!({"partition": 2}), "0old 1old 2", vec![]),
+        (json!({"partition": 2}), "0old 1old 2old", vec![2]),
+        (json!({"partition": 9}), "0old 1old 2old", vec![]),
         (json!({"maxUnavailable": 2}), "0old 1old 2old", vec![2, 1]),
+        (json!({"maxUnavailable": "50%"}), "0old 1old 2old", vec![2]),
+        (json!({"maxUnavailable": "10%"}), "0old 1old 2old", vec![2]),
+        (json!({"maxUnavailable": 9}), "0old 1old 2old", vec![2, 1, 0]),
+        (json!({"maxUnavailable": 2, "partition": 2}), "0old 1old 2old", vec![2]),
         (json!({}), "0 1 2", vec![]),
     ] {
         assert_eq!(plan(&rolling(bounds.clone()), text, ROLLING).update, want, "{bounds} {text}");
     }
     let manual = set(json!({"updateStrategy": {"type": "OnDelete"}}));
     assert!(plan(&manual, "0old 1old 2old", ROLLING).update.is_empty());
+}
+
+#[test]
+fn side_by_side_what_does_not_serve_is_updated_first() {
+    for (replicas, partition, down, text, want) in [
+        (1, 0, 1, "0-old", vec![0]),
+        (3, 0, 1, "0old 1old 2old", vec![2]),
+        (3, 0, 1, "0old 1old 2-old", vec![2]),
+        (5, 0, 2, "0old 1old 2old 3-old 4-old", vec![4, 3]),
+        // One that is going takes the room of another.
+        (3, 0, 1, "0old 1old 2!old", vec![]),
+        (5, 0, 3, "0old 1old 2old 3-old 4!old", vec![3, 2]),
+        (5, 0, 3, "0old 1old 2old 3!old 4-old", vec![4, 2]),
+        // So does one that is not there yet, or is not updated.
+        (3, 0, 1, "0old 1old", vec![]),
+        (3, 0, 2, "0old 1old", vec![1]),
+        (3, 0, 1, "0old 1old 2-", vec![]),
+        (5, 2, 1, "0old 1old 2old 3old 4-old", vec![4]),
+        (5, 2, 1, "0old 1old 2-old 3old 4old", vec![2]),
+        (5, 2, 1, "0old 1-old 2old 3old 4old", vec![]),
+        (5, 3, 2, "0old 1old 2old 3-old 4-old", vec![4, 3]),
+        (5, 3, 2, "0old 1-old 2old 3old 4-old", vec![4]),
+        // Those that serve stay while lower ones do not.
+        (4, 0, 2, "0-old 1-old 2old 3old", vec![1, 0]),
+        (5, 0, 3, "0-old 1-old 2old 3old 4old", vec![1, 0, 4]),
+    ] {
+        let set = set(json!({"replicas": replicas, "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "RollingUpdate",
+                "rollingUpdate": {"partition": partition, "maxUnavailable": down}}}));
+        assert_eq!(plan(&set, text, ROLLING).update, want, "{partition} {down}: {text}");
+    }
+}
+
+#[test]
+fn pods_that_are_ready_too_briefly_do_not_serve_yet() {
+    for (policy, want) in [("Parallel", vec![2, 1, 0]), ("OrderedReady", vec![])] {
+        let set = set(json!({"minReadySeconds": 7200, "podManagementPolicy": policy}));
+        assert_eq!(plan(&set, "0old 1old 2old", ROLLING).update, want, "{policy}");
+    }
 }
 
 #[test]
@@ -157,27 +204,86 @@ fn pods_have_names_and_claims() {
 
 #[test]
 fn claims_go_when_the_policy_says_so() {
-    let claim = |owners: Value| -> PersistentVolumeClaim {
-        serde_json::from_value(json!({"metadata": {"name": "c", "ownerReferences": owners}}))
-            .expect("a claim")
+    let owner = |who: &str, controls: bool| {
+        let (version, kind, name, uid) = match who {
+            "set" => ("apps/v1", "StatefulSet", "w", "u"),
+            "set before" => ("apps/v1", "StatefulSet", "w", "other"),
+            "pod" => ("v1", "Pod", "w-3", "3"),
+            "pod before" => ("v1", "Pod", "w-3", "other"),
+            _ => ("example.com/v1", "Other", "o", "o"),
+        };
+        json!({"apiVersion": version, "kind": kind, "name": name, "uid": uid, "controller": controls,
+            "blockOwnerDeletion": true})
     };
-    let with = |deleted: &str, scaled: &str| {
-        set(
-            json!({"persistentVolumeClaimRetentionPolicy": {"whenDeleted": deleted, "whenScaled": scaled}}),
-        )
+    let (retain, delete) = ("Retain", "Delete");
+    let (set_, pod_, other) = (owner("set", true), owner("pod", true), owner("other", false));
+    let foreign = owner("other", true);
+    // When deleted, when scaled, who owns it, whether the pod is one too many; who shall own it.
+    for (deleted, scaled, owners, condemned, want) in [
+        (retain, retain, json!([]), false, None),
+        (retain, retain, json!([set_]), false, Some(vec![])),
+        (retain, retain, json!([pod_, set_]), true, Some(vec![])),
+        (retain, retain, json!([other, set_]), true, Some(vec!["Other"])),
+        (retain, retain, json!([foreign]), false, None),
+        (delete, retain, json!([]), false, Some(vec!["StatefulSet"])),
+        (delete, retain, json!([set_]), false, None),
+        (delete, retain, json!([set_]), true, None),
+        (delete, retain, json!([pod_]), true, Some(vec!["StatefulSet"])),
+        (delete, retain, json!([other]), true, Some(vec!["Other", "StatefulSet"])),
+        (retain, delete, json!([]), false, None),
+        (retain, delete, json!([]), true, Some(vec!["Pod"])),
+        (retain, delete, json!([pod_]), true, None),
+        (retain, delete, json!([pod_]), false, Some(vec![])),
+        (retain, delete, json!([set_]), false, Some(vec![])),
+        (delete, delete, json!([set_]), false, None),
+        (delete, delete, json!([set_]), true, Some(vec!["Pod"])),
+        (delete, delete, json!([pod_]), false, Some(vec!["StatefulSet"])),
+        // An owner of ours controls it.
+        (delete, retain, json!([owner("set", false)]), false, Some(vec!["StatefulSet"])),
+        (retain, delete, json!([owner("pod", false)]), true, Some(vec!["Pod"])),
+        // Somebody else's is left to them, and ours taken away.
+        (delete, delete, json!([foreign]), false, None),
+        (delete, retain, json!([foreign, set_]), false, Some(vec!["Other"])),
+        // Those of before are not ours: the garbage collector sees to them.
+        (delete, delete, json!([owner("set before", true)]), false, None),
+        (delete, delete, json!([owner("pod before", true)]), true, None),
+    ] {
+        let policy = json!({"whenDeleted": deleted, "whenScaled": scaled});
+        let set = set(json!({"persistentVolumeClaimRetentionPolicy": policy}));
+        let claim: PersistentVolumeClaim =
+            serde_json::from_value(json!({"metadata": {"name": "c", "ownerReferences": owners}}))
+                .expect("a claim");
+        let pod = &pods("3")[0];
+        let change = retention::change(&set, &claim, ("w-3", Some(pod)), condemned);
+        let case = format!("{deleted} {scaled} {owners} {condemned}");
+        let conflict = change.as_ref().is_some_and(|change| change.conflict);
+        assert_eq!(conflict, owners == json!([foreign, set_]), "{case}");
+        if let Some(change) = &change {
+            let own = change.owners.iter().filter(|owner| owner.kind != "Other");
+            assert!(own.clone().all(|owner| owner.controller == Some(true)), "{case}");
+        }
+        let kinds =
+            change.map(|c| c.owners.into_iter().map(|owner| owner.kind).collect::<Vec<_>>());
+        assert_eq!(
+            kinds,
+            want.map(|kinds| kinds.into_iter().map(String::from).collect()),
+            "{case}"
+        );
+    }
+}
+
+#[test]
+fn a_claim_that_goes_with_a_pod_is_not_counted_on() {
+    let claim = |name: &str| -> PersistentVolumeClaim {
+        serde_json::from_value(json!({"metadata": {"name": "c", "ownerReferences": [
+            {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": "other"}]}}))
+        .expect("a claim")
     };
-    let pod = &pods("3")[0];
-    let kinds = |set: &StatefulSet, owners: Value, condemned: bool| {
-        let owners = retention::owners(set, &claim(owners), Some(pod), condemned)?;
-        Some(owners.into_iter().map(|owner| owner.kind).collect::<Vec<_>>())
-    };
-    let set_owner =
-        json!([{"apiVersion": "apps/v1", "kind": "StatefulSet", "name": "w", "uid": "u"}]);
-    assert_eq!(kinds(&with("Retain", "Retain"), json!([]), false), None);
-    assert_eq!(
-        kinds(&with("Delete", "Retain"), json!([]), false),
-        Some(vec!["StatefulSet".into()])
-    );
-    assert_eq!(kinds(&with("Retain", "Retain"), set_owner.clone(), false), Some(vec![]));
-    assert_eq!(kinds(&with("Delete", "Delete"), set_owner, true), Some(vec!["Pod".into()]));
+    for (scaled, owner, want) in
+        [("Delete", "w-3", true), ("Delete", "w-2", false), ("Retain", "w-3", false)]
+    {
+        let policy = json!({"whenScaled": scaled, "whenDeleted": "Delete"});
+        let set = set(json!({"persistentVolumeClaimRetentionPolicy": policy}));
+        assert_eq!(retention::is_stale(&set, &claim(owner), "w-3"), want, "{scaled} {owner}");
+    }
 }
