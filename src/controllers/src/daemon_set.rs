@@ -127,7 +127,11 @@ impl Controller {
         let own = self.pods.store().state_filter(|pod| ownership::is_controlled_by(pod, set));
         let own: Vec<&Pod> = own.iter().map(AsRef::as_ref).collect();
         let now = Timestamp::now();
-        let told = status(set, &nodes, &own, &hash, now);
+        let mut told = status(set, &nodes, &own, &hash, now);
+        if outcome.is_err() {
+            // What is wanted now has not been seen to.
+            told.observed_generation = set.status.as_ref().and_then(|s| s.observed_generation);
+        }
         let settling = told.number_ready > told.number_available.unwrap_or(0);
         if settling && spec.min_ready_seconds.unwrap_or(0) > 0 {
             again = Some(Duration::from_secs(1));

@@ -41,13 +41,16 @@ fn tolerations(spec: &PodSpec) -> Vec<Toleration> {
             effect: Some((*effect).into()),
             ..Toleration::default()
         };
-        let same = |other: &Toleration| {
+        let same = |other: &&mut Toleration| {
             other.key == toleration.key
                 && other.effect == toleration.effect
                 && other.operator == toleration.operator
+                && other.value.as_deref().is_none_or(str::is_empty)
         };
-        if !all.iter().any(same) {
-            all.push(toleration);
+        match all.iter_mut().find(same) {
+            // A time that it is meant to end after is none for a daemon.
+            Some(known) => *known = toleration,
+            None => all.push(toleration),
         }
     }
     all
@@ -103,6 +106,8 @@ fn runs_on(spec: &DaemonSetSpec, node: &Node) -> (bool, bool) {
 /// oldest first.
 struct Place<'a> {
     name: String,
+    /// Whether there is such a node.
+    is_known: bool,
     wanted: bool,
     may_stay: bool,
     pods: Vec<&'a Pod>,
@@ -156,12 +161,13 @@ fn places<'a>(spec: &DaemonSetSpec, nodes: &[impl AsRef<Node>], own: &[&'a Pod])
             let (wanted, may_stay) = runs_on(spec, node.as_ref());
             let name = node.as_ref().name_any();
             let pods = by_node.remove(name.as_str()).unwrap_or_default();
-            Place { name, wanted, may_stay, pods }
+            Place { name, is_known: true, wanted, may_stay, pods }
         })
         .collect();
     // Pods of nodes that are gone: the scheduler will never place those that wait for them.
     places.extend(by_node.into_iter().map(|(name, pods)| Place {
         name: name.to_owned(),
+        is_known: false,
         wanted: false,
         may_stay: false,
         pods: pods.into_iter().filter(|pod| pods::node(pod).is_empty()).collect(),
@@ -331,7 +337,7 @@ pub fn status(
         ..DaemonSetStatus::default()
     };
     let (mut available, mut updated) = (0, 0);
-    for place in places(spec, nodes, own) {
+    for place in places(spec, nodes, own).into_iter().filter(|place| place.is_known) {
         let count = |some: bool| i32::from(some);
         if !place.wanted {
             told.number_misscheduled += count(!place.pods.is_empty());

@@ -161,6 +161,60 @@ fn daemons_wait_for_their_node() {
 }
 
 #[test]
+fn daemons_tolerate_for_ever_what_they_must() {
+    for (given, seconds, count) in [
+        (
+            json!({"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute",
+            "tolerationSeconds": 300}),
+            None,
+            6,
+        ),
+        (
+            json!({"key": "node.kubernetes.io/not-ready", "operator": "Exists",
+            "tolerationSeconds": 300}),
+            Some(300),
+            7,
+        ),
+        (json!({"key": "mine", "operator": "Exists"}), None, 7),
+    ] {
+        let mut spec: PodSpec =
+            serde_json::from_value(json!({"containers": [], "tolerations": [given]})).expect("one");
+        pin(&mut spec, "n1");
+        let all = spec.tolerations.unwrap_or_default();
+        assert_eq!((all[0].toleration_seconds, all.len()), (seconds, count), "{given}");
+    }
+}
+
+#[test]
+fn an_update_leaves_so_many_serving() {
+    // Nodes, how many may be away, pods: `o` and `n` serve, `O` and `N` do not; which go.
+    for (nodes_count, down, text, want) in [
+        (5, json!(3), "ooooo", "012"),
+        (5, json!(3), "nnnoo", "34"),
+        (5, json!(3), "NNNoo", ""),
+        (5, json!(3), "OOOOO", "01234"),
+        (5, json!(3), "nnnnn", ""),
+        (5, json!(3), "OOooo", "012"),
+        (4, json!("50%"), "oooo", "01"),
+        (3, json!("50%"), "ooo", "01"),
+        (4, json!(0), "oooo", "0"),
+        (5, json!(1), "oooo", ""),
+    ] {
+        let set = set(json!({"updateStrategy": {"type": "RollingUpdate",
+            "rollingUpdate": {"maxUnavailable": down}}}));
+        let pods: Vec<Pod> = text
+            .chars()
+            .enumerate()
+            .map(|(n, c)| {
+                let hash = if c.eq_ignore_ascii_case(&'n') { "new" } else { "old" };
+                pod(&n.to_string(), &format!("n{}", n + 1), hash, "Running", c.is_lowercase())
+            })
+            .collect();
+        assert_eq!(names(&run(&set, &nodes(nodes_count), &pods)).1.concat(), want, "{down} {text}");
+    }
+}
+
+#[test]
 fn the_status_counts_nodes() {
     let pods = [
         pod("a", "n1", "new", "Running", true),
