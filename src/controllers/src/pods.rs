@@ -119,8 +119,8 @@ pub fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == kind)
 }
 
-/// When all containers had ended. Where that is not known, when the pod ceased to be ready, or was asked to
-/// go.
+/// When all containers had ended. Where that is not known, when the pod ceased to be ready, was asked to go, or
+/// was made.
 pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
     let ends: Option<Vec<Timestamp>> = statuses
@@ -137,7 +137,8 @@ pub fn finished_at(pod: &Pod) -> Option<Timestamp> {
         let grace_s = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
         end.checked_sub(SignedDuration::from_secs(grace_s)).ok()
     };
-    ends.and_then(|ends| ends.into_iter().max()).or_else(ceased).or_else(asked)
+    let ended = ends.and_then(|ends| ends.into_iter().max());
+    ended.or_else(ceased).or_else(asked).or_else(|| created(pod))
 }
 
 /// Since when the pod has been ready.
@@ -163,9 +164,18 @@ fn use_of(pod: &Pod) -> (bool, u8, bool) {
     (!node(pod).is_empty(), stage, ready_since(pod).is_some())
 }
 
-fn restarts(pod: &Pod) -> i32 {
-    let statuses = pod.status.as_ref().and_then(|s| s.container_statuses.as_ref());
-    statuses.map_or(0, |all| all.iter().map(|s| s.restart_count).max().unwrap_or(0))
+/// How often the container was restarted that was most often, and the sidecar that was.
+fn restarts(pod: &Pod) -> (i32, i32) {
+    let inits = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let sidecars: HashSet<&str> = inits
+        .filter(|container| container.restart_policy.as_deref() == Some("Always"))
+        .map(|container| container.name.as_str())
+        .collect();
+    let Some(status) = pod.status.as_ref() else { return (0, 0) };
+    let regular = status.container_statuses.iter().flatten().map(|s| s.restart_count).max();
+    let inits = status.init_container_statuses.iter().flatten();
+    let inits = inits.filter(|s| sidecars.contains(s.name.as_str())).map(|s| s.restart_count);
+    (regular.unwrap_or(0), inits.max().unwrap_or(0))
 }
 
 fn created(pod: &Pod) -> Option<Timestamp> {
@@ -297,12 +307,11 @@ impl Hands<'_> {
                         self.events.normal(about.clone(), "SuccessfulCreate", message);
                         created.push(pod.uid().unwrap_or_default());
                     }
+                    // The end of a namespace is no failure of anybody's, but the end of the work.
+                    Err(error) if is_ending(&error) => left = Vec::new().into_iter(),
                     Err(error) => {
-                        // The end of a namespace is no failure of anybody's.
-                        if !is_ending(&error) {
-                            let message = format!("Error creating: {}", text(&error));
-                            self.events.warning(about.clone(), "FailedCreate", message);
-                        }
+                        let message = format!("Error creating: {}", text(&error));
+                        self.events.warning(about.clone(), "FailedCreate", message);
                         outcome = Err(error);
                     }
                 }
@@ -432,6 +441,27 @@ mod tests {
             .collect();
         many.sort_by(|a, b| ranked_deletion_order((a, 1), (b, 1), now));
         assert_eq!(many[0].metadata.uid.as_deref(), Some("000"));
+    }
+
+    #[test]
+    fn what_was_restarted_more_goes_first() {
+        let restarted = |name: &str, regular: i32, sidecar: i32, init: i32| {
+            pod(json!({"metadata": {"name": name, "uid": name},
+                "spec": {"containers": [], "nodeName": "n", "initContainers": [
+                    {"name": "side", "restartPolicy": "Always"}, {"name": "init"}]},
+                "status": {"phase": "Running",
+                    "containerStatuses": [{"name": "c", "restartCount": regular}],
+                    "initContainerStatuses": [{"name": "side", "restartCount": sidecar},
+                        {"name": "init", "restartCount": init}]}}))
+        };
+        let now = Timestamp::UNIX_EPOCH;
+        for (a, b, want) in [
+            (restarted("a", 2, 0, 0), restarted("b", 1, 5, 5), Ordering::Less),
+            (restarted("a", 1, 2, 0), restarted("b", 1, 3, 0), Ordering::Greater),
+            (restarted("a", 1, 2, 0), restarted("b", 1, 2, 9), Ordering::Less),
+        ] {
+            assert_eq!(ranked_deletion_order((&a, 1), (&b, 1), now), want);
+        }
     }
 
     #[test]

@@ -78,7 +78,8 @@ pub fn is_finished(job: &Job) -> bool {
 
 /// Whether pods are replaced only when they have failed, not when they are asked to go.
 fn only_failed_are_replaced(spec: &JobSpec) -> bool {
-    spec.pod_replacement_policy.as_deref() == Some("Failed")
+    // What a policy says of failures can only be said of pods that have ended.
+    spec.pod_replacement_policy.as_deref() == Some("Failed") || spec.pod_failure_policy.is_some()
 }
 
 fn has_failed(spec: &JobSpec, pod: &Pod) -> bool {

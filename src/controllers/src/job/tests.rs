@@ -120,6 +120,163 @@ fn failures_delay_the_next_try() {
     assert_eq!(plan(&job(json!({}), json!({})), &[pod("a", "Failed")]).create.len(), 2);
 }
 
+/// A pod that ended so many seconds before now.
+fn ended(name: &str, phase: &str, ago_s: i64) -> Value {
+    let mut pod = pod(name, phase);
+    let at = now() - k8s_openapi::jiff::SignedDuration::from_secs(ago_s);
+    pod["status"]["containerStatuses"][0]["state"]["terminated"]["finishedAt"] =
+        json!(at.to_string());
+    pod
+}
+
+#[test]
+fn each_failure_in_a_row_doubles_the_delay() {
+    // Failures and successes by their age; how long is waited.
+    for (failed, succeeded, want) in [
+        (&[][..], &[][..], None),
+        (&[2], &[], Some(8)),
+        (&[2, 30], &[], Some(18)),
+        (&[0, 30, 60], &[], Some(40)),
+        (&[45, 50, 60], &[], None),
+        (&[0, 1, 2, 3, 4, 5, 6], &[], Some(600)),
+        (&[0, 1, 2, 3, 4, 5, 6, 7], &[], Some(600)),
+        // A success begins anew.
+        (&[2, 30], &[10], Some(8)),
+        (&[2, 30], &[1], None),
+        (&[30], &[20], None),
+    ] {
+        let mut pods: Vec<Value> =
+            failed.iter().map(|ago| ended(&format!("f{ago}"), "Failed", *ago)).collect();
+        pods.extend(succeeded.iter().map(|ago| ended(&format!("s{ago}"), "Succeeded", *ago)));
+        let spec = json!({"completions": 100, "parallelism": 1, "backoffLimit": 100});
+        let plan = plan(&job(spec, json!({})), &pods);
+        let again = plan.again.map(|again| again.as_secs());
+        assert_eq!((again, plan.create.is_empty()), (want, want.is_some()), "{failed:?}");
+    }
+}
+
+#[test]
+fn the_end_of_a_pod_is_found_somewhere() {
+    let (at, deleted) = ("2026-01-01T00:00:30Z", "2026-01-01T00:01:00Z");
+    let terminated = |at: &str| {
+        json!({"name": "c", "image": "", "imageID": "", "ready": false,
+        "restartCount": 0, "state": {"terminated": {"exitCode": 1, "finishedAt": at}}})
+    };
+    let running = json!({"name": "c", "image": "", "imageID": "", "ready": false,
+        "restartCount": 0, "state": {"running": {}}});
+    let unready = json!([{"type": "Ready", "status": "False", "lastTransitionTime": at}]);
+    for (status, want) in [
+        (json!({"containerStatuses": [terminated(at), terminated("2026-01-01T00:00:20Z")]}), at),
+        (json!({"containerStatuses": [terminated(deleted), running], "conditions": unready}), at),
+        (json!({"conditions": unready}), at),
+        (
+            json!({"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": deleted}]}),
+            "2026-01-01T00:00:45Z",
+        ),
+        (json!({}), "2026-01-01T00:00:45Z"),
+    ] {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"creationTimestamp": deleted,
+            "deletionTimestamp": deleted, "deletionGracePeriodSeconds": 15}, "status": status}))
+        .expect("a pod");
+        let found = crate::pods::finished_at(&pod).map(|at| at.to_string());
+        assert_eq!(found.as_deref(), Some(want), "{status}");
+    }
+    let made: Pod =
+        serde_json::from_value(json!({"metadata": {"creationTimestamp": at}})).expect("one");
+    assert_eq!(crate::pods::finished_at(&made).map(|at| at.to_string()).as_deref(), Some(at));
+}
+
+#[test]
+fn restarts_in_place_count_towards_the_limit() {
+    let restarted = |phase: &str, init: i32, regular: i32| {
+        let mut pod = pod("a", phase);
+        pod["status"]["containerStatuses"][0]["restartCount"] = json!(regular);
+        pod["status"]["initContainerStatuses"] = json!([{"name": "i", "image": "", "imageID": "",
+            "ready": false, "restartCount": init}]);
+        pod
+    };
+    for (policy, limit, pod, want) in [
+        ("OnFailure", 3, restarted("Running", 1, 1), false),
+        ("OnFailure", 3, restarted("Running", 1, 2), true),
+        ("OnFailure", 3, restarted("Pending", 3, 0), true),
+        ("OnFailure", 0, restarted("Running", 0, 0), false),
+        ("OnFailure", 0, restarted("Running", 0, 1), true),
+        ("OnFailure", 3, restarted("Succeeded", 9, 9), false),
+        ("Never", 3, restarted("Running", 9, 9), false),
+    ] {
+        let template = json!({"spec": {"containers": [], "restartPolicy": policy}});
+        let job = job(json!({"backoffLimit": limit, "template": template}), json!({}));
+        let reason =
+            holds(&plan(&job, &[pod]).status, "FailureTarget").and_then(|c| c.reason.clone());
+        assert_eq!(reason.is_some(), want, "{policy} {limit}");
+        assert!(reason.is_none_or(|reason| reason == "BackoffLimitExceeded"));
+    }
+}
+
+#[test]
+fn rules_of_success_are_looked_at_in_order() {
+    for (rules, succeeded, want) in [
+        (json!([]), vec![0, 1], None),
+        (json!([{"succeededCount": 2}]), vec![0], None),
+        (json!([{"succeededCount": 2}]), vec![0, 4], Some(0)),
+        (json!([{"succeededIndexes": "0-2"}]), vec![0, 1], None),
+        (json!([{"succeededIndexes": "0-2"}]), vec![0, 1, 2], Some(0)),
+        (json!([{"succeededIndexes": "0-2", "succeededCount": 2}]), vec![0, 4], None),
+        (json!([{"succeededIndexes": "0-2", "succeededCount": 2}]), vec![0, 2], Some(0)),
+        (json!([{"succeededIndexes": "3"}, {"succeededCount": 1}]), vec![0], Some(1)),
+        (json!([{"succeededIndexes": "3"}, {"succeededCount": 1}]), vec![3], Some(0)),
+    ] {
+        let spec = json!({"completionMode": "Indexed", "completions": 5, "parallelism": 5,
+            "successPolicy": {"rules": rules}});
+        let pods: Vec<Value> = succeeded
+            .iter()
+            .map(|index| indexed(&format!("p{index}"), "Succeeded", *index))
+            .collect();
+        let plan = plan(&job(spec, json!({})), &pods);
+        let met = holds(&plan.status, "SuccessCriteriaMet");
+        let message = want.map(|rule| format!("Matched rules at index {rule}"));
+        assert_eq!(met.and_then(|c| c.message.clone()), message, "{rules} {succeeded:?}");
+        assert!(met.is_none_or(|c| c.reason.as_deref() == Some("SuccessPolicy")));
+    }
+}
+
+#[test]
+fn failed_indexes_may_be_too_many() {
+    for (max, completed, failed, completions, want) in [
+        (json!(null), "", vec![0], 3, None),
+        (json!(0), "", vec![0], 3, Some("MaxFailedIndexesExceeded")),
+        (json!(1), "", vec![0], 3, None),
+        (json!(1), "", vec![0, 1], 3, Some("MaxFailedIndexesExceeded")),
+        (json!(null), "1-2", vec![0], 3, Some("FailedIndexes")),
+        (json!(null), "", vec![0, 1, 2], 3, Some("FailedIndexes")),
+    ] {
+        let spec = json!({"completionMode": "Indexed", "completions": completions, "parallelism": 3,
+            "backoffLimitPerIndex": 0, "backoffLimit": i32::MAX, "maxFailedIndexes": max});
+        let pods: Vec<Value> =
+            failed.iter().map(|index| indexed(&format!("p{index}"), "Failed", *index)).collect();
+        let plan = plan(&job(spec, json!({"completedIndexes": completed})), &pods);
+        let reason = holds(&plan.status, "FailureTarget").and_then(|c| c.reason.clone());
+        assert_eq!(reason.as_deref(), want, "{max} {completed} {failed:?}");
+    }
+}
+
+#[test]
+fn a_failure_policy_judges_only_what_has_ended() {
+    let mut going = pod("a", "Running");
+    going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let rules = json!({"rules": [{"action": "FailJob",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]});
+    going["status"]["conditions"] = json!([{"type": "DisruptionTarget", "status": "True"}]);
+    let mut failed = going.clone();
+    failed["status"]["phase"] = json!("Failed");
+    for (pod, want) in [(going, None), (failed, Some("PodFailurePolicy"))] {
+        let spec = json!({"podFailurePolicy": rules, "podReplacementPolicy": null});
+        let plan = plan(&job(spec, json!({})), &[pod]);
+        let reason = holds(&plan.status, "FailureTarget").and_then(|c| c.reason.clone());
+        assert_eq!(reason.as_deref(), want);
+    }
+}
+
 #[test]
 fn indexes_are_filled_in_order() {
     let spec = json!({"completionMode": "Indexed", "completions": 4, "parallelism": 3});
