@@ -118,7 +118,8 @@ fn history(spec: &CronJobSpec, own: &[Arc<Job>]) -> Vec<String> {
         let mut jobs: Vec<&Arc<Job>> = own.iter().filter(ended).collect();
         jobs.sort_by_key(|job| {
             let started = job.status.as_ref().and_then(|s| s.start_time.as_ref()).map(|t| t.0);
-            (started, job.name_any())
+            // What was never started counts as the youngest.
+            (started.is_none(), started, job.name_any())
         });
         let surplus = jobs.len().saturating_sub(limit.max(0) as usize);
         unwanted.extend(jobs[..surplus].iter().map(|job| job.name_any()));
@@ -130,26 +131,32 @@ fn job_name(cron: &CronJob, time: Timestamp) -> String {
     format!("{}-{}", cron.name_any(), time.as_second().div_euclid(60))
 }
 
+/// The schedule and its zone, unless it is suspended.
+fn timing(spec: &CronJobSpec) -> Result<Option<(TimeZone, Schedule)>, Told> {
+    let zone = zone(spec).map_err(|problem| (true, "UnknownTimeZone", problem))?;
+    if spec.suspend == Some(true) {
+        return Ok(None);
+    }
+    let schedule = Schedule::parse(&spec.schedule).map_err(|problem| {
+        let message = format!("unparseable schedule: {:?} : {problem}", spec.schedule);
+        (true, "UnparseableSchedule", message)
+    })?;
+    Ok(Some((zone, schedule)))
+}
+
 fn decide(cron: &CronJob, own: &[Arc<Job>], now: Timestamp) -> Plan {
     let spec = &cron.spec;
     let mut plan = Plan { status: cron.status.clone().unwrap_or_default(), ..Plan::default() };
     observe(own, &mut plan);
     plan.cleanup = history(spec, own);
-    if cron.metadata.deletion_timestamp.is_some() || spec.suspend == Some(true) {
+    if cron.metadata.deletion_timestamp.is_some() {
         return plan;
     }
-    let zone = match zone(spec) {
-        Ok(zone) => zone,
-        Err(problem) => {
-            plan.events.push((true, "UnknownTimeZone", problem));
-            return plan;
-        }
-    };
-    let schedule = match Schedule::parse(&spec.schedule) {
-        Ok(schedule) => schedule,
-        Err(problem) => {
-            let message = format!("unparseable schedule: {:?} : {problem}", spec.schedule);
-            plan.events.push((true, "UnparseableSchedule", message));
+    let (zone, schedule) = match timing(spec) {
+        Ok(Some(timing)) => timing,
+        Ok(None) => return plan,
+        Err(told) => {
+            plan.events.push(told);
             return plan;
         }
     };
@@ -161,7 +168,15 @@ fn decide(cron: &CronJob, own: &[Arc<Job>], now: Timestamp) -> Plan {
     let mut since = plan.status.last_schedule_time.as_ref().map_or(created, |time| time.0);
     let deadline = spec.starting_deadline_seconds.map(SignedDuration::from_secs);
     if let Some(deadline) = deadline {
-        since = since.max(now - deadline);
+        // Any number of seconds may be asked for.
+        since = since.max(now.checked_sub(deadline).unwrap_or(Timestamp::MIN));
+    }
+    if schedule.next(since, &zone).is_none() {
+        // There is no such day.
+        let problem = "time difference between two schedules is less than 1 second";
+        let message = format!("invalid schedule: {} : {problem}", spec.schedule);
+        plan.events.push((true, "InvalidSchedule", message));
+        return plan;
     }
     let (due, missed) = schedule.latest(since, now, &zone);
     if missed > MISSED_MAX {
@@ -170,7 +185,7 @@ fn decide(cron: &CronJob, own: &[Arc<Job>], now: Timestamp) -> Plan {
     }
     again(&mut plan);
     let Some(due) = due else { return plan };
-    if deadline.is_some_and(|deadline| due + deadline < now) {
+    if deadline.is_some_and(|deadline| due.checked_add(deadline).is_ok_and(|end| end < now)) {
         let due = due.strftime("%a, %d %b %Y %H:%M:%S %z");
         let message = format!("Missed scheduled time to start a job: {due}");
         plan.events.push((true, "MissSchedule", message));
@@ -223,6 +238,21 @@ fn new_job(cron: &CronJob, spec: &CronJobSpec, time: Timestamp) -> Job {
         spec: spec.job_template.spec.clone(),
         status: None,
     }
+}
+
+/// The Job that was made before, if that was not noted; it may also be another's, which is not noted here.
+async fn forgotten(
+    cron: &CronJob,
+    plan: &Plan,
+    api: &Api<Job>,
+    name: &str,
+) -> Result<Option<Job>, kube::Error> {
+    let noted = |job: &Job| {
+        let mut active = plan.status.active.iter().flatten();
+        active.any(|reference| reference.uid == job.metadata.uid)
+    };
+    let found = api.get_opt(name).await?;
+    Ok(found.filter(|job| ownership::is_controlled_by(job, cron) && !noted(job)))
 }
 
 struct Controller {
@@ -288,11 +318,12 @@ impl Controller {
                     Some(made)
                 }
                 Err(kube::Error::Api(status)) if status.code == 409 => {
-                    // It was made before, and that was not noted.
-                    let found = api.get_opt(&wanted.name_any()).await?;
-                    found.filter(|job| {
-                        ownership::is_controlled_by(job, cron) && !job::is_finished(job)
-                    })
+                    let Some(known) = forgotten(cron, &plan, &api, &wanted.name_any()).await?
+                    else {
+                        self.note(cron, &crons, plan.status).await?;
+                        return Ok(plan.again.map_or(Next::Done, Next::After));
+                    };
+                    Some(known).filter(|job| !job::is_finished(job))
                 }
                 Err(error) => {
                     if !pods::is_ending(&error) {
@@ -310,17 +341,28 @@ impl Controller {
                 });
             }
         }
-        plan.status.active = plan.status.active.filter(|active| !active.is_empty());
-        if cron.status.clone().unwrap_or_default() != plan.status {
-            let mut told = cron.clone();
-            told.status = Some(plan.status);
-            let parameters = PostParams::default();
-            unless_code(crons.replace_status(&cron.name_any(), &parameters, &told).await, 404)?;
-        }
+        self.note(cron, &crons, plan.status).await?;
         for told in plan.events {
             self.tell(cron, told);
         }
         Ok(plan.again.map_or(Next::Done, Next::After))
+    }
+
+    /// Writes the status, if it is another than before.
+    async fn note(
+        &self,
+        cron: &CronJob,
+        crons: &Api<CronJob>,
+        mut status: CronJobStatus,
+    ) -> Result<(), Failure> {
+        status.active = status.active.filter(|active| !active.is_empty());
+        if cron.status.clone().unwrap_or_default() != status {
+            let mut told = cron.clone();
+            told.status = Some(status);
+            let parameters = PostParams::default();
+            unless_code(crons.replace_status(&cron.name_any(), &parameters, &told).await, 404)?;
+        }
+        Ok(())
     }
 }
 
@@ -402,6 +444,8 @@ mod tests {
         assert_eq!(plan.start, Some(at("2026-01-01T05:00:00Z")));
         let strict = cron(json!({"startingDeadlineSeconds": 30}), json!({}));
         assert_eq!(decide(&strict, &[], at("2026-01-01T05:01:00Z")).start, None);
+        let lax = cron(json!({"startingDeadlineSeconds": i64::MAX}), json!({}));
+        assert!(decide(&lax, &[], at("2026-01-01T05:01:00Z")).start.is_some());
     }
 
     #[test]
@@ -461,7 +505,9 @@ mod tests {
     fn mistakes_are_told() {
         for (spec, reason) in [
             (json!({"timeZone": "Nowhere/None"}), "UnknownTimeZone"),
+            (json!({"timeZone": "Nowhere/None", "suspend": true}), "UnknownTimeZone"),
             (json!({"schedule": "x"}), "UnparseableSchedule"),
+            (json!({"schedule": "59 23 31 2 *"}), "InvalidSchedule"),
         ] {
             let plan = decide(&cron(spec, json!({})), &[], at("2026-01-01T00:06:00Z"));
             assert_eq!((reasons(&plan), plan.start), (vec![reason], None));
