@@ -12,8 +12,8 @@ use crate::ownership::{self, Key};
 use crate::queue::{self, Failure, Next};
 use crate::{pods, touched};
 
-/// The claims that the pod's ephemeral volumes ask for.
-fn claims(pod: &Pod) -> Vec<PersistentVolumeClaim> {
+/// The claims that the pod's ephemeral volumes ask for, each with the volume's name.
+fn claims(pod: &Pod) -> Vec<(String, PersistentVolumeClaim)> {
     if pod.metadata.deletion_timestamp.is_some() || pods::is_finished(pod) {
         return Vec::new();
     }
@@ -22,7 +22,7 @@ fn claims(pod: &Pod) -> Vec<PersistentVolumeClaim> {
         .filter_map(|volume| {
             let template = volume.ephemeral.as_ref()?.volume_claim_template.as_ref()?;
             let meta = template.metadata.clone().unwrap_or_default();
-            Some(PersistentVolumeClaim {
+            let claim = PersistentVolumeClaim {
                 metadata: ObjectMeta {
                     name: Some(format!("{}-{}", pod.name_any(), volume.name)),
                     namespace: pod.namespace(),
@@ -33,9 +33,33 @@ fn claims(pod: &Pod) -> Vec<PersistentVolumeClaim> {
                 },
                 spec: Some(template.spec.clone()),
                 status: None,
-            })
+            };
+            Some((volume.name.clone(), claim))
         })
         .collect()
+}
+
+/// Makes the claim, if it is not there; what is there has to be the pod's.
+async fn make(
+    api: &Api<PersistentVolumeClaim>,
+    pod: &Pod,
+    claim: &PersistentVolumeClaim,
+    known: Option<&PersistentVolumeClaim>,
+) -> Result<(), Failure> {
+    let name = claim.name_any();
+    if let Some(known) = known {
+        let namespace = pod.namespace().unwrap_or_default();
+        if ownership::is_controlled_by(known, pod) {
+            return Ok(());
+        }
+        let message = format!(
+            "PVC {namespace}/{name} was not created for pod {namespace}/{} (pod is not owner)",
+            pod.name_any()
+        );
+        return Err(message.into());
+    }
+    let made = api.create(&PostParams::default(), claim).await;
+    made.map(drop).map_err(|error| format!("create PVC {name}: {}", pods::text(&error)).into())
 }
 
 async fn sync(
@@ -46,28 +70,12 @@ async fn sync(
 ) -> Result<Next, Failure> {
     let namespace = pod.namespace().unwrap_or_default();
     let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &namespace);
-    for claim in claims(pod) {
-        let name = claim.name_any();
-        let foreign = match known.get(&namespace, &name) {
-            Some(known) => !ownership::is_controlled_by(known.as_ref(), pod),
-            None => match api.create(&PostParams::default(), &claim).await {
-                Ok(_) => false,
-                Err(kube::Error::Api(status)) if status.code == 409 => {
-                    return Err("the claim is there, but the cache does not show it yet".into());
-                }
-                Err(error) => {
-                    let message = format!("ephemeral volume claim {name}: {}", pods::text(&error));
-                    events.warning(object_reference(pod), "FailedCreate", message);
-                    return Err(error.into());
-                }
-            },
-        };
-        if foreign {
-            let message = format!(
-                "PVC {namespace}/{name} was not created for pod {namespace}/{} (pod is not owner)",
-                pod.name_any()
-            );
-            return Err(message.into());
+    for (volume, claim) in claims(pod) {
+        let known = known.get(&namespace, &claim.name_any());
+        if let Err(error) = make(&api, pod, &claim, known.as_deref()).await {
+            let message = format!("ephemeral volume {volume}: {error}");
+            events.warning(object_reference(pod), "FailedBinding", message);
+            return Err(error);
         }
     }
     Ok(Next::Done)
@@ -83,7 +91,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let any = !claims(pod).is_empty();
         any.then(|| ownership::key(pod)).into_iter().collect()
     };
-    let changes = touched(&pods, of_pod);
+    // A claim that was deleted is made again while its pod is there.
+    let of_claim = |claim: &PersistentVolumeClaim| {
+        ownership::controller_key(claim, "Pod").into_iter().collect()
+    };
+    let changes = futures::stream::select(touched(&pods, of_pod), touched(&known, of_claim));
     queue::run("ephemeral-volume", changes, shutdown, |key: Key| {
         let (client, known, events) = (client.clone(), known.clone(), events.clone());
         let pod = pods.get(&key.0, &key.1);
@@ -111,7 +123,8 @@ mod tests {
                     "spec": {"accessModes": ["ReadWriteOnce"]}}}}]}}))
         .expect("a pod");
         let made = claims(&pod);
-        assert_eq!((made.len(), made[0].name_any().as_str()), (1, "p-v"));
-        assert!(ownership::is_controlled_by(&made[0], &pod) && made[0].labels()["a"] == "b");
+        let [(volume, claim)] = made.as_slice() else { panic!("{made:?}") };
+        assert_eq!((volume.as_str(), claim.name_any().as_str()), ("v", "p-v"));
+        assert!(ownership::is_controlled_by(claim, &pod) && claim.labels()["a"] == "b");
     }
 }

@@ -4,6 +4,7 @@
 //! Source: `pkg/controller/volume/persistentvolume/pv_controller.go` (`syncClaim`, `syncVolume`),
 //! `pkg/controller/volume/expand`.
 
+mod decide;
 mod matching;
 pub mod provision;
 
@@ -22,7 +23,8 @@ use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
-use self::matching::{best, class_of, mismatch, names};
+use self::decide::{Fate, Step, decide, default_class, fate, freed};
+use self::matching::class_of;
 use crate::queue::{self, Failure, Next};
 use crate::{ownership, pods, touched, unless_code};
 
@@ -31,114 +33,14 @@ const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 pub const STORAGE_PROVISIONER: [&str; 2] =
     ["volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner"];
-const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
+/// Provisioners that were part of Kubernetes; `no-provisioner` never was one.
+const IN_TREE: &str = "kubernetes.io/";
 
 /// Something to look at.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Claim(String, String),
     Volume(String),
-}
-
-/// What is to be done about a claim.
-#[derive(Debug, PartialEq)]
-enum Step {
-    /// It becomes, or is, the volume's.
-    Bind(String),
-    /// A volume is to be made by the class' provisioner.
-    Provision,
-    /// It waits; an event says for what.
-    Wait(&'static str, String),
-    /// It waits without a word.
-    Quiet,
-    /// Its volume is gone.
-    Lost(&'static str, &'static str),
-}
-
-/// Decides about a claim. `late` tells that its class waits for the first consumer.
-fn decide(
-    claim: &PersistentVolumeClaim,
-    volumes: &[impl AsRef<PersistentVolume>],
-    late: bool,
-    waiting_pod: Option<&str>,
-) -> Step {
-    let named = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
-    let mut all = volumes.iter().map(AsRef::as_ref);
-    let mut find = |name: &str| all.find(|volume| volume.name_any() == name);
-    let reference =
-        |volume: &PersistentVolume| volume.spec.as_ref().and_then(|s| s.claim_ref.clone());
-    if claim.annotations().contains_key(BIND_COMPLETED) {
-        let lost = "Bound claim has lost its PersistentVolume. Data on the volume is lost!";
-        let misbound = "Two claims are bound to the same volume, this one is bound incorrectly";
-        return match find(named) {
-            _ if named.is_empty() => Step::Lost(
-                "ClaimLost",
-                "Bound claim has lost reference to PersistentVolume. Data on the volume is lost!",
-            ),
-            None => Step::Lost("ClaimLost", lost),
-            Some(volume) => match reference(volume) {
-                Some(reference) if !names(&reference, claim) => {
-                    Step::Lost("ClaimMisbound", misbound)
-                }
-                _ => Step::Bind(named.to_owned()),
-            },
-        };
-    }
-    if !named.is_empty() {
-        let Some(volume) = find(named) else { return Step::Quiet };
-        return match (reference(volume), mismatch(claim, volume)) {
-            (Some(reference), _) if names(&reference, claim) => Step::Bind(named.to_owned()),
-            (Some(_), _) => {
-                let message = format!("volume {named:?} already bound to a different claim.");
-                Step::Wait("FailedBinding", message)
-            }
-            (None, Some(problem)) => {
-                let message = format!("Cannot bind to requested volume {named:?}: {problem}");
-                Step::Wait("VolumeMismatch", message)
-            }
-            (None, None) => Step::Bind(named.to_owned()),
-        };
-    }
-    let selected = claim.annotations().contains_key(SELECTED_NODE);
-    if let Some(volume) = best(claim, volumes, late) {
-        return Step::Bind(volume.name_any());
-    }
-    if late && !selected {
-        let waits = match waiting_pod {
-            Some(pod) => ("WaitForPodScheduled", format!("waiting for pod {pod} to be scheduled")),
-            None => (
-                "WaitForFirstConsumer",
-                "waiting for first consumer to be created before binding".into(),
-            ),
-        };
-        return Step::Wait(waits.0, waits.1);
-    }
-    if class_of(claim).is_empty() {
-        let message = "no persistent volumes available for this claim and no storage class is set";
-        return Step::Wait("FailedBinding", message.into());
-    }
-    Step::Provision
-}
-
-/// The phase of a volume, and whether it is to be reclaimed.
-fn phase(volume: &PersistentVolume, claim: Option<&PersistentVolumeClaim>) -> (&'static str, bool) {
-    let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
-    match (reference, claim) {
-        (None, _) => ("Available", false),
-        (Some(reference), _) if reference.uid.as_ref().is_none_or(String::is_empty) => {
-            ("Available", false)
-        }
-        (Some(reference), Some(claim)) if names(reference, claim) => {
-            let named = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone());
-            if named.as_ref() == volume.metadata.name.as_ref() {
-                return ("Bound", false);
-            }
-            // It was made for a claim that has found another, or the claim does not know yet.
-            let elsewhere = named.is_some_and(|named| !named.is_empty());
-            if elsewhere { ("Released", true) } else { ("Available", false) }
-        }
-        (Some(_), _) => ("Released", true),
-    }
 }
 
 struct Controller {
@@ -160,22 +62,35 @@ impl Controller {
             class.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
         });
         let volumes = self.volumes.store().state();
-        let user = self.waiting_pod(claim);
-        let step = decide(claim, &volumes, late, user.as_deref());
+        let step = decide(claim, &volumes, late, &self.waiting_pods(claim));
         if claim.metadata.deletion_timestamp.is_some() && !matches!(step, Step::Bind(_)) {
             return Ok(Next::Done);
         }
         let about = object_reference(claim);
+        if matches!(step, Step::Quiet | Step::Wait(..) | Step::Provision)
+            && claim
+                .spec
+                .as_ref()
+                .is_some_and(|s| s.volume_name.as_ref().is_none_or(String::is_empty))
+            && self.give_class(claim).await?
+        {
+            return Ok(Next::Done);
+        }
         match step {
-            Step::Quiet => {}
-            Step::Wait(reason, message) => self.events.normal(about, reason, message),
+            Step::Quiet => self.tell_unbound(claim, "Pending").await?,
+            Step::Wait(warning, reason, message) => {
+                if warning {
+                    self.events.warning(about, reason, message);
+                } else {
+                    self.events.normal(about, reason, message);
+                }
+                self.tell_unbound(claim, "Pending").await?;
+            }
             Step::Lost(reason, message) => {
                 let told = claim.status.as_ref().and_then(|status| status.phase.as_deref());
                 if told != Some("Lost") {
+                    self.tell_unbound(claim, "Lost").await?;
                     self.events.warning(about, reason, message);
-                    let mut status = claim.status.clone().unwrap_or_default();
-                    status.phase = Some("Lost".into());
-                    self.tell_claim(claim, status).await?;
                 }
             }
             Step::Provision => return Box::pin(self.provision(claim, class.as_deref())).await,
@@ -189,8 +104,20 @@ impl Controller {
         Ok(Next::Done)
     }
 
-    /// A pod that uses the claim and has no node yet.
-    fn waiting_pod(&self, claim: &PersistentVolumeClaim) -> Option<String> {
+    /// Gives a claim without a class the default one, if there is one. Returns whether it did.
+    async fn give_class(&self, claim: &PersistentVolumeClaim) -> Result<bool, Failure> {
+        let classes = self.classes.store().state();
+        let Some(class) = default_class(claim, &classes) else { return Ok(false) };
+        let (namespace, name) = ownership::key(claim);
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
+        let mut told = claim.clone();
+        told.spec.get_or_insert_default().storage_class_name = Some(class.name_any());
+        api.replace(&name, &PostParams::default(), &told).await?;
+        Ok(true)
+    }
+
+    /// The pods that use the claim and have no node yet, in order.
+    fn waiting_pods(&self, claim: &PersistentVolumeClaim) -> Vec<String> {
         let (namespace, name) = ownership::key(claim);
         let all = self.pods.store().state_filter(|pod| {
             pod.metadata.namespace.as_ref() == Some(&namespace)
@@ -198,7 +125,9 @@ impl Controller {
                 && pods::is_active(pod)
                 && pods::claims(pod).any(|used| used == name)
         });
-        all.first().map(|pod| pod.name_any())
+        let mut names: Vec<String> = all.iter().map(|pod| pod.name_any()).collect();
+        names.sort();
+        names
     }
 
     /// Writes what both sides of a bond say of each other, as far as they do not say it yet.
@@ -218,7 +147,7 @@ impl Controller {
             }
             bound = volumes.replace(&bound.name_any(), &parameters, &bound).await?;
         }
-        self.tell_volume(&bound, "Bound").await?;
+        self.tell_volume(&bound, "Bound", "").await?;
         let (namespace, name) = ownership::key(claim);
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &namespace);
         let mut told = claim.clone();
@@ -234,12 +163,14 @@ impl Controller {
         }
         let mut status = told.status.clone().unwrap_or_default();
         let spec = volume.spec.as_ref();
-        status.phase = Some("Bound".into());
         status.access_modes = spec.and_then(|spec| spec.access_modes.clone());
-        // A volume that was made larger is told by whoever made it so.
-        if status.capacity.is_none() {
+        // What changes of it later is told by whoever changes it.
+        if status.phase.as_deref() != Some("Bound") {
             status.capacity = spec.and_then(|spec| spec.capacity.clone());
+            status.current_volume_attributes_class_name =
+                spec.and_then(|spec| spec.volume_attributes_class_name.clone());
         }
+        status.phase = Some("Bound".into());
         self.tell_claim(&told, status).await?;
         self.expand(&told, &bound).await
     }
@@ -291,8 +222,10 @@ impl Controller {
             self.events.warning(about, "ProvisioningFailed", message);
             return Ok(Next::Done);
         };
-        if class.provisioner == NO_PROVISIONER {
-            return Ok(Next::Done);
+        if class.provisioner.starts_with(IN_TREE) {
+            let message = format!("no volume plugin matched name: {}", class.provisioner);
+            self.events.warning(about, "ProvisioningFailed", message);
+            return self.tell_unbound(claim, "Pending").await.map(|()| Next::Done);
         }
         if class.provisioner != provision::PROVISIONER {
             let (namespace, name) = ownership::key(claim);
@@ -361,12 +294,31 @@ impl Controller {
         Ok(())
     }
 
-    async fn tell_volume(&self, volume: &PersistentVolume, phase: &str) -> Result<(), Failure> {
+    /// Tells that the claim has no volume.
+    async fn tell_unbound(
+        &self,
+        claim: &PersistentVolumeClaim,
+        phase: &str,
+    ) -> Result<(), Failure> {
+        let mut status = claim.status.clone().unwrap_or_default();
+        status.phase = Some(phase.into());
+        (status.access_modes, status.capacity) = (None, None);
+        self.tell_claim(claim, status).await
+    }
+
+    /// Returns whether that is news.
+    async fn tell_volume(
+        &self,
+        volume: &PersistentVolume,
+        phase: &str,
+        message: &str,
+    ) -> Result<bool, Failure> {
         let mut status = volume.status.clone().unwrap_or_default();
         if status.phase.as_deref() == Some(phase) {
-            return Ok(());
+            return Ok(false);
         }
         status.phase = Some(phase.into());
+        status.message = (!message.is_empty()).then(|| message.to_owned());
         status.last_phase_transition_time = Some(Time(Timestamp::now()));
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
         let told = PersistentVolume { status: Some(status), ..volume.clone() };
@@ -374,6 +326,19 @@ impl Controller {
             api.replace_status(&volume.name_any(), &PostParams::default(), &told).await,
             404,
         )?;
+        Ok(true)
+    }
+
+    /// Tells that the volume cannot be reclaimed, and why.
+    async fn tell_failed(
+        &self,
+        volume: &PersistentVolume,
+        reason: &str,
+        message: &str,
+    ) -> Result<(), Failure> {
+        if self.tell_volume(volume, "Failed", message).await? {
+            self.events.warning(object_reference(volume), reason, message);
+        }
         Ok(())
     }
 
@@ -381,25 +346,77 @@ impl Controller {
         let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.clone());
         let key = reference.map(|r| (r.namespace.unwrap_or_default(), r.name.unwrap_or_default()));
         let mut claim = key.as_ref().and_then(|(namespace, name)| self.claims.get(namespace, name));
-        if let (Some((namespace, name)), None) = (&key, &claim)
-            && phase(volume, None).1
+        if let Some((namespace, name)) = &key
+            && fate(volume, claim.as_deref()) == Fate::Released
         {
             // Data is at stake: the cache's word is not enough.
             let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), namespace);
             claim = api.get_opt(name).await?.map(Arc::new);
         }
-        let (phase, reclaim) = phase(volume, claim.as_deref());
-        if !(volume.metadata.deletion_timestamp.is_some() && phase == "Available") {
-            self.tell_volume(volume, phase).await?;
+        match fate(volume, claim.as_deref()) {
+            Fate::Available if volume.metadata.deletion_timestamp.is_some() => {}
+            Fate::Available => drop(self.tell_volume(volume, "Available", "").await?),
+            Fate::Bound => drop(self.tell_volume(volume, "Bound", "").await?),
+            Fate::Claims => {}
+            Fate::Misfit => self.tell_misfit(volume, claim.as_deref()),
+            Fate::Unbound => {
+                let api: Api<PersistentVolume> = Api::all(self.client.clone());
+                let parameters = PostParams::default();
+                let free = api.replace(&volume.name_any(), &parameters, &freed(volume)).await?;
+                self.tell_volume(&free, "Available", "").await?;
+            }
+            Fate::Released => return self.reclaim(volume).await,
+        }
+        Ok(Next::Done)
+    }
+
+    fn tell_misfit(&self, volume: &PersistentVolume, claim: Option<&PersistentVolumeClaim>) {
+        let Some(claim) = claim else { return };
+        let (volume_name, claim_name) = (volume.name_any(), claim.name_any());
+        let message = format!(
+            "Cannot bind PersistentVolume to requested PersistentVolumeClaim \"{claim_name}\" due to incompatible volumeMode."
+        );
+        self.events.warning(object_reference(volume), "VolumeMismatch", message);
+        let message = format!(
+            "Cannot bind PersistentVolume \"{volume_name}\" to requested PersistentVolumeClaim due to incompatible volumeMode."
+        );
+        self.events.warning(object_reference(claim), "VolumeMismatch", message);
+    }
+
+    /// Does with a volume whose claim is gone what its policy says.
+    async fn reclaim(&self, volume: &PersistentVolume) -> Result<Next, Failure> {
+        let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
+        // What went wrong before stays told.
+        if phase != Some("Failed") && self.tell_volume(volume, "Released", "").await? {
+            // With the volume as it is now the rest follows.
+            return Ok(Next::Done);
         }
         let policy =
             volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
-        if !reclaim || policy != Some("Delete") || !provision::is_ours(volume) {
+        match policy {
+            Some("Delete") => {}
+            Some("Recycle") => {
+                let message = "No recycler plugin found for the volume!";
+                return self
+                    .tell_failed(volume, "VolumeFailedRecycle", message)
+                    .await
+                    .map(|()| Next::Done);
+            }
+            _ => return Ok(Next::Done),
+        }
+        if !provision::is_ours(volume) {
+            if !volume.annotations().contains_key(provision::PROVISIONED_BY) {
+                let message = format!(
+                    "error getting deleter volume plugin for volume \"{}\": no deletable volume plugin matched",
+                    volume.name_any()
+                );
+                self.tell_failed(volume, "VolumeFailedDelete", &message).await?;
+            }
+            // Whoever made it deletes it.
             return Ok(Next::Done);
         }
         if let Err(error) = provision::remove(volume, &self.base).await {
-            let message = error.to_string();
-            self.events.warning(object_reference(volume), "VolumeFailedDelete", message);
+            self.tell_failed(volume, "VolumeFailedDelete", &error.to_string()).await?;
             return Err(error.into());
         }
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
@@ -477,69 +494,4 @@ fn unbound(claims: &Informer<PersistentVolumeClaim>) -> Vec<Key> {
         .map(|claim| ownership::key(claim.as_ref()))
         .map(|(ns, name)| Key::Claim(ns, name))
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn claim(annotations: Value, spec: Value) -> PersistentVolumeClaim {
-        serde_json::from_value(json!({"metadata": {"name": "c", "namespace": "n", "uid": "u",
-            "annotations": annotations}, "spec": spec}))
-        .expect("a claim")
-    }
-
-    fn volume(name: &str, claim_uid: Option<&str>) -> Box<PersistentVolume> {
-        let reference = claim_uid.map(|uid| json!({"name": "c", "namespace": "n", "uid": uid}));
-        Box::new(
-            serde_json::from_value(json!({"metadata": {"name": name},
-                "spec": {"claimRef": reference}, "status": {"phase": "Available"}}))
-            .expect("a volume"),
-        )
-    }
-
-    #[test]
-    fn claims_find_their_volumes() {
-        let done = json!({BIND_COMPLETED: "yes"});
-        let bind = |name: &str| Step::Bind(name.into());
-        let reason = |step: Step| match step {
-            Step::Wait(reason, _) | Step::Lost(reason, _) => reason,
-            _ => "none",
-        };
-        let none: [Box<PersistentVolume>; 0] = [];
-        let plain = claim(json!({}), json!({}));
-        assert_eq!(decide(&plain, &[volume("v", None)], false, None), bind("v"));
-        assert_eq!(reason(decide(&plain, &none, false, None)), "FailedBinding");
-        let classy = claim(json!({}), json!({"storageClassName": "k"}));
-        assert_eq!(decide(&classy, &none, false, None), Step::Provision);
-        assert_eq!(reason(decide(&classy, &none, true, None)), "WaitForFirstConsumer");
-        assert_eq!(reason(decide(&classy, &none, true, Some("p"))), "WaitForPodScheduled");
-        let selected = claim(json!({SELECTED_NODE: "m"}), json!({"storageClassName": "k"}));
-        assert_eq!(decide(&selected, &none, true, None), Step::Provision);
-        let named = claim(json!({}), json!({"volumeName": "v"}));
-        assert_eq!(decide(&named, &[volume("v", None)], false, None), bind("v"));
-        assert_eq!(reason(decide(&named, &[volume("v", Some("x"))], false, None)), "FailedBinding");
-        assert_eq!(decide(&named, &none, false, None), Step::Quiet);
-        let bound = claim(done, json!({"volumeName": "v"}));
-        assert_eq!(decide(&bound, &[volume("v", Some("u"))], false, None), bind("v"));
-        assert_eq!(reason(decide(&bound, &none, false, None)), "ClaimLost");
-        assert_eq!(reason(decide(&bound, &[volume("v", Some("x"))], false, None)), "ClaimMisbound");
-    }
-
-    #[test]
-    fn a_volume_follows_its_claim() {
-        let bound = claim(json!({}), json!({"volumeName": "v"}));
-        let other = claim(json!({}), json!({"volumeName": "w"}));
-        for (volume, claim, want) in [
-            (volume("v", None), None, ("Available", false)),
-            (volume("v", Some("u")), Some(&bound), ("Bound", false)),
-            (volume("v", Some("u")), None, ("Released", true)),
-            (volume("v", Some("x")), Some(&bound), ("Released", true)),
-            (volume("v", Some("u")), Some(&other), ("Released", true)),
-        ] {
-            assert_eq!(phase(&volume, claim), want);
-        }
-    }
 }

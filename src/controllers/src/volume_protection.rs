@@ -5,7 +5,7 @@
 use client::Informers;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kube::api::{Api, PostParams};
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::ownership::{self, Key};
@@ -15,28 +15,66 @@ use crate::{name, pods, touched, unless_code};
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
 
-/// Whether the pod holds claims: those of pods that have ended, or have no node yet, are free.
-fn holds(pod: &Pod) -> bool {
-    !pods::is_finished(pod) && !pods::node(pod).is_empty()
+/// Whether the kubelet is done with the pod, or it was deleted by force.
+fn is_shut_down(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_some()
+        && pod.metadata.deletion_grace_period_seconds == Some(0)
+}
+
+/// Whether the pod uses the claim. A pod without a node does not yet; one that has ended does as long as it is there,
+/// since it may be looked into.
+fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
+    if pods::node(pod).is_empty() || pod.metadata.namespace != claim.metadata.namespace {
+        return false;
+    }
+    let name = claim.name_any();
+    let mut volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.any(|volume| match &volume.persistent_volume_claim {
+        Some(source) => source.claim_name == name,
+        None => {
+            volume.ephemeral.is_some()
+                && !is_shut_down(pod)
+                && format!("{}-{}", pod.name_any(), volume.name) == name
+                && ownership::is_controlled_by(claim, pod)
+        }
+    })
 }
 
 fn is_used(claim: &PersistentVolumeClaim, pods: &[impl AsRef<Pod>]) -> bool {
-    let name = claim.name_any();
-    let mut near = pods
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|pod: &&Pod| pod.metadata.namespace == claim.metadata.namespace && holds(pod));
-    near.any(|pod| pods::claims(pod).any(|used| used == name))
+    pods.iter().any(|pod| uses(pod.as_ref(), claim))
+}
+
+/// What is to be done about a finalizer.
+#[derive(Debug, PartialEq)]
+enum Step {
+    Leave,
+    /// It was made when nobody put the finalizer on.
+    Add,
+    Remove,
+}
+
+fn step<K: Resource>(object: &K, finalizer: &str, used: impl FnOnce() -> bool) -> Step {
+    let held = object.meta().finalizers.iter().flatten().any(|held| held == finalizer);
+    match (object.meta().deletion_timestamp.is_some(), held) {
+        (false, false) => Step::Add,
+        (true, true) if !used() => Step::Remove,
+        _ => Step::Leave,
+    }
+}
+
+/// The object with the step done.
+fn changed<K: Resource + Clone>(object: &K, finalizer: &str, step: &Step) -> K {
+    let mut changed = object.clone();
+    let all = changed.meta_mut().finalizers.get_or_insert_default();
+    all.retain(|held| held != finalizer);
+    if *step == Step::Add {
+        all.push(finalizer.to_owned());
+    }
+    changed
 }
 
 fn is_bound(volume: &PersistentVolume) -> bool {
     volume.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Bound"))
-}
-
-fn without(finalizers: &mut Option<Vec<String>>, finalizer: &str) {
-    if let Some(list) = finalizers.as_mut() {
-        list.retain(|held| held != finalizer);
-    }
 }
 
 /// Looks after claims until `shutdown`.
@@ -54,29 +92,26 @@ pub async fn run_claims(client: Client, informers: Informers, shutdown: Cancella
         touched(&pods, of_pod),
     );
     queue::run("persistentvolumeclaim-protection", changes, shutdown, |key: Key| {
-        let found = claims.get(&key.0, &key.1).filter(|claim| {
-            claim.metadata.deletion_timestamp.is_some()
-                && claim.finalizers().iter().any(|held| held == CLAIM)
-                && !is_used(claim, &pods.store().state())
+        let found = claims.get(&key.0, &key.1).map(|claim| {
+            let step = step(claim.as_ref(), CLAIM, || is_used(&claim, &pods.store().state()));
+            (claim, step)
         });
         let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &key.0);
         let pods: Api<Pod> = Api::namespaced(client.clone(), &key.0);
         Box::pin(async move {
-            let Some(claim) = found else { return Ok(Next::Done) };
-            // Data is at stake: the cache's word is not enough.
-            let live: Vec<Box<Pod>> = pods
-                .list(&kube::api::ListParams::default())
-                .await?
-                .items
-                .into_iter()
-                .map(Box::new)
-                .collect();
-            if is_used(&claim, &live) {
+            let Some((claim, step)) = found.filter(|(_, step)| *step != Step::Leave) else {
                 return Ok(Next::Done);
+            };
+            if step == Step::Remove {
+                // Data is at stake: the cache's word is not enough.
+                let live = pods.list(&kube::api::ListParams::default()).await?.items;
+                let live: Vec<Box<Pod>> = live.into_iter().map(Box::new).collect();
+                if is_used(&claim, &live) {
+                    return Ok(Next::Done);
+                }
             }
-            let mut free = PersistentVolumeClaim::clone(&claim);
-            without(&mut free.metadata.finalizers, CLAIM);
-            unless_code(api.replace(&key.1, &PostParams::default(), &free).await, 404)?;
+            let changed = changed(claim.as_ref(), CLAIM, &step);
+            unless_code(api.replace(&key.1, &PostParams::default(), &changed).await, 404)?;
             Ok(Next::Done)
         })
     })
@@ -89,17 +124,17 @@ pub async fn run_volumes(client: Client, informers: Informers, shutdown: Cancell
     volumes.ready().await;
     let changes = touched(&volumes, name);
     queue::run("persistentvolume-protection", changes, shutdown, |key: String| {
-        let found = volumes.get("", &key).filter(|volume| {
-            volume.metadata.deletion_timestamp.is_some()
-                && volume.finalizers().iter().any(|held| held == VOLUME)
-                && !is_bound(volume)
+        let found = volumes.get("", &key).map(|volume| {
+            let step = step(volume.as_ref(), VOLUME, || is_bound(&volume));
+            (volume, step)
         });
         let api: Api<PersistentVolume> = Api::all(client.clone());
         Box::pin(async move {
-            let Some(volume) = found else { return Ok(Next::Done) };
-            let mut free = PersistentVolume::clone(&volume);
-            without(&mut free.metadata.finalizers, VOLUME);
-            unless_code(api.replace(&key, &PostParams::default(), &free).await, 404)?;
+            let Some((volume, step)) = found.filter(|(_, step)| *step != Step::Leave) else {
+                return Ok(Next::Done);
+            };
+            let changed = changed(volume.as_ref(), VOLUME, &step);
+            unless_code(api.replace(&key, &PostParams::default(), &changed).await, 404)?;
             Ok(Next::Done)
         })
     })
@@ -108,27 +143,68 @@ pub async fn run_volumes(client: Client, informers: Informers, shutdown: Cancell
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     #[test]
-    fn only_pods_that_run_hold_a_claim() {
-        let claim: PersistentVolumeClaim =
-            serde_json::from_value(json!({"metadata": {"name": "c", "namespace": "n"}}))
-                .expect("one");
-        let pod = |namespace: &str, node: Option<&str>, phase: &str| -> Vec<Box<Pod>> {
-            vec![
-                serde_json::from_value(json!({"metadata": {"name": "p", "namespace": namespace},
-                "spec": {"containers": [], "nodeName": node, "volumes": [
-                    {"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]},
-                "status": {"phase": phase}}))
-                .expect("a pod"),
-            ]
+    fn pods_that_are_on_a_node_hold_their_claims() {
+        let claim = |owner: Value| -> PersistentVolumeClaim {
+            serde_json::from_value(json!({"metadata": {"name": "p-v", "namespace": "n",
+                "ownerReferences": owner}}))
+            .expect("one")
         };
-        assert!(is_used(&claim, &pod("n", Some("m"), "Running")));
-        assert!(!is_used(&claim, &pod("n", Some("m"), "Succeeded")));
-        assert!(!is_used(&claim, &pod("n", None, "Pending")));
-        assert!(!is_used(&claim, &pod("o", Some("m"), "Running")));
+        let theirs = json!([]);
+        let its = json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u",
+            "controller": true}]);
+        let named = json!({"name": "v", "persistentVolumeClaim": {"claimName": "p-v"}});
+        let other = json!({"name": "v", "persistentVolumeClaim": {"claimName": "q"}});
+        let ephemeral = json!({"name": "v", "ephemeral": {}});
+        let (here, nowhere) = (json!("m"), json!(null));
+        for (owner, volume, namespace, node, phase, grace, want) in [
+            (&theirs, &named, "n", &here, "Running", None, true),
+            (&theirs, &named, "n", &here, "Succeeded", None, true),
+            (&theirs, &named, "n", &here, "Running", Some(0), true),
+            (&theirs, &named, "n", &nowhere, "Pending", None, false),
+            (&theirs, &named, "o", &here, "Running", None, false),
+            (&theirs, &other, "n", &here, "Running", None, false),
+            (&its, &ephemeral, "n", &here, "Running", None, true),
+            (&its, &ephemeral, "n", &here, "Running", Some(30), true),
+            (&its, &ephemeral, "n", &here, "Running", Some(0), false),
+            (&theirs, &ephemeral, "n", &here, "Running", None, false),
+        ] {
+            let deleted = grace.map(|_| "2026-01-01T00:00:00Z");
+            let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u",
+                    "namespace": namespace, "deletionTimestamp": deleted,
+                    "deletionGracePeriodSeconds": grace},
+                "spec": {"containers": [], "nodeName": node, "volumes": [volume]},
+                "status": {"phase": phase}}))
+            .expect("a pod");
+            let case = format!("{owner} {volume} {namespace} {node} {phase} {grace:?}");
+            assert_eq!(uses(&pod, &claim(owner.clone())), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn finalizers_come_and_go() {
+        for (deleted, finalizers, used, want, left) in [
+            (false, vec![], false, Step::Add, vec![CLAIM]),
+            (false, vec!["a"], true, Step::Add, vec!["a", CLAIM]),
+            (false, vec![CLAIM], false, Step::Leave, vec![CLAIM]),
+            (true, vec![], false, Step::Leave, vec![]),
+            (true, vec![CLAIM], true, Step::Leave, vec![CLAIM]),
+            (true, vec!["a", CLAIM], false, Step::Remove, vec!["a"]),
+        ] {
+            let deleted = deleted.then_some("2026-01-01T00:00:00Z");
+            let claim: PersistentVolumeClaim = serde_json::from_value(
+                json!({"metadata": {"deletionTimestamp": deleted, "finalizers": finalizers}}),
+            )
+            .expect("a claim");
+            let step = step(&claim, CLAIM, || used);
+            assert_eq!(step, want, "{finalizers:?} {used}");
+            if step != Step::Leave {
+                assert_eq!(changed(&claim, CLAIM, &step).finalizers(), left);
+            }
+        }
     }
 }

@@ -34,8 +34,32 @@ pub fn class_of(claim: &PersistentVolumeClaim) -> &str {
 }
 
 fn class_of_volume(volume: &PersistentVolume) -> &str {
-    let class = volume.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref());
-    class.unwrap_or_default()
+    let old = volume.annotations().get("volume.beta.kubernetes.io/storage-class");
+    let class = volume.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
+    old.or(class).map_or("", String::as_str)
+}
+
+/// Whether the claim wants a volume of this mode: a file system or a block device.
+pub fn is_of_mode(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    fn mode(mode: Option<&String>) -> &str {
+        mode.map_or("Filesystem", String::as_str)
+    }
+    let wanted = claim.spec.as_ref().and_then(|spec| spec.volume_mode.as_ref());
+    let offered = volume.spec.as_ref().and_then(|spec| spec.volume_mode.as_ref());
+    mode(wanted) == mode(offered)
+}
+
+/// Whether both name the same class of attributes, or none.
+fn has_attributes(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    let wanted = claim.spec.as_ref().and_then(|s| s.volume_attributes_class_name.as_deref());
+    let offered = volume.spec.as_ref().and_then(|s| s.volume_attributes_class_name.as_deref());
+    wanted.unwrap_or_default() == offered.unwrap_or_default()
+}
+
+fn has_access(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> bool {
+    let mut wanted = claim.spec.iter().flat_map(|spec| spec.access_modes.iter().flatten());
+    let offered = volume.spec.as_ref().and_then(|spec| spec.access_modes.as_ref());
+    wanted.all(|mode| offered.is_some_and(|offered| offered.contains(mode)))
 }
 
 /// Whether the reference means this claim, by name, and by uid where it has one.
@@ -46,29 +70,29 @@ pub fn names(reference: &ObjectReference, claim: &PersistentVolumeClaim) -> bool
         && uid.is_none_or(|uid| Some(uid) == claim.metadata.uid.as_ref())
 }
 
-/// What keeps the volume from serving the claim, if anything.
-pub fn mismatch(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<&'static str> {
-    let (wanted, offered) = (claim.spec.clone().unwrap_or_default(), volume.spec.as_ref());
-    let offered = offered.cloned().unwrap_or_default();
-    if request(claim) > capacity(volume) {
-        return Some("requested PV is too small");
-    }
-    if class_of(claim) != class_of_volume(volume) {
-        return Some("storageClassName does not match");
-    }
-    let mode = |mode: Option<String>| mode.unwrap_or_else(|| "Filesystem".into());
-    if mode(wanted.volume_mode) != mode(offered.volume_mode) {
-        return Some("incompatible volumeMode");
-    }
-    let modes = offered.access_modes.unwrap_or_default();
-    if !wanted.access_modes.unwrap_or_default().iter().all(|mode| modes.contains(mode)) {
-        return Some("incompatible accessMode");
-    }
-    None
+/// What keeps the volume from serving a claim that names it, if anything.
+pub fn mismatch(claim: &PersistentVolumeClaim, volume: &PersistentVolume) -> Option<String> {
+    let problem = if volume.metadata.deletion_timestamp.is_some() {
+        return Some(format!("the volume is marked for deletion {:?}", volume.name_any()));
+    } else if request(claim) > capacity(volume) {
+        "requested PV is too small"
+    } else if class_of(claim) != class_of_volume(volume) {
+        "storageClassName does not match"
+    } else if !has_attributes(claim, volume) {
+        "volumeAttributesClassName does not match"
+    } else if !is_of_mode(claim, volume) {
+        "incompatible volumeMode"
+    } else if !has_access(claim, volume) {
+        "incompatible accessMode"
+    } else {
+        return None;
+    };
+    Some(problem.into())
 }
 
-/// The volume for a claim: one that is set aside for it, or the smallest free one that is large enough.
-/// When the claim is bound `late`, only the former: the scheduler chooses.
+/// The volume for a claim: of those that can be accessed in the fewest ways beside the wanted ones, one that is set
+/// aside for it, or the smallest free one that is large enough. When the claim is bound `late`, only the former: the
+/// scheduler chooses.
 pub fn best<'a>(
     claim: &PersistentVolumeClaim,
     volumes: &'a [impl AsRef<PersistentVolume>],
@@ -76,24 +100,30 @@ pub fn best<'a>(
 ) -> Option<&'a PersistentVolume> {
     let spec = claim.spec.as_ref()?;
     let picks = spec.selector.as_ref().map(pods::selector);
-    let volumes = volumes.iter().map(AsRef::as_ref);
-    let live = volumes.filter(|volume| volume.metadata.deletion_timestamp.is_none());
-    let (mut kept, mut free): (Option<&PersistentVolume>, Option<&PersistentVolume>) = (None, None);
-    for volume in live.filter(|volume| mismatch(claim, volume).is_none()) {
+    let serves = |volume: &&PersistentVolume| {
+        volume.metadata.deletion_timestamp.is_none()
+            && request(claim) <= capacity(volume)
+            && is_of_mode(claim, volume)
+            && has_attributes(claim, volume)
+            && has_access(claim, volume)
+    };
+    let is_kept = |volume: &PersistentVolume| {
         let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+        reference.map(|reference| names(reference, claim))
+    };
+    let is_free = |volume: &PersistentVolume| {
         let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
-        match reference {
-            Some(reference) if names(reference, claim) => kept = Some(volume),
-            Some(_) => {}
-            None if late || phase != Some("Available") => {}
-            None if picks.as_ref().is_some_and(|picks| !picks.matches(volume.labels())) => {}
-            None if free.is_none_or(|known| capacity(volume) < capacity(known)) => {
-                free = Some(volume);
-            }
-            None => {}
-        }
-    }
-    kept.or(free)
+        !late
+            && phase == Some("Available")
+            && picks.as_ref().is_none_or(|picks| picks.matches(volume.labels()))
+            && class_of_volume(volume) == class_of(claim)
+    };
+    let all = volumes.iter().map(AsRef::as_ref).filter(serves);
+    let usable = all.filter(|volume| is_kept(volume).unwrap_or_else(|| is_free(volume)));
+    usable.min_by_key(|volume| {
+        let modes = volume.spec.as_ref().and_then(|spec| spec.access_modes.as_ref());
+        (modes.map_or(0, Vec::len), is_kept(volume).is_none(), capacity(volume))
+    })
 }
 
 #[cfg(test)]
@@ -151,5 +181,24 @@ mod tests {
         let mut more = volumes;
         more.push(volume("kept", "9Gi", kept));
         assert_eq!(best(&claim(json!({})), &more, true).as_deref(), Some("kept"));
+        let wide = json!({"accessModes": ["ReadWriteOnce", "ReadOnlyMany"]});
+        let kept_apart =
+            json!({"claimRef": {"name": "c", "namespace": "n"}, "storageClassName": "k"});
+        let attributed = json!({"volumeAttributesClassName": "gold"});
+        let mut going = volume("going", "2Gi", json!({}));
+        going.metadata.deletion_timestamp =
+            serde_json::from_value(json!("2026-01-01T00:00:00Z")).expect("a time");
+        for (volumes, want) in [
+            // One that can be accessed as wanted and no other way goes before a smaller one.
+            (vec![volume("wide", "2Gi", wide), volume("large", "9Gi", json!({}))], Some("large")),
+            // What is set aside need not be of the class.
+            (vec![volume("apart", "9Gi", kept_apart)], Some("apart")),
+            (vec![volume("gold", "2Gi", attributed.clone())], None),
+            (vec![going], None),
+        ] {
+            assert_eq!(best(&claim(json!({})), &volumes, false).as_deref(), want);
+        }
+        let gold = [volume("gold", "2Gi", attributed.clone())];
+        assert_eq!(best(&claim(attributed), &gold, false).as_deref(), Some("gold"));
     }
 }
