@@ -3,8 +3,10 @@
 //! Source: `pkg/controller/endpointslice` and `staging/src/k8s.io/endpointslice/reconciler.go`.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use client::{Informers, Recorder, object_reference};
+use client::{Informer, Informers, Recorder, object_reference};
+use futures::Stream;
 use k8s_openapi::api::core::v1::{Node, Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{
     Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
@@ -145,14 +147,57 @@ fn families(service: &Service) -> Vec<String> {
     if families.is_empty() { vec!["IPv4".to_owned()] } else { families }
 }
 
-/// What the Service's slices of a family shall say: ports, and the endpoints that have exactly these
-/// ports.
+/// Deals endpoints out to slices so that as few as possible of those that there are change: each stays where it is;
+/// new ones fill up slices that change anyway, or else one that has room for all of them, or else new slices
+/// (`reconcileByPortMapping`).
+fn deal(
+    endpoints: Vec<Endpoint>,
+    slices: &[&EndpointSlice],
+) -> Vec<(Option<String>, Vec<Endpoint>)> {
+    // Several pods may have the node's address.
+    let key = |endpoint: &Endpoint| {
+        let pod = endpoint.target_ref.as_ref().and_then(|pod| pod.name.clone());
+        (endpoint.addresses.clone(), pod)
+    };
+    let mut left: BTreeMap<_, Endpoint> =
+        endpoints.into_iter().map(|endpoint| (key(&endpoint), endpoint)).collect();
+    let mut dealt: Vec<(bool, Option<String>, Vec<Endpoint>)> = Vec::new();
+    for slice in slices {
+        let old = slice.endpoints.as_deref().unwrap_or_default();
+        let kept: Vec<Endpoint> =
+            old.iter().filter_map(|endpoint| left.remove(&key(endpoint))).collect();
+        // Hints are dealt out afterwards.
+        let same = |(old, new): (&Endpoint, &Endpoint)| {
+            *new == Endpoint { hints: new.hints.clone(), ..old.clone() }
+        };
+        let changed = kept.len() != old.len() || !old.iter().zip(&kept).all(same);
+        if !kept.is_empty() {
+            dealt.push((changed, slice.metadata.name.clone(), kept));
+        }
+    }
+    let mut left: Vec<Endpoint> = left.into_values().collect();
+    for (_, _, kept) in dealt.iter_mut().filter(|(changed, ..)| *changed) {
+        let room = PER_SLICE.saturating_sub(kept.len()).min(left.len());
+        kept.extend(left.drain(..room));
+    }
+    let roomy = dealt.iter_mut().filter(|(_, _, kept)| kept.len() + left.len() <= PER_SLICE);
+    if !left.is_empty()
+        && let Some((_, _, kept)) = roomy.max_by_key(|(_, _, kept)| kept.len())
+    {
+        kept.append(&mut left);
+    }
+    let new = left.chunks(PER_SLICE).map(|chunk| (None, chunk.to_vec())).collect::<Vec<_>>();
+    dealt.into_iter().map(|(_, name, endpoints)| (name, endpoints)).chain(new).collect()
+}
+
+/// What the Service's slices of a family shall say: ports, and the endpoints that have exactly these ports.
 fn wanted(
     service: &Service,
     pods: &[&Pod],
     family: &str,
     zones: &Zones,
-) -> Vec<(Vec<EndpointPort>, Vec<Endpoint>)> {
+    found: &[&EndpointSlice],
+) -> Vec<Content> {
     let empty = Vec::new();
     let ports = service.spec.as_ref().and_then(|spec| spec.ports.as_ref()).unwrap_or(&empty);
     let mut groups: BTreeMap<Vec<Option<i32>>, Vec<Endpoint>> = BTreeMap::new();
@@ -162,9 +207,14 @@ fn wanted(
             groups.entry(numbers).or_default().push(endpoint);
         }
     }
-    let mut slices = Vec::new();
-    for (numbers, mut endpoints) in groups {
-        endpoints.sort_by(|a, b| a.addresses.cmp(&b.addresses));
+    let content = |slice, ports, endpoints| Content {
+        slice,
+        address_type: family.to_owned(),
+        ports,
+        endpoints,
+    };
+    let mut contents = Vec::new();
+    for (numbers, endpoints) in groups {
         let slice_ports: Vec<EndpointPort> = ports
             .iter()
             .zip(&numbers)
@@ -177,15 +227,19 @@ fn wanted(
                 })
             })
             .collect();
-        for chunk in endpoints.chunks(PER_SLICE) {
-            slices.push((slice_ports.clone(), chunk.to_vec()));
-        }
+        let alike = |slice: &&&EndpointSlice| {
+            slice.address_type == family
+                && slice.ports.as_deref().unwrap_or_default() == slice_ports
+        };
+        let alike: Vec<&EndpointSlice> = found.iter().filter(alike).copied().collect();
+        let dealt = deal(endpoints, &alike).into_iter();
+        contents.extend(dealt.map(|(slice, dealt)| content(slice, slice_ports.clone(), dealt)));
     }
-    if slices.is_empty() {
+    if contents.is_empty() {
         // A slice without endpoints tells that the Service was looked at.
-        slices.push((Vec::new(), Vec::new()));
+        contents.push(content(None, Vec::new(), Vec::new()));
     }
-    slices
+    contents
 }
 
 fn labels(service: &Service) -> Labels {
@@ -234,6 +288,8 @@ impl Changes {
 /// What one slice shall say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Content {
+    /// The slice that is closest to it, where there is one.
+    pub slice: Option<String>,
     pub address_type: String,
     pub ports: Vec<EndpointPort>,
     pub endpoints: Vec<Endpoint>,
@@ -264,8 +320,14 @@ pub fn reconcile<O: Resource<DynamicType = ()>>(
             None => missing.push(content),
         }
     }
+    // Those that are meant for a slice take it first.
+    missing.sort_by_key(|content| content.slice.is_none());
     for content in missing {
-        let usable = free.iter().position(|slice| slice.address_type == content.address_type);
+        let meant = |slice: &&EndpointSlice| {
+            content.slice.is_some() && slice.metadata.name == content.slice
+        };
+        let alike = |slice: &&EndpointSlice| slice.address_type == content.address_type;
+        let usable = free.iter().position(meant).or_else(|| free.iter().position(alike));
         let mut slice = match usable.map(|index| free.swap_remove(index)) {
             Some(known) => known.clone(),
             None => EndpointSlice {
@@ -306,10 +368,7 @@ fn decide(
     let mut contents = Vec::new();
     let mut told = Vec::new();
     for family in families(service) {
-        let of_family = wanted(service, pods, &family, zones).into_iter();
-        let mut of_family: Vec<Content> = of_family
-            .map(|(ports, endpoints)| Content { address_type: family.clone(), ports, endpoints })
-            .collect();
+        let mut of_family = wanted(service, pods, &family, zones, found);
         if topology::is_automatic(service) {
             match topology::assign(shares, &mut of_family, found) {
                 Err(reason) => told.push((false, format!("{reason}, addressType: {family}"))),
@@ -330,90 +389,114 @@ fn has_hints(slice: &EndpointSlice, family: &str) -> bool {
         && slice.endpoints.iter().flatten().any(|endpoint| endpoint.hints.is_some())
 }
 
-/// Runs until `shutdown`.
-pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
-    let services = informers.get::<Service>();
-    let pods = informers.get::<Pod>();
-    let slices = informers.get::<EndpointSlice>();
-    let nodes = informers.get::<Node>();
-    let events = Recorder::new(client.clone(), "endpoint-slice-controller", "");
-    pods.ready().await;
-    slices.ready().await;
-    nodes.ready().await;
-    let key =
-        |service: &Service| vec![(service.namespace().unwrap_or_default(), service.name_any())];
-    let known = services.store();
-    let of_pod = move |pod: &Pod| {
-        let all = known.state();
-        let mine = all.iter().filter(|service| {
-            service.namespace() == pod.namespace()
-                && selector(service)
-                    .is_some_and(|selector| selects(selector, pod.metadata.labels.as_ref()))
-        });
-        mine.flat_map(|service| key(service)).collect()
-    };
-    let of_slice = |slice: &EndpointSlice| {
-        let service = slice.labels().get(SERVICE_NAME).cloned();
-        service.map(|name| (slice.namespace().unwrap_or_default(), name)).into_iter().collect()
-    };
-    // Of a node only its zone and its CPUs matter here, and they seldom change.
-    let (known, seen) = (services.store(), std::sync::Mutex::new(BTreeMap::new()));
-    let of_node = move |node: &Node| {
-        let now = (node.labels().get(ZONE).cloned(), topology::capacity(node));
-        let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let before = seen.insert(node.name_any(), now.clone()).unwrap_or_default();
-        if before == now {
-            return Vec::new();
-        }
-        let all = known.state();
-        let concerned = |service: &&std::sync::Arc<Service>| {
-            before.0 != now.0 || topology::is_automatic(service)
+type Key = (String, String);
+
+fn key(service: &Service) -> Vec<Key> {
+    vec![(service.namespace().unwrap_or_default(), service.name_any())]
+}
+
+/// What is looked at.
+struct Caches {
+    services: Informer<Service>,
+    pods: Informer<Pod>,
+    slices: Informer<EndpointSlice>,
+    nodes: Informer<Node>,
+}
+
+impl Caches {
+    /// The Services that a change concerns.
+    fn changes(&self) -> impl Stream<Item = Vec<Key>> + Send + use<> {
+        let known = self.services.store();
+        let of_pod = move |pod: &Pod| {
+            let all = known.state();
+            let mine = all.iter().filter(|service| {
+                service.namespace() == pod.namespace()
+                    && selector(service)
+                        .is_some_and(|selector| selects(selector, pod.metadata.labels.as_ref()))
+            });
+            mine.flat_map(|service| key(service)).collect()
         };
-        all.iter().filter(concerned).flat_map(|service| key(service)).collect()
-    };
-    let changes = futures::stream::select(
-        futures::stream::select(touched(&services, key), touched(&nodes, of_node)),
-        futures::stream::select(touched(&pods, of_pod), touched(&slices, of_slice)),
-    );
-    queue::run("endpointslice", changes, shutdown, |(namespace, name): (String, String)| {
-        let service = services.get(&namespace, &name);
-        let found: Vec<_> = slices.store().state_filter(|slice| {
-            slice.namespace().as_deref() == Some(&namespace)
-                && slice.labels().get(SERVICE_NAME) == Some(&name)
+        let of_slice = |slice: &EndpointSlice| {
+            let service = slice.labels().get(SERVICE_NAME).cloned();
+            service.map(|name| (slice.namespace().unwrap_or_default(), name)).into_iter().collect()
+        };
+        // Of a node only its zone and its CPUs matter here, and they seldom change.
+        let (known, seen) = (self.services.store(), Mutex::new(BTreeMap::new()));
+        let of_node = move |node: &Node| {
+            let now = (node.labels().get(ZONE).cloned(), topology::capacity(node));
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = seen.insert(node.name_any(), now.clone()).unwrap_or_default();
+            if before == now {
+                return Vec::new();
+            }
+            let all = known.state();
+            let concerned =
+                |service: &&Arc<Service>| before.0 != now.0 || topology::is_automatic(service);
+            all.iter().filter(concerned).flat_map(|service| key(service)).collect()
+        };
+        futures::stream::select(
+            futures::stream::select(touched(&self.services, key), touched(&self.nodes, of_node)),
+            futures::stream::select(touched(&self.pods, of_pod), touched(&self.slices, of_slice)),
+        )
+    }
+
+    /// Decides about the slices of one Service, of which there may be none any more.
+    fn decide(
+        &self,
+        service: Option<&Service>,
+        (namespace, name): (&str, &str),
+    ) -> (Changes, Vec<(bool, String)>) {
+        let found = self.slices.store().state_filter(|slice| {
+            slice.namespace().as_deref() == Some(namespace)
+                && slice.labels().get(SERVICE_NAME).is_some_and(|found| found == name)
                 && slice.labels().get(MANAGED_BY).is_some_and(|manager| manager == MANAGER)
         });
         let found: Vec<&EndpointSlice> = found.iter().map(AsRef::as_ref).collect();
-        let ending = |service: &Service| service.metadata.deletion_timestamp.is_some();
-        let (changes, told) = match service.as_deref().filter(|service| !ending(service)) {
-            Some(service) if selector(service).is_some() => {
-                let selector = selector(service).cloned().unwrap_or_default();
-                let chosen = pods.store().state_filter(|pod| {
-                    pod.namespace().as_deref() == Some(&namespace)
-                        && selects(&selector, pod.metadata.labels.as_ref())
-                });
-                let chosen: Vec<&Pod> = chosen.iter().map(AsRef::as_ref).collect();
-                let zone = |pod: &&Pod| {
-                    let name = pod.spec.as_ref()?.node_name.clone()?;
-                    let zone = nodes.get("", &name)?.labels().get(ZONE)?.clone();
-                    Some((name, zone))
-                };
-                let zones: Zones = chosen.iter().filter_map(zone).collect();
-                let shares = topology::is_automatic(service)
-                    .then(|| Shares::of(&nodes.store().state()))
-                    .flatten();
-                decide(service, &chosen, &found, &zones, shares.as_ref())
-            }
+        let staying = service.filter(|service| service.metadata.deletion_timestamp.is_none());
+        let Some((service, selector)) = staying.and_then(|s| Some((s, selector(s)?))) else {
             // The slices of a Service that is gone, or has no selector any more, are not ours to keep.
-            _ => (Changes::none_left(&found), Vec::new()),
+            return (Changes::none_left(&found), Vec::new());
         };
-        if let Some(service) = service.as_deref() {
-            for (enabled, message) in told {
-                if enabled {
-                    events.normal(object_reference(service), "TopologyAwareHintsEnabled", message);
-                } else {
-                    let reason = "TopologyAwareHintsDisabled";
-                    events.warning(object_reference(service), reason, message);
-                }
+        let chosen = self.pods.store().state_filter(|pod| {
+            pod.namespace().as_deref() == Some(namespace)
+                && selects(selector, pod.metadata.labels.as_ref())
+        });
+        let chosen: Vec<&Pod> = chosen.iter().map(AsRef::as_ref).collect();
+        let zone = |pod: &&Pod| {
+            let name = pod.spec.as_ref()?.node_name.clone()?;
+            let zone = self.nodes.get("", &name)?.labels().get(ZONE)?.clone();
+            Some((name, zone))
+        };
+        let zones: Zones = chosen.iter().filter_map(zone).collect();
+        let shares = topology::is_automatic(service)
+            .then(|| Shares::of(&self.nodes.store().state()))
+            .flatten();
+        decide(service, &chosen, &found, &zones, shares.as_ref())
+    }
+}
+
+/// Runs until `shutdown`.
+pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
+    let caches = Caches {
+        services: informers.get(),
+        pods: informers.get(),
+        slices: informers.get(),
+        nodes: informers.get(),
+    };
+    let events = Recorder::new(client.clone(), "endpoint-slice-controller", "");
+    caches.pods.ready().await;
+    caches.slices.ready().await;
+    caches.nodes.ready().await;
+    queue::run("endpointslice", caches.changes(), shutdown, |(namespace, name): Key| {
+        let service = caches.services.get(&namespace, &name);
+        let (changes, told) = caches.decide(service.as_deref(), (&namespace, &name));
+        for (enabled, message) in told {
+            let Some(service) = service.as_deref() else { continue };
+            if enabled {
+                events.normal(object_reference(service), "TopologyAwareHintsEnabled", message);
+            } else {
+                let reason = "TopologyAwareHintsDisabled";
+                events.warning(object_reference(service), reason, message);
             }
         }
         let api: Api<EndpointSlice> = Api::namespaced(client.clone(), &namespace);
@@ -453,9 +536,9 @@ mod tests {
     fn named_ports_are_each_pods_own() {
         let service = service(&json!([{"port": 80, "targetPort": "web"}]));
         let (one, two) = (pod("10.0.0.1", "True", 8080), pod("10.0.0.2", "True", 9090));
-        let ports: Vec<_> = wanted(&service, &[&one, &two], "IPv4", &Zones::new())
+        let ports: Vec<_> = wanted(&service, &[&one, &two], "IPv4", &Zones::new(), &[])
             .into_iter()
-            .map(|(ports, endpoints)| (ports[0].port, endpoints[0].addresses[0].clone()))
+            .map(|content| (content.ports[0].port, content.endpoints[0].addresses[0].clone()))
             .collect();
         assert_eq!(
             ports,
@@ -547,14 +630,49 @@ mod tests {
     }
 
     #[test]
-    fn many_endpoints_fill_several_slices() {
+    fn of_many_slices_few_change() {
         let service = service(&json!([{"port": 80}]));
         let pods: Vec<Pod> =
-            (0..250).map(|n| pod(&format!("10.0.{}.{}", n / 250, n % 250), "True", 80)).collect();
-        let pods: Vec<&Pod> = pods.iter().collect();
-        let sizes: Vec<usize> =
-            wanted(&service, &pods, "IPv4", &Zones::new()).iter().map(|(_, e)| e.len()).collect();
-        assert_eq!(sizes, [100, 100, 50]);
+            (0..252).map(|n| pod(&format!("10.0.{}.{}", n / 250, n % 250), "True", 80)).collect();
+        let some = |range: std::ops::Range<usize>, without: &[usize]| -> Vec<&Pod> {
+            range.filter(|n| !without.contains(n)).map(|n| &pods[n]).collect()
+        };
+        let changes = |pods: &[&Pod], found: &[&EndpointSlice]| {
+            decide(&service, pods, found, &Zones::new(), None).0
+        };
+        let size = |slice: &EndpointSlice| slice.endpoints.as_ref().map_or(0, Vec::len);
+        let mut made = changes(&some(0..250, &[]), &[]).create;
+        assert_eq!(made.iter().map(size).collect::<Vec<_>>(), [100, 100, 50]);
+        for (number, slice) in made.iter_mut().enumerate() {
+            slice.metadata.name = Some(format!("s-{number}"));
+        }
+        let found: Vec<&EndpointSlice> = made.iter().collect();
+        let unready = pod("10.0.0.0", "False", 80);
+        let with_unready: Vec<&Pod> = std::iter::once(&unready).chain(some(1..250, &[])).collect();
+        let is_first = |pod: &&Pod| {
+            let mut addresses = found[0].endpoints.iter().flatten().map(|e| &e.addresses[0]);
+            addresses.any(|address| *address == pod.name_any())
+        };
+        let first: Vec<&Pod> = pods.iter().filter(is_first).collect();
+        for (pods, updated, created, deleted) in [
+            (some(0..250, &[]), vec![], 0, 0),
+            // One fewer, one more, one for another; each is where it was.
+            (some(0..250, &[120]), vec![99], 0, 0),
+            (some(0..251, &[]), vec![51], 0, 0),
+            (some(0..251, &[120]), vec![100], 0, 0),
+            (with_unready, vec![100], 0, 0),
+            (first[..50].to_vec(), vec![50], 0, 2),
+            (first, vec![], 0, 2),
+        ] {
+            let changes = changes(&pods, &found);
+            let sizes: Vec<usize> = changes.update.iter().map(size).collect();
+            let got = (sizes, changes.create.len(), changes.delete.len());
+            assert_eq!(got, (updated, created, deleted), "{}", pods.len());
+        }
+        // What finds no room where there are others is put into a slice of its own.
+        let full = changes(&some(0..252, &[]), &found[..2]);
+        assert_eq!(full.create.iter().map(size).collect::<Vec<_>>(), [52]);
+        assert!(full.update.is_empty());
     }
 
     #[test]

@@ -84,6 +84,7 @@ fn mirrored(subset: &EndpointSubset) -> Vec<Content> {
     for (family, mut endpoints) in families {
         endpoints.sort_by(|a, b| a.addresses.cmp(&b.addresses));
         slices.extend(endpoints.chunks(PER_SLICE).map(|chunk| Content {
+            slice: None,
             address_type: family.to_owned(),
             ports: ports.clone(),
             endpoints: chunk.to_vec(),

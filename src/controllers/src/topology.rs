@@ -293,7 +293,12 @@ mod tests {
                 "conditions": {"ready": ready}});
             serde_json::from_value(endpoint).unwrap()
         });
-        Content { address_type: "IPv4".into(), ports: Vec::new(), endpoints: endpoints.collect() }
+        Content {
+            slice: None,
+            address_type: "IPv4".into(),
+            ports: Vec::new(),
+            endpoints: endpoints.collect(),
+        }
     }
 
     fn told(content: &Content) -> String {
