@@ -251,11 +251,12 @@ impl Controller {
         for (volume, elsewhere) in &plan.wait {
             let key = format!("{}/{elsewhere}/{name}", volume.name);
             if locked(&self.told).insert(key) {
-                let message = format!(
-                    "Multi-Attach error for volume {:?} Volume is already exclusively attached to one node and can't be attached to another",
-                    volume.name
-                );
-                self.tell(&users, &volume.name, true, "FailedAttachVolume", &message);
+                let others = self.users(elsewhere, volume);
+                for pod in users.get(&volume.name).into_iter().flatten() {
+                    let message = taken(volume, pod, &others);
+                    let about = object_reference(pod.as_ref());
+                    self.events.warning(about, "FailedAttachVolume", message);
+                }
             }
         }
         for gone in &plan.detach {
@@ -265,6 +266,15 @@ impl Controller {
         // Another node may let go without anything here telling of it.
         let wait = (!plan.wait.is_empty()).then_some(Duration::from_secs(5));
         Ok(plan.again.into_iter().chain(wait).min().map_or(Next::Done, Next::After))
+    }
+
+    /// The pods on the node that use the volume.
+    fn users(&self, node: &str, volume: &Volume) -> Vec<Arc<Pod>> {
+        let here = self
+            .pods
+            .store()
+            .state_filter(|pod| pods::node(pod) == node && !pods::is_finished(pod));
+        here.into_iter().filter(|pod| self.of_pod(pod).contains(volume)).collect()
     }
 
     /// Remembers since when attachments to the node have had no pod.
@@ -370,6 +380,29 @@ impl Controller {
     }
 }
 
+/// Tells a pod who has its volume: those of its namespace by name, others by number (`reportMultiAttachError`).
+fn taken(volume: &Volume, pod: &Pod, others: &[Arc<Pod>]) -> String {
+    let (mut near, far): (Vec<&Arc<Pod>>, Vec<_>) =
+        others.iter().partition(|other| other.namespace() == pod.namespace());
+    near.sort_by_key(|other| other.name_any());
+    let names: Vec<String> = near.iter().map(|other| other.name_any()).collect();
+    let names = names.join(", ");
+    let told = match (near.len(), far.len()) {
+        (0, 0) => {
+            "Volume is already exclusively attached to one node and can't be attached to another"
+                .to_owned()
+        }
+        (0, far) => format!("Volume is already used by {far} pod(s) in different namespaces"),
+        (_, 0) => format!("Volume is already used by pod(s) {names}"),
+        (_, far) => {
+            format!(
+                "Volume is already used by pod(s) {names} and {far} pod(s) in different namespaces"
+            )
+        }
+    };
+    format!("Multi-Attach error for volume {:?} {told}", volume.name)
+}
+
 fn attachment(volume: &Volume, node: &str) -> VolumeAttachment {
     VolumeAttachment {
         metadata: ObjectMeta { name: Some(volume.attachment(node)), ..ObjectMeta::default() },
@@ -457,6 +490,28 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"name": "n"}, "status": {
             "conditions": [{"type": "Ready", "status": ready}], "volumesInUse": in_use}}))
         .expect("a node")
+    }
+
+    #[test]
+    fn a_pod_is_told_who_has_its_volume() {
+        let pod = |namespace: &str, name: &str| -> Arc<Pod> {
+            Arc::new(
+                serde_json::from_value(json!({"metadata": {"name": name, "namespace": namespace}}))
+                    .expect("a pod"),
+            )
+        };
+        let volume = volume("v", false);
+        let (a, b, far) = (pod("n", "a"), pod("n", "b"), pod("o", "c"));
+        for (others, want) in [
+            (vec![], "exclusively attached to one node and can't be attached to another"),
+            (vec![&b, &a], "used by pod(s) a, b"),
+            (vec![&far], "used by 1 pod(s) in different namespaces"),
+            (vec![&a, &far], "used by pod(s) a and 1 pod(s) in different namespaces"),
+        ] {
+            let others: Vec<Arc<Pod>> = others.into_iter().cloned().collect();
+            let want = format!("Multi-Attach error for volume \"v\" Volume is already {want}");
+            assert_eq!(taken(&volume, &pod("n", "me"), &others), want);
+        }
     }
 
     #[test]

@@ -48,10 +48,12 @@ fn is_long_ago(day: Date, today: Date) -> bool {
 fn fate(secret: &Secret, watched_since: Date, today: Date) -> Fate {
     let created = secret.metadata.creation_timestamp.as_ref();
     let created = created.map_or(today, |time| time.0.to_zoned(TimeZone::UTC).date());
-    let used = day(secret.labels().get(LAST_USED));
+    // When it was used last may not be readable: then it is not touched either.
+    let unused = |used: &String| day(Some(used)).is_some_and(|used| is_long_ago(used, today));
     if !is_long_ago(created, today)
         || !is_long_ago(watched_since, today)
-        || used.is_some_and(|used| !is_long_ago(used, today))
+        || !secret.labels().get(LAST_USED).is_none_or(unused)
+        || secret.metadata.deletion_timestamp.is_some()
     {
         return Fate::Stays;
     }
@@ -62,16 +64,31 @@ fn fate(secret: &Secret, watched_since: Date, today: Date) -> Fate {
     }
 }
 
-/// The Secrets that pods mount, by namespace and name.
-fn mounted(pods: &[std::sync::Arc<Pod>]) -> BTreeSet<ownership::Key> {
+/// The Secrets that pods name, by namespace and name: in volumes, for variables, and to pull images with.
+fn named_by(pods: &[std::sync::Arc<Pod>]) -> BTreeSet<ownership::Key> {
     let mut all = BTreeSet::new();
     for pod in pods {
-        let namespace = pod.namespace().unwrap_or_default();
-        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-        for volume in volumes {
-            let name = volume.secret.as_ref().and_then(|secret| secret.secret_name.clone());
-            all.extend(name.map(|name| (namespace.clone(), name)));
-        }
+        let (namespace, Some(spec)) = (pod.namespace().unwrap_or_default(), pod.spec.as_ref())
+        else {
+            continue;
+        };
+        let volumes = spec.volumes.iter().flatten();
+        let mounted =
+            volumes.clone().filter_map(|volume| volume.secret.as_ref()?.secret_name.clone());
+        let sources = volumes.filter_map(|volume| volume.projected.as_ref()?.sources.as_ref());
+        let projected = sources.flatten().filter_map(|s| s.secret.as_ref().map(|s| s.name.clone()));
+        let pulling = spec.image_pull_secrets.iter().flatten().map(|secret| secret.name.clone());
+        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let variables = containers.flat_map(|container| {
+            let one = container.env.iter().flatten().filter_map(|variable| {
+                let source = variable.value_from.as_ref()?.secret_key_ref.as_ref()?;
+                Some(source.name.clone())
+            });
+            let from = container.env_from.iter().flatten();
+            one.chain(from.filter_map(|source| source.secret_ref.as_ref().map(|s| s.name.clone())))
+        });
+        let names = mounted.chain(projected).chain(pulling).chain(variables);
+        all.extend(names.map(|name| (namespace.clone(), name)));
     }
     all
 }
@@ -98,12 +115,12 @@ async fn clean(client: &Client, informers: &Informers) -> Result<(), Failure> {
             secrets.map(move |name| (namespace.clone(), name)).collect::<Vec<_>>()
         })
         .collect();
-    let mounted = mounted(&pods.store().state());
+    let needed = named_by(&pods.store().state());
     let secrets = informers.get::<Secret>();
     secrets.ready().await;
     for secret in secrets.store().state_filter(|secret| secret.type_.as_deref() == Some(TOKEN)) {
         let key = ownership::key(secret.as_ref());
-        if !named.contains(&key) || mounted.contains(&key) {
+        if !named.contains(&key) || needed.contains(&key) {
             continue;
         }
         let api: Api<Secret> = Api::namespaced(client.clone(), &key.0);
@@ -163,10 +180,27 @@ mod tests {
             (secret("2025-12-01T00:00:00Z", json!({})), "2023-01-01", Fate::Stays),
             (secret(old, json!({LAST_USED: "2025-12-30"})), "2023-01-01", Fate::Stays),
             (secret(old, json!({LAST_USED: "2024-01-01"})), "2023-01-01", Fate::Invalid),
+            (secret(old, json!({LAST_USED: "?"})), "2023-01-01", Fate::Stays),
+            (secret(old, json!({INVALID_SINCE: "?"})), "2023-01-01", Fate::Invalid),
             (secret(old, json!({INVALID_SINCE: "2025-12-01"})), "2023-01-01", Fate::Stays),
             (secret(old, json!({INVALID_SINCE: "2024-12-01"})), "2023-01-01", Fate::Goes),
         ] {
             assert_eq!(fate(&secret, day(since), day("2026-01-01")), want);
         }
+    }
+
+    #[test]
+    fn what_pods_name_is_needed() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"},
+            "spec": {"imagePullSecrets": [{"name": "pull"}],
+                "volumes": [{"name": "a", "secret": {"secretName": "volume"}},
+                    {"name": "b", "projected": {"sources": [{"secret": {"name": "projected"}}]}}],
+                "initContainers": [{"name": "i", "envFrom": [{"secretRef": {"name": "from"}}]}],
+                "containers": [{"name": "c", "env": [{"name": "X", "valueFrom":
+                    {"secretKeyRef": {"name": "variable", "key": "k"}}}]}]}}))
+        .expect("a pod");
+        let found = named_by(&[pod.into()]);
+        let names: Vec<&str> = found.iter().map(|(_, name)| name.as_str()).collect();
+        assert_eq!(names, ["from", "projected", "pull", "variable", "volume"]);
     }
 }

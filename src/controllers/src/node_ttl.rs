@@ -2,6 +2,8 @@
 //!
 //! Source: `pkg/controller/ttl/ttl_controller.go`.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use client::Informers;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
@@ -14,15 +16,26 @@ use crate::{name, touched, unless_code};
 
 const TTL: &str = "node.alpha.kubernetes.io/ttl";
 
-/// Seconds for a cluster of `nodes`.
-fn ttl_s(nodes: usize) -> u32 {
-    match nodes {
-        0..=100 => 0,
-        101..=500 => 15,
-        501..=1000 => 30,
-        1001..=2000 => 60,
-        _ => 300,
+/// Up to how many nodes for how many seconds, and below how many the step before holds again: one node more or less
+/// does not change all of them each time.
+const STEPS: &[(usize, usize, u32)] = &[
+    (0, 100, 0),
+    (90, 500, 15),
+    (450, 1000, 30),
+    (900, 2000, 60),
+    (1800, 10000, 300),
+    (9000, usize::MAX, 600),
+];
+
+/// The step for a cluster of `nodes` that has been at `step`.
+fn next_step(mut step: usize, nodes: usize) -> usize {
+    while nodes > STEPS[step].1 {
+        step += 1;
     }
+    while nodes < STEPS[step].0 {
+        step -= 1;
+    }
+    step
 }
 
 /// Runs until `shutdown`.
@@ -30,8 +43,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let nodes = informers.get::<Node>();
     nodes.ready().await;
     let changes = touched(&nodes, name);
+    let step = AtomicUsize::new(0);
     queue::run("ttl", changes, shutdown, |key: String| {
-        let wanted = ttl_s(nodes.store().count()).to_string();
+        let now = next_step(step.load(Ordering::Relaxed), nodes.store().count());
+        step.store(now, Ordering::Relaxed);
+        let wanted = STEPS[now].2.to_string();
         let found = nodes.get("", &key);
         let stale = found.is_some_and(|node| node.annotations().get(TTL) != Some(&wanted));
         let api: Api<Node> = Api::all(client.clone());
@@ -52,8 +68,23 @@ mod tests {
 
     #[test]
     fn larger_clusters_ask_less_often() {
-        for (nodes, want) in [(1, 0), (100, 0), (101, 15), (600, 30), (1500, 60), (5000, 300)] {
-            assert_eq!(ttl_s(nodes), want);
+        for (before, nodes, want) in [
+            (0, 1, 0),
+            (0, 100, 0),
+            (0, 101, 15),
+            (1, 95, 15),
+            (1, 89, 0),
+            (0, 600, 30),
+            (2, 450, 30),
+            (2, 449, 15),
+            (0, 1500, 60),
+            (0, 5000, 300),
+            (0, 10_001, 600),
+            (5, 9000, 600),
+            (5, 8999, 300),
+            (5, 0, 0),
+        ] {
+            assert_eq!(STEPS[next_step(before, nodes)].2, want, "{before} {nodes}");
         }
     }
 }

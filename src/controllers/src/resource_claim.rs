@@ -23,6 +23,8 @@ use crate::{pods, touched, unless_code};
 const POD_CLAIM_NAME: &str = "resource.kubernetes.io/pod-claim-name";
 /// Holds a claim while somebody has its devices.
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
+/// So many may have a claim's devices at once.
+const USERS_MAX: usize = 256;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
@@ -100,6 +102,24 @@ fn decide(
     Step::Leave
 }
 
+/// Who has the claim's devices with the pod, if it shall have them too: one that was put on its node without the
+/// scheduler, which would have seen to it.
+fn reserved(claim: &ResourceClaim, pod: &Pod) -> Option<Vec<ResourceClaimConsumerReference>> {
+    let status = claim.status.as_ref().filter(|status| status.allocation.is_some())?;
+    let mut users = status.reserved_for.clone().unwrap_or_default();
+    let known = users.iter().any(|user| Some(&user.uid) == pod.metadata.uid.as_ref());
+    if known || users.len() >= USERS_MAX || claim.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    users.push(ResourceClaimConsumerReference {
+        api_group: None,
+        resource: "pods".into(),
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+    });
+    Some(users)
+}
+
 struct Controller {
     client: Client,
     pods: Informer<Pod>,
@@ -129,6 +149,7 @@ impl Controller {
             };
             made.push(json!({"name": entry.name, "resourceClaimName": name}));
         }
+        self.reserve(pod).await?;
         if !made.is_empty() {
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
             let patch = json!({"metadata": {"uid": pod.uid()},
@@ -140,6 +161,26 @@ impl Controller {
             )?;
         }
         Ok(Next::Done)
+    }
+
+    /// Lets a pod that is on a node have the devices of its claims.
+    async fn reserve(&self, pod: &Pod) -> Result<(), Failure> {
+        if pods::node(pod).is_empty() {
+            return Ok(());
+        }
+        let namespace = pod.namespace().unwrap_or_default();
+        let api: Api<ResourceClaim> = Api::namespaced(self.client.clone(), &namespace);
+        for entry in pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten()) {
+            let made = || self.made(pod, &entry.name);
+            let Some(name) = entry.resource_claim_name.clone().or_else(made) else { continue };
+            let Some(claim) = self.claims.get(&namespace, &name) else { continue };
+            let Some(users) = reserved(&claim, pod) else { continue };
+            let patch = json!({"metadata": {"uid": claim.uid(),
+                "resourceVersion": claim.resource_version()}, "status": {"reservedFor": users}});
+            let patch = Patch::Merge(patch);
+            unless_code(api.patch_status(&name, &PatchParams::default(), &patch).await, 404)?;
+        }
+        Ok(())
     }
 
     /// The claim made for the pod's entry, if there is one.
@@ -323,6 +364,34 @@ mod tests {
         assert_eq!(made.metadata.generate_name.as_deref(), Some("p-gpu-"));
         assert_eq!(made.annotations()[POD_CLAIM_NAME], "gpu");
         assert!(ownership::is_controlled_by(&made, &pod) && made.labels()["a"] == "b");
+    }
+
+    #[test]
+    fn a_pod_that_is_on_a_node_has_its_devices() {
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "uid": "u"}})).expect("a pod");
+        let others = |count: usize| -> Vec<String> { (0..count).map(|n| n.to_string()).collect() };
+        for (users, allocated, deleted, want) in [
+            (vec![], true, false, Some(1)),
+            (others(2), true, false, Some(3)),
+            (vec!["u".to_owned()], true, false, None),
+            (others(USERS_MAX), true, false, None),
+            (vec![], false, false, None),
+            (vec![], true, true, None),
+        ] {
+            let users: Vec<_> = users
+                .iter()
+                .map(|uid| json!({"resource": "pods", "name": uid, "uid": uid}))
+                .collect();
+            let deleted = deleted.then_some("2026-01-01T00:00:00Z");
+            let claim: ResourceClaim = serde_json::from_value(json!({"spec": {},
+                "metadata": {"deletionTimestamp": deleted}, "status": {"reservedFor": users,
+                    "allocation": allocated.then(|| json!({}))}}))
+            .expect("a claim");
+            let users = reserved(&claim, &pod);
+            assert_eq!(users.as_ref().map(Vec::len), want);
+            assert!(users.is_none_or(|users| users.iter().any(|user| user.uid == "u")));
+        }
     }
 
     #[test]

@@ -86,18 +86,18 @@ async fn evict(client: &Client, events: &Recorder, pod: &Pod) -> Result<(), Fail
 /// Since when pods have been on their way out, with their uids.
 type Seen = Arc<Mutex<HashMap<Key, (Option<String>, Timestamp)>>>;
 
-/// What is to become of the pod, and a note of when that began.
-fn judge(seen: &Seen, key: &Key, pod: &Pod, node: &Node, now: Timestamp) -> Fate {
+/// What is to become of the pod, with a note of when that began, and whether it was to leave and now may stay.
+fn judge(seen: &Seen, key: &Key, pod: &Pod, node: &Node, now: Timestamp) -> (Fate, bool) {
     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     let known = seen.get(key).filter(|(uid, _)| *uid == pod.uid()).map(|(_, since)| *since);
     let since = known.unwrap_or(now);
     let fate = fate(pod, node, since, now);
     if fate == Fate::Stay {
-        seen.remove(key);
-    } else {
-        seen.insert(key.clone(), (pod.uid(), since));
+        let spared = seen.remove(key).is_some() && known.is_some();
+        return (fate, spared);
     }
-    fate
+    seen.insert(key.clone(), (pod.uid(), since));
+    (fate, false)
 }
 
 /// Runs until `shutdown`.
@@ -135,7 +135,12 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
                 return Ok(Next::Done);
             };
-            match judge(&seen, &key, &pod, &node, Timestamp::now()) {
+            let (fate, spared) = judge(&seen, &key, &pod, &node, Timestamp::now());
+            if spared {
+                let message = format!("Cancelling deletion of Pod {}/{}", key.0, key.1);
+                events.normal(object_reference(pod.as_ref()), "TaintManagerEviction", message);
+            }
+            match fate {
                 Fate::Stay => Ok(Next::Done),
                 Fate::Leave(rest) if rest.is_zero() => {
                     evict(&client, &events, &pod).await?;
@@ -214,10 +219,14 @@ mod tests {
             (0, untimed.clone(), Fate::Leave(Duration::from_secs(30))),
             (20, untimed.clone(), Fate::Leave(Duration::from_secs(10))),
             (21, json!([]), Fate::Stay),
+            (21, json!([]), Fate::Stay),
             (22, untimed.clone(), Fate::Leave(Duration::from_secs(30))),
             (60, untimed, Fate::Leave(Duration::ZERO)),
         ] {
-            assert_eq!(judge(&seen, &key, &pod, &node(taints), at(seconds)), want, "{seconds}");
+            // Only who was to leave is told that it may stay.
+            let spared = want == Fate::Stay && !seen.lock().expect("it is free").is_empty();
+            let judged = judge(&seen, &key, &pod, &node(taints), at(seconds));
+            assert_eq!(judged, (want, spared), "{seconds}");
         }
     }
 }
