@@ -6,12 +6,16 @@ use std::sync::Arc;
 
 use client::Informers;
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{self, Next};
 use crate::{pods, touched, unless_code};
+
+/// In whose name rules are applied.
+const MANAGER: &str = "clusterrole-aggregation-controller";
 
 /// The rules an aggregated role shall have; `None` for any other.
 fn rules(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Option<Vec<PolicyRule>> {
@@ -49,8 +53,12 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         Box::pin(async move {
             let (Some(role), Some(wanted)) = (role, wanted) else { return Ok(Next::Done) };
             if role.rules.as_deref().unwrap_or_default() != wanted {
-                let role = ClusterRole { rules: Some(wanted), ..ClusterRole::clone(&role) };
-                unless_code(api.replace(&key, &PostParams::default(), &role).await, 404)?;
+                // Applied, so that whoever applies the rest of the role does not find its rules another's.
+                let applied = json!({"apiVersion": "rbac.authorization.k8s.io/v1",
+                    "kind": "ClusterRole", "metadata": {"name": key, "uid": role.uid()},
+                    "rules": wanted});
+                let parameters = PatchParams::apply(MANAGER).force();
+                unless_code(api.patch(&key, &parameters, &Patch::Apply(&applied)).await, 404)?;
             }
             Ok(Next::Done)
         })
@@ -60,8 +68,6 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
