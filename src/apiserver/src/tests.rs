@@ -52,10 +52,26 @@ impl Fixture {
         Self::try_start(store, node_address, access).await.expect("starts")
     }
 
+    /// With APIs that are off by default.
+    pub async fn offering(apis: &[&str]) -> Self {
+        let apis = apis.iter().map(|api| (*api).to_owned()).collect();
+        let access = crate::Access::default();
+        Self::begin(store::memory(), Arc::new(|_, _| None), access, apis).await.expect("starts")
+    }
+
     pub async fn try_start(
         store: store::Store,
         node_address: crate::NodeAddress,
         access: crate::Access,
+    ) -> Result<Self, crate::Error> {
+        Self::begin(store, node_address, access, Vec::new()).await
+    }
+
+    async fn begin(
+        store: store::Store,
+        node_address: crate::NodeAddress,
+        access: crate::Access,
+        runtime_config: Vec<String>,
     ) -> Result<Self, crate::Error> {
         let dir = tempfile::tempdir().expect("a directory");
         let api = ApiServer::start(Config {
@@ -72,7 +88,7 @@ impl Fixture {
             access,
             in_process: vec!["controller-manager".into()],
             metrics: Box::new(|_| ()),
-            runtime_config: Vec::new(),
+            runtime_config,
             shutdown: CancellationToken::new(),
         })
         .await?;

@@ -1,5 +1,5 @@
-//! CertificateApproval, CertificateSigning, CertificateSubjectRestriction: who may approve and sign for
-//! which signer, and what no certificate may say.
+//! CertificateApproval, CertificateSigning, CertificateSubjectRestriction, ClusterTrustBundleAttest: who may
+//! approve, sign and attest for which signer, and what no certificate may say.
 //!
 //! Source: `plugin/pkg/admission/certificates`.
 
@@ -14,6 +14,7 @@ use crate::zero::Zero;
 
 const GROUP: &str = "certificates.k8s.io";
 const PLURAL: &str = "certificatesigningrequests";
+const TRUST_BUNDLES: &str = "clustertrustbundles";
 const MASTERS: &str = "system:masters";
 
 /// Refuses what is not for the user to decide.
@@ -24,6 +25,9 @@ pub fn admit(
     object: &Value,
     old: Option<&Value>,
 ) -> Result<(), Status> {
+    if ctx.is(GROUP, TRUST_BUNDLES) {
+        return attest(authorizer, ctx, object, old);
+    }
     if !ctx.is(GROUP, PLURAL) {
         return Ok(());
     }
@@ -55,6 +59,38 @@ pub fn admit(
         }
         _ => Ok(()),
     }
+}
+
+/// A bundle with a signer's name says whom to believe: that is for those who may speak for the signer.
+fn attest(
+    authorizer: &Authorizer,
+    ctx: &RequestContext,
+    object: &Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    let signer = object["spec"]["signerName"].text();
+    if signer.is_empty()
+        || old.is_some_and(|old| old["spec"] == object["spec"] && only_collected(object, old))
+        || may(authorizer, ctx, "attest", signer)
+    {
+        return Ok(());
+    }
+    let why = format!("user not permitted to attest for signerName {signer:?}");
+    Err(Status::forbidden(GROUP, TRUST_BUNDLES, meta::name(object), &why))
+}
+
+/// Whether nothing changes but what garbage collection needs.
+fn only_collected(object: &Value, old: &Value) -> bool {
+    let rest = |object: &Value| {
+        let mut metadata = object["metadata"].clone();
+        if let Some(fields) = metadata.as_object_mut() {
+            for field in ["finalizers", "ownerReferences", "managedFields"] {
+                fields.remove(field);
+            }
+        }
+        metadata
+    };
+    rest(object) == rest(old)
 }
 
 /// Whether the user may do so for this signer, or for all of its domain.
@@ -123,6 +159,43 @@ mod tests {
         params.distinguished_name.push(rcgen::DnType::CommonName, "jane");
         params.distinguished_name.push(rcgen::DnType::OrganizationName, group);
         STANDARD.encode(params.serialize_request(&key).expect("a request").pem().expect("PEM"))
+    }
+
+    #[tokio::test]
+    async fn whom_to_believe_is_for_the_signer_to_say() {
+        let f = Fixture::offering(&["certificates.k8s.io/v1beta1"]).await;
+        let path = "/apis/certificates.k8s.io/v1beta1/clustertrustbundles";
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("a certificate");
+        let mut bundle = json!({"metadata": {"name": "e.com:s:a"},
+            "spec": {"signerName": "e.com/s", "trustBundle": pem.pem()}});
+        let role = json!({"metadata": {"name": "author"}, "rules": [{"apiGroups": [GROUP],
+            "resources": [TRUST_BUNDLES], "verbs": ["create", "update", "patch"]}]});
+        let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+        assert_eq!(f.post(roles, &role).await.code, 201);
+        let binding = json!({"metadata": {"name": "author"}, "subjects": [{"kind": "User", "name": "eve",
+            "apiGroup": "rbac.authorization.k8s.io"}], "roleRef": {"kind": "ClusterRole",
+            "name": "author", "apiGroup": "rbac.authorization.k8s.io"}});
+        let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+        assert_eq!(f.post(bindings, &binding).await.code, 201);
+        let admin = f.seen_by(UserInfo::new("admin", &[MASTERS]));
+        assert_eq!(admin.post(path, &bundle).await.code, 201);
+        let eve = admin.seen_by(UserInfo::new("eve", &[]));
+        bundle["metadata"]["name"] = "e.com:s:b".into();
+        assert_eq!(
+            eve.post(path, &bundle).await.body["message"],
+            "clustertrustbundles.certificates.k8s.io \"e.com:s:b\" is forbidden: user not permitted to attest for signerName \"e.com/s\""
+        );
+        let own = format!("{path}/e.com:s:a");
+        let finalizer = json!({"metadata": {"finalizers": ["e.com/f"]}});
+        assert_eq!(eve.patch(&own, "merge", &finalizer).await.code, 200);
+        let label = json!({"metadata": {"labels": {"a": "b"}}});
+        assert_eq!(eve.patch(&own, "merge", &label).await.code, 403);
+        bundle["metadata"]["name"] = "plain".into();
+        bundle["spec"] = json!({"trustBundle": bundle["spec"]["trustBundle"]});
+        assert_eq!(eve.post(path, &bundle).await.code, 201);
     }
 
     #[tokio::test]
