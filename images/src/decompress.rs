@@ -79,3 +79,44 @@ impl<R: Read> Read for Prefixed<R> {
         Ok(got)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// A frame of zstd that is not to be read: where zstd:chunked keeps what it knows of its files.
+    fn skipped(bytes: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        [&[0x50, 0x2a, 0x4d, 0x18][..], &size, bytes].concat()
+    }
+
+    #[test]
+    fn layers_that_can_be_read_in_parts_are_read_whole() {
+        let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 1).unwrap();
+        for (name, archive) in [
+            // Each file is a member, and an empty one says at the end where the table is.
+            ("estargz", [gzip(b"one "), gzip(b"two "), gzip(b"three"), gzip(b"")].concat()),
+            (
+                "zstd:chunked",
+                [zstd(b"one "), skipped(b"table"), zstd(b"two three"), skipped(b"footer")].concat(),
+            ),
+            (
+                "zstd that begins with what is skipped",
+                [skipped(b"x"), zstd(b"one two three")].concat(),
+            ),
+            ("plain", b"one two three".to_vec()),
+        ] {
+            let mut text = String::new();
+            decompress(&archive[..]).unwrap().read_to_string(&mut text).unwrap();
+            assert_eq!(text, "one two three", "{name}");
+        }
+    }
+}
