@@ -87,7 +87,7 @@ pub fn is(format: &str, text: &str) -> bool {
         "ipv6" => text.parse::<Ipv6Addr>().is_ok(),
         "cidr" => is_cidr(text),
         "date" => text.parse::<jiff::civil::Date>().is_ok() && text.len() == 10,
-        "datetime" => time::parse(text).is_ok(),
+        "datetime" => time::parse(text).is_ok() || is_never(text),
         "isbn" => is_isbn10(text) || is_isbn13(text),
         "isbn10" => is_isbn10(text),
         "isbn13" => is_isbn13(text),
@@ -99,6 +99,14 @@ pub fn is(format: &str, text: &str) -> bool {
             PATTERNS.iter().find(|(known, _)| *known == name).is_none_or(|(_, r)| r.is_match(text))
         }
     }
+}
+
+/// Whether it is in the last hours of the year 9999, which are written for never and are past our clock's end.
+fn is_never(text: &str) -> bool {
+    let date = text.strip_suffix('Z').filter(|date| date.starts_with("9999-12-3"));
+    date.is_some_and(|date| {
+        date.as_bytes().get(10) == Some(&b'T') && date.parse::<jiff::civil::DateTime>().is_ok()
+    })
 }
 
 /// An address; zeros may stand before the numbers of an IPv4 one, as early versions of Go had it.
@@ -184,6 +192,7 @@ mod tests {
             ("ipv6", "::1", "10.0.0.1"),
             ("cidr", "10.0.0.0/8", "10.0.0.0/33"),
             ("date-time", "2026-01-01T00:00:00Z", "2026-01-01"),
+            ("date-time", "9999-12-31T23:59:59Z", "9999-12-32T00:00:00Z"),
             ("date", "2026-01-31", "2026-02-31"),
             ("duration", "1h30m", "1x"),
             ("duration", "5 minutes", "minutes"),
