@@ -7,7 +7,7 @@ mod zones;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Informers, Recorder, object_reference};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -175,6 +175,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let leases = informers.get::<Lease>();
     let all_pods = informers.get::<Pod>();
     let events = Recorder::new(client.clone(), "node-controller", "");
+    let began = Instant::now();
     let (told, health, zones) = (Told::default(), Health::default(), Zones::default());
     leases.ready().await;
     all_pods.ready().await;
@@ -187,11 +188,12 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let all_pods = all_pods.clone();
         told.tell(&key, node.as_deref(), &events);
         let now = Timestamp::now();
-        let heard = if let Some(node) = &node {
-            health.heard(node, lease.as_deref(), now)
+        let awake_s = began.elapsed().as_secs() as i64;
+        let silence_s = if let Some(node) = &node {
+            health.silence_s(node, lease.as_deref(), now, awake_s)
         } else {
             health.forget(&key);
-            now
+            0
         };
         let mut evictions = Evictions::Begin;
         let is_silent = |node: &&Arc<Node>| readiness(node).is_some_and(|ready| ready != "True");
@@ -201,7 +203,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         Box::pin(async move {
             let Some(node) = node else { return Ok(Next::Done) };
             let parameters = PatchParams::default();
-            if let Some(conditions) = silenced(&node, heard, now) {
+            if let Some(conditions) = silenced(&node, silence_s, now) {
                 let patch = json!({"status": {"conditions": conditions}});
                 api.patch_status(&key, &parameters, &Patch::Strategic(&patch)).await?;
             }

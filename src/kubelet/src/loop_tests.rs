@@ -59,6 +59,19 @@ async fn a_restarted_kubelet_finds_its_pods() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_others_write_over_a_status_is_told_again() {
+    let node = Node::new();
+    let kubelet = node.start();
+    node.submit(busybox());
+    node.until("ready", "/status/conditions/2/status", "True").await;
+    let mut pod = node.api.get(POD).unwrap();
+    pod["status"]["conditions"][2]["status"] = "False".into();
+    node.api.put(POD, pod);
+    node.until("ready again", "/status/conditions/2/status", "True").await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_deleted_while_the_kubelet_was_away_is_ended() {
     let node = Node::new();
     let kubelet = node.start();

@@ -19,6 +19,8 @@ use crate::pod;
 #[derive(Clone, Debug, Default)]
 struct Wanted {
     status: Option<PodStatus>,
+    /// The pod as the API had it when the status was made: others may have written into it.
+    seen: Arc<Pod>,
     /// The pod is over on this node: remove it from the API.
     delete: bool,
 }
@@ -37,13 +39,15 @@ impl Reporter {
         Self { wanted, _task: task }
     }
 
-    /// Reports `status` unless it is what was reported last.
-    pub fn report(&self, status: PodStatus) {
+    /// Reports `status`, made when the API had the pod as `seen`, unless that was reported last.
+    pub fn report(&self, status: PodStatus, seen: Arc<Pod>) {
         self.wanted.send_if_modified(|wanted| {
-            if wanted.status.as_ref() == Some(&status) {
+            let same = wanted.status.as_ref() == Some(&status);
+            if same && version(&wanted.seen) == version(&seen) {
                 return false;
             }
             wanted.status = Some(status);
+            wanted.seen = seen;
             true
         });
     }
@@ -62,10 +66,16 @@ async fn run(
 ) {
     let api: Api<Pod> = Api::namespaced(context.client.clone(), pod::namespace(&of));
     let mut delay = Duration::from_millis(200);
+    // The version that our last word made; what the API has later may be others' word.
+    let mut told = version(&of);
     while wanted.changed().await.is_ok() {
         loop {
             let now = wanted.borrow_and_update().clone();
-            match tell(&context, &api, &of, &mut known, now).await {
+            if version(&now.seen) > told {
+                told = version(&now.seen);
+                known = now.seen.status.clone().unwrap_or_default();
+            }
+            match tell(&context, &api, &of, (&mut known, &mut told), now).await {
                 Ok(Told::Done) => {
                     delay = Duration::from_millis(200);
                     break;
@@ -90,7 +100,7 @@ async fn tell(
     context: &Context,
     api: &Api<Pod>,
     of: &Pod,
-    known: &mut PodStatus,
+    (known, told): (&mut PodStatus, &mut Option<u64>),
     wanted: Wanted,
 ) -> Result<Told, kube::Error> {
     if let Some(status) = wanted.status
@@ -102,7 +112,7 @@ async fn tell(
             .patch_status(pod::name(of), &PatchParams::default(), &Patch::Strategic(body))
             .await
         {
-            Ok(_) => {}
+            Ok(made) => *told = version(&made),
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Told::Gone),
             Err(error) => return Err(error),
         }
@@ -130,6 +140,11 @@ async fn tell(
         };
     }
     Ok(Told::Done)
+}
+
+/// The resource version of a pod: versions of one resource are numbers that grow.
+fn version(of: &Pod) -> Option<u64> {
+    of.metadata.resource_version.as_ref()?.parse().ok()
 }
 
 /// The strategic merge patch that turns `old` into `new`, or `None` when there is nothing to tell.

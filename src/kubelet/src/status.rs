@@ -68,15 +68,17 @@ pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
     if input.failure.is_none() && is_final(input.old, input.view) {
         return input.old.clone();
     }
+    // What others write, as it is in the API; a static pod has that in its mirror.
+    let others = pod.status.as_ref().unwrap_or(input.old);
     let mut status = PodStatus {
         qos_class: Some(resources::qos_class(pod).into()),
         host_ip: Some(input.host_ip.into()),
         host_ips: Some(vec![HostIP { ip: input.host_ip.into() }]),
         start_time: Some(input.old.start_time.clone().unwrap_or_else(|| whole_seconds(input.now))),
         observed_generation: pod.metadata.generation,
-        nominated_node_name: input.old.nominated_node_name.clone(),
-        resource_claim_statuses: input.old.resource_claim_statuses.clone(),
-        extended_resource_claim_status: input.old.extended_resource_claim_status.clone(),
+        nominated_node_name: others.nominated_node_name.clone(),
+        resource_claim_statuses: others.resource_claim_statuses.clone(),
+        extended_resource_claim_status: others.extended_resource_claim_status.clone(),
         ..PodStatus::default()
     };
     let ips = if pod::host_network(pod) {

@@ -192,6 +192,8 @@ pub(crate) struct Worker {
     pub(crate) desired: Arc<Pod>,
     pub(crate) allocation: Option<Allocation>,
     pub(crate) resize: Progress,
+    /// The pod whose status is reported: as the API has it, or its mirror there.
+    in_api: Arc<Pod>,
     mirror: Option<String>,
     pub(crate) removed: bool,
     seen: SystemTime,
@@ -236,9 +238,9 @@ pub(crate) struct Worker {
 impl Worker {
     fn new(context: Arc<Context>, mut update: watch::Receiver<Update>, wake: Arc<Notify>) -> Self {
         let Update { pod, removed, mirror } = update.borrow_and_update().clone();
-        let told = mirror.as_ref().unwrap_or(&pod);
-        let reported = told.status.clone().unwrap_or_default();
-        let reporter = Reporter::new(context.clone(), told, reported.clone());
+        let in_api = mirror.clone().unwrap_or_else(|| pod.clone());
+        let reported = in_api.status.clone().unwrap_or_default();
+        let reporter = Reporter::new(context.clone(), &in_api, reported.clone());
         let resize = Progress::of(&reported);
         Self {
             context,
@@ -248,6 +250,7 @@ impl Worker {
             pod,
             allocation: None,
             resize,
+            in_api,
             mirror: mirror.and_then(|m| m.metadata.uid.clone()),
             removed,
             seen: SystemTime::now(),
@@ -308,13 +311,15 @@ impl Worker {
         self.pod = update.pod.clone();
         self.desired = update.pod;
         self.removed |= update.removed;
-        let Some(mirror) = update.mirror else { return };
-        if mirror.metadata.uid != self.mirror {
+        if let Some(mirror) = &update.mirror
+            && mirror.metadata.uid != self.mirror
+        {
             // Another one knows nothing of what was told to the last.
             let known = mirror.status.clone().unwrap_or_default();
-            self.reporter = Reporter::new(self.context.clone(), &mirror, known);
+            self.reporter = Reporter::new(self.context.clone(), mirror, known);
             self.mirror = mirror.metadata.uid.clone();
         }
+        self.in_api = update.mirror.unwrap_or_else(|| self.desired.clone());
     }
 
     /// One look and one step. Returns when to look again; `None` when the pod is gone altogether.
@@ -561,7 +566,7 @@ impl Worker {
         self.reported = status.clone();
         self.current.send_replace(Some(status.clone()));
         self.note_ready();
-        self.reporter.report(status);
+        self.reporter.report(status, self.in_api.clone());
     }
 
     fn note_ready(&mut self) {

@@ -1,5 +1,6 @@
 //! Whether a node is heard of. What counts is when its lease or its heartbeat was seen to change, by the clock
-//! here: the nodes' clocks may be wrong.
+//! here: the nodes' clocks may be wrong. While this machine is suspended that clock stands still, as upstream's does:
+//! what slept with it was not silent.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -22,13 +23,20 @@ const OF_KUBELET: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", 
 /// Signs of life: when the lease was renewed, and the node's heartbeat.
 type Signs = (Option<Timestamp>, Option<Timestamp>);
 
-/// When each node was heard of last, with the signs of it.
+/// When each node was heard of last, in seconds of a clock that stands still in a suspension, with the signs of it.
 #[derive(Default)]
-pub struct Health(Mutex<BTreeMap<String, (Signs, Timestamp)>>);
+pub struct Health(Mutex<BTreeMap<String, (Signs, i64)>>);
 
 impl Health {
-    /// Takes note of what is known of the node; says when it was heard of last.
-    pub fn heard(&self, node: &Node, lease: Option<&Lease>, now: Timestamp) -> Timestamp {
+    /// Takes note of what is known of the node; says for how many seconds nothing was heard of it. `awake_s` is of a
+    /// clock as above.
+    pub fn silence_s(
+        &self,
+        node: &Node,
+        lease: Option<&Lease>,
+        now: Timestamp,
+        awake_s: i64,
+    ) -> i64 {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let renewed = lease.and_then(|lease| lease.spec.as_ref()?.renew_time.as_ref());
         let ready = conditions(node).iter().find(|condition| condition.type_ == "Ready");
@@ -38,12 +46,13 @@ impl Health {
         let known = all.entry(node.name_any()).or_insert_with(|| {
             // One that has never reported is waited for from its creation on.
             let silent = ready.is_none() && renewed.is_none();
-            (signs, created.filter(|_| silent).unwrap_or(now))
+            let age_s = created.map_or(0, |created| now.duration_since(created).as_secs().max(0));
+            (signs, if silent { awake_s - age_s } else { awake_s })
         });
         if known.0 != signs {
-            *known = (signs, now);
+            *known = (signs, awake_s);
         }
-        known.1
+        awake_s - known.1
     }
 
     /// The node is gone.
@@ -52,13 +61,13 @@ impl Health {
     }
 }
 
-/// The conditions of a node that was heard of last at `heard`, when it has gone silent since and they do not say
-/// so yet.
-pub fn silenced(node: &Node, heard: Timestamp, now: Timestamp) -> Option<Vec<NodeCondition>> {
+/// The conditions of a node of which nothing was heard for `silence_s`, when that is too long and they do not say so
+/// yet.
+pub fn silenced(node: &Node, silence_s: i64, now: Timestamp) -> Option<Vec<NodeCondition>> {
     let mut changed = conditions(node).to_vec();
     let reported = changed.iter().any(|condition| condition.type_ == "Ready");
     let grace_s = if reported { GRACE_S } else { STARTUP_GRACE_S };
-    if now.as_second() - heard.as_second() <= grace_s {
+    if silence_s <= grace_s {
         return None;
     }
     let mut any = false;
@@ -119,25 +128,27 @@ mod tests {
             )
         };
         let never = node(&json!([]));
-        assert_eq!(health.heard(&never, None, at(40)), at(10));
-        // However wrong the node's clock is.
-        for (node, renewed, now, want) in [
-            (beat(5000), 9000, 50, 50),
-            (beat(5000), 9000, 70, 50),
-            (beat(5000), 9010, 80, 80),
-            (beat(5000), 9010, 90, 80),
-            (beat(5300), 9010, 95, 95),
+        assert_eq!(health.silence_s(&never, None, at(40), 3), 30, "since its creation");
+        // However wrong the node's clock is, and however long this machine was suspended.
+        for (node, renewed, now, awake_s, want) in [
+            (beat(5000), 9000, 50, 13, 0),
+            (beat(5000), 9000, 70, 33, 20),
+            (beat(5000), 9010, 80, 43, 0),
+            (beat(5000), 9010, 90, 53, 10),
+            (beat(5000), 9010, 990, 54, 11),
+            (beat(5300), 9010, 995, 59, 0),
         ] {
-            assert_eq!(health.heard(&node, Some(&lease(renewed)), at(now)), at(want), "{now}");
+            let silence_s = health.silence_s(&node, Some(&lease(renewed)), at(now), awake_s);
+            assert_eq!(silence_s, want, "{now}");
         }
         health.forget("n");
-        assert_eq!(health.heard(&beat(5300), Some(&lease(9010)), at(200)), at(200));
+        assert_eq!(health.silence_s(&beat(5300), Some(&lease(9010)), at(1200), 264), 0);
     }
 
     #[test]
     fn silence_is_told_once_and_only_of_what_the_kubelet_tells() {
-        let told = |conditions: Value, now: i64| {
-            let told = silenced(&node(&conditions), at(1000), at(now))?;
+        let told = |conditions: Value, silence_s: i64| {
+            let told = silenced(&node(&conditions), silence_s, at(1000))?;
             let told = told.iter().map(|c| {
                 let reason = c.reason.as_deref().unwrap_or_default();
                 format!("{}={} {reason}", c.type_, c.status)
@@ -152,14 +163,14 @@ mod tests {
         let first = format!("{never}, Ready=Unknown NodeStatusNeverUpdated");
         let later = format!("Ready=Unknown NodeStatusUnknown, NetworkUnavailable=False , {never}");
         let all = OF_KUBELET.map(|kind| json!({"type": kind, "status": "Unknown"}));
-        for (conditions, now, want) in [
-            (json!([ready]), 1050, None),
-            (json!([]), 1060, None),
-            (json!([]), 1061, Some(first)),
-            (json!([ready, network]), 1051, Some(later)),
-            (json!(all), 2000, None),
+        for (conditions, silence_s, want) in [
+            (json!([ready]), 50, None),
+            (json!([]), 60, None),
+            (json!([]), 61, Some(first)),
+            (json!([ready, network]), 51, Some(later)),
+            (json!(all), 1000, None),
         ] {
-            assert_eq!(told(conditions.clone(), now), want, "{conditions} {now}");
+            assert_eq!(told(conditions.clone(), silence_s), want, "{conditions} {silence_s}");
         }
     }
 }
