@@ -37,6 +37,7 @@ mod in_process;
 mod items;
 mod kubeconfig;
 mod leftover;
+mod members;
 mod metadata;
 mod metrics;
 mod negotiate;

@@ -503,6 +503,56 @@ impl Registry {
         Ok(object)
     }
 
+    /// Writes what `change` makes of the object of a built-in resource that is named in `ctx`, again on each
+    /// conflict: no strategy, no validation (`GuaranteedUpdate`). It is tried first with what the cache has, and
+    /// only what holds of the latest state is refused.
+    pub async fn rewrite(
+        &self,
+        ctx: &RequestContext,
+        change: &(dyn Fn(&Object) -> Result<Bytes, Status> + Send + Sync),
+    ) -> Result<(), Status> {
+        let resource = resource_of(ctx)?;
+        let key = Bytes::from(resource.key(&ctx.namespace, &ctx.name));
+        let mut current = self.current(resource, ctx);
+        let mut latest = false;
+        for _ in 0..WRITE_ATTEMPTS {
+            let changed = match &current {
+                Some(before) => change(before).map(|value| (before.revision, value)),
+                None => Err(Status::not_found(&resource.group, &resource.plural, &ctx.name)),
+            };
+            let (mod_revision, value) = match changed {
+                Ok(changed) => changed,
+                Err(refusal) if latest => return Err(refusal),
+                Err(_) => {
+                    self.sync().await?;
+                    current = self.current(resource, ctx);
+                    latest = true;
+                    continue;
+                }
+            };
+            if ctx.dry_run {
+                return Ok(());
+            }
+            let txn = Txn::swap(key.clone(), value, mod_revision);
+            match self.inner.store.txn(txn).await.map_err(store_failure)? {
+                TxnOutcome::Committed { revision } => {
+                    self.inner.caches.reached(revision).await;
+                    return Ok(());
+                }
+                TxnOutcome::Conflict { current: found, .. } => {
+                    current = self.found(resource, found)?;
+                    latest = true;
+                }
+            }
+        }
+        Err(Self::restless(resource, ctx))
+    }
+
+    fn restless(resource: &Resource, ctx: &RequestContext) -> Status {
+        let why = format!("{} {:?} changes too often", resource.qualified(), ctx.name);
+        Status::timeout(why, 1)
+    }
+
     /// Changes the object named in `ctx` behind admission; also tells whether it was created.
     pub async fn update_through(
         &self,
@@ -550,10 +600,7 @@ impl Registry {
                 Written::Conflict(now) => current = now,
             }
         }
-        Err(Status::timeout(
-            format!("{} {:?} changes too often", resource.qualified(), ctx.name),
-            1,
-        ))
+        Err(Self::restless(resource, ctx))
     }
 
     fn current(&self, resource: &Resource, ctx: &RequestContext) -> Option<Arc<Object>> {
@@ -673,10 +720,7 @@ impl Registry {
                 }
             }
         }
-        Err(Status::timeout(
-            format!("{} {:?} changes too often", resource.qualified(), ctx.name),
-            1,
-        ))
+        Err(Self::restless(resource, ctx))
     }
 }
 

@@ -215,7 +215,7 @@ async fn follow<K>(
 /// Most of what watches cost is to read pods. Asked for here, that is compiled as this crate is, for speed,
 /// whichever component is the first to ask.
 fn spawn_pods(client: &Client) -> (Informer<Pod>, JoinHandle<()>) {
-    Informer::spawn(Api::all(client.clone()), Selection::default())
+    Informer::spawn(Api::all(client.clone()), Selection::default().without_managers())
 }
 
 fn spawn_for<K>(client: &Client) -> (Informer<K>, JoinHandle<()>)

@@ -6,6 +6,7 @@
 //! compiled for each. Source of the behaviour: client-go's `tools/cache/reflector.go`.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -39,12 +40,20 @@ const STATUS_BYTES: usize = 64 << 10;
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     fields: Option<String>,
+    /// Who wrote which field is of no interest.
+    anonymous: bool,
 }
 
 impl Selection {
     /// Those that the field selector names, such as `spec.nodeName=one`.
     pub fn fields(selector: impl Into<String>) -> Self {
-        Self { fields: Some(selector.into()) }
+        Self { fields: Some(selector.into()), anonymous: false }
+    }
+
+    /// The same without `metadata.managedFields`, which is much of an object and costs as much to read.
+    #[must_use]
+    pub fn without_managers(self) -> Self {
+        Self { anonymous: true, ..self }
     }
 }
 
@@ -97,7 +106,12 @@ where
     stream::unfold(follower, |mut follower| async move {
         loop {
             let event = follower.next().await;
-            match event.try_map(|text| read::<K>(&text)) {
+            let anonymous = follower.selection.anonymous;
+            let read = |text: Bytes| match anonymous.then(|| managers(&text)).flatten() {
+                Some(part) => read::<K>(&[&text[..part.start], &text[part.end..]].concat()),
+                None => read::<K>(&text),
+            };
+            match event.try_map(read) {
                 Ok(event) => {
                     if let Event::Apply(object) | Event::Delete(object) = &event {
                         follower.seen(object.meta().resource_version.as_deref());
@@ -110,6 +124,31 @@ where
             }
         }
     })
+}
+
+/// Where the member `managedFields` is in an object's text, with one of the commas beside it. A string cannot hold
+/// the same text: there the quotes would be escaped.
+fn managers(text: &[u8]) -> Option<Range<usize>> {
+    const NAME: &str = "\"managedFields\":[";
+    let mut start = std::str::from_utf8(text).ok()?.find(NAME)?;
+    let mut end = start + NAME.len();
+    let (mut depth, mut quoted) = (1, false);
+    while depth > 0 {
+        match (text.get(end)?, quoted) {
+            (b'\\', true) => end += 1,
+            (b'"', _) => quoted = !quoted,
+            (b'[' | b'{', false) => depth += 1,
+            (b']' | b'}', false) => depth -= 1,
+            _ => {}
+        }
+        end += 1;
+    }
+    if text.get(end) == Some(&b',') {
+        end += 1;
+    } else if start > 0 && text[start - 1] == b',' {
+        start -= 1;
+    }
+    Some(start..end)
 }
 
 fn read<K: DeserializeOwned>(text: &[u8]) -> Result<K, serde_json::Error> {
@@ -384,6 +423,31 @@ mod tests {
 
     use super::*;
     use crate::in_process;
+
+    #[test]
+    fn managers_can_be_left_out() {
+        for (text, want) in [
+            (r#"{"metadata":{"name":"a"}}"#, None),
+            (r#"{"metadata":{"managedFields":[]}}"#, Some(r#"{"metadata":{}}"#)),
+            (
+                r#"{"metadata":{"labels":{"a":"b"},"managedFields":[{"m":"a\"]","f":{"x":[{}]}}],"name":"a"},"spec":{}}"#,
+                Some(r#"{"metadata":{"labels":{"a":"b"},"name":"a"},"spec":{}}"#),
+            ),
+            (
+                r#"{"metadata":{"a":1,"managedFields":[{"m":"\\"}]},"spec":{}}"#,
+                Some(r#"{"metadata":{"a":1},"spec":{}}"#),
+            ),
+            (r#"{"metadata":{"annotations":{"last":"{\"managedFields\":[1]}"},"name":"a"}}"#, None),
+            (r#"{"metadata":{"managedFields":[{"#, None),
+        ] {
+            let left = managers(text.as_bytes()).map(|part| {
+                let mut left = text.to_owned();
+                left.replace_range(part, "");
+                left
+            });
+            assert_eq!(left.as_deref(), want, "{text}");
+        }
+    }
 
     type Answers = Arc<Mutex<VecDeque<(u16, Vec<String>)>>>;
 

@@ -418,6 +418,14 @@ fn attachment(volume: &Volume, node: &str) -> VolumeAttachment {
     }
 }
 
+/// Whether a driver may have to attach something for the pod: one of its claims has a CSI driver's volume, or
+/// none that is known yet. `volume` says what a claim is bound to.
+fn may_attach(pod: &Pod, volume: impl Fn(&str, &str) -> Option<Arc<PersistentVolume>>) -> bool {
+    let namespace = pod.namespace().unwrap_or_default();
+    pods::claims(pod)
+        .any(|claim| volume(&namespace, &claim).is_none_or(|volume| Volume::new(&volume).is_some()))
+}
+
 /// Runs until `shutdown`.
 pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
     let controller = Arc::new(Controller {
@@ -438,12 +446,16 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     controller.volumes.ready().await;
     controller.drivers.ready().await;
     controller.attachments.ready().await;
-    let of_pod = |pod: &Pod| {
-        let any = pods::claims(pod).next().is_some();
-        Some(pods::node(pod).to_owned())
-            .filter(|node| any && !node.is_empty())
-            .into_iter()
-            .collect()
+    let of_pod = {
+        let (claims, volumes) = (controller.claims.clone(), controller.volumes.clone());
+        move |pod: &Pod| {
+            let any = may_attach(pod, |namespace, name| {
+                let claim = claims.get(namespace, name)?;
+                volumes.get("", claim.spec.as_ref()?.volume_name.as_deref()?)
+            });
+            let node = Some(pods::node(pod).to_owned());
+            node.filter(|node| any && !node.is_empty()).into_iter().collect()
+        }
     };
     let of_claim = {
         let pods = controller.pods.clone();
@@ -511,6 +523,39 @@ mod tests {
             let others: Vec<Arc<Pod>> = others.into_iter().cloned().collect();
             let want = format!("Multi-Attach error for volume \"v\" Volume is already {want}");
             assert_eq!(taken(&volume, &pod("n", "me"), &others), want);
+        }
+    }
+
+    #[test]
+    fn pods_without_volumes_of_drivers_need_no_look() {
+        let volume = |name: &str| {
+            let source = match name {
+                "local" => json!({"hostPath": {"path": "/"}}),
+                "csi" => json!({"csi": {"driver": "d", "volumeHandle": "h"}}),
+                _ => return None,
+            };
+            let volume = json!({"metadata": {"name": name}, "spec": source});
+            Some(Arc::new(serde_json::from_value(volume).expect("a volume")))
+        };
+        for (claims, want) in [
+            (vec![], false),
+            (vec!["local"], false),
+            (vec!["csi"], true),
+            (vec!["local", "csi"], true),
+            (vec!["unknown"], true),
+        ] {
+            let volumes = claims
+                .iter()
+                .map(|claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}}));
+            let volumes: Vec<Value> = volumes.collect();
+            let pod = json!({"metadata": {"name": "p", "namespace": "n"},
+                "spec": {"containers": [], "volumes": volumes}});
+            let pod: Pod = serde_json::from_value(pod).expect("a pod");
+            let told = may_attach(&pod, |namespace, name| {
+                assert_eq!(namespace, "n");
+                volume(name)
+            });
+            assert_eq!(told, want, "{claims:?}");
         }
     }
 

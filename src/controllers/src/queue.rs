@@ -58,6 +58,100 @@ fn backoff(failures: u32) -> Duration {
     RETRY_MIN.saturating_mul(1 << failures.min(20)).min(RETRY_MAX)
 }
 
+/// What is known of the keys between two looks.
+struct State<'a, K> {
+    name: &'a str,
+    ready: VecDeque<K>,
+    /// Since when each waits. A key that is being handled waits here and becomes ready when that is done.
+    waiting: HashMap<K, Instant>,
+    busy: HashSet<K>,
+    delayed: DelayQueue<K>,
+    /// At most one later look at each key: the last outcome decides when.
+    timers: HashMap<K, delay_queue::Key>,
+    failures: HashMap<K, u32>,
+    measured: metrics::Queue,
+}
+
+impl<'a, K: Clone + Eq + Hash + Debug> State<'a, K> {
+    fn new(name: &'a str) -> Self {
+        Self {
+            name,
+            ready: VecDeque::new(),
+            waiting: HashMap::new(),
+            busy: HashSet::new(),
+            delayed: DelayQueue::new(),
+            timers: HashMap::new(),
+            failures: HashMap::new(),
+            measured: metrics::Queue::new(name),
+        }
+    }
+
+    /// The next key to handle.
+    fn take(&mut self) -> Option<K> {
+        let key = self.ready.pop_front()?;
+        if let Some(since) = self.waiting.remove(&key) {
+            self.measured.taken(since, self.waiting.len());
+        }
+        self.busy.insert(key.clone());
+        Some(key)
+    }
+
+    /// The key is to be handled, if it does not wait for that already.
+    fn want(&mut self, key: K) {
+        if self.waiting.contains_key(&key) {
+            return;
+        }
+        self.waiting.insert(key.clone(), Instant::now());
+        self.measured.added(self.waiting.len());
+        if !self.busy.contains(&key) {
+            self.ready.push_back(key);
+        }
+    }
+
+    /// The time of a later look has come.
+    fn expired(&mut self, key: K) {
+        self.timers.remove(&key);
+        self.want(key);
+    }
+
+    /// The key was handled, since `began`.
+    fn handled(&mut self, key: K, outcome: Result<Next, Failure>, began: Instant) {
+        self.measured.worked(began.elapsed());
+        self.busy.remove(&key);
+        if self.waiting.contains_key(&key) {
+            self.ready.push_back(key.clone());
+        }
+        if let Some(timer) = self.timers.remove(&key) {
+            self.delayed.remove(&timer);
+        }
+        let later = match outcome {
+            Ok(next) => {
+                self.failures.remove(&key);
+                match next {
+                    Next::Done => None,
+                    Next::After(delay) => Some(delay),
+                }
+            }
+            Err(error) => Some(self.failed(&key, &error)),
+        };
+        if let Some(delay) = later {
+            self.timers.insert(key.clone(), self.delayed.insert(key, delay.min(LOOK_MAX)));
+        }
+    }
+
+    /// How long the key waits after a failure.
+    fn failed(&mut self, key: &K, error: &Failure) -> Duration {
+        if error.is::<Panicked>() {
+            tracing::error!(controller = self.name, ?key, %error, "trying again");
+        }
+        tracing::debug!(controller = self.name, ?key, %error, "trying again");
+        let count = self.failures.entry(key.clone()).or_default();
+        *count += 1;
+        self.measured.again();
+        backoff(*count - 1)
+    }
+}
+
 /// Handles the keys that `changes` tells with `reconcile`, until `shutdown`.
 pub async fn run<K, F>(
     name: &str,
@@ -69,25 +163,12 @@ pub async fn run<K, F>(
     F: Fn(K) -> BoxFuture<'static, Result<Next, Failure>> + Send,
 {
     let mut changes = std::pin::pin!(changes.fuse());
-    let mut ready: VecDeque<K> = VecDeque::new();
-    // Since when each waits.
-    let mut waiting: HashMap<K, Instant> = HashMap::new();
-    let measured = metrics::Queue::new(name);
-    let mut busy: HashSet<K> = HashSet::new();
-    let mut delayed: DelayQueue<K> = DelayQueue::new();
-    // At most one later look at each key: the last outcome decides when.
-    let mut timers: HashMap<K, delay_queue::Key> = HashMap::new();
-    let mut failures: HashMap<K, u32> = HashMap::new();
+    let mut state: State<'_, K> = State::new(name);
     let mut running = FuturesUnordered::new();
     loop {
-        // A key that is being handled waits in `waiting` and becomes ready when that is done.
         while running.len() < WORKERS
-            && let Some(key) = ready.pop_front()
+            && let Some(key) = state.take()
         {
-            if let Some(since) = waiting.remove(&key) {
-                measured.taken(since, waiting.len());
-            }
-            busy.insert(key.clone());
             let work = AssertUnwindSafe(reconcile(key.clone())).catch_unwind();
             let began = Instant::now();
             running.push(async move {
@@ -95,56 +176,14 @@ pub async fn run<K, F>(
                 (key, outcome, began)
             });
         }
-        let mut wanted = Vec::new();
         tokio::select! {
             () = shutdown.cancelled() => return,
-            Some(keys) = changes.next() => wanted = keys,
-            Some(expired) = delayed.next(), if !delayed.is_empty() => {
-                let key = expired.into_inner();
-                timers.remove(&key);
-                wanted.push(key);
+            Some(keys) = changes.next() => keys.into_iter().for_each(|key| state.want(key)),
+            Some(expired) = state.delayed.next(), if !state.delayed.is_empty() => {
+                state.expired(expired.into_inner());
             }
             Some((key, outcome, began)) = running.next(), if !running.is_empty() => {
-                measured.worked(began.elapsed());
-                busy.remove(&key);
-                if waiting.contains_key(&key) {
-                    ready.push_back(key.clone());
-                }
-                if let Some(timer) = timers.remove(&key) {
-                    delayed.remove(&timer);
-                }
-                let later = match outcome {
-                    Ok(next) => {
-                        failures.remove(&key);
-                        match next {
-                            Next::Done => None,
-                            Next::After(delay) => Some(delay),
-                        }
-                    }
-                    Err(error) => {
-                        if error.is::<Panicked>() {
-                            tracing::error!(controller = name, ?key, %error, "trying again");
-                        }
-                        let count = failures.entry(key.clone()).or_default();
-                        tracing::debug!(controller = name, ?key, %error, "trying again");
-                        *count += 1;
-                        measured.again();
-                        Some(backoff(*count - 1))
-                    }
-                };
-                if let Some(delay) = later {
-                    timers.insert(key.clone(), delayed.insert(key, delay.min(LOOK_MAX)));
-                }
-            }
-        }
-        for key in wanted {
-            if waiting.contains_key(&key) {
-                continue;
-            }
-            waiting.insert(key.clone(), Instant::now());
-            measured.added(waiting.len());
-            if !busy.contains(&key) {
-                ready.push_back(key);
+                state.handled(key, outcome, began);
             }
         }
     }

@@ -4,12 +4,16 @@
 
 use apimachinery::field::{Error, Path};
 use apimachinery::{Status, meta, time};
-use serde_json::{Value, json};
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value, json};
 
 use super::{done, read};
 use crate::body::{Body, Response};
 use crate::codec::Expected;
 use crate::gate::Operation;
+use crate::members::Members;
+use crate::object::Object;
 use crate::registry::Registry;
 use crate::rest::Call;
 use crate::zero::Zero;
@@ -44,8 +48,9 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     if !errors.is_empty() {
         return Err(Status::invalid("", "Binding", &name, &errors));
     }
-    let labels = topology(&registry, binding["target"]["name"].text());
-    registry.update_with(&ctx, &|pod| assign(pod, &binding, &labels)).await?;
+    call.server.gate().validate(&ctx, Operation::Create, Some(&binding), None).await?;
+    let labels = labels(&registry, &binding);
+    registry.rewrite(&ctx, &|pod| assign(pod, &binding, &labels)).await?;
     Ok(done(call))
 }
 
@@ -62,62 +67,94 @@ fn validate(binding: &Value) -> Vec<Error> {
     errors
 }
 
-fn topology(registry: &Registry, node: &str) -> Vec<(String, Value)> {
-    let Some(node) = registry.get("", "nodes", "", node) else { return Vec::new() };
-    TOPOLOGY
-        .iter()
-        .filter_map(|key| Some(((*key).to_owned(), node.labels.get(*key)?.clone().into())))
-        .collect()
+/// The binding's labels, which the pod gets too, with those that say where the node is.
+fn labels(registry: &Registry, binding: &Value) -> Map<String, Value> {
+    let mut labels = binding["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    if let Some(node) = registry.get("", "nodes", "", binding["target"]["name"].text()) {
+        for key in TOPOLOGY {
+            labels.extend(node.labels.get(key).map(|value| (key.to_owned(), value.clone().into())));
+        }
+    }
+    labels
 }
 
-/// Sets the node, the binding's annotations and the condition `PodScheduled`.
-fn assign(pod: &mut Value, binding: &Value, labels: &[(String, Value)]) -> Result<(), Status> {
-    let name = meta::name(pod).to_owned();
-    let refused = |why: String| Err(Status::conflict("", "pods/binding", &name, &why));
+/// Why the binding does not hold for the pod.
+fn refusal(
+    pod: &Object,
+    metadata: &Members<'_>,
+    spec: &Members<'_>,
+    binding: &Value,
+) -> Option<String> {
     let (uid, version) = (meta::uid(binding), meta::resource_version(binding));
-    if !uid.is_empty() && uid != meta::uid(pod) {
-        return refused(format!(
+    let name = &pod.name;
+    if !uid.is_empty() && uid != pod.uid {
+        return Some(format!(
             "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-            meta::uid(pod)
+            pod.uid
         ));
     }
-    if !version.is_empty() && version != meta::resource_version(pod) {
-        return refused(format!(
+    if !version.is_empty() && version != pod.revision.to_string() {
+        return Some(format!(
             "Precondition failed: ResourceVersion in precondition: {version}, ResourceVersion in object meta: {}",
-            meta::resource_version(pod)
+            pod.revision
         ));
     }
-    if meta::deletion_timestamp(pod).is_some() {
-        return refused(format!("pod {name} is being deleted, cannot be assigned to a host"));
+    if metadata.read::<IgnoredAny>("deletionTimestamp").is_some() {
+        return Some(format!("pod {name} is being deleted, cannot be assigned to a host"));
     }
-    let host = pod["spec"]["nodeName"].text();
+    let host = spec.text("nodeName");
     if !host.is_empty() {
-        return refused(format!("pod {name} is already assigned to node {host:?}"));
+        return Some(format!("pod {name} is already assigned to node {host:?}"));
     }
-    if !pod["spec"]["schedulingGates"].items().is_empty() {
-        return refused(format!("pod {name} has non-empty .spec.schedulingGates"));
-    }
-    pod["spec"]["nodeName"] = binding["target"]["name"].clone();
-    for (key, value) in binding["metadata"]["annotations"].entries() {
-        pod["metadata"]["annotations"][key] = value.clone();
-    }
-    for (key, value) in labels {
-        pod["metadata"]["labels"][key] = value.clone();
-    }
-    // The status keeps what the scheduler thought of while it had no place.
-    if !pod["status"].is_object() {
-        pod["status"] = json!({});
-    }
-    let scheduled = json!({
+    let gates = spec.read::<Vec<IgnoredAny>>("schedulingGates");
+    let gated = gates.is_some_and(|gates| !gates.is_empty());
+    gated.then(|| format!("pod {name} has non-empty .spec.schedulingGates"))
+}
+
+/// The conditions with `PodScheduled` true, which takes the place of what the scheduler thought of the pod while
+/// it had no node.
+fn scheduled(status: &Members<'_>) -> Value {
+    let mut conditions: Vec<Value> = status.read("conditions").unwrap_or_default();
+    let mut condition = json!({
         "type": "PodScheduled", "status": "True", "lastProbeTime": null,
         "lastTransitionTime": time::now(),
     });
-    let conditions = pod["status"].get("conditions").map_or(&[][..], Zero::items).to_vec();
-    let mut conditions: Vec<Value> =
-        conditions.into_iter().filter(|c| c["type"] != "PodScheduled").collect();
-    conditions.push(scheduled);
-    pod["status"]["conditions"] = conditions.into();
-    Ok(())
+    match conditions.iter_mut().find(|known| known["type"] == "PodScheduled") {
+        Some(known) => {
+            if known["status"] == "True" {
+                condition["lastTransitionTime"] = known["lastTransitionTime"].take();
+            }
+            *known = condition;
+        }
+        None => conditions.push(condition),
+    }
+    conditions.into()
+}
+
+/// The pod as it is stored once it has its node: with the binding's annotations, `labels` and the condition
+/// `PodScheduled`, and without the node that it was promised. The rest of it is not even read.
+fn assign(pod: &Object, binding: &Value, labels: &Map<String, Value>) -> Result<Bytes, Status> {
+    let text = std::str::from_utf8(&pod.raw).map_err(Status::internal)?;
+    let mut members = Members::parse(text).map_err(Status::internal)?;
+    let part = |name: &str| members.child(name).map_err(Status::internal);
+    let (mut metadata, mut spec, mut status) = (part("metadata")?, part("spec")?, part("status")?);
+    if let Some(why) = refusal(pod, &metadata, &spec, binding) {
+        return Err(Status::conflict("", "pods/binding", &pod.name, &why));
+    }
+    spec.set("nodeName", binding["target"]["name"].to_string());
+    let annotations = binding["metadata"]["annotations"].as_object();
+    for (key, more) in [("annotations", annotations), ("labels", Some(labels))] {
+        let Some(more) = more.filter(|more| !more.is_empty()) else { continue };
+        let mut all: Map<String, Value> = metadata.read(key).unwrap_or_default();
+        all.extend(more.clone());
+        metadata.set(key, Value::from(all).to_string());
+    }
+    status.remove("nominatedNodeName");
+    status.set("conditions", scheduled(&status).to_string());
+    for (name, part) in [("metadata", metadata), ("spec", spec), ("status", status)] {
+        members.set(name, part.to_string());
+    }
+    Ok(members.to_string().into())
 }
 
 #[cfg(test)]
@@ -128,31 +165,65 @@ mod tests {
     fn a_pod_is_bound_once() {
         let binding = json!({"target": {"kind": "Node", "name": "n"},
             "metadata": {"annotations": {"a": "b"}}});
-        let pod = || {
-            json!({"metadata": {"name": "p", "uid": "u"}, "spec": {}, "status": {
-            "phase": "Pending",
-            "conditions": [{"type": "PodScheduled", "status": "False"}, {"type": "X"}]}})
+        let zone = json!({"zone": "z"}).as_object().cloned().unwrap();
+        let none = Map::new();
+        let stored = |more: Value| {
+            let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "uid": "u",
+                "annotations": {"x": "y"}}, "spec": {"containers": [{"name": "c"}], "restartPolicy": "Always"},
+                "status": {"phase": "Pending", "nominatedNodeName": "other", "conditions": [
+                    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}, {"type": "X"}]}});
+            apimachinery::patch::merge(&mut pod, &more);
+            Object::from_stored(crate::object::encode(&pod).0, 7, &[]).unwrap()
         };
-        let mut bound = pod();
-        assign(&mut bound, &binding, &[("zone".into(), "z".into())]).unwrap();
-        assert_eq!(bound["spec"]["nodeName"], "n");
-        assert_eq!(bound["metadata"]["annotations"]["a"], "b");
-        assert_eq!(bound["metadata"]["labels"]["zone"], "z");
-        assert_eq!(bound["status"]["conditions"][1]["status"], "True");
-        let error = assign(&mut bound, &binding, &[]).unwrap_err();
-        assert_eq!(error.code, 409);
-        assert_eq!(
-            error.message,
-            r#"Operation cannot be fulfilled on pods/binding "p": pod p is already assigned to node "n""#
-        );
-        let mut deleted = pod();
-        deleted["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
-        assert!(assign(&mut deleted, &binding, &[]).is_err());
-        let mut gated = pod();
-        gated["spec"]["schedulingGates"] = json!([{"name": "g"}]);
-        assert!(assign(&mut gated, &binding, &[]).is_err());
-        let stranger = json!({"target": {"name": "n"}, "metadata": {"uid": "v"}});
-        assert!(assign(&mut pod(), &stranger, &[]).is_err());
+        let bound = assign(&stored(json!({})), &binding, &zone).unwrap();
+        let value: Value = serde_json::from_slice(&bound).unwrap();
+        assert_eq!(crate::object::encode(&value).0, bound, "in the order in which it is stored");
+        let spec =
+            json!({"containers": [{"name": "c"}], "nodeName": "n", "restartPolicy": "Always"});
+        assert_eq!(value["spec"], spec);
+        assert_eq!(value["metadata"]["annotations"], json!({"a": "b", "x": "y"}));
+        assert_eq!(value["metadata"]["labels"], json!({"zone": "z"}));
+        let conditions = &value["status"]["conditions"];
+        let told = (&conditions[0]["status"], &conditions[0]["reason"], &conditions[1]["type"]);
+        assert_eq!(told, (&json!("True"), &Value::Null, &json!("X")));
+        assert_eq!(value["status"]["nominatedNodeName"], Value::Null);
+
+        for (more, about, why) in [
+            (
+                json!({"spec": {"nodeName": "n"}}),
+                json!({}),
+                r#"pod p is already assigned to node "n""#,
+            ),
+            (
+                json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}),
+                json!({}),
+                "pod p is being deleted, cannot be assigned to a host",
+            ),
+            (
+                json!({"spec": {"schedulingGates": [{"name": "g"}]}}),
+                json!({}),
+                "pod p has non-empty .spec.schedulingGates",
+            ),
+            (
+                json!({}),
+                json!({"metadata": {"uid": "v"}}),
+                "Precondition failed: UID in precondition: v, UID in object meta: u",
+            ),
+            (
+                json!({}),
+                json!({"metadata": {"resourceVersion": "6"}}),
+                "Precondition failed: ResourceVersion in precondition: 6, ResourceVersion in object meta: 7",
+            ),
+        ] {
+            let mut binding = binding.clone();
+            apimachinery::patch::merge(&mut binding, &about);
+            let error = assign(&stored(more), &binding, &none).unwrap_err();
+            let want = format!(r#"Operation cannot be fulfilled on pods/binding "p": {why}"#);
+            assert_eq!((error.code, error.message), (409, want));
+        }
+        let first = stored(json!({"spec": {"schedulingGates": []}, "status": null}));
+        let first = assign(&first, &binding, &none).unwrap();
+        assert!(String::from_utf8_lossy(&first).contains("PodScheduled"));
     }
 
     #[test]
