@@ -59,17 +59,23 @@ impl Cache {
         self.place(pod, true);
     }
 
-    /// The decision came to nothing.
-    pub fn forget(&mut self, uid: &str) {
-        if self.is_assumed(uid) {
-            self.remove(uid);
-        }
+    /// The decision came to nothing: the pod that no longer counts, if it did.
+    pub fn forget(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        if self.is_assumed(uid) { self.remove(uid) } else { None }
     }
 
     /// The API server says that `pod` is placed.
     pub fn set_pod(&mut self, pod: Arc<PodInfo>) -> Change {
-        let before = self.remove_placed(&pod.uid);
-        self.place(Arc::clone(&pod), false);
+        let known = self.pods.get(&pod.uid);
+        let stays = known.is_some_and(|known| known.pod.node_name == pod.node_name);
+        let before = if stays && self.cluster.update_pod(&pod) {
+            let placed = Placed { pod: Arc::clone(&pod), assumed: false };
+            self.pods.insert(pod.uid.clone(), placed)
+        } else {
+            let before = self.remove_placed(&pod.uid);
+            self.place(Arc::clone(&pod), false);
+            before
+        };
         match before {
             Some(Placed { pod: old, assumed: false }) => Change::Updated { old, new: pod },
             _ => Change::Added(pod),
@@ -106,8 +112,8 @@ impl Cache {
         before
     }
 
-    /// The node `name` is gone. Its pods are still known, until they go too.
-    pub fn remove_node(&mut self, name: &str) {
-        self.cluster.remove_node(name);
+    /// The node `name` is gone; returns it as it was. Its pods are still known, until they go too.
+    pub fn remove_node(&mut self, name: &str) -> Option<Arc<Node>> {
+        self.cluster.remove_node(name).map(|info| Arc::clone(&info.node))
     }
 }

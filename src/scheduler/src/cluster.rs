@@ -148,6 +148,13 @@ impl Cluster {
         true
     }
 
+    /// Takes over a newer state of a pod that is on its node; false when it has to be put there anew.
+    pub fn update_pod(&mut self, pod: &Arc<PodInfo>) -> bool {
+        // Affinity is part of what no pod on a node can change.
+        self.place(&pod.node_name)
+            .is_some_and(|place| Arc::make_mut(&mut self.nodes[place]).update_pod(pod))
+    }
+
     /// Takes the pod `uid` from the node `node`.
     pub fn remove_pod(&mut self, node: &str, uid: &str) {
         let Some(place) = self.place(node) else { return };

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use apimachinery::cel::{Named, Program, TOTAL_LIMIT, Type, Value};
 use apimachinery::quantity::Quantity;
+use client::Change;
 use k8s_openapi::api::core::v1::NodeSelector;
 use k8s_openapi::api::resource::v1::{
     Device, DeviceClass, DeviceSelector, DeviceTaint, DeviceToleration, ResourceClaim,
@@ -14,8 +15,10 @@ use k8s_openapi::api::resource::v1::{
 };
 
 use crate::capacity::{self, Amounts, Counters};
+use crate::framework::Event;
 use crate::node::NodeInfo;
 use crate::plugins::selects;
+use crate::volumes;
 
 /// Driver, pool and name of a device.
 pub type DeviceId = (String, String, String);
@@ -76,6 +79,26 @@ impl Taken {
 }
 
 impl Devices {
+    /// Takes over what was told of a claim; says what may help a pod. A claim in `reserved` stays as the decision
+    /// under way will leave it.
+    pub fn follow(
+        &mut self,
+        change: Change<ResourceClaim>,
+        reserved: &HashMap<(String, String), Arc<ResourceClaim>>,
+    ) -> Option<Event> {
+        let key = change.key()?;
+        if matches!(change, Change::Deleted(_)) {
+            let gone = self.claims.remove(&key)?;
+            let had = gone.status.as_ref().is_some_and(|status| status.allocation.is_some());
+            return had.then_some(Event::DevicesChanged);
+        }
+        let changed = volumes::follow(&mut self.claims, key.clone(), change)?;
+        if let Some(kept) = reserved.get(&key) {
+            self.claims.insert(key, Arc::clone(kept));
+        }
+        Some(Event::DeviceClaimChanged(changed))
+    }
+
     /// The claim `name` of `namespace`.
     pub fn claim(&self, namespace: &str, name: &str) -> Option<&Arc<ResourceClaim>> {
         self.claims.get(&(namespace.to_owned(), name.to_owned()))

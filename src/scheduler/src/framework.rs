@@ -10,10 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use crate::cluster::Cluster;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
+use crate::volumes::{Changed, StorageChange};
 
 /// The best score of one plugin for a node.
 pub const MAX_NODE_SCORE: i64 = 100;
@@ -51,6 +53,8 @@ pub enum Event {
         /// As it is.
         new: Arc<Node>,
     },
+    /// A node has gone.
+    NodeRemoved(Arc<Node>),
     /// A pod has come to a node.
     PodAssigned(Arc<PodInfo>),
     /// A pod on a node has changed.
@@ -71,9 +75,11 @@ pub enum Event {
     },
     /// A namespace's labels have changed.
     NamespaceChanged,
-    /// A volume, claim, storage class or a node's limit of volumes has come or changed.
-    StorageChanged,
-    /// A claim of devices, a slice of them or a class has come or changed.
+    /// A volume, claim, storage class, driver, its room, or a node's limit of volumes has come or changed.
+    StorageChanged(StorageChange),
+    /// A claim of devices has come or changed.
+    DeviceClaimChanged(Changed<ResourceClaim>),
+    /// A slice of devices or a class has come or changed, or devices are free again.
     DevicesChanged,
 }
 

@@ -11,7 +11,7 @@ use apimachinery::quantity::Quantity;
 use client::Informer;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::api::storage::v1::{CSIStorageCapacity, StorageClass};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
@@ -139,6 +139,12 @@ fn can_provision(
     if has_room(claim, class, volumes, node) { Ok(()) } else { Err(NO_ROOM) }
 }
 
+/// How large a volume the driver can make there. What is the largest one says more than all the room there is.
+pub fn room(capacity: &CSIStorageCapacity) -> i64 {
+    let room = capacity.maximum_volume_size.as_ref().or(capacity.capacity.as_ref());
+    bytes(room.map(|room| room.0.as_str()))
+}
+
 /// Whether the driver has room for the claim there. One that does not tell is taken to have.
 fn has_room(
     claim: &PersistentVolumeClaim,
@@ -151,11 +157,9 @@ fn has_room(
         return true;
     }
     let empty = std::collections::BTreeMap::new();
-    volumes.capacities.iter().any(|capacity| {
-        // The largest volume that can be made says more than all the room there is.
-        let room = capacity.maximum_volume_size.as_ref().or(capacity.capacity.as_ref());
+    volumes.capacities.values().any(|capacity| {
         Some(&capacity.storage_class_name) == class.metadata.name.as_ref()
-            && bytes(room.map(|room| room.0.as_str())) >= request(claim)
+            && room(capacity) >= request(claim)
             && capacity.node_topology.as_ref().is_some_and(|topology| {
                 selector(Some(topology)).matches(node.labels().unwrap_or(&empty))
             })

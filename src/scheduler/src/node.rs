@@ -90,12 +90,47 @@ impl NodeInfo {
         self.weighed.add(&pod.weighed);
         self.host_ports.extend(pod.host_ports.iter().cloned());
         if !pod.is_terminating() {
-            match self.groups.iter_mut().find(|group| group.sample.group == pod.group) {
-                Some(group) => group.count += 1,
-                None => self.groups.push(Group { sample: Arc::clone(&pod), count: 1 }),
-            }
+            self.join_group(&pod);
         }
         self.pods.push(pod);
+    }
+
+    /// Takes over a newer state of a pod that is on the node, if nothing is different that counts there; what was
+    /// judged of the node holds. False when it has to be taken from the node and put on it anew.
+    pub fn update_pod(&mut self, pod: &Arc<PodInfo>) -> bool {
+        let Some(at) = self.pods.iter().position(|known| known.uid == pod.uid) else {
+            return false;
+        };
+        let known = &self.pods[at];
+        let counts_the_same = known.requests == pod.requests
+            && known.weighed == pod.weighed
+            && known.host_ports == pod.host_ports
+            && known.is_terminating() == pod.is_terminating();
+        if !counts_the_same {
+            return false;
+        }
+        let (before, after) = (known.group, pod.group);
+        if before != after && !pod.is_terminating() {
+            self.leave_group(before);
+            self.join_group(pod);
+        }
+        self.pods[at] = Arc::clone(pod);
+        true
+    }
+
+    fn join_group(&mut self, pod: &Arc<PodInfo>) {
+        match self.groups.iter_mut().find(|group| group.sample.group == pod.group) {
+            Some(group) => group.count += 1,
+            None => self.groups.push(Group { sample: Arc::clone(pod), count: 1 }),
+        }
+    }
+
+    fn leave_group(&mut self, group: u64) {
+        let Some(at) = self.groups.iter().position(|g| g.sample.group == group) else { return };
+        self.groups[at].count -= 1;
+        if self.groups[at].count == 0 {
+            self.groups.swap_remove(at);
+        }
     }
 
     /// Takes the pod `uid` from the node.
@@ -105,13 +140,8 @@ impl NodeInfo {
         let pod = self.pods.swap_remove(at);
         self.requested.subtract(&pod.requests);
         self.weighed.subtract(&pod.weighed);
-        if !pod.is_terminating()
-            && let Some(at) = self.groups.iter().position(|g| g.sample.group == pod.group)
-        {
-            self.groups[at].count -= 1;
-            if self.groups[at].count == 0 {
-                self.groups.swap_remove(at);
-            }
+        if !pod.is_terminating() {
+            self.leave_group(pod.group);
         }
         for port in &pod.host_ports {
             if let Some(at) = self.host_ports.iter().position(|taken| taken == port) {

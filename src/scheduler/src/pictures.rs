@@ -20,14 +20,15 @@ use crate::devices::Devices;
 use crate::extended_resources::IN_MEMORY;
 use crate::owners::{Key, Owners};
 use crate::scheduler::Input;
-use crate::volumes::Volumes;
+use crate::volumes::{Told, Volumes};
 
 /// See the module.
 pub struct Pictures {
     namespaces: Informer<Namespace>,
     /// The claims of volumes.
     pub claims: Informer<PersistentVolumeClaim>,
-    volumes: Informer<PersistentVolume>,
+    /// The volumes.
+    pub volumes: Informer<PersistentVolume>,
     classes: Informer<StorageClass>,
     csi_nodes: Informer<CSINode>,
     drivers: Informer<CSIDriver>,
@@ -110,13 +111,13 @@ impl Pictures {
     /// Adds what happens to `inputs`.
     pub fn subscribe(&self, inputs: &mut SelectAll<BoxStream<'static, Input>>) {
         inputs.push(self.namespaces.subscribe().map(|_| Input::Namespace).boxed());
-        inputs.push(self.claims.subscribe().map(|_| Input::Storage).boxed());
-        inputs.push(self.volumes.subscribe().map(|_| Input::Storage).boxed());
-        inputs.push(self.classes.subscribe().map(|_| Input::Storage).boxed());
-        inputs.push(self.csi_nodes.subscribe().map(|_| Input::Storage).boxed());
-        inputs.push(self.drivers.subscribe().map(|_| Input::Storage).boxed());
-        inputs.push(self.capacities.subscribe().map(|_| Input::Storage).boxed());
-        inputs.push(self.device_claims.subscribe().map(|_| Input::Devices).boxed());
+        inputs.push(stored(&self.claims, Told::Claim));
+        inputs.push(stored(&self.volumes, Told::Volume));
+        inputs.push(stored(&self.classes, Told::Class));
+        inputs.push(stored(&self.csi_nodes, Told::Node));
+        inputs.push(stored(&self.drivers, Told::Driver));
+        inputs.push(stored(&self.capacities, Told::Capacity));
+        inputs.push(self.device_claims.subscribe().map(Input::DeviceClaim).boxed());
         inputs.push(self.slices.subscribe().map(|_| Input::Devices).boxed());
         inputs.push(self.device_classes.subscribe().map(|_| Input::Devices).boxed());
         let services = self.services.subscribe().map(|change| match change {
@@ -174,6 +175,7 @@ impl Pictures {
     pub fn storage(&self, reserved: &HashMap<String, Arc<PersistentVolume>>) -> Volumes {
         let claims = self.claims.store().state().into_iter();
         let claims = claims.map(|claim| (key(&claim.metadata), claim));
+        let capacities = self.capacities.store().state().into_iter();
         let mut volumes = named(&self.volumes, |volume| volume.metadata.name.clone());
         for (name, reserved) in reserved {
             let claimed = |volume: &PersistentVolume| {
@@ -189,7 +191,7 @@ impl Pictures {
             classes: named(&self.classes, |class| class.metadata.name.clone()),
             nodes: named(&self.csi_nodes, |node| node.metadata.name.clone()),
             drivers: named(&self.drivers, |driver| driver.metadata.name.clone()),
-            capacities: self.capacities.store().state(),
+            capacities: capacities.map(|capacity| (key(&capacity.metadata), capacity)).collect(),
         }
     }
 
@@ -228,6 +230,19 @@ impl Pictures {
         }
         owners
     }
+}
+
+fn stored<K>(informer: &Informer<K>, told: fn(Change<K>) -> Told) -> BoxStream<'static, Input>
+where
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned
+        + Send
+        + Sync
+        + 'static,
+{
+    informer.subscribe().map(move |change| Input::Storage(told(change))).boxed()
 }
 
 fn followed<K>(

@@ -14,7 +14,7 @@ use crate::cluster::Cluster;
 use crate::framework::{Profile, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
-use crate::schedule::{Nominated, Unfit, fits as fits_with, pre_filter};
+use crate::schedule::{Filters, Nominated, Tally, Unfit, fits as fits_with, pre_filter};
 
 /// How many candidates are enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,9 @@ pub struct View<'a> {
     pub nominated: &'a Nominated,
     /// The disruption budgets.
     pub budgets: &'a [Arc<PodDisruptionBudget>],
+    /// A number at random: with which of the nodes that may help the search begins, so that it is not always the
+    /// same ones' pods that make way.
+    pub start: usize,
 }
 
 /// Decides for `pod`, which fits nowhere for the reasons in `unfit`.
@@ -100,24 +103,25 @@ pub fn candidates(
     if let Some(reason) = ineligible(pod, cluster, unfit) {
         return Err(Preemption::Ineligible(format!("preemption: {reason}")));
     }
-    let mut told = Unfit { nodes: unfit.nodes, ..Unfit::default() };
-    let mut helpful: Vec<usize> = Vec::new();
-    for (place, node) in cluster.nodes().iter().enumerate() {
-        if unfit.rejections.get(&node.name).is_some_and(|rejection| rejection.resolvable) {
-            helpful.push(place);
-        } else {
-            let reason = Rejection::unresolvable("Preemption is not helpful for scheduling");
-            told.rejections.insert(node.name.clone(), reason);
-        }
-    }
+    let nodes = cluster.nodes().iter().enumerate();
+    let helpful = nodes.filter(|(_, node)| unfit.is_resolvable(&node.name));
+    let mut helpful: Vec<usize> = helpful.map(|(place, _)| place).collect();
+    let mut told = Tally::default();
+    let unhelpful = cluster.nodes().len() - helpful.len();
+    told.add(&Rejection::unresolvable("Preemption is not helpful for scheduling"), unhelpful);
+    // Those that look at nothing but the node need not be prepared for each choice of victims.
+    let filters = pre_filter(view.profile, pod, cluster).ok();
+    let filters = filters.filter(|filters| !filters.any_of_others);
     let enough = (helpful.len() * limits.percent / 100).max(limits.least).min(helpful.len());
     let mut candidates: Vec<Candidate> = Vec::new();
+    if !helpful.is_empty() {
+        let start = view.start % helpful.len();
+        helpful.rotate_left(start);
+    }
     for place in helpful {
-        match candidate(view, pod, place) {
+        match candidate(view, pod, place, filters.as_ref()) {
             Ok(candidate) => candidates.push(candidate),
-            Err(rejection) => {
-                told.rejections.insert(cluster.nodes()[place].name.clone(), rejection);
-            }
+            Err(rejection) => told.add(&rejection, 1),
         }
         // While all would break a budget, another may not.
         if candidates.len() >= enough && candidates.iter().any(|c| c.violations == 0) {
@@ -125,7 +129,8 @@ pub fn candidates(
         }
     }
     if candidates.is_empty() {
-        return Err(Preemption::Helpless(format!("preemption: {told}")));
+        let message = format!("preemption: 0/{} nodes are available:{told}", unfit.nodes);
+        return Err(Preemption::Helpless(message));
     }
     Ok(candidates)
 }
@@ -147,7 +152,8 @@ fn ineligible(pod: &PodInfo, cluster: &Cluster, unfit: &Unfit) -> Option<&'stati
     }
     let node = cluster.node(pod.nominated_node()?)?;
     // Where the pod can no longer go, nobody is waited for.
-    if unfit.rejections.get(&node.name).is_some_and(|rejection| !rejection.resolvable) {
+    let was_rejected = unfit.pre_filter.is_some() || unfit.rejections.contains_key(&node.name);
+    if was_rejected && !unfit.is_resolvable(&node.name) {
         return None;
     }
     let leaving = |other: &Arc<PodInfo>| other.priority < pod.priority && is_preempted(other);
@@ -163,7 +169,12 @@ fn started(pod: &PodInfo) -> Timestamp {
     status.and_then(|status| status.start_time.as_ref()).map_or(Timestamp::MAX, |time| time.0)
 }
 
-fn candidate(view: View<'_>, pod: &PodInfo, place: usize) -> Result<Candidate, Rejection> {
+fn candidate(
+    view: View<'_>,
+    pod: &PodInfo,
+    place: usize,
+    filters: Option<&Filters<'_>>,
+) -> Result<Candidate, Rejection> {
     let mut node: NodeInfo = view.cluster.nodes()[place].as_ref().clone();
     let mut lesser: Vec<_> =
         node.pods.iter().filter(|other| other.priority < pod.priority).cloned().collect();
@@ -173,7 +184,13 @@ fn candidate(view: View<'_>, pod: &PodInfo, place: usize) -> Result<Candidate, R
     for other in &lesser {
         node.remove_pod(&other.uid);
     }
-    fits(view, pod, place, &node)?;
+    let fits = |node: &NodeInfo| match filters {
+        Some(filters) => {
+            fits_with(filters, pod, node, view.nominated).map_err(|(_, rejection)| rejection)
+        }
+        None => fits_anew(view, pod, place, node),
+    };
+    fits(&node)?;
     // The most important are spared first, and before them those that a budget protects.
     lesser.sort_by_key(|other| (Reverse(other.priority), started(other)));
     let (protected, free) = protected(&lesser, view.budgets);
@@ -184,7 +201,7 @@ fn candidate(view: View<'_>, pod: &PodInfo, place: usize) -> Result<Candidate, R
     {
         let mut fuller = node.clone();
         fuller.add_pod(Arc::clone(&other));
-        if fits(view, pod, place, &fuller).is_ok() {
+        if fits(&fuller).is_ok() {
             node = fuller;
         } else {
             violations += usize::from(protected);
@@ -195,7 +212,13 @@ fn candidate(view: View<'_>, pod: &PodInfo, place: usize) -> Result<Candidate, R
     Ok(Candidate { node: node.name, victims, violations })
 }
 
-fn fits(view: View<'_>, pod: &PodInfo, place: usize, node: &NodeInfo) -> Result<(), Rejection> {
+/// The same with all that plugins work out about the cluster, were `node` its node at `place`.
+fn fits_anew(
+    view: View<'_>,
+    pod: &PodInfo,
+    place: usize,
+    node: &NodeInfo,
+) -> Result<(), Rejection> {
     let then = view.cluster.with(place, node.clone());
     let filters = pre_filter(view.profile, pod, &then).map_err(|(_, rejection)| rejection)?;
     fits_with(&filters, pod, node, view.nominated).map_err(|(_, rejection)| rejection)
@@ -210,7 +233,8 @@ fn protected(
     pods.iter().cloned().partition(|pod| {
         let mut breaks = false;
         for (at, budget) in budgets.iter().enumerate() {
-            if !covers(budget, pod) {
+            // Of pods without labels no budget speaks.
+            if pod.labels.is_empty() || !covers(budget, pod) {
                 continue;
             }
             let status = budget.status.as_ref();

@@ -2,6 +2,7 @@
 //!
 //! Source: `pkg/scheduler/schedule_one.go`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -42,9 +43,9 @@ pub enum Failure {
 pub struct Unfit {
     /// The number of nodes.
     pub nodes: usize,
-    /// What was wrong with all of them at once.
-    pub pre_filter: Option<String>,
-    /// What was wrong with each, by its name.
+    /// What was wrong with all of them at once, so that none was looked at.
+    pub pre_filter: Option<Rejection>,
+    /// What was wrong with each that was looked at, by its name.
     pub rejections: BTreeMap<String, Rejection>,
     /// The plugins that rejected it.
     pub plugins: BTreeSet<&'static str>,
@@ -52,22 +53,45 @@ pub struct Unfit {
     pub post_filter: String,
 }
 
+impl Unfit {
+    /// Whether the removal of other pods could change what was wrong with the node.
+    pub fn is_resolvable(&self, node: &str) -> bool {
+        let rejection = self.pre_filter.as_ref().or_else(|| self.rejections.get(node));
+        rejection.is_some_and(|rejection| rejection.resolvable)
+    }
+}
+
+/// How often each thing is wrong with some node.
+#[derive(Debug, Default)]
+pub struct Tally(BTreeMap<Cow<'static, str>, usize>);
+
+impl Tally {
+    /// Counts `rejection` for `nodes` of them.
+    pub fn add(&mut self, rejection: &Rejection, nodes: usize) {
+        for reason in rejection.reasons.iter().filter(|_| nodes > 0) {
+            *self.0.entry(reason.clone()).or_default() += nodes;
+        }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut reasons: Vec<String> =
+            self.0.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        reasons.sort();
+        if reasons.is_empty() { Ok(()) } else { write!(f, " {}.", reasons.join(", ")) }
+    }
+}
+
 impl std::fmt::Display for Unfit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "0/{} nodes are available:", self.nodes)?;
-        if let Some(reason) = &self.pre_filter {
-            write!(f, " {reason}.")?;
+        if let Some(rejection) = &self.pre_filter {
+            write!(f, " {}.", rejection.reasons.join(", "))?;
         } else {
-            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-            for reason in self.rejections.values().flat_map(|rejection| &rejection.reasons) {
-                *counts.entry(reason).or_default() += 1;
-            }
-            let mut reasons: Vec<String> =
-                counts.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-            reasons.sort();
-            if !reasons.is_empty() {
-                write!(f, " {}.", reasons.join(", "))?;
-            }
+            let mut tally = Tally::default();
+            self.rejections.values().for_each(|rejection| tally.add(rejection, 1));
+            tally.fmt(f)?;
         }
         if !self.post_filter.is_empty() {
             write!(f, " {}", self.post_filter)?;
@@ -154,7 +178,7 @@ impl Rotation {
 
 impl Rotation {
     /// A number below `bound`, evenly spread (splitmix64).
-    fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.random;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -200,9 +224,7 @@ pub fn find<'a>(
         Ok(filters) => filters,
         Err((plugin, rejection)) => {
             unfit.plugins.insert(plugin);
-            unfit.pre_filter = Some(rejection.reasons.join(", "));
-            let all = cluster.nodes().iter().map(|node| (node.name.clone(), rejection.clone()));
-            unfit.rejections = all.collect();
+            unfit.pre_filter = Some(rejection);
             return Err(Failure::Unfit(unfit));
         }
     };

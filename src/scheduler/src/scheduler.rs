@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::binding::{Binding, Refusal, waits_for_devices};
 use crate::cache::Cache;
-use crate::extended_resources::{self, Extended};
+use crate::extended_resources::{self, Extended, IN_MEMORY};
 use crate::extender::{self, EXTENDER, Extender};
 use crate::framework::{Event, Point, Profile, Profiles};
 use crate::late_binding::{Promise, promises, reserved};
@@ -31,6 +31,7 @@ use crate::preemption::{self, Preemption, View, preempt};
 use crate::queue::{Queue, Waiting};
 use crate::report::{self, Unscheduled};
 use crate::schedule::{Failure, Placement, Rotation, Unfit, best, find, schedule};
+use crate::volumes::{StorageChange, Told};
 
 /// How many decisions may be on their way to the API server at once.
 const WRITES_MAX: usize = 256;
@@ -45,9 +46,11 @@ pub(crate) enum Input {
     Node(Change<Node>),
     /// Something about some namespace.
     Namespace,
-    /// Something about some claim, volume, storage class or a node's limit of volumes.
-    Storage,
-    /// Something about some devices.
+    /// Something about some claim, volume, storage class, driver or a node's limit of volumes.
+    Storage(Told),
+    /// Something about a claim of devices.
+    DeviceClaim(Change<ResourceClaim>),
+    /// Something about devices that are offered.
     Devices,
     /// Something about what pods belong to.
     Owner(Owner),
@@ -186,12 +189,13 @@ impl Scheduler {
             Input::Pod(Change::Synced) => self.sync_pods(),
             Input::Node(Change::Applied(node)) => self.set_node(node),
             Input::Node(Change::Deleted(node)) => {
-                self.cache.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+                self.remove_node(node.metadata.name.as_deref().unwrap_or_default());
             }
             Input::Node(Change::Synced) => self.sync_nodes(),
             Input::Namespace => self.sync_namespaces(),
-            Input::Storage => self.sync_storage(),
-            Input::Devices => self.sync_devices(),
+            Input::Storage(told) => self.set_storage(told),
+            Input::DeviceClaim(Change::Synced) | Input::Devices => self.sync_devices(),
+            Input::DeviceClaim(change) => self.set_device_claim(change),
             Input::Owner(change) => self.set_owner(change),
         }
     }
@@ -227,7 +231,7 @@ impl Scheduler {
             .map(|node| node.name.clone())
             .collect();
         for name in gone {
-            self.cache.remove_node(&name);
+            self.remove_node(&name);
         }
         for node in all {
             self.set_node(node);
@@ -242,9 +246,23 @@ impl Scheduler {
         }
     }
 
-    fn sync_storage(&mut self) {
-        self.cache.cluster.volumes = Arc::new(self.pictures.storage(&self.reserved));
-        self.queue.wake(&self.profiles, &Event::StorageChanged);
+    fn set_storage(&mut self, told: Told) {
+        let event = if told.is_resync() {
+            self.cache.cluster.volumes = Arc::new(self.pictures.storage(&self.reserved));
+            Some(StorageChange::Any)
+        } else {
+            Arc::make_mut(&mut self.cache.cluster.volumes).follow(told, &self.reserved)
+        };
+        if let Some(event) = event {
+            self.queue.wake(&self.profiles, &Event::StorageChanged(event));
+        }
+    }
+
+    fn set_device_claim(&mut self, change: Change<ResourceClaim>) {
+        let devices = Arc::make_mut(&mut self.cache.cluster.devices);
+        if let Some(event) = devices.follow(change, &self.reserved_claims) {
+            self.queue.wake(&self.profiles, &event);
+        }
     }
 
     fn sync_devices(&mut self) {
@@ -269,6 +287,12 @@ impl Scheduler {
             Some(_) => return,
         };
         self.queue.wake(&self.profiles, &event);
+    }
+
+    fn remove_node(&mut self, name: &str) {
+        if let Some(node) = self.cache.remove_node(name) {
+            self.queue.wake(&self.profiles, &Event::NodeRemoved(node));
+        }
     }
 
     fn set_pod(&mut self, pod: Arc<Pod>) {
@@ -484,36 +508,58 @@ impl Scheduler {
         promised
     }
 
-    /// What was set aside for the pod is bound, or free again.
-    fn unreserve(&mut self, pod: &PodInfo) {
-        let known = self.reserved_claims.len();
-        self.reserved_claims.retain(|_, claim| {
-            let users = claim.status.iter().flat_map(|s| s.reserved_for.iter().flatten());
-            users.into_iter().all(|user| user.uid != pod.uid)
-        });
-        if self.reserved_claims.len() < known {
-            self.sync_devices();
-        }
-        let before = self.reserved.len();
-        if before == 0 {
+    /// What was set aside for the pod is its own now, or free again if it is not `bound` after all. What is its own
+    /// stays as it was set aside until the API server tells of it: nobody else gets it meanwhile.
+    fn unreserve(&mut self, pod: &PodInfo, bound: bool) {
+        if self.reserved.is_empty() && self.reserved_claims.is_empty() {
             return;
         }
+        let is_own = |claim: &ResourceClaim| {
+            let users = claim.status.iter().flat_map(|s| s.reserved_for.iter().flatten());
+            users.into_iter().any(|user| user.uid == pod.uid)
+        };
+        let claims: Vec<_> = self.reserved_claims.extract_if(|_, claim| is_own(claim)).collect();
+        for (key, _) in &claims {
+            // One that was only thought of is another by now.
+            if bound && !key.1.starts_with(IN_MEMORY) {
+                continue;
+            }
+            let devices = Arc::make_mut(&mut self.cache.cluster.devices);
+            match self.pictures.device_claims.get(&key.0, &key.1) {
+                Some(known) => drop(devices.claims.insert(key.clone(), known)),
+                None => drop(devices.claims.remove(key)),
+            }
+        }
         let names: Vec<String> = crate::plugins::claim_names(pod).map(|(name, _)| name).collect();
-        self.reserved.retain(|_, volume| {
+        let is_own = |volume: &PersistentVolume| {
             let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
-            claim.is_none_or(|claim| {
-                claim.namespace.as_deref() != Some(&pod.namespace)
-                    || claim.name.as_ref().is_none_or(|name| !names.contains(name))
+            claim.is_some_and(|claim| {
+                claim.namespace.as_deref() == Some(&pod.namespace)
+                    && claim.name.as_ref().is_some_and(|name| names.contains(name))
             })
-        });
-        if self.reserved.len() < before {
-            self.sync_storage();
+        };
+        let volumes: Vec<_> = self.reserved.extract_if(|_, volume| is_own(volume)).collect();
+        if bound {
+            return;
+        }
+        for (name, _) in &volumes {
+            let storage = Arc::make_mut(&mut self.cache.cluster.volumes);
+            match self.pictures.volumes.get("", name) {
+                Some(known) => drop(storage.volumes.insert(name.clone(), known)),
+                None => drop(storage.volumes.remove(name)),
+            }
+        }
+        if !claims.is_empty() {
+            self.queue.wake(&self.profiles, &Event::DevicesChanged);
+        }
+        if !volumes.is_empty() {
+            self.queue.wake(&self.profiles, &Event::StorageChanged(StorageChange::Any));
         }
     }
 
     fn finish(&mut self, written: Result<Written, tokio::task::JoinError>) {
         let Ok(Written::Bound { pod, node, started, result }) = written else { return };
-        self.unreserve(&pod);
+        self.unreserve(&pod, result.is_ok());
         let Some(mut waiting) = self.binding.remove(&pod.uid) else { return };
         let Err(refusal) = result else {
             trace::step("bind", &pod.uid, started, &node);
@@ -524,7 +570,10 @@ impl Scheduler {
             }
             return;
         };
-        self.cache.forget(&pod.uid);
+        if let Some(gone) = self.cache.forget(&pod.uid) {
+            // Others may have been refused because of it.
+            self.queue.wake(&self.profiles, &Event::AssignedPodRemoved(gone));
+        }
         let latest = self.pods.get(&pod.namespace, &pod.name);
         let latest = latest.filter(|latest| latest.metadata.uid.as_deref() == Some(&pod.uid));
         let Some(latest) = latest.map(|pod| Arc::new(PodInfo::new(pod))) else { return };
@@ -559,12 +608,12 @@ impl Scheduler {
         let Some(profile) = profiles.of(&waiting.pod) else { return };
         let budgets = self.budgets.store().state();
         let pod = Arc::clone(&waiting.pod);
-        let cluster = self.cache.cluster.clone();
-        let nominated = self.nominator.nominated();
-        let view = View { profile, cluster: &cluster, nominated, budgets: &budgets };
+        let start = self.rotation.below(self.cache.cluster.nodes().len());
+        let (cluster, nominated) = (&self.cache.cluster, self.nominator.nominated());
+        let view = View { profile, cluster, nominated, budgets: &budgets, start };
         let devices = profile
             .asks(Point::PostFilter, "DynamicResources")
-            .then(|| give_back(&pod, &cluster, &unfit));
+            .then(|| give_back(&pod, cluster, &unfit));
         let (devices, claim) = devices.unwrap_or_default();
         let asked: Vec<&&Extender> = extenders.iter().filter(|e| e.preempts()).collect();
         let outcome = if asked.is_empty() {
@@ -730,9 +779,9 @@ async fn agreed(
 
 /// Something changed that a decision looks at.
 fn node_changed(old: &Node, new: &Node) -> bool {
-    let allocatable =
-        |node: &Node| node.status.as_ref().and_then(|status| status.allocatable.clone());
-    old.metadata.labels != new.metadata.labels
-        || old.spec != new.spec
-        || allocatable(old) != allocatable(new)
+    let status = |node: &Node| {
+        let status = node.status.as_ref();
+        status.map(|status| (status.allocatable.clone(), status.declared_features.clone()))
+    };
+    old.metadata.labels != new.metadata.labels || old.spec != new.spec || status(old) != status(new)
 }

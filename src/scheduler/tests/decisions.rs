@@ -285,6 +285,8 @@ fn pods_wait_for_their_claims_and_follow_their_volumes() {
     free[0]["spec"]["storageClassName"] = json!("late");
     let mut taken = free.clone();
     taken[0]["spec"]["claimRef"] = json!({"namespace": "default", "name": "other"});
+    let mut lost = claim("now", json!("v"));
+    lost[0]["status"] = json!({"phase": "Lost"});
     let nothing =
         "0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind.";
     let by_hand = || late("kubernetes.io/no-provisioner", "a");
@@ -306,6 +308,12 @@ fn pods_wait_for_their_claims_and_follow_their_volumes() {
             claim("now", json!("v")),
             none(),
             none(),
+            "0/2 nodes are available: persistentvolume \"v\" not found.",
+        ),
+        (
+            lost,
+            volume.clone(),
+            none(),
             "0/2 nodes are available: persistentvolumeclaim \"data\" bound to non-existent persistentvolume \"v\".",
         ),
         (claim("now", json!("v")), volume, none(), "b"),
@@ -324,8 +332,9 @@ fn volumes_have_zones_and_exclusive_users() {
     let zone = |name: &str, zone: &str| {
         node(name, json!({"metadata": {"labels": {"topology.kubernetes.io/zone": zone}}}))
     };
-    let volume =
-        json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
+    let volume_of =
+        || json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]});
+    let volume = volume_of();
     let mut other = volume.clone();
     other["nodeName"] = json!("b");
     let storage = |mode: &str, zones: &str| {
@@ -349,6 +358,22 @@ fn volumes_have_zones_and_exclusive_users() {
         decided("ReadWriteOnce", "north", false),
         "0/2 nodes are available: 2 node(s) had no available volume zone."
     );
+    let old = |key: &str, zones: &str| {
+        let mut cluster = cluster([zone("a", "east"), zone("b", "west")], []);
+        let mut volumes = scheduler::volumes::Volumes::clone(&storage("ReadWriteOnce", ""));
+        let volume = json!({"metadata": {"name": "v", "labels": {key: zones}}});
+        let volume = serde_json::from_value(volume).expect("a volume");
+        volumes.volumes.insert("v".into(), std::sync::Arc::new(volume));
+        cluster.volumes = std::sync::Arc::new(volumes);
+        outcome(&pod("p", json!({"spec": volume_of()})), &cluster)
+    };
+    // Nodes may have the label by its name of today alone, and a label that names nothing says nothing.
+    assert_eq!(old("failure-domain.beta.kubernetes.io/zone", "west"), "b");
+    assert_eq!(
+        old("failure-domain.beta.kubernetes.io/region", "west"),
+        "0/2 nodes are available: 2 node(s) had no available volume zone."
+    );
+    assert!(["a", "b"].contains(&old("topology.kubernetes.io/zone", "north__").as_str()));
     // A claim for one pod is in use wherever its pod is.
     assert_eq!(
         decided("ReadWriteOncePod", "west", true),
@@ -359,9 +384,17 @@ fn volumes_have_zones_and_exclusive_users() {
 
 /// What preemption comes to, as text.
 fn preempted(pod: &scheduler::pod::PodInfo, cluster: &scheduler::cluster::Cluster) -> String {
+    preempted_from(0, pod, cluster)
+}
+
+fn preempted_from(
+    start: usize,
+    pod: &scheduler::pod::PodInfo,
+    cluster: &scheduler::cluster::Cluster,
+) -> String {
     let Err(Failure::Unfit(unfit)) = decide(pod, cluster) else { panic!("the pod fits") };
     let (profile, nominated) = (profile(), Nominated::new());
-    let view = View { profile: &profile, cluster, nominated: &nominated, budgets: &[] };
+    let view = View { profile: &profile, cluster, nominated: &nominated, budgets: &[], start };
     match preempt(view, pod, &unfit) {
         Preemption::Nominate { node, victims } => {
             let names: Vec<&str> = victims.iter().map(|victim| victim.name.as_str()).collect();
@@ -397,6 +430,10 @@ fn preemption_removes_the_least_that_is_needed() {
         "preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling."
     );
     let two = || [node("a", json!({})), node("b", json!({}))];
+    let alike = cluster(two(), [placed("x", "a", 0, "4"), placed("y", "b", 0, "4")]);
+    for (start, want) in [(0, "a: x"), (1, "b: y"), (2, "a: x"), (7, "b: y")] {
+        assert_eq!(preempted_from(start, &wanting(10, "2"), &alike), want, "{start}");
+    }
     let choice = cluster(two(), [placed("x", "a", 5, "4"), placed("y", "b", 3, "4")]);
     assert_eq!(preempted(&wanting(10, "2"), &choice), "b: y");
     let mut polite = asking("2", "1Mi");
@@ -544,7 +581,9 @@ fn volumes_are_made_where_their_driver_has_room() {
                 "nodeTopology": {"matchLabels": {"zone": zone}}, "capacity": size});
             std::sync::Arc::new(serde_json::from_value(told).expect("a capacity"))
         };
-        volumes.capacities = vec![room("1", "1Gi"), room("2", "10Gi")];
+        for (zone, size) in [("1", "1Gi"), ("2", "10Gi")] {
+            volumes.capacities.insert(("d".into(), zone.into()), room(zone, size));
+        }
         picture.volumes = std::sync::Arc::new(volumes);
         outcome(&pod("p", json!({"spec": spec})), &picture)
     };

@@ -299,7 +299,7 @@ proptest! {
             };
             let Failure::Unfit(unfit) = failure else { unreachable!("there are nodes") };
             let (profile, nominated) = (profile(), Nominated::new());
-            let view = View { profile: &profile, cluster: &cluster, nominated: &nominated, budgets: &[] };
+            let view = View { profile: &profile, cluster: &cluster, nominated: &nominated, budgets: &[], start: 0 };
             let left = |gone: &[&str]| -> Vec<(PodShape, usize)> {
                 let stay = placed.iter().filter(|(_, _, uid, _)| !gone.contains(&uid.as_str()));
                 stay.map(|(shape, at, ..)| (shape.clone(), *at)).collect()

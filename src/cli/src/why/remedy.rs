@@ -56,6 +56,16 @@ pub const UNSCHEDULED: Table = &[
         "volume node affinity",
         "its volume is on another node: the pod has to go there, or to use another claim",
     ),
+    (
+        "PersistentVolume's node affinity",
+        "its volume is on another node: the pod has to go there, or to use another claim",
+    ),
+    ("persistentvolume \"", "its claim's volume is gone: restore it, or use another claim"),
+    ("non-existent pv", "its claim's volume is gone: restore it, or use another claim"),
+    (
+        "declared features",
+        "no node can do what it asks for: see status.declaredFeatures of nodes, or update them",
+    ),
     ("storageclass", "name a storage class that is there: kubectl get storageclass"),
     ("StorageClass", "name a storage class that is there: kubectl get storageclass"),
     ("persistentvolumeclaim", "create the claim"),

@@ -32,6 +32,7 @@ const DEFAULTS: &[(&str, i64)] = &[
     ("NodeResourcesBalancedAllocation", 1),
     ("ImageLocality", 1),
     ("DefaultBinder", 0),
+    ("NodeDeclaredFeatures", 0),
 ];
 const EVERYTHING: &str = "*";
 
@@ -62,6 +63,7 @@ fn plugins(arguments: &Arguments) -> Vec<Box<dyn Plugin>> {
         Box::new(plugins::NodeResourcesBalancedAllocation(arguments.balanced.clone())),
         Box::new(plugins::ImageLocality),
         Box::new(plugins::Marker("DefaultBinder", &[Point::Bind])),
+        Box::new(plugins::NodeDeclaredFeatures),
     ]
 }
 

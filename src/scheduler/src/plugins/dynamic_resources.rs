@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::PodResourceClaim;
+use k8s_openapi::api::core::v1::{Node, PodResourceClaim};
 use k8s_openapi::api::resource::v1::{
     AllocationResult, ResourceClaim, ResourceClaimConsumerReference,
 };
@@ -19,6 +19,7 @@ use crate::node::NodeInfo;
 use crate::plugins::selects;
 use crate::pod::PodInfo;
 use crate::schedule::Unfit;
+use crate::volumes::Changed;
 
 /// Why a pod cannot go where the devices of its claim are not.
 const UNAVAILABLE: &str = "resourceclaim not available on the node";
@@ -238,6 +239,21 @@ impl Claimed<'_> {
     }
 }
 
+/// Whether the change of a claim gives devices back, or is one of the pod's own claim that it may have waited for.
+fn claim_may_help(claim: &Changed<ResourceClaim>, pod: &PodInfo) -> bool {
+    let Changed { old, new } = claim;
+    let freed =
+        old.as_ref().is_some_and(|old| allocation(old).is_some() && allocation(new).is_none());
+    let own = || {
+        let meta = &new.metadata;
+        meta.namespace.as_deref() == Some(&pod.namespace)
+            && pod.spec().resource_claims.iter().flatten().any(|entry| {
+                matches!(claim_name(pod, entry), Named::Claim(name) if Some(&name) == meta.name.as_ref())
+            })
+    };
+    freed || (own() && old.as_ref().is_none_or(|old| old.status != new.status))
+}
+
 impl Plugin for DynamicResources {
     fn name(&self) -> &'static str {
         "DynamicResources"
@@ -265,10 +281,16 @@ impl Plugin for DynamicResources {
         Ok(claimed(pod, cluster)?.map(|claimed| Box::new(claimed) as Box<dyn Filter>))
     }
 
-    fn may_help(&self, event: &Event, _: &PodInfo) -> bool {
+    fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
         match event {
             Event::DevicesChanged | Event::NodeAdded(_) => true,
-            Event::NodeUpdated { old, new } => old.metadata.labels != new.metadata.labels,
+            Event::DeviceClaimChanged(claim) => claim_may_help(claim, pod),
+            Event::NodeUpdated { old, new } => {
+                let allocatable = |node: &Node| {
+                    node.status.as_ref().and_then(|status| status.allocatable.clone())
+                };
+                old.metadata.labels != new.metadata.labels || allocatable(old) != allocatable(new)
+            }
             Event::Itself { old, new } => {
                 let told = |pod: &PodInfo| {
                     pod.pod.status.as_ref().and_then(|s| s.resource_claim_statuses.clone())

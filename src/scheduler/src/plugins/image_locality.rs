@@ -7,13 +7,13 @@ use crate::pod::PodInfo;
 
 /// Images smaller than this are fetched quickly enough anywhere.
 const MIN_BYTES: i64 = 23 << 20;
-/// More than this per container makes no difference any more.
-const MAX_BYTES_PER_CONTAINER: i64 = 1000 << 20;
+/// More than this per image makes no difference any more.
+const MAX_BYTES_PER_IMAGE: i64 = 1000 << 20;
 
 pub struct ImageLocality;
 
 struct Images {
-    /// The image of each container, with the share of all nodes that hold it.
+    /// The image of each container and each volume that is one, with the share of all nodes that hold it.
     wanted: Vec<(String, f64)>,
 }
 
@@ -41,8 +41,10 @@ impl Plugin for ImageLocality {
         let spec = pod.spec();
         let all = cluster.nodes().len().max(1) as f64;
         let images = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let volumes = spec.volumes.iter().flatten().filter_map(|volume| volume.image.as_ref());
         let wanted: Vec<_> = images
-            .filter_map(|container| container.image.as_deref())
+            .filter_map(|container| container.image.as_ref())
+            .chain(volumes.filter_map(|image| image.reference.as_ref()))
             .map(|image| {
                 let name = listed_name(image);
                 let spread = cluster.nodes_with_image(&name) as f64 / all;
@@ -61,7 +63,7 @@ impl Score for Images {
             // An image that few nodes hold counts less, so that not all its pods crowd there.
             node.images.get(name).map(|size| (*size as f64 * spread) as i64)
         });
-        let max = MAX_BYTES_PER_CONTAINER * self.wanted.len().max(1) as i64;
+        let max = MAX_BYTES_PER_IMAGE * self.wanted.len().max(1) as i64;
         let bytes = held.sum::<i64>().clamp(MIN_BYTES, max);
         MAX_NODE_SCORE * (bytes - MIN_BYTES) / (max - MIN_BYTES)
     }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use k8s_openapi::api::core::v1::Node;
+
 use crate::affinity::AffinityTerm;
 use crate::cluster::Cluster;
 use crate::framework::{Event, Filter, MAX_NODE_SCORE, Plugin, Point, Rejection, Score};
@@ -159,6 +161,16 @@ impl Score for Preferred {
     }
 }
 
+/// Whether the node is in a place of which the pod's terms speak; a pod without any is kept away by others, by
+/// whatever label that may be.
+fn may_take(pod: &PodInfo, node: &Node) -> bool {
+    let own = &pod.affinities;
+    let mut keys = own.required.iter().chain(&own.required_anti).map(|term| &term.topology_key);
+    let labels = node.metadata.labels.as_ref();
+    (own.required.is_empty() && own.required_anti.is_empty())
+        || keys.any(|key| labels.is_some_and(|labels| labels.contains_key(key)))
+}
+
 impl Plugin for InterPodAffinity {
     fn name(&self) -> &'static str {
         "InterPodAffinity"
@@ -199,12 +211,21 @@ impl Plugin for InterPodAffinity {
                     || any(&gone.affinities.required_anti, pod)
                     || all(&own.required, gone)
             }
-            Event::NodeUpdated { old, new } => old.metadata.labels != new.metadata.labels,
-            Event::AssignedPodUpdated { old, new } | Event::Itself { old, new } => {
-                old.labels != new.labels
+            Event::AssignedPodUpdated { old, new } => {
+                let left = |term: &AffinityTerm| term.may_select(old) && !term.may_select(new);
+                (all(&own.required, new) && !all(&own.required, old))
+                    || own.required_anti.iter().any(left)
             }
-            Event::NodeAdded(_) | Event::NamespaceChanged => true,
-            Event::StorageChanged | Event::DevicesChanged => false,
+            Event::Itself { old, new } => old.labels != new.labels,
+            Event::NodeUpdated { old, new } => {
+                old.metadata.labels != new.metadata.labels && may_take(pod, new)
+            }
+            Event::NodeAdded(node) => may_take(pod, node),
+            Event::NamespaceChanged => true,
+            Event::NodeRemoved(_)
+            | Event::StorageChanged(_)
+            | Event::DeviceClaimChanged(_)
+            | Event::DevicesChanged => false,
         }
     }
 }

@@ -144,9 +144,12 @@ impl Plugin for NodeAffinity {
         match event {
             Event::NodeAdded(node) => matches(node),
             Event::NodeUpdated { old, new } => {
-                old.metadata.labels != new.metadata.labels && matches(new)
+                old.metadata.labels != new.metadata.labels && !matches(old) && matches(new)
             }
-            Event::Itself { .. } => true,
+            // A pod that is gated may still be narrowed to other nodes.
+            Event::Itself { old, new } => {
+                old.spec().node_selector != new.spec().node_selector || terms(old) != terms(new)
+            }
             _ => false,
         }
     }

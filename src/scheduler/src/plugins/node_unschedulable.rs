@@ -47,7 +47,9 @@ impl Plugin for NodeUnschedulable {
         match event {
             Event::NodeAdded(node) => !cordoned(node),
             Event::NodeUpdated { old, new } => cordoned(old) && !cordoned(new),
-            Event::Itself { .. } => tolerates(pod),
+            Event::Itself { old, new } => {
+                old.spec().tolerations != new.spec().tolerations && tolerates(pod)
+            }
             _ => false,
         }
     }

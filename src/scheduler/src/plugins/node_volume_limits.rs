@@ -4,13 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::volume_binding::claim_names;
+use k8s_openapi::api::storage::v1::CSINode;
+
+use super::volume_binding::{claim_names, uses};
 use crate::cluster::Cluster;
 use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::late_binding::volume_name;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
-use crate::volumes::Volumes;
+use crate::volumes::{Changed, StorageChange, Volumes};
 
 pub struct NodeVolumeLimits;
 
@@ -44,6 +46,18 @@ struct Limited<'a> {
     volumes: &'a Volumes,
 }
 
+/// Whether a driver can attach more to the node than before.
+fn takes_more(node: &Changed<CSINode>) -> bool {
+    let Some(old) = &node.old else { return true };
+    node.new.spec.drivers.iter().any(|driver| {
+        let count = |driver: &k8s_openapi::api::storage::v1::CSINodeDriver| {
+            driver.allocatable.as_ref().and_then(|all| all.count).unwrap_or(0)
+        };
+        let before = old.spec.drivers.iter().find(|known| known.name == driver.name);
+        before.is_none_or(|before| count(driver) > count(before))
+    })
+}
+
 impl Plugin for NodeVolumeLimits {
     fn name(&self) -> &'static str {
         "NodeVolumeLimits"
@@ -64,10 +78,14 @@ impl Plugin for NodeVolumeLimits {
         Ok(any.then(|| Box::new(Limited { pod, wanted, volumes }) as Box<dyn Filter>))
     }
 
-    fn may_help(&self, event: &Event, _: &PodInfo) -> bool {
+    fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
         match event {
             Event::AssignedPodRemoved(gone) => claim_names(gone).next().is_some(),
-            Event::StorageChanged | Event::NodeAdded(_) => true,
+            Event::StorageChanged(StorageChange::Node(node)) => takes_more(node),
+            Event::StorageChanged(StorageChange::Claim(claim)) => {
+                claim.old.is_none() && uses(pod, &claim.new)
+            }
+            Event::StorageChanged(StorageChange::Any) | Event::NodeAdded(_) => true,
             _ => false,
         }
     }

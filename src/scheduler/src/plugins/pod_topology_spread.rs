@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 use apimachinery::labels::Selector;
-use k8s_openapi::api::core::v1::TopologySpreadConstraint;
+use k8s_openapi::api::core::v1::{Node, TopologySpreadConstraint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
 use super::{node_affinity, taint_toleration};
@@ -268,6 +268,48 @@ impl Score for Preferred<'_> {
     }
 }
 
+/// The constraints that keep the pod from nodes.
+fn hard(pod: &PodInfo, own: &[TopologySpreadConstraint]) -> Vec<Constraint> {
+    let hard = own.iter().filter(|constraint| constraint.when_unsatisfiable == "DoNotSchedule");
+    hard.map(|constraint| Constraint::new(constraint, pod)).collect()
+}
+
+/// Whether the event changes what is counted by `constraints`.
+fn may_help(constraints: &[Constraint], event: &Event) -> bool {
+    let labels = |node: &Node| node.metadata.labels.clone().unwrap_or_default();
+    let taints = |node: &Node| node.spec.as_ref().and_then(|spec| spec.taints.clone());
+    let counts = |node: &Node| {
+        let labels = labels(node);
+        constraints.iter().all(|constraint| labels.contains_key(&constraint.key))
+    };
+    let about = |pod: &PodInfo| constraints.iter().any(|c| c.selector.matches(&pod.labels));
+    let moved = |old: &PodInfo, new: &PodInfo| {
+        old.labels != new.labels
+            && constraints
+                .iter()
+                .any(|c| c.selector.matches(&old.labels) != c.selector.matches(&new.labels))
+    };
+    match event {
+        Event::PodAssigned(other) | Event::AssignedPodRemoved(other) => about(other),
+        Event::AssignedPodUpdated { old, new } => moved(old, new),
+        Event::Itself { old, new } => {
+            let tolerates_more = old.spec().tolerations != new.spec().tolerations
+                && constraints.iter().any(|constraint| constraint.honour_taints);
+            tolerates_more || moved(old, new)
+        }
+        Event::NodeAdded(node) | Event::NodeRemoved(node) => counts(node),
+        Event::NodeUpdated { old, new } => {
+            let (before, after) = (labels(old), labels(new));
+            let moves = || {
+                constraints.iter().any(|c| before.get(&c.key) != after.get(&c.key))
+                    || taints(old) != taints(new)
+            };
+            counts(old) != counts(new) || (counts(new) && moves())
+        }
+        _ => false,
+    }
+}
+
 impl Plugin for PodTopologySpread {
     fn name(&self) -> &'static str {
         "PodTopologySpread"
@@ -296,18 +338,21 @@ impl Plugin for PodTopologySpread {
     }
 
     fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
-        match event {
-            Event::NodeAdded(_) => true,
-            Event::NodeUpdated { old, new } => {
-                old.metadata.labels != new.metadata.labels || old.spec != new.spec
-            }
-            Event::PodAssigned(other) | Event::AssignedPodRemoved(other) => {
-                other.namespace == pod.namespace
-            }
-            Event::AssignedPodUpdated { old, new } | Event::Itself { old, new } => {
-                old.labels != new.labels
-            }
-            Event::NamespaceChanged | Event::StorageChanged | Event::DevicesChanged => false,
-        }
+        let near = match event {
+            Event::PodAssigned(other)
+            | Event::AssignedPodRemoved(other)
+            | Event::AssignedPodUpdated { new: other, .. } => other.namespace == pod.namespace,
+            Event::NodeAdded(_)
+            | Event::NodeRemoved(_)
+            | Event::NodeUpdated { .. }
+            | Event::Itself { .. } => true,
+            Event::NamespaceChanged
+            | Event::StorageChanged(_)
+            | Event::DeviceClaimChanged(_)
+            | Event::DevicesChanged => false,
+        };
+        let own = pod.spec().topology_spread_constraints.as_deref().unwrap_or_default();
+        // What a profile asks of all pods counts those of the pod's owner, who is not looked up here.
+        near && (own.is_empty() || may_help(&hard(pod, own), event))
     }
 }

@@ -4,19 +4,22 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::CSINode;
 
 use crate::cluster::Cluster;
 use crate::framework::{Event, Filter, Plugin, Point, Rejection};
-use crate::late_binding::{is_bound, is_reachable, promises, volume_name};
+use crate::late_binding::{is_bound, is_reachable, promises, room, volume_name};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
-use crate::volumes::Volumes;
+use crate::volumes::{StorageChange, Volumes};
 
 pub struct VolumeBinding;
 
 /// The bound volumes of the pod, and the claims that wait for their first consumer.
 struct Claimed<'a> {
     volumes: Vec<&'a Arc<PersistentVolume>>,
+    /// A claim is bound to a volume that is not there.
+    astray: bool,
     late: Vec<Arc<PersistentVolumeClaim>>,
     storage: &'a Volumes,
 }
@@ -29,6 +32,12 @@ pub fn claim_names(pod: &PodInfo) -> impl Iterator<Item = (String, bool)> {
         }
         volume.ephemeral.as_ref().map(|_| (format!("{}-{}", pod.name, volume.name), true))
     })
+}
+
+/// Whether the pod uses the claim.
+pub fn uses(pod: &PodInfo, claim: &PersistentVolumeClaim) -> bool {
+    claim.metadata.namespace.as_deref() == Some(&pod.namespace)
+        && claim_names(pod).any(|(name, _)| claim.metadata.name.as_deref() == Some(&name))
 }
 
 fn usable<'a>(
@@ -47,6 +56,14 @@ fn usable<'a>(
         };
         return Err(Rejection::unresolvable(reason));
     };
+    let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+    if phase == Some("Lost") {
+        let reason = format!(
+            "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {:?}",
+            volume_name(claim)
+        );
+        return Err(Rejection::unresolvable(reason));
+    }
     if claim.metadata.deletion_timestamp.is_some() {
         let reason = format!("persistentvolumeclaim {name:?} is being deleted");
         return Err(Rejection::unresolvable(reason));
@@ -70,7 +87,7 @@ pub fn late_claims(pod: &PodInfo, cluster: &Cluster) -> Vec<Arc<PersistentVolume
 
 fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Claimed<'a>, Rejection> {
     let storage = &cluster.volumes;
-    let mut claimed = Claimed { volumes: Vec::new(), late: Vec::new(), storage };
+    let mut claimed = Claimed { volumes: Vec::new(), astray: false, late: Vec::new(), storage };
     for (name, ephemeral) in claim_names(pod) {
         let claim = usable(pod, cluster, &name, ephemeral)?;
         if !is_bound(claim) {
@@ -82,14 +99,10 @@ fn claimed<'a>(pod: &PodInfo, cluster: &'a Cluster) -> Result<Claimed<'a>, Rejec
             let reason = "pod has unbound immediate PersistentVolumeClaims";
             return Err(Rejection::unresolvable(reason));
         }
-        let volume = volume_name(claim);
-        let Some(volume) = storage.volumes.get(volume) else {
-            let reason = format!(
-                "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"
-            );
-            return Err(Rejection::unresolvable(reason));
-        };
-        claimed.volumes.push(volume);
+        match storage.volumes.get(volume_name(claim)) {
+            Some(volume) => claimed.volumes.push(volume),
+            None => claimed.astray = true,
+        }
     }
     Ok(claimed)
 }
@@ -109,21 +122,55 @@ impl Plugin for VolumeBinding {
         cluster: &'a Cluster,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
         let claimed = claimed(pod, cluster)?;
-        let any = !(claimed.late.is_empty() && claimed.volumes.is_empty());
+        let any = claimed.astray || !(claimed.late.is_empty() && claimed.volumes.is_empty());
         Ok(any.then(|| Box::new(claimed) as Box<dyn Filter>))
     }
 
-    fn may_help(&self, event: &Event, _: &PodInfo) -> bool {
+    fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
         match event {
-            Event::StorageChanged | Event::NodeAdded(_) => true,
+            Event::StorageChanged(change) => storage_may_help(change, pod),
+            Event::NodeAdded(_) => true,
             Event::NodeUpdated { old, new } => old.metadata.labels != new.metadata.labels,
             _ => false,
         }
     }
 }
 
+/// The drivers into which a node's volumes of older kinds have moved.
+fn migrated(node: &CSINode) -> Option<&String> {
+    node.metadata.annotations.as_ref()?.get("storage.alpha.kubernetes.io/migrated-plugins")
+}
+
+fn storage_may_help(change: &StorageChange, pod: &PodInfo) -> bool {
+    match change {
+        StorageChange::Claim(claim) => uses(pod, &claim.new),
+        StorageChange::Volume(_) | StorageChange::Any => true,
+        // How a class binds cannot be changed.
+        StorageChange::Class(class) => class
+            .old
+            .as_ref()
+            .is_none_or(|old| old.allowed_topologies != class.new.allowed_topologies),
+        StorageChange::Node(node) => {
+            node.old.as_ref().is_none_or(|old| migrated(old) != migrated(&node.new))
+        }
+        // Room that a driver no longer tells of is taken to be there.
+        StorageChange::Driver(driver) => driver.old.as_ref().is_some_and(|old| {
+            old.spec.storage_capacity == Some(true)
+                && driver.new.spec.storage_capacity != Some(true)
+        }),
+        StorageChange::Capacity(capacity) => {
+            capacity.old.as_ref().is_none_or(|old| room(&capacity.new) > room(old))
+        }
+    }
+}
+
 impl Filter for Claimed<'_> {
     fn check(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        if self.astray {
+            let reason =
+                "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
+            return Err(Rejection::unresolvable(reason));
+        }
         if !self.volumes.iter().all(|volume| is_reachable(volume, node)) {
             let reason = "node(s) didn't match PersistentVolume's node affinity";
             return Err(Rejection::unresolvable(reason));

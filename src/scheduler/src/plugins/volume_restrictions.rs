@@ -7,11 +7,12 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::Volume;
 
-use super::volume_binding::claim_names;
+use super::volume_binding::{claim_names, uses};
 use crate::cluster::Cluster;
 use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
+use crate::volumes::StorageChange;
 
 pub struct VolumeRestrictions;
 
@@ -101,9 +102,18 @@ impl Plugin for VolumeRestrictions {
     fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
         match event {
             Event::AssignedPodRemoved(gone) => {
-                gone.namespace == pod.namespace || disks(pod).next().is_some()
+                let clashes = |own: &Volume| disks(gone).any(|theirs| clash(own, theirs));
+                let shared = || {
+                    let theirs: BTreeSet<String> =
+                        claim_names(gone).map(|(name, _)| name).collect();
+                    claim_names(pod).any(|(name, _)| theirs.contains(&name))
+                };
+                gone.namespace == pod.namespace && (disks(pod).any(clashes) || shared())
             }
-            Event::StorageChanged => true,
+            Event::StorageChanged(StorageChange::Claim(claim)) => {
+                claim.old.is_none() && uses(pod, &claim.new)
+            }
+            Event::StorageChanged(StorageChange::Any) => true,
             _ => false,
         }
     }

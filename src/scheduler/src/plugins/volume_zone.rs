@@ -2,12 +2,15 @@
 //!
 //! Source: `pkg/scheduler/framework/plugins/volumezone/volume_zone.go`.
 
-use super::volume_binding::claim_names;
+use k8s_openapi::api::core::v1::PersistentVolume;
+
+use super::volume_binding::{claim_names, uses};
 use crate::cluster::Cluster;
 use crate::framework::{Event, Filter, Plugin, Point, Rejection};
 use crate::late_binding::volume_name;
 use crate::node::NodeInfo;
 use crate::pod::PodInfo;
+use crate::volumes::StorageChange;
 
 pub struct VolumeZone;
 
@@ -20,8 +23,28 @@ const LABELS: [&str; 4] = [
 /// Between the zones of a volume that is in several.
 const SEPARATOR: &str = "__";
 
-/// Labels of the pod's volumes that a node must have, each with the values that will do.
-struct Zones(Vec<(&'static str, Vec<String>)>);
+/// A label that a node must have, and the values that will do.
+type Zone = (&'static str, Vec<String>);
+
+/// Labels of the pod's volumes that a node must have.
+struct Zones(Vec<Zone>);
+
+/// Where the volume is, as its labels say. A label that names an empty zone says nothing.
+fn zones(volume: &PersistentVolume) -> Vec<Zone> {
+    let labels = volume.metadata.labels.as_ref();
+    let zone = |key: &'static str| {
+        let values = labels?.get(key)?.split(SEPARATOR).map(|value| value.trim().to_owned());
+        let values: Vec<String> = values.collect();
+        values.iter().all(|value| !value.is_empty()).then_some((key, values))
+    };
+    LABELS.into_iter().filter_map(zone).collect()
+}
+
+/// The node's label `key`; of an old one also what it is called today.
+fn found<'a>(node: &'a NodeInfo, key: &str) -> Option<&'a str> {
+    let today = key.strip_prefix("failure-domain.beta.kubernetes.io/");
+    node.label(key).or_else(|| node.label(&format!("topology.kubernetes.io/{}", today?)))
+}
 
 impl Plugin for VolumeZone {
     fn name(&self) -> &'static str {
@@ -37,25 +60,34 @@ impl Plugin for VolumeZone {
         pod: &'a PodInfo,
         cluster: &'a Cluster,
     ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
-        let mut zones = Vec::new();
-        for (name, _) in claim_names(pod) {
+        let mut all = Vec::new();
+        for (name, ephemeral) in claim_names(pod) {
+            let claim = cluster.volumes.claim(&pod.namespace, &name).filter(|_| !ephemeral);
             // What is not bound yet is VolumeBinding's business.
-            let claim = cluster.volumes.claim(&pod.namespace, &name);
-            let volume = claim.and_then(|claim| cluster.volumes.volumes.get(volume_name(claim)));
-            let Some(labels) = volume.and_then(|volume| volume.metadata.labels.as_ref()) else {
+            let Some(volume) = claim.map(|claim| volume_name(claim)).filter(|v| !v.is_empty())
+            else {
                 continue;
             };
-            zones.extend(LABELS.into_iter().filter_map(|key| {
-                let values = labels.get(key)?.split(SEPARATOR).map(str::to_owned).collect();
-                Some((key, values))
-            }));
+            let Some(known) = cluster.volumes.volumes.get(volume) else {
+                let reason = format!("persistentvolume {volume:?} not found");
+                return Err(Rejection::unresolvable(reason));
+            };
+            all.extend(zones(known));
         }
-        Ok((!zones.is_empty()).then(|| Box::new(Zones(zones)) as Box<dyn Filter>))
+        Ok((!all.is_empty()).then(|| Box::new(Zones(all)) as Box<dyn Filter>))
     }
 
-    fn may_help(&self, event: &Event, _: &PodInfo) -> bool {
+    fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
         match event {
-            Event::StorageChanged | Event::NodeAdded(_) => true,
+            Event::StorageChanged(StorageChange::Claim(claim)) => uses(pod, &claim.new),
+            Event::StorageChanged(StorageChange::Volume(volume)) => {
+                volume.old.as_ref().is_none_or(|old| zones(old) != zones(&volume.new))
+            }
+            Event::StorageChanged(StorageChange::Class(class)) => {
+                class.old.is_none()
+                    && class.new.volume_binding_mode.as_deref() == Some("WaitForFirstConsumer")
+            }
+            Event::StorageChanged(StorageChange::Any) | Event::NodeAdded(_) => true,
             Event::NodeUpdated { old, new } => old.metadata.labels != new.metadata.labels,
             _ => false,
         }
@@ -69,7 +101,7 @@ impl Filter for Zones {
             return Ok(());
         }
         let right = |(key, values): &(&str, Vec<String>)| {
-            node.label(key).is_some_and(|found| values.iter().any(|value| value == found))
+            found(node, key).is_some_and(|found| values.iter().any(|value| value == found))
         };
         if self.0.iter().all(right) {
             return Ok(());
