@@ -5,7 +5,7 @@
 mod health;
 mod zones;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -169,6 +169,29 @@ impl Told {
     }
 }
 
+/// The nodes that do not answer and whose pods were told so: once, as long as that lasts.
+#[derive(Default)]
+struct Silent(Mutex<BTreeSet<String>>);
+
+impl Silent {
+    fn locked(&self) -> std::sync::MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the pods of the node called `name` are still to be told; forgets it while it answers.
+    fn is_new(&self, name: &str, answers: bool) -> bool {
+        let mut told = self.locked();
+        if answers {
+            told.remove(name);
+        }
+        !answers && !told.contains(name)
+    }
+
+    fn told(&self, name: String) {
+        self.locked().insert(name);
+    }
+}
+
 /// Runs until `shutdown`.
 pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
     let nodes = informers.get::<Node>();
@@ -177,6 +200,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let events = Recorder::new(client.clone(), "node-controller", "");
     let began = Instant::now();
     let (told, health, zones) = (Told::default(), Health::default(), Zones::default());
+    let silent = Arc::new(Silent::default());
     leases.ready().await;
     all_pods.ready().await;
     let changes = touched(&nodes, name);
@@ -185,7 +209,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let lease = leases.get(LEASES, &key);
         let api: Api<Node> = Api::all(client.clone());
         let (client, events) = (client.clone(), events.clone());
-        let all_pods = all_pods.clone();
+        let (all_pods, silent) = (all_pods.clone(), silent.clone());
         told.tell(&key, node.as_deref(), &events);
         let now = Timestamp::now();
         let awake_s = began.elapsed().as_secs() as i64;
@@ -201,7 +225,10 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
             evictions = zones.evictions(node, is_given_up(node), || nodes.store().state(), now);
         }
         Box::pin(async move {
-            let Some(node) = node else { return Ok(Next::Done) };
+            let Some(node) = node else {
+                silent.is_new(&key, true);
+                return Ok(Next::Done);
+            };
             let parameters = PatchParams::default();
             if let Some(conditions) = silenced(&node, silence_s, now) {
                 let patch = json!({"status": {"conditions": conditions}});
@@ -215,13 +242,14 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 });
                 api.patch(&key, &parameters, &Patch::Merge(&patch)).await?;
             }
-            if readiness(&node) == Some("Unknown") {
+            if silent.is_new(&key, readiness(&node) != Some("Unknown")) {
                 let here = all_pods
                     .store()
                     .state_filter(|pod| pods::node(pod) == key && pods::ready_since(pod).is_some());
                 for pod in here {
                     mark_unready(&client, &pod, &events).await?;
                 }
+                silent.told(key);
             }
             Ok(Next::After(PERIOD))
         })
@@ -268,6 +296,25 @@ mod tests {
                 "node.kubernetes.io/unreachable:NoSchedule node.kubernetes.io/unreachable:NoExecute"
             )
         );
+    }
+
+    #[test]
+    fn pods_of_a_silent_node_are_told_once() {
+        let silent = Silent::default();
+        for (answers, done, want) in [
+            (true, false, false),
+            (false, false, true),
+            // Something went wrong meanwhile.
+            (false, true, true),
+            (false, false, false),
+            (true, false, false),
+            (false, true, true),
+        ] {
+            assert_eq!(silent.is_new("n", answers), want);
+            if done {
+                silent.told("n".into());
+            }
+        }
     }
 
     #[test]
