@@ -187,6 +187,7 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
 struct Static {
     pods: BTreeMap<Name, Arc<Pod>>,
     mirrors: Mirrors,
+    wrong: static_pods::Wrong,
     /// The folder was read at least once: what of it runs and is not in it is not wanted.
     read: bool,
 }
@@ -200,7 +201,7 @@ impl Static {
         done: &mpsc::UnboundedSender<String>,
     ) {
         let Some(folder) = &context.static_pods else { return };
-        let mut found = static_pods::read(folder, &context.node_name);
+        let mut found = static_pods::read(folder, &context.node_name, &mut self.wrong);
         for (name, pod) in &mut found {
             // The one that runs goes on unchanged, with the time at which it was first seen.
             if let Some(known) = self.pods.get(name).filter(|k| k.metadata.uid == pod.metadata.uid)

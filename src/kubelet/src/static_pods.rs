@@ -5,7 +5,7 @@
 //! `pkg/kubelet/pod/mirror_client.go`, the static pods page of the Kubernetes documentation.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Toleration};
@@ -19,13 +19,23 @@ use crate::pod::{self, CONFIG_HASH, CONFIG_MIRROR, CONFIG_SOURCE};
 /// A pod's namespace and name.
 pub type Name = (String, String);
 
-/// The pods that the folder's manifests describe; one that cannot be read is told and left out.
-pub fn read(folder: &Path, node: &str) -> BTreeMap<Name, Arc<Pod>> {
+/// What is wrong with files of the folder, as it was told last.
+pub type Wrong = BTreeMap<PathBuf, String>;
+
+/// The pods that the folder's manifests describe; one that cannot be read is told, once, and left out.
+pub fn read(folder: &Path, node: &str, wrong: &mut Wrong) -> BTreeMap<Name, Arc<Pod>> {
+    let told = std::mem::take(wrong);
+    let mut tell = |path: &Path, what: String| {
+        if told.get(path) != Some(&what) {
+            tracing::warn!(path = %path.display(), "static pods: {what}");
+        }
+        wrong.insert(path.to_owned(), what);
+    };
     let mut out = BTreeMap::new();
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) => {
-            tracing::warn!(folder = %folder.display(), %error, "cannot read the static pods' folder");
+            tell(folder, format!("the folder cannot be read: {error}"));
             return out;
         }
     };
@@ -41,10 +51,10 @@ pub fn read(folder: &Path, node: &str) -> BTreeMap<Name, Arc<Pod>> {
             Ok(pod) => {
                 let key = (pod::namespace(&pod).to_owned(), pod::name(&pod).to_owned());
                 if out.insert(key, Arc::new(pod)).is_some() {
-                    tracing::warn!(file = %path.display(), "two static pods of one name; the later file counts");
+                    tell(&path, "two pods of one name; the later file counts".into());
                 }
             }
-            Err(error) => tracing::warn!(file = %path.display(), error, "not a static pod"),
+            Err(error) => tell(&path, format!("not a pod: {error}")),
         }
     }
     out
@@ -221,7 +231,13 @@ mod tests {
         std::fs::write(folder.path().join("a.json"), manifest).unwrap();
         std::fs::write(folder.path().join(".a.swp"), manifest.replace("\"a\"", "\"b\"")).unwrap();
         std::fs::write(folder.path().join("README"), "hello: [").unwrap();
-        let names: Vec<Name> = read(folder.path(), "n").into_keys().collect();
+        let mut wrong = Wrong::new();
+        let names: Vec<Name> = read(folder.path(), "n", &mut wrong).into_keys().collect();
         assert_eq!(names, [("default".to_owned(), "a-n".to_owned())]);
+        let readme = folder.path().join("README");
+        assert_eq!(wrong.keys().collect::<Vec<_>>(), [&readme]);
+        std::fs::remove_file(readme).unwrap();
+        read(folder.path(), "n", &mut wrong);
+        assert!(wrong.is_empty());
     }
 }
