@@ -3,6 +3,7 @@
 //! Source: `pkg/controller/garbagecollector` (`garbagecollector.go`, `graph_builder.go`). It watches the
 //! metadata of every resource that can be listed, watched and deleted.
 
+mod gone;
 mod graph;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -26,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use self::gone::Gone;
 use self::graph::{Action, Graph, Node};
 use crate::queue::{self, Failure, Next};
 use crate::unless_code;
@@ -57,6 +59,7 @@ struct World {
     kinds: BTreeMap<(String, String), Watched>,
     /// Those that are served, at all their versions: owner references may name any.
     served: BTreeMap<(String, String), Watched>,
+    gone: Gone,
 }
 
 type Shared = Arc<Mutex<World>>;
@@ -211,8 +214,13 @@ async fn exists(
     }
     let found = api(client, &of, &node.namespace).get_metadata_opt(&owner.name).await?;
     let exists = found.is_some_and(|found| found.uid().as_deref() == Some(&owner.uid));
-    if !exists && lock(world).graph.look(&owner.uid).is_some() {
-        tell_misplaced(events, node, owner, "");
+    if !exists {
+        let mut world = lock(world);
+        if world.graph.look(&owner.uid).is_some() {
+            tell_misplaced(events, node, owner, "");
+        } else {
+            world.gone.note((node.namespace.clone(), owner.uid.clone()));
+        }
     }
     Ok(exists)
 }
@@ -257,7 +265,8 @@ async fn handle(
     let Some(of) = lock(&world).kinds.get(&node.kind).cloned() else { return Ok(Next::Done) };
     let mut absent = HashSet::new();
     for owner in unknown {
-        if !exists(&client, &world, &events, &node, &owner).await? {
+        let gone = lock(&world).gone.has(&(node.namespace.clone(), owner.uid.clone()));
+        if gone || !exists(&client, &world, &events, &node, &owner).await? {
             absent.insert(owner.uid);
         }
     }
