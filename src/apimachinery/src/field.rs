@@ -2,50 +2,123 @@
 //!
 //! Source: `k8s.io/apimachinery/pkg/util/validation/field`.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde_json::Value;
 
+/// So long a path is kept in place, without memory of its own: validation makes a hundred of them for every object, and
+/// needs hardly any.
+const SHORT: usize = 63;
+
 /// A path into an object, such as `spec.containers[0].name` or `metadata.labels[app]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Path(String);
+#[derive(Clone)]
+pub struct Path(Text);
+
+#[derive(Clone)]
+enum Text {
+    Short([u8; SHORT], u8),
+    Long(String),
+}
+
+impl Text {
+    fn as_str(&self) -> &str {
+        match self {
+            // What was put in is whole strings.
+            Self::Short(bytes, length) => {
+                std::str::from_utf8(&bytes[..usize::from(*length)]).unwrap_or_default()
+            }
+            Self::Long(text) => text,
+        }
+    }
+
+    fn push(&mut self, part: &str) {
+        match self {
+            Self::Short(bytes, length) => {
+                let (from, until) = (usize::from(*length), usize::from(*length) + part.len());
+                if let Some(place) = bytes.get_mut(from..until) {
+                    place.copy_from_slice(part.as_bytes());
+                    *length = until as u8;
+                } else {
+                    *self = Self::Long([self.as_str(), part].concat());
+                }
+            }
+            Self::Long(text) => text.push_str(part),
+        }
+    }
+}
+
+impl fmt::Write for Text {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.push(part);
+        Ok(())
+    }
+}
+
+impl Default for Path {
+    fn default() -> Self {
+        Self(Text::Short([0; SHORT], 0))
+    }
+}
+
+impl fmt::Debug for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Path({:?})", self.as_str())
+    }
+}
+
+impl PartialEq for Path {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Path {}
 
 impl Path {
     /// The path of a top-level field.
     pub fn new(name: &str) -> Self {
-        Self(name.to_owned())
+        Self::default().with(&[name])
+    }
+
+    fn with(&self, parts: &[&str]) -> Self {
+        let mut path = self.clone();
+        for part in parts {
+            path.0.push(part);
+        }
+        path
     }
 
     /// The field `name` below this one.
     #[must_use]
     pub fn child(&self, name: &str) -> Self {
-        if self.0.is_empty() {
-            return Self::new(name);
-        }
-        Self(format!("{}.{name}", self.0))
+        let is_empty = matches!(self.0, Text::Short(_, 0));
+        self.with(&[if is_empty { "" } else { "." }, name])
     }
 
     /// Element `index` of this list.
     #[must_use]
     pub fn index(&self, index: usize) -> Self {
-        Self(format!("{}[{index}]", self.0))
+        let mut path = self.clone();
+        // Writing into it does not fail.
+        let _ = write!(path.0, "[{index}]");
+        path
     }
 
     /// Entry `key` of this map.
     #[must_use]
     pub fn key(&self, key: &str) -> Self {
-        Self(format!("{}[{key}]", self.0))
+        self.with(&["[", key, "]"])
     }
 
     /// The path as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 }
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
@@ -307,6 +380,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn long_paths_are_as_whole_as_short_ones() {
+        let (mut path, mut text) = (Path::new("spec"), "spec".to_owned());
+        for index in 0..20 {
+            path = path.child("größe").index(index).key("ключ");
+            text.push_str(&format!(".größe[{index}][ключ]"));
+            assert_eq!(path.as_str(), text);
+            assert_eq!(path, path.clone());
+        }
+        assert_eq!(Path::default().child("a"), Path::new("a"));
+        assert_ne!(Path::new("a"), Path::new("b"));
+    }
 
     #[test]
     fn messages_are_upstreams() {

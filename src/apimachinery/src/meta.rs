@@ -153,6 +153,23 @@ pub fn remove(object: &mut Value, key: &str) -> Option<Value> {
     object.get_mut("metadata")?.as_object_mut()?.remove(key)
 }
 
+/// A copy without a field of `metadata`.
+#[must_use]
+pub fn copy_without(object: &Value, key: &str) -> Value {
+    let Value::Object(map) = object else { return object.clone() };
+    let copied = map.iter().map(|(name, value)| {
+        let value = match value {
+            Value::Object(fields) if name == "metadata" => {
+                let kept = fields.iter().filter(|(field, _)| *field != key);
+                kept.map(|(field, value)| (field.clone(), value.clone())).collect()
+            }
+            other => other.clone(),
+        };
+        (name.clone(), value)
+    });
+    copied.collect()
+}
+
 /// The value at a dotted path of plain field names, such as `spec.nodeName`.
 pub fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(object, |value, name| value.get(name))
@@ -178,8 +195,12 @@ mod tests {
         set(&mut object, "name", "a");
         assert_eq!(object, json!({"metadata": {"name": "a"}}));
         assert_eq!(at(&object, "metadata.name"), Some(&json!("a")));
+        object["spec"] = json!({"name": "b"});
+        let copy = copy_without(&object, "name");
+        assert_eq!(copy, json!({"metadata": {}, "spec": {"name": "b"}}));
+        object = copy;
         remove(&mut object, "name");
-        assert_eq!(object, json!({"metadata": {}}));
+        assert_eq!(object["metadata"], json!({}));
     }
 
     #[test]

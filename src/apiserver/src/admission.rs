@@ -19,6 +19,8 @@ mod service_account;
 mod storage;
 mod tolerations;
 
+use std::sync::Arc;
+
 use apimachinery::{Status, meta};
 use futures::future::{BoxFuture, FutureExt};
 use serde_json::Value;
@@ -35,13 +37,14 @@ pub struct Admission {
     registry: Registry,
     authorizer: Authorizer,
     dynamic: Dynamic,
+    usual_priority: Arc<priority::Usual>,
 }
 
 impl Admission {
     /// Admission by the objects in `registry`; `authorizer` knows who may grant what.
     pub fn new(registry: Registry, authorizer: Authorizer) -> Self {
         let dynamic = Dynamic::new(registry.clone(), authorizer.clone());
-        Self { registry, authorizer, dynamic }
+        Self { registry, authorizer, dynamic, usual_priority: Arc::default() }
     }
 
     async fn mutate_object(
@@ -84,7 +87,7 @@ impl Admission {
             ("", "pods") => {
                 limit_ranger::mutate(&self.registry, ctx, object);
                 service_account::admit(&self.registry, ctx, object).await?;
-                priority::admit(&self.registry, object)?;
+                priority::admit(&self.registry, &self.usual_priority, object)?;
                 tolerations::admit(object);
                 runtime_class::admit(&self.registry, object)?;
             }

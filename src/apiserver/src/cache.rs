@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -24,7 +24,9 @@ use crate::resource::ResourceRef;
 const HISTORY_AGE: Duration = Duration::from_secs(75);
 const HISTORY_MIN: usize = 100;
 const HISTORY_MAX: usize = 100 * 1024;
-const HISTORY_MAX_BYTES: usize = 64 << 20;
+const HISTORY_MAX_BYTES: usize = 24 << 20;
+/// So many of the last changes are kept as they were written for watchers.
+const FRAMED: usize = 1024;
 
 /// Objects by key below the resource's prefix: `namespace/name` or `name`.
 pub type Objects = RedBlackTreeMapSync<Arc<str>, Arc<Object>>;
@@ -61,8 +63,15 @@ pub struct Change {
     /// The object before it.
     pub previous: Option<Arc<Object>>,
     at: Instant,
-    frames: [OnceLock<Bytes>; 3],
-    protobuf: [OnceLock<Bytes>; 3],
+    /// As watchers were told it.
+    frames: Mutex<Vec<(Transition, Form, Bytes)>>,
+}
+
+/// How a watch stream is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Json,
+    Protobuf,
 }
 
 impl Change {
@@ -77,11 +86,7 @@ impl Change {
 
     /// The JSON line of a watch stream, encoded once for all watchers.
     pub fn frame(&self, transition: Transition) -> Bytes {
-        self.frames[transition as usize]
-            .get_or_init(|| {
-                self.object(transition).map_or_else(Bytes::new, |o| frame(transition.name(), &o))
-            })
-            .clone()
+        self.framed(transition, Form::Json, frame)
     }
 
     /// The frame of a watch stream in protobuf, made by `encode` once for all watchers.
@@ -90,11 +95,29 @@ impl Change {
         transition: Transition,
         encode: impl FnOnce(&str, &Object) -> Bytes,
     ) -> Bytes {
-        self.protobuf[transition as usize]
-            .get_or_init(|| {
-                self.object(transition).map_or_else(Bytes::new, |o| encode(transition.name(), &o))
-            })
-            .clone()
+        self.framed(transition, Form::Protobuf, encode)
+    }
+
+    fn framed(
+        &self,
+        transition: Transition,
+        form: Form,
+        encode: impl FnOnce(&str, &Object) -> Bytes,
+    ) -> Bytes {
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = frames.iter().find(|(t, f, _)| (*t, *f) == (transition, form));
+        if let Some((.., bytes)) = known {
+            return bytes.clone();
+        }
+        let bytes =
+            self.object(transition).map_or_else(Bytes::new, |o| encode(transition.name(), &o));
+        frames.push((transition, form, bytes.clone()));
+        bytes
+    }
+
+    /// Gives back the memory of what watchers were told: hardly any has still to hear of it.
+    fn forget_frames(&self) {
+        *self.frames.lock().unwrap_or_else(PoisonError::into_inner) = Vec::new();
     }
 
     fn bytes(&self) -> usize {
@@ -242,11 +265,13 @@ impl Cache {
                     current,
                     previous,
                     at: now,
-                    frames: Default::default(),
-                    protobuf: Default::default(),
+                    frames: Mutex::default(),
                 });
                 state.history_bytes += change.bytes();
                 state.history.push_back(change);
+                if let Some(at) = state.history.len().checked_sub(FRAMED) {
+                    state.history[at].forget_frames();
+                }
             }
             state.trim(now);
         }
@@ -258,6 +283,11 @@ impl Cache {
     /// One object.
     pub fn get(&self, key: &str) -> Option<Arc<Object>> {
         self.read().objects.get(key).cloned()
+    }
+
+    /// The last change of this resource, or the revision it was loaded at.
+    pub fn revision(&self) -> u64 {
+        self.read().revision
     }
 
     /// The current objects; the caller raises `revision` to what it knows to be applied.

@@ -13,6 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cache::{Cache, Objects};
 use crate::encryption;
+use crate::fields::Read;
+use crate::object::Object;
 use crate::resource::ResourceRef;
 
 /// Everything the API stores lies below this key.
@@ -21,7 +23,20 @@ const LOAD_PAGE: usize = 2000;
 /// Store batches taken in before watchers are woken.
 const INGEST_BATCHES: usize = 512;
 
-type Decoded = (Arc<str>, Option<Arc<crate::Object>>, u64);
+type Decoded = (Arc<str>, Option<Arc<Object>>, u64);
+
+/// An object on its way through the store to the caches.
+pub struct Writing<'a> {
+    caches: &'a Caches,
+    place: usize,
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        // Nothing was written, or it came back in other bytes.
+        self.caches.lock_written().remove(&self.place);
+    }
+}
 
 /// The caches by resource.
 pub struct Caches {
@@ -30,6 +45,8 @@ pub struct Caches {
     applied: watch::Sender<u64>,
     /// Cancelled when nobody follows the store any more.
     ended: CancellationToken,
+    /// What is known of objects that are being written, by the place of their bytes.
+    written: Mutex<HashMap<usize, (Bytes, Read)>>,
     /// Held while changes are taken in, so that a cache can be exchanged between two of them.
     ingesting: Mutex<()>,
 }
@@ -42,6 +59,7 @@ impl Caches {
             by_prefix: RwLock::default(),
             applied: watch::Sender::new(0),
             ended: CancellationToken::new(),
+            written: Mutex::default(),
             ingesting: Mutex::default(),
         };
         for resource in resources {
@@ -262,6 +280,22 @@ impl Caches {
         }
     }
 
+    /// Spares the caches reading an object anew that is about to be written as `raw`, while what is returned is kept.
+    pub fn writing(&self, raw: &Bytes, read: Read) -> Writing<'_> {
+        let place = raw.as_ptr() as usize;
+        self.lock_written().insert(place, (raw.clone(), read));
+        Writing { caches: self, place }
+    }
+
+    fn lock_written(&self) -> std::sync::MutexGuard<'_, HashMap<usize, (Bytes, Read)>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn written(&self, raw: &Bytes) -> Option<Read> {
+        let (known, read) = self.lock_written().remove(&(raw.as_ptr() as usize))?;
+        (known.len() == raw.len()).then_some(read)
+    }
+
     fn ingest(&self, batches: Vec<WatchBatch>) {
         let Some(revision) = batches.last().map(|b| b.revision) else { return };
         let _ingesting = self.ingesting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -299,7 +333,13 @@ impl Caches {
         if event.kind == EventKind::Delete {
             return Some((cache, (key, None, revision)));
         }
-        match cache.decode(event.kv.value, revision) {
+        let raw = event.kv.value;
+        if let Some(read) = self.written(&raw)
+            && let Some(object) = Object::from_parts(raw.clone(), revision, read)
+        {
+            return Some((cache, (key, Some(Arc::new(object)), revision)));
+        }
+        match cache.decode(raw, revision) {
             Ok(object) => Some((cache, (key, Some(Arc::new(object)), revision))),
             Err(error) => {
                 tracing::error!(%key, %error, "a stored object is not JSON; it is not served");

@@ -151,6 +151,14 @@ pub fn decode(
     Ok(finish(decoded, expected, warnings)?)
 }
 
+/// Whether [`reshape`] would leave an edited object as it is.
+pub fn is_shaped(value: &Value, expected: Expected<'_>) -> bool {
+    expected.custom.is_none()
+        && meta::kind(value) == expected.kind
+        && meta::api_version(value) == expected.api_version()
+        && type_of(expected).is_some_and(|(schema, of)| decode::is_settled(schema, of, value))
+}
+
 /// Brings an edited object into its kind's shape.
 pub fn reshape(
     value: &Value,

@@ -35,6 +35,7 @@ mod health;
 mod identity;
 mod in_process;
 mod items;
+mod json;
 mod kubeconfig;
 mod leftover;
 mod members;
@@ -63,6 +64,7 @@ mod strategy;
 mod subresources;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod validation;
 mod version;
 mod warnings;

@@ -3,15 +3,16 @@
 //! The bytes are the store's own, shared and not copied. They do not hold `metadata.resourceVersion`,
 //! which nobody knows before the commit; it is written in when the object is served, at `splice`.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::fields::{self, Selectable};
+use crate::fields::{self, Read, Selectable};
+use crate::json;
+use crate::texts::{Labels, Texts};
 
 /// `"metadata":{`, after which the resource version is written in.
 const METADATA: &[u8] = b"\"metadata\":{";
@@ -33,25 +34,10 @@ pub struct Object {
     /// `metadata.uid`.
     pub uid: String,
     /// `metadata.labels`.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// The field-selector values of its kind other than name and namespace, in the order of the kind's
     /// selectable fields.
-    pub fields: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct Head {
-    #[serde(default)]
-    metadata: HeadMeta,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct HeadMeta {
-    name: String,
-    namespace: Option<String>,
-    uid: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
+    pub fields: Texts,
 }
 
 impl Object {
@@ -66,19 +52,19 @@ impl Object {
             Some(splice) => (raw, splice),
             None => encode(&serde_json::from_slice(&raw)?),
         };
-        let head: Head = serde_json::from_slice(&raw)?;
-        let meta = head.metadata;
-        let fields = fields::extract(&raw, selectable)?;
-        Ok(Self {
-            raw,
-            splice,
-            revision,
-            name: meta.name,
-            namespace: meta.namespace.unwrap_or_default(),
-            uid: meta.uid.unwrap_or_default(),
-            labels: meta.labels.unwrap_or_default(),
-            fields,
-        })
+        let read = fields::read(&raw, selectable)?;
+        Ok(Self::of_parts(raw, splice, revision, read))
+    }
+
+    /// An object of which is known what would be read of it; nothing if the bytes are not this server's.
+    pub fn from_parts(raw: Bytes, revision: u64, read: Read) -> Option<Self> {
+        let splice = splice_of(&raw)?;
+        Some(Self::of_parts(raw, splice, revision, read))
+    }
+
+    fn of_parts(raw: Bytes, splice: usize, revision: u64, read: Read) -> Self {
+        let Read { name, namespace, uid, labels, fields } = read;
+        Self { raw, splice, revision, name, namespace, uid, labels, fields }
     }
 
     /// The same object at another revision, as deletion events carry it.
@@ -172,7 +158,8 @@ impl Object {
     /// The whole object for changing, `metadata.resourceVersion` included.
     pub fn to_value(&self) -> Value {
         // The bytes were written by this server's encoder or checked when they were read.
-        let mut value: Value = serde_json::from_slice(&self.raw).unwrap_or(Value::Null);
+        let value = json::read(&self.raw).or_else(|| serde_json::from_slice(&self.raw).ok());
+        let mut value = value.unwrap_or(Value::Null);
         if self.revision > 0 {
             apimachinery::meta::set(&mut value, "resourceVersion", self.revision.to_string());
         }
@@ -197,18 +184,31 @@ fn splice_of(raw: &[u8]) -> Option<usize> {
     (raw[at - 1] == b',').then_some(at + METADATA.len())
 }
 
+/// Writing goes on with so much memory; what a larger object needed is given back.
+const KEPT_BYTES: usize = 64 << 10;
+
 /// The bytes to store for `value`, and where the resource version is to be written in.
 pub fn encode(value: &Value) -> (Bytes, usize) {
-    let mut out = Vec::with_capacity(1024);
-    let text = |out: &mut Vec<u8>, v: &Value| {
-        serde_json::to_writer(&mut *out, v).expect("a Value always serialises into memory");
-    };
+    thread_local! {
+        static WRITTEN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    WRITTEN.with_borrow_mut(|out| {
+        out.clear();
+        let splice = write(out, value);
+        // They are kept for long, so they take no more memory than they need.
+        let bytes = Bytes::copy_from_slice(out);
+        out.shrink_to(KEPT_BYTES);
+        (bytes, splice)
+    })
+}
+
+fn write(out: &mut Vec<u8>, value: &Value) -> usize {
     let empty = serde_json::Map::new();
     let object = value.as_object().unwrap_or(&empty);
     out.extend_from_slice(b"{\"apiVersion\":");
-    text(&mut out, object.get("apiVersion").unwrap_or(&Value::Null));
+    json::write(out, object.get("apiVersion").unwrap_or(&Value::Null));
     out.extend_from_slice(b",\"kind\":");
-    text(&mut out, object.get("kind").unwrap_or(&Value::Null));
+    json::write(out, object.get("kind").unwrap_or(&Value::Null));
     out.push(b',');
     out.extend_from_slice(METADATA);
     let splice = out.len();
@@ -218,21 +218,19 @@ pub fn encode(value: &Value) -> (Bytes, usize) {
         if !std::mem::take(&mut first) {
             out.push(b',');
         }
-        text(&mut out, &Value::from(key.as_str()));
-        out.push(b':');
-        text(&mut out, v);
+        json::write_name(out, key);
+        json::write(out, v);
     }
     out.push(b'}');
     let rest =
         object.iter().filter(|(k, _)| !matches!(k.as_str(), "apiVersion" | "kind" | "metadata"));
     for (key, v) in rest {
         out.push(b',');
-        text(&mut out, &Value::from(key.as_str()));
-        out.push(b':');
-        text(&mut out, v);
+        json::write_name(out, key);
+        json::write(out, v);
     }
     out.push(b'}');
-    (out.into(), splice)
+    splice
 }
 
 fn write_decimal(out: &mut BytesMut, mut n: u64) {

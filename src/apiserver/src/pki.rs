@@ -19,6 +19,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType,
 };
+use rustls::CipherSuite;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 
@@ -340,8 +341,17 @@ impl Pki {
     /// and not with a broken handshake.
     pub fn server_config(&self, pair: &KeyPair) -> Result<rustls::ServerConfig, Error> {
         let (certs, key) = rustls_chain(pair, &self.0.dir)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        let mut provider = rustls::crypto::ring::default_provider();
+        // As Go's servers do: it is strong enough, and long lists and watches take less time.
+        provider.cipher_suites.sort_by_key(|suite| {
+            let preferred = [
+                CipherSuite::TLS13_AES_128_GCM_SHA256,
+                CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+                CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            ];
+            !preferred.contains(&suite.suite())
+        });
+        let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(Arc::new(tls::OfferedClientCertificates::new(
                 self.0.client_verifier.clone(),
@@ -349,6 +359,7 @@ impl Pki {
             )))
             .with_single_cert(certs, key)?;
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ignore_client_order = true;
         Ok(config)
     }
 

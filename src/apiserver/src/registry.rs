@@ -16,7 +16,7 @@ use store::{Compare, KeyValue, Op, Store, Txn, TxnOutcome};
 
 use crate::attributes::RequestContext;
 use crate::cache::{Cache, Snapshot};
-use crate::caches::Caches;
+use crate::caches::{Caches, Writing};
 use crate::deletion::{self, Step};
 use crate::encryption::Encryption;
 use crate::expiry::Leases;
@@ -402,6 +402,7 @@ impl Registry {
         };
         with_allocation(&mut txn, allocation);
         addresses::along(self, &mut txn, resource, None, Some(object));
+        let _writing = self.writing(resource, &raw, object);
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => {
                 self.committed(resource, &namespace, name, raw, revision).await.map(Put::Done)
@@ -425,6 +426,15 @@ impl Registry {
             Object::from_stored(raw, revision, selectable)
         };
         object.map(Arc::new).map_err(Status::internal)
+    }
+
+    /// Tells the caches what they would read of an object that is about to be written.
+    fn writing(&self, resource: &Resource, raw: &Bytes, object: &Value) -> Option<Writing<'_>> {
+        if resource.custom.is_some() {
+            return None;
+        }
+        let read = crate::fields::of_value(object, &self.cache(resource)?.selectable);
+        Some(self.inner.caches.writing(raw, read))
     }
 
     /// What was committed at `revision`, when the caches have it too: theirs, if nobody changed it since.
@@ -596,6 +606,7 @@ impl Registry {
         let mut txn = Txn { compares: vec![compare], ops: vec![op] };
         with_allocation(&mut txn, allocation);
         let after = (!finished).then_some(object);
+        let _writing = after.and_then(|object| self.writing(resource, &raw, object));
         addresses::along(self, &mut txn, resource, Some(before), after);
         match self.inner.store.txn(txn).await.map_err(store_failure)? {
             TxnOutcome::Committed { revision } => self

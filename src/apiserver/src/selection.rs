@@ -60,16 +60,16 @@ impl Selection {
         self.namespace.as_ref().is_none_or(|ns| *ns == object.namespace)
             && self.fields.iter().all(|f| {
                 let value = match f.source {
-                    Source::Name => &object.name,
+                    Source::Name => object.name.as_str(),
                     Source::Namespace => &object.namespace,
                     Source::Field(index) => match object.fields.get(index) {
                         Some(value) => value,
                         None => return !f.equal,
                     },
                 };
-                (*value == f.value) == f.equal
+                (value == f.value) == f.equal
             })
-            && (self.labels.is_everything() || self.labels.matches(&object.labels))
+            && (self.labels.is_everything() || self.labels.matches_by(|key| object.labels.get(key)))
     }
 }
 
@@ -172,8 +172,8 @@ mod tests {
     use crate::fields;
 
     fn pod(name: &str, node: &str) -> Object {
-        let mut fields = vec![String::new(); fields::of("", "pods").len()];
-        fields[0] = node.into();
+        let others = fields::of("", "pods").len() - 1;
+        let fields = std::iter::once(node).chain(std::iter::repeat_n("", others)).collect();
         Object { name: name.into(), namespace: "default".into(), fields, ..Object::default() }
     }
 

@@ -15,7 +15,8 @@ use crate::subresources::metrics;
 pub struct Served {
     resources: Vec<ResourceRef>,
     by_path: HashMap<String, ResourceRef>,
-    preferred: HashMap<String, ResourceRef>,
+    /// By plural, one of each group that has it.
+    preferred: HashMap<String, Vec<ResourceRef>>,
     groups: Vec<Group>,
     /// Versions that are off as they come.
     extra: Vec<String>,
@@ -98,10 +99,10 @@ impl Served {
                 for resource in
                     resources.iter().filter(|r| r.group == group.name && r.version == *version)
                 {
-                    served
-                        .preferred
-                        .entry(format!("{}/{}", group.name, resource.plural))
-                        .or_insert_with(|| resource.clone());
+                    let known = served.preferred.entry(resource.plural.clone()).or_default();
+                    if !known.iter().any(|other| other.group == resource.group) {
+                        known.push(resource.clone());
+                    }
                 }
             }
         }
@@ -140,7 +141,9 @@ impl Served {
             key(a).cmp(&key(b))
         });
         for resource in at_rest {
-            self.preferred.insert(format!("{}/{}", resource.group, resource.plural), resource);
+            let known = self.preferred.entry(resource.plural.clone()).or_default();
+            known.retain(|other| other.group != resource.group);
+            known.push(resource);
         }
         self
     }
@@ -157,12 +160,12 @@ impl Served {
 
     /// The resource at its group's preferred version that has it, which is also the version at rest.
     pub fn preferred(&self, group: &str, plural: &str) -> Option<&ResourceRef> {
-        self.preferred.get(format!("{group}/{plural}").as_str())
+        self.preferred.get(plural)?.iter().find(|resource| resource.group == group)
     }
 
     /// The custom resources at the versions their objects are stored at.
     pub fn at_rest(&self) -> impl Iterator<Item = &ResourceRef> {
-        self.preferred.values().filter(|resource| resource.custom.is_some())
+        self.preferred.values().flatten().filter(|resource| resource.custom.is_some())
     }
 
     /// The resource of a kind.

@@ -173,6 +173,7 @@ fn bump(resource: &Resource, object: &mut Value, old: &Value) {
 fn replace(object: &mut Value, old: &Value, key: &str) {
     let Some(map) = object.as_object_mut() else { return };
     match old.get(key) {
+        Some(value) if map.get(key) == Some(value) => {}
         Some(value) => drop(map.insert(key.to_owned(), value.clone())),
         None => drop(map.remove(key)),
     }

@@ -75,6 +75,7 @@ pub(super) fn parse(text: &str) -> Result<Option<String>, String> {
     let rest = match text.get(..2) {
         None => return Err("key must be 2 characters long or more".into()),
         Some("f:") => return Ok(Some(text.to_owned())),
+        Some("k:") if is_plain(&text[2..]) => return Ok(Some(text.to_owned())),
         Some(prefix @ ("k:" | "v:")) => {
             let value: Value = serde_json::from_str(&text[2..])
                 .map_err(|error| format!("parsing key as JSON: {error}"))?;
@@ -86,6 +87,17 @@ pub(super) fn parse(text: &str) -> Result<Option<String>, String> {
     };
     rest.parse::<u64>().map_err(|error| error.to_string())?;
     Ok(Some(text.to_owned()))
+}
+
+/// Whether a key is `{"name":"value"}` with nothing in it that JSON could spell otherwise.
+fn is_plain(text: &str) -> bool {
+    let plain = |part: &str| {
+        part.bytes().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\'))
+    };
+    text.strip_prefix("{\"")
+        .and_then(|rest| rest.strip_suffix("\"}"))
+        .and_then(|inner| inner.split_once("\":\""))
+        .is_some_and(|(name, value)| plain(name) && plain(value))
 }
 
 /// The step as messages show it: `.name`, `[name="a"]`, `[="a"]`, `[3]`.
@@ -127,6 +139,16 @@ mod tests {
         assert_eq!(show(r#"v:"a""#), r#"[="a"]"#);
         assert_eq!(show("i:3"), "[3]");
         assert_eq!(parse(r#"k:{"b" : 1,"a":2}"#).unwrap().unwrap(), r#"k:{"a":2,"b":1}"#);
+        for (text, want) in [
+            (r#"k:{"name":"a"}"#, r#"k:{"name":"a"}"#),
+            (r#"k:{"name": "a"}"#, r#"k:{"name":"a"}"#),
+            (r#"k:{"name":"\u0061"}"#, r#"k:{"name":"a"}"#),
+            (r#"k:{"b":"x","a":"y"}"#, r#"k:{"a":"y","b":"x"}"#),
+            (r#"k:{"b":"x","b":"y"}"#, r#"k:{"b":"y"}"#),
+        ] {
+            assert_eq!(parse(text).unwrap().unwrap(), want);
+        }
+        assert!(parse(r#"k:{"a":"b"c"}"#).is_err());
         assert_eq!(parse("x:new").unwrap(), None);
         assert!(parse("f").is_err() && parse("name").is_err() && parse("i:x").is_err());
     }

@@ -158,37 +158,35 @@ impl Managed {
     }
 
     /// Writes the entries into `metadata`, in upstream's order.
-    pub(super) fn write(&self, object: &mut Value) {
+    pub(super) fn write(self, object: &mut Value) {
         if self.owners.is_empty() {
             meta::remove(object, "managedFields");
             return;
         }
-        let mut order: Vec<(&Manager, &Owned)> = self.owners.iter().collect();
-        let time = |manager: &Manager| self.times.get(manager).map_or("", String::as_str);
+        let Self { owners, times } = self;
+        let mut order: Vec<(Manager, Owned)> = owners.into_iter().collect();
+        let time = |manager: &Manager| times.get(manager).map_or("", String::as_str);
         order.sort_by(|(a, owned_a), (b, owned_b)| {
-            let key = |m: &Manager| (m.operation(), time(m).to_owned(), m.name.clone());
-            (key(a), &owned_a.api_version, &a.subresource).cmp(&(
-                key(b),
-                &owned_b.api_version,
-                &b.subresource,
-            ))
+            let key_a = (a.operation(), time(a), &a.name, &owned_a.api_version, &a.subresource);
+            let key_b = (b.operation(), time(b), &b.name, &owned_b.api_version, &b.subresource);
+            key_a.cmp(&key_b)
         });
         let list: Vec<Value> = order
             .into_iter()
             .map(|(manager, owned)| {
                 let mut entry = Map::new();
                 if !manager.name.is_empty() {
-                    entry.insert("manager".into(), manager.name.as_str().into());
+                    entry.insert("manager".into(), manager.name.clone().into());
                 }
                 entry.insert("operation".into(), manager.operation().into());
-                entry.insert("apiVersion".into(), owned.api_version.as_str().into());
-                if let Some(time) = self.times.get(manager) {
+                entry.insert("apiVersion".into(), owned.api_version.into());
+                if let Some(time) = times.get(&manager) {
                     entry.insert("time".into(), time.as_str().into());
                 }
                 entry.insert("fieldsType".into(), "FieldsV1".into());
-                entry.insert("fieldsV1".into(), owned.set.to_value());
+                entry.insert("fieldsV1".into(), owned.set.into_value());
                 if !manager.subresource.is_empty() {
-                    entry.insert("subresource".into(), manager.subresource.as_str().into());
+                    entry.insert("subresource".into(), manager.subresource.into());
                 }
                 entry.into()
             })
@@ -231,7 +229,7 @@ impl Managed {
             }
             let Some(gone) = self.owners.remove(&manager) else { continue };
             let into = self.owners.entry(bucket.clone()).or_default();
-            into.set = std::mem::take(&mut into.set).union(&gone.set);
+            into.set = std::mem::take(&mut into.set).union(gone.set);
             into.api_version = version;
             count -= 1;
             if let Some(time) = self.times.get(&manager).cloned() {
@@ -248,26 +246,30 @@ pub fn ignore_times(object: &mut Value, old: &Value) {
     if new_entries == old_entries || new_entries.len() != old_entries.len() {
         return;
     }
-    let timeless = |list: &[Value]| -> Vec<Value> {
-        let mut list = list.to_vec();
-        for entry in list.iter_mut().filter_map(Value::as_object_mut) {
-            entry.remove("time");
-        }
-        list
+    let same = |(new, old): (&Value, &Value)| match (new, old) {
+        (Value::Object(new), Value::Object(old)) => same_but(new, old, &["time"]),
+        _ => new == old,
     };
-    if timeless(new_entries) != timeless(old_entries) {
+    if !new_entries.iter().zip(old_entries).all(same) {
         return;
     }
-    let bare = |value: &Value| {
-        let mut value = value.clone();
-        meta::remove(&mut value, "managedFields");
-        meta::remove(&mut value, "resourceVersion");
-        value
-    };
-    if bare(object) == bare(old) {
+    let (Some(new), Some(before)) = (object.as_object(), old.as_object()) else { return };
+    if same_but(new, before, &["metadata"])
+        && same_but(
+            meta::metadata(object),
+            meta::metadata(old),
+            &["managedFields", "resourceVersion"],
+        )
+    {
         let entries = json!(old_entries);
         meta::set(object, "managedFields", entries);
     }
+}
+
+/// Whether two maps have the same entries, but for `others`.
+fn same_but(a: &Map<String, Value>, b: &Map<String, Value>, others: &[&str]) -> bool {
+    let counted = |(name, _): &(&String, &Value)| !others.contains(&name.as_str());
+    a.iter().filter(counted).eq(b.iter().filter(counted))
 }
 
 #[cfg(test)]

@@ -44,7 +44,7 @@ pub trait Versions {
     /// The object at another version; `None` when there is no way there.
     fn convert<'v>(&self, object: &'v Value, api_version: &str) -> Option<Cow<'v, Value>>;
     /// Fields that this endpoint resets, which nobody comes to own through it.
-    fn ignored(&self, api_version: &str) -> Option<Set>;
+    fn ignored(&self, api_version: &str) -> Option<&Set>;
 }
 
 /// One field that another manager owns.
@@ -145,15 +145,6 @@ fn strip(managed: &mut Managed, manager: &Manager) {
     }
 }
 
-fn bare(object: &Value) -> Cow<'_, Value> {
-    if meta::metadata(object).contains_key("managedFields") {
-        let mut object = object.clone();
-        meta::remove(&mut object, "managedFields");
-        return Cow::Owned(object);
-    }
-    Cow::Borrowed(object)
-}
-
 /// Writes into `new` who owns its fields after this operation made it of `live`. A new object's `live`
 /// has its type only, and no uid.
 pub fn update(versions: &dyn Versions, operation: Operation<'_>, live: &Value, new: &mut Value) {
@@ -166,7 +157,7 @@ pub fn update(versions: &dyn Versions, operation: Operation<'_>, live: &Value, n
     }
     let manager = operation.manager(false);
     // An object that does not fit its schema is stored as it was asked for, with its owners as they were.
-    if track(versions, operation, &bare(live), new, &mut managed, &manager).is_ok() {
+    if track(versions, operation, live, new, &mut managed, &manager).is_ok() {
         managed.cap();
     }
     managed.write(new);
@@ -185,8 +176,8 @@ fn track(
     updater.update(live, new, &mut managed.owners, &current)?;
     strip(managed, &current);
     if let Some(mut owned) = managed.owners.remove(&current) {
-        if let Some(before) = managed.owners.get(manager) {
-            owned.set = owned.set.union(&before.set);
+        if let Some(before) = managed.owners.remove(manager) {
+            owned.set = owned.set.union(before.set);
         }
         managed.owners.insert(manager.clone(), owned);
         managed.times.insert(manager.clone(), operation.now.to_owned());
@@ -208,21 +199,22 @@ pub fn apply(
     let managed = Managed::read(live)
         .map_err(|error| Error::Failed(format!("failed to decode managed fields: {error}")))?;
     check(versions, operation, config)?;
-    let attempt = |force| apply_once(versions, operation, live, config, managed.clone(), force);
-    let mut object = match attempt(force) {
-        Err(Error::Conflicts(conflicts)) if operation.manager == "kubectl" => {
+    let attempt = |managed, force| apply_once(versions, operation, live, config, managed, force);
+    if operation.manager != "kubectl" {
+        return attempt(managed, force);
+    }
+    let mut object = match attempt(managed.clone(), force) {
+        Err(Error::Conflicts(conflicts)) => {
             // What client-side apply wrote and nobody touched since is kubectl's own.
             let left = last_applied::unexplained(versions, operation.api_version, live, conflicts);
             if !left.is_empty() {
                 return Err(Error::Conflicts(left));
             }
-            attempt(true)?
+            attempt(managed, true)?
         }
         done => done?,
     };
-    if operation.manager == "kubectl" {
-        last_applied::refresh(&mut object, config);
-    }
+    last_applied::refresh(&mut object, config);
     Ok(object)
 }
 
@@ -279,21 +271,20 @@ fn apply_once(
     mut managed: Managed,
     force: bool,
 ) -> Result<Value, Error> {
-    let live = bare(live);
-    if managed.owners.is_empty() && !meta::uid(&live).is_empty() {
+    if managed.owners.is_empty() && !meta::uid(live).is_empty() {
         let mut empty = Value::Object(serde_json::Map::new());
-        meta::set_type(&mut empty, meta::api_version(&live), meta::kind(&live));
+        meta::set_type(&mut empty, meta::api_version(live), meta::kind(live));
         let before = Operation { manager: BEFORE_FIRST_APPLY, ..operation };
-        track(versions, before, &empty, &live, &mut managed, &before.manager(false))?;
+        track(versions, before, &empty, live, &mut managed, &before.manager(false))?;
     }
     let manager = operation.manager(true);
     let updater = Updater { versions, api_version: operation.api_version };
-    let new = updater.apply(&live, config, &mut managed.owners, &manager, force)?;
+    let new = updater.apply(live, config, &mut managed.owners, &manager, force)?;
     strip(&mut managed, &manager);
     if new.is_some() {
         managed.times.insert(manager, operation.now.to_owned());
     }
-    let mut object = new.unwrap_or_else(|| live.into_owned());
+    let mut object = new.unwrap_or_else(|| live.clone());
     managed.write(&mut object);
     Ok(object)
 }

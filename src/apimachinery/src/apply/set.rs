@@ -2,8 +2,7 @@
 //!
 //! Source: `sigs.k8s.io/structured-merge-diff/fieldpath`, `set.go` and `serialize.go`.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::cmp::Ordering;
 
 use serde_json::{Map, Value};
 
@@ -12,7 +11,8 @@ use super::element;
 /// A set of fields. No node is kept that is neither a member nor has members below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Set {
-    pub(super) nodes: BTreeMap<String, Node>,
+    /// In the order of the steps, each of which is there once.
+    pub(super) nodes: Vec<(String, Node)>,
 }
 
 /// One step in a [`Set`].
@@ -36,7 +36,7 @@ impl Set {
             let mut at = &mut set;
             let mut steps = path.split('.').peekable();
             while let Some(step) = steps.next() {
-                let node = at.nodes.entry(element::field(step)).or_default();
+                let node = at.node(element::field(step));
                 node.member |= steps.peek().is_none();
                 at = &mut node.below;
             }
@@ -49,84 +49,136 @@ impl Set {
         self.nodes.is_empty()
     }
 
+    /// The place of a step, or where it would be.
+    fn place(&self, step: &str) -> Result<usize, usize> {
+        // Most come in their order.
+        match self.nodes.last() {
+            Some((last, _)) if last.as_str() < step => Err(self.nodes.len()),
+            _ => self.nodes.binary_search_by(|(known, _)| known.as_str().cmp(step)),
+        }
+    }
+
+    fn get(&self, step: &str) -> Option<&Node> {
+        self.place(step).ok().map(|at| &self.nodes[at].1)
+    }
+
+    /// The node of a step, made if it is not there.
+    fn node(&mut self, step: String) -> &mut Node {
+        let at = self.place(&step).unwrap_or_else(|at| {
+            self.nodes.insert(at, (step, Node::default()));
+            at
+        });
+        &mut self.nodes[at].1
+    }
+
     /// Puts in a step with what is below it.
     pub(super) fn attach(&mut self, step: String, member: bool, below: Self) {
         if !member && below.is_empty() {
             return;
         }
-        match self.nodes.entry(step) {
-            Entry::Vacant(vacant) => drop(vacant.insert(Node { member, below })),
-            Entry::Occupied(mut found) => {
-                let node = found.get_mut();
-                node.member |= member;
-                node.below = std::mem::take(&mut node.below).union(&below);
-            }
-        }
+        let node = self.node(step);
+        node.member |= member;
+        node.below.join(below);
     }
 
     pub(super) fn has(&self, step: &str) -> bool {
-        self.nodes.get(step).is_some_and(|node| node.member)
+        self.get(step).is_some_and(|node| node.member)
     }
 
     /// What is below a step, if anything.
     pub(super) fn below(&self, step: &str) -> Option<&Self> {
-        self.nodes.get(step).map(|node| &node.below).filter(|below| !below.is_empty())
+        self.get(step).map(|node| &node.below).filter(|below| !below.is_empty())
     }
 
     /// What is in either.
     #[must_use]
-    pub fn union(mut self, other: &Self) -> Self {
-        for (step, theirs) in &other.nodes {
-            match self.nodes.entry(step.clone()) {
-                Entry::Vacant(vacant) => drop(vacant.insert(theirs.clone())),
-                Entry::Occupied(mut found) => {
-                    let node = found.get_mut();
-                    node.member |= theirs.member;
-                    node.below = std::mem::take(&mut node.below).union(&theirs.below);
-                }
-            }
-        }
+    pub fn union(mut self, other: Self) -> Self {
+        self.join(other);
         self
+    }
+
+    fn join(&mut self, other: Self) {
+        if self.is_empty() {
+            *self = other;
+            return;
+        }
+        if other.is_empty() {
+            return;
+        }
+        let mut mine = std::mem::take(&mut self.nodes).into_iter().peekable();
+        let mut theirs = other.nodes.into_iter().peekable();
+        self.nodes.reserve(mine.len().max(theirs.len()));
+        loop {
+            let order = match (mine.peek(), theirs.peek()) {
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return,
+            };
+            let mut next = if order == Ordering::Greater { theirs.next() } else { mine.next() };
+            if order == Ordering::Equal
+                && let (Some((_, node)), Some((_, their))) = (&mut next, theirs.next())
+            {
+                node.member |= their.member;
+                node.below.join(their.below);
+            }
+            self.nodes.extend(next);
+        }
+    }
+
+    /// Whether everything in this set is in `other`.
+    pub(super) fn is_within(&self, other: &Self) -> bool {
+        self.nodes.iter().all(|(step, mine)| {
+            other.get(step).is_some_and(|theirs| {
+                (theirs.member || !mine.member) && mine.below.is_within(&theirs.below)
+            })
+        })
     }
 
     /// What is in both.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
-        let both = |step: &String, mine: &Node| {
-            let theirs = other.nodes.get(step)?;
+        let both = |(step, mine): &(String, Node)| {
+            let theirs = other.get(step)?;
             let node = Node {
                 member: mine.member && theirs.member,
                 below: mine.below.intersection(&theirs.below),
             };
             (!node.is_empty()).then(|| (step.clone(), node))
         };
-        Self { nodes: self.nodes.iter().filter_map(|(step, mine)| both(step, mine)).collect() }
+        if other.is_empty() {
+            return Self::default();
+        }
+        Self { nodes: self.nodes.iter().filter_map(both).collect() }
     }
 
     /// What is in this set and not in `other`; a member does not take what is below it along.
     #[must_use]
     pub fn difference(mut self, other: &Self) -> Self {
-        self.nodes.retain(|step, mine| {
-            let Some(theirs) = other.nodes.get(step) else { return true };
-            mine.member &= !theirs.member;
-            mine.below = std::mem::take(&mut mine.below).difference(&theirs.below);
-            !mine.is_empty()
-        });
+        self.subtract(other, false);
         self
     }
 
     /// What is in this set and neither in `other` nor below a member of it.
     #[must_use]
     pub fn recursive_difference(mut self, other: &Self) -> Self {
-        self.nodes.retain(|step, mine| {
-            let Some(theirs) = other.nodes.get(step) else { return true };
-            if theirs.member {
+        self.subtract(other, true);
+        self
+    }
+
+    fn subtract(&mut self, other: &Self, recursive: bool) {
+        if other.is_empty() {
+            return;
+        }
+        self.nodes.retain_mut(|(step, mine)| {
+            let Some(theirs) = other.get(step) else { return true };
+            if theirs.member && recursive {
                 return false;
             }
-            mine.below = std::mem::take(&mut mine.below).recursive_difference(&theirs.below);
+            mine.member &= !theirs.member;
+            mine.below.subtract(&theirs.below, recursive);
             !mine.is_empty()
         });
-        self
     }
 
     /// The members as messages show them, those of a level before those below it.
@@ -148,17 +200,17 @@ impl Set {
     }
 
     /// The set as `FieldsV1`.
-    pub fn to_value(&self) -> Value {
-        self.to_map(false).into()
+    pub fn into_value(self) -> Value {
+        self.into_map(false).into()
     }
 
-    fn to_map(&self, member: bool) -> Map<String, Value> {
+    fn into_map(self, member: bool) -> Map<String, Value> {
         let mut map = Map::new();
         if member && !self.is_empty() {
             map.insert(".".into(), Map::new().into());
         }
-        for (step, node) in &self.nodes {
-            map.insert(step.clone(), node.below.to_map(node.member).into());
+        for (step, node) in self.nodes {
+            map.insert(step, node.below.into_map(node.member).into());
         }
         map
     }
@@ -172,7 +224,7 @@ impl Set {
                 Err(format!("ReadObjectCB: expect {{ or n, but found {value}"))
             };
         };
-        let mut set = Self::default();
+        let mut found = Vec::with_capacity(map.len());
         for (text, value) in map {
             if text == "." {
                 continue;
@@ -181,9 +233,26 @@ impl Set {
             let below = Self::from_value(value)?;
             let member =
                 value.as_object().is_none_or(|map| map.is_empty() || map.contains_key("."));
-            set.attach(step, member, below);
+            found.push((step, Node { member, below }));
         }
-        Ok(set)
+        Ok(found.into_iter().collect())
+    }
+}
+
+impl FromIterator<(String, Node)> for Set {
+    /// Puts the steps in order first: nobody can make it slow by another.
+    fn from_iter<T: IntoIterator<Item = (String, Node)>>(nodes: T) -> Self {
+        let mut nodes: Vec<(String, Node)> = nodes.into_iter().collect();
+        if nodes.is_sorted_by(|(a, _), (b, _)| a < b) {
+            nodes.retain(|(_, node)| !node.is_empty());
+            return Self { nodes };
+        }
+        nodes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let mut set = Self { nodes: Vec::with_capacity(nodes.len()) };
+        for (step, node) in nodes {
+            set.attach(step, node.member, node.below);
+        }
+        set
     }
 }
 
@@ -202,7 +271,7 @@ mod tests {
         let fields = json!({"f:metadata": {"f:labels": {".": {}, "f:app": {}}},
             "f:spec": {"f:ports": {"k:{\"port\":80}": {".": {}, "f:port": {}}}}});
         let set = set(fields.clone());
-        assert_eq!(set.to_value(), fields);
+        assert_eq!(set.clone().into_value(), fields);
         assert_eq!(
             set.paths(),
             [
@@ -214,7 +283,7 @@ mod tests {
         );
         assert!(Set::from_value(&json!({"a": {}})).is_err());
         assert_eq!(
-            Set::of_fields(&["a.b", "c"]).to_value(),
+            Set::of_fields(&["a.b", "c"]).into_value(),
             json!({"f:a": {"f:b": {}}, "f:c": {}})
         );
     }
@@ -223,10 +292,13 @@ mod tests {
     fn differences_are_by_member_or_by_subtree() {
         let all = set(json!({"f:a": {".": {}, "f:b": {}}, "f:c": {}}));
         let a = set(json!({"f:a": {}}));
-        assert_eq!(all.clone().difference(&a).to_value(), json!({"f:a": {"f:b": {}}, "f:c": {}}));
-        assert_eq!(all.clone().recursive_difference(&a).to_value(), json!({"f:c": {}}));
-        assert_eq!(all.intersection(&a).to_value(), json!({"f:a": {}}));
-        assert_eq!(a.union(&set(json!({"f:c": {}}))).to_value(), json!({"f:a": {}, "f:c": {}}));
+        assert_eq!(all.clone().difference(&a).into_value(), json!({"f:a": {"f:b": {}}, "f:c": {}}));
+        assert_eq!(all.clone().recursive_difference(&a).into_value(), json!({"f:c": {}}));
+        assert_eq!(all.intersection(&a).into_value(), json!({"f:a": {}}));
+        assert_eq!(a.clone().union(set(json!({"f:c": {}}))).into_value(), json!({"f:a": {}, "f:c": {}}));
         assert!(all.clone().difference(&all).is_empty());
+        assert!(a.is_within(&all) && all.is_within(&all) && !all.is_within(&a));
+        assert!(!set(json!({"f:a": {"f:b": {}}})).is_within(&set(json!({"f:a": {}}))));
+        assert!(!a.is_within(&set(json!({"f:a": {"f:b": {}}}))));
     }
 }

@@ -22,7 +22,7 @@ impl Versions for Builtin {
         (meta::api_version(object) == api_version).then_some(Cow::Borrowed(object))
     }
 
-    fn ignored(&self, _: &str) -> Option<Set> {
+    fn ignored(&self, _: &str) -> Option<&Set> {
         None
     }
 }
@@ -38,7 +38,7 @@ impl Versions for Anything {
         Some(Cow::Borrowed(object))
     }
 
-    fn ignored(&self, _: &str) -> Option<Set> {
+    fn ignored(&self, _: &str) -> Option<&Set> {
         None
     }
 }

@@ -44,7 +44,7 @@ impl<'a> Updater<'a> {
         let (old, new) = (self.convert(old, api_version)?, self.convert(new, api_version)?);
         let diff = walk::compare(root, &old, &new);
         Some(match self.versions.ignored(api_version) {
-            Some(ignored) => diff.without(&ignored),
+            Some(ignored) => diff.without(ignored),
             None => diff,
         })
     }
@@ -71,7 +71,7 @@ impl<'a> Updater<'a> {
                 .or_insert_with(|| self.compare(old, new, &owned.api_version));
             let Some(diff) = diff else { return false };
             let changed =
-                owned.set.intersection(&diff.modified).union(&owned.set.intersection(&diff.added));
+                owned.set.intersection(&diff.modified).union(owned.set.intersection(&diff.added));
             if !changed.is_empty() {
                 conflicts.insert(manager.clone(), changed);
             }
@@ -121,9 +121,9 @@ impl<'a> Updater<'a> {
         self.reconcile(owners);
         let diff = self.take(live, new, owners, who, true)?;
         let before = owners.remove(who).unwrap_or_default().set;
-        let mut set = before.difference(&diff.removed).union(&diff.modified).union(&diff.added);
+        let mut set = before.difference(&diff.removed).union(diff.modified).union(diff.added);
         if let Some(ignored) = self.versions.ignored(self.api_version) {
-            set = set.recursive_difference(&ignored);
+            set = set.recursive_difference(ignored);
         }
         if !set.is_empty() {
             owners.insert(who.clone(), Owned { set, api_version: self.api_version.to_owned() });
@@ -142,14 +142,14 @@ impl<'a> Updater<'a> {
     ) -> Result<Option<Value>, Error> {
         self.reconcile(owners);
         let root = self.own_root()?;
-        let merged = walk::merge(root, live, config);
+        let merged = walk::merge_objects(root, live, config);
         let last = owners.remove(who);
         let mut set = walk::fields_of(root, config);
         if let Some(ignored) = self.versions.ignored(self.api_version) {
-            set = set.recursive_difference(&ignored);
+            set = set.recursive_difference(ignored);
         }
         owners.insert(who.clone(), Owned { set, api_version: self.api_version.to_owned() });
-        let new = self.prune(merged, owners, last.as_ref())?;
+        let new = self.prune(merged, owners, who, last.as_ref())?;
         let diff = self.take(live, &new, owners, who, force)?;
         if owners.get(who).is_some_and(|owned| owned.set.is_empty()) {
             owners.remove(who);
@@ -158,8 +158,21 @@ impl<'a> Updater<'a> {
     }
 
     /// Drops what `last` owned and nobody owns any more.
-    fn prune(&self, merged: Value, owners: &Owners, last: Option<&Owned>) -> Result<Value, Error> {
+    fn prune(
+        &self,
+        merged: Value,
+        owners: &Owners,
+        who: &Manager,
+        last: Option<&Owned>,
+    ) -> Result<Value, Error> {
         let Some(last) = last.filter(|last| !last.set.is_empty()) else { return Ok(merged) };
+        // What it owned it owns still: nothing is to go.
+        let owned = owners.get(who).filter(|owned| owned.api_version == last.api_version);
+        if last.api_version == self.api_version
+            && owned.is_some_and(|owned| last.set.is_within(&owned.set))
+        {
+            return Ok(merged);
+        }
         let Some(root) = self.root(&last.api_version) else { return Ok(merged) };
         let Some(merged_then) = self.convert(&merged, &last.api_version) else {
             return Ok(merged);
@@ -186,7 +199,7 @@ impl<'a> Updater<'a> {
         let mut by_version: BTreeMap<&str, Set> = BTreeMap::new();
         for owned in owners.values() {
             let set = by_version.entry(&owned.api_version).or_default();
-            *set = std::mem::take(set).union(&owned.set);
+            *set = std::mem::take(set).union(owned.set.clone());
         }
         let kind = crate::meta::kind(merged).to_owned();
         let mut pruned = pruned;
@@ -205,7 +218,7 @@ impl<'a> Updater<'a> {
             let named = |set: Set| walk::with_named(root, set);
             let all = named(walk::fields_of(root, &merged));
             let kept = named(walk::fields_of(root, &left))
-                .union(&named(by_version.get(version).cloned().unwrap_or_default()));
+                .union(named(by_version.get(version).cloned().unwrap_or_default()));
             pruned = walk::remove(root, &merged, &all.difference(&kept));
             version.clone_into(&mut at);
         }

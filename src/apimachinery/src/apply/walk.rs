@@ -3,12 +3,13 @@
 //! Source: `sigs.k8s.io/structured-merge-diff/typed`: `validate.go`, `tofieldset.go`, `compare.go`,
 //! `merge.go`, `remove.go`, `reconcile_schema.go`.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
 use super::element;
-use super::set::Set;
+use super::set::{Node, Set};
 use super::typed::{Atom, Fields, Names, Typed};
 
 /// What differs between two values.
@@ -33,10 +34,22 @@ impl Diff {
         }
     }
 
-    fn attach(&mut self, step: &str, mark: Mark, below: Self) {
-        self.added.attach(step.to_owned(), mark == Mark::Added, below.added);
-        self.modified.attach(step.to_owned(), mark == Mark::Modified, below.modified);
-        self.removed.attach(step.to_owned(), mark == Mark::Removed, below.removed);
+    fn attach(&mut self, mut step: String, mark: Mark, below: Self) {
+        let sets = [
+            (&mut self.added, mark == Mark::Added, below.added),
+            (&mut self.modified, mark == Mark::Modified, below.modified),
+            (&mut self.removed, mark == Mark::Removed, below.removed),
+        ];
+        let concerned = |member: bool, below: &Set| member || !below.is_empty();
+        let mut left = sets.iter().filter(|(_, member, below)| concerned(*member, below)).count();
+        for (set, member, below) in sets {
+            if !concerned(member, &below) {
+                continue;
+            }
+            left -= 1;
+            let own = if left == 0 { std::mem::take(&mut step) } else { step.clone() };
+            set.attach(own, member, below);
+        }
     }
 }
 
@@ -119,12 +132,14 @@ fn below(of: Typed<'_>, value: &Value) -> (Set, bool) {
             for step in steps.iter().flatten() {
                 *counts.entry(step.clone()).or_default() += 1;
             }
-            for (child, step) in list.iter().zip(steps) {
-                let Some(step) = step else { continue };
+            let named = list.iter().zip(steps).filter_map(|(child, step)| {
+                let step = step?;
                 // Of items that are there twice nobody can own a part.
-                let inner = if counts[&step] > 1 { Set::default() } else { below(items, child).0 };
-                set.attach(step, true, inner);
-            }
+                let below =
+                    if counts[&step] > 1 { Set::default() } else { below(items, child).0 };
+                Some((step, Node { member: true, below }))
+            });
+            set = named.collect();
         }
         (Atom::Fields(fields), Value::Object(map)) => {
             for (name, child) in map {
@@ -139,9 +154,34 @@ fn below(of: Typed<'_>, value: &Value) -> (Set, bool) {
     (set, false)
 }
 
-/// What differs between two whole objects.
+/// What differs between two whole objects, but for who owns their fields.
 pub(super) fn compare(of: Typed<'_>, old: &Value, new: &Value) -> Diff {
-    if old == new { Diff::default() } else { diff(of, Some(old), Some(new)).1 }
+    let mut found = Diff::default();
+    let (Atom::Fields(fields), Atom::Fields(_)) = (of.atom(old), of.atom(new)) else {
+        return if old == new { found } else { diff(of, Some(old), Some(new), Place::Below).1 };
+    };
+    diff_fields(fields, Some(old), Some(new), Place::Root, &mut found);
+    found
+}
+
+/// Where a walk is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Root,
+    /// In the root's metadata.
+    Metadata,
+    Below,
+}
+
+impl Place {
+    fn child(self, name: &str) -> Self {
+        if self == Self::Root && name == "metadata" { Self::Metadata } else { Self::Below }
+    }
+
+    /// Whether a field here is the server's record of owners, which is no part of the object.
+    fn is_record(self, name: &str) -> bool {
+        self == Self::Metadata && name == "managedFields"
+    }
 }
 
 fn leaf(old: Option<&Value>, new: Option<&Value>) -> Mark {
@@ -163,8 +203,17 @@ fn is_void(value: Option<&Value>) -> bool {
 }
 
 /// What differs between two values that are not equal, and what became of the value itself.
-fn diff(of: Typed<'_>, old: Option<&Value>, new: Option<&Value>) -> (Mark, Diff) {
+fn diff(
+    of: Typed<'_>,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    place: Place,
+) -> (Mark, Diff) {
     let mut found = Diff::default();
+    if let (None, Some(new)) = (old, new) {
+        found.added = added(of, new);
+        return (Mark::Added, found);
+    }
     let atom = match (old, new) {
         (Some(Value::Null), Some(new)) => of.atom(new),
         (Some(old), Some(new)) => match (of.atom(old), of.atom(new)) {
@@ -178,7 +227,7 @@ fn diff(of: Typed<'_>, old: Option<&Value>, new: Option<&Value>) -> (Mark, Diff)
         return (leaf(old, new), found);
     }
     match atom {
-        Atom::Fields(fields) => diff_fields(fields, old, new, &mut found),
+        Atom::Fields(fields) => diff_fields(fields, old, new, place, &mut found),
         Atom::Items(names, items) => diff_items(of, names, items, old, new, &mut found),
         Atom::Leaf => {}
     }
@@ -190,14 +239,47 @@ fn diff(of: Typed<'_>, old: Option<&Value>, new: Option<&Value>) -> (Mark, Diff)
     (mark, found)
 }
 
-fn diff_fields(fields: Fields<'_>, old: Option<&Value>, new: Option<&Value>, found: &mut Diff) {
+/// What is below a value that was not there: all of it is new.
+fn added(of: Typed<'_>, value: &Value) -> Set {
+    match (of.atom(value), value) {
+        (Atom::Fields(fields), Value::Object(map)) => {
+            let of_field = |(name, value): (&String, &Value)| {
+                let below = added(fields.child(name)?, value);
+                Some((element::field(name), Node { member: true, below }))
+            };
+            map.iter().filter_map(of_field).collect()
+        }
+        (Atom::Items(names, items), Value::Array(_)) => {
+            let (order, mut found) = index(of, names, Some(value));
+            let of_item = |step: String| {
+                let below = match found.remove(&step).as_deref() {
+                    Some([one]) => added(items, one),
+                    _ => Set::default(),
+                };
+                (step, Node { member: true, below })
+            };
+            order.into_iter().map(of_item).collect()
+        }
+        _ => Set::default(),
+    }
+}
+
+fn diff_fields(
+    fields: Fields<'_>,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    place: Place,
+    found: &mut Diff,
+) {
     let none = Map::new();
     let (a, b) = (old.and_then(Value::as_object), new.and_then(Value::as_object));
-    let (a_map, b_map) = (a.unwrap_or(&none), b.unwrap_or(&none));
-    let only_b = b_map.keys().filter(|name| !a_map.contains_key(*name));
-    for name in a_map.keys().chain(only_b) {
-        let (mut l, mut r) = (a_map.get(name), b_map.get(name));
-        if l == r {
+    for (name, mut l, mut r) in paired(a.unwrap_or(&none), b.unwrap_or(&none)) {
+        if place.is_record(name) {
+            continue;
+        }
+        let inner = place.child(name);
+        // A record within makes them unequal, and is found below.
+        if l == r && inner != Place::Metadata {
             continue;
         }
         let Some(of) = fields.child(name) else { continue };
@@ -207,9 +289,28 @@ fn diff_fields(fields: Fields<'_>, old: Option<&Value>, new: Option<&Value>, fou
         if r.is_none() && b.is_some() {
             r = fields.zero(name);
         }
-        let (mark, inner) = diff(of, l, r);
-        found.attach(&element::field(name), mark, inner);
+        let (mark, below) = diff(of, l, r, inner);
+        found.attach(element::field(name), mark, below);
     }
+}
+
+/// The entries of two maps by their names, in order.
+fn paired<'v>(
+    a: &'v Map<String, Value>,
+    b: &'v Map<String, Value>,
+) -> impl Iterator<Item = (&'v str, Option<&'v Value>, Option<&'v Value>)> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    std::iter::from_fn(move || {
+        let order = match (a.peek(), b.peek()) {
+            (Some((x, _)), Some((y, _))) => x.cmp(y),
+            (Some(_), None) => Ordering::Less,
+            (None, _) => Ordering::Greater,
+        };
+        let left = if order == Ordering::Greater { None } else { a.next() };
+        let right = if order == Ordering::Less { None } else { b.next() };
+        let (name, _) = left.or(right)?;
+        Some((name.as_str(), left.map(|(_, value)| value), right.map(|(_, value)| value)))
+    })
 }
 
 /// The items of a list by step, in order; several where the list has the step twice.
@@ -242,15 +343,18 @@ fn diff_items(
     let (old_order, old_items) = index(of, names, old);
     let (new_order, new_items) = index(of, names, new);
     let only_new = new_order.iter().filter(|step| !old_items.contains_key(*step));
-    for step in old_order.iter().chain(only_new) {
+    let mut steps: Vec<&String> = old_order.iter().chain(only_new).collect();
+    steps.sort_unstable();
+    for step in steps {
         let (l, r) = (old_items.get(step), new_items.get(step));
         if l == r {
             continue;
         }
         let single = |side: Option<&Vec<&Value>>| side.is_none_or(|list| list.len() == 1);
         if single(l) && single(r) {
-            let (mark, inner) = diff(items, l.map(|list| list[0]), r.map(|list| list[0]));
-            found.attach(step, mark, inner);
+            let (l, r) = (l.map(|list| list[0]), r.map(|list| list[0]));
+            let (mark, inner) = diff(items, l, r, Place::Below);
+            found.attach(step.clone(), mark, inner);
             continue;
         }
         let mark = match (l, r) {
@@ -258,12 +362,21 @@ fn diff_items(
             (_, None) => Mark::Removed,
             _ => Mark::Modified,
         };
-        found.attach(step, mark, Diff::default());
+        found.attach(step.clone(), mark, Diff::default());
     }
 }
 
 /// `old` with everything that `new` says.
 pub(super) fn merge(of: Typed<'_>, old: &Value, new: &Value) -> Value {
+    merge_at(of, old, new, Place::Below)
+}
+
+/// The same of whole objects, without who owns their fields.
+pub(super) fn merge_objects(of: Typed<'_>, old: &Value, new: &Value) -> Value {
+    merge_at(of, old, new, Place::Root)
+}
+
+fn merge_at(of: Typed<'_>, old: &Value, new: &Value, place: Place) -> Value {
     let atom = match (of.atom(old), of.atom(new)) {
         (atom, _) if new.is_null() && !is_void(Some(old)) => atom,
         (_, atom) if old.is_null() => atom,
@@ -276,15 +389,20 @@ pub(super) fn merge(of: Typed<'_>, old: &Value, new: &Value) -> Value {
     match atom {
         Atom::Leaf => new.clone(),
         Atom::Fields(fields) => {
-            let mut out = old.as_object().cloned().unwrap_or_default();
-            for (name, value) in new.as_object().into_iter().flatten() {
-                let merged = match (out.get(name), fields.child(name)) {
-                    (Some(old), Some(of)) => merge(of, old, value),
-                    _ => value.clone(),
+            let none = Map::new();
+            let (old, new) = (old.as_object().unwrap_or(&none), new.as_object().unwrap_or(&none));
+            let merged = paired(old, new).filter_map(|(name, old, new)| {
+                if place.is_record(name) {
+                    return None;
+                }
+                let place = place.child(name);
+                let value = match (old, new, fields.child(name)) {
+                    (Some(old), Some(new), Some(of)) => merge_at(of, old, new, place),
+                    (old, new, _) => new.or(old)?.clone(),
                 };
-                out.insert(name.clone(), merged);
-            }
-            out.into()
+                Some((name.to_owned(), value))
+            });
+            merged.collect::<Map<_, _>>().into()
         }
         Atom::Items(names, items) => merge_items(of, names, items, old, new),
     }

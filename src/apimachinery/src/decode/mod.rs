@@ -117,6 +117,12 @@ pub fn from_value(
     finish(walk, value, validation)
 }
 
+/// Whether [`from_value`] would find nothing to change and nothing to complain of, told without making anything. Where
+/// that takes more to find out, the answer is no.
+pub fn is_settled(schema: &Schema, of: TypeId, value: &Value) -> bool {
+    walk::is_settled(schema, &Shape::Object(of), value, false)
+}
+
 /// Brings a built-in object that was changed since it was decoded into the form in which Go would write it:
 /// without what `omitempty` leaves out, with the fields that are always there.
 pub fn complete(schema: &Schema, of: TypeId, value: &mut Value) {
@@ -371,14 +377,65 @@ mod tests {
         ];
         for (group, version, kind, sent, want) in cases {
             let of = of(group, version, kind);
+            assert!(!is_settled(builtin(), of, &sent), "{kind}");
             let decoded = from_value(builtin(), of, &sent, Validation::Strict).expect(kind);
             assert_eq!(decoded.value, want, "{kind}");
+            assert!(is_settled(builtin(), of, &want), "{kind}");
             // The same again, and the same of an object that is at hand.
             let again = from_value(builtin(), of, &want, Validation::Strict).expect(kind);
             assert_eq!(again.value, want, "{kind}");
             let mut at_hand = sent;
             complete(builtin(), of, &mut at_hand);
             assert_eq!(at_hand, want, "{kind}");
+        }
+    }
+
+    #[test]
+    fn what_a_walk_would_change_is_not_settled() {
+        let of = of("", "v1", "Pod");
+        let pod = |metadata: Value, container: Value| json!({"metadata": metadata, "status": {}, "spec": {"containers": [container]}});
+        let settled = |value: &Value| {
+            let told = is_settled(builtin(), of, value);
+            let walked = from_value(builtin(), of, value, Validation::Strict);
+            let same = walked.is_ok_and(|walked| walked.value == *value);
+            assert!(same || !told, "{value}");
+            told
+        };
+        let plain = json!({"name": "a", "resources": {}});
+        let with = |key: &str, value: Value| {
+            let mut container = plain.clone();
+            container[key] = value;
+            pod(json!({}), container)
+        };
+        for good in [
+            pod(json!({"creationTimestamp": "2026-01-28T23:59:59Z", "labels": {"a": ""}}), plain.clone()),
+            with("resources", json!({"limits": {"cpu": "500m", "memory": "1Gi"}})),
+            with("livenessProbe", json!({"httpGet": {"port": "http"}, "periodSeconds": 10})),
+            with("securityContext", json!({"runAsUser": 1, "privileged": false})),
+            with("env", json!([{"name": "A", "value": "b"}])),
+        ] {
+            assert!(settled(&good), "{good}");
+        }
+        for bad in [
+            pod(json!({"creationTimestamp": "2026-02-31T00:00:00Z"}), plain.clone()),
+            pod(json!({"creationTimestamp": "2026-01-01T24:00:00Z"}), plain.clone()),
+            pod(json!({"creationTimestamp": "2026-01-01T00:00:00+01:00"}), plain.clone()),
+            pod(json!({"creationTimestamp": "2026-01-01T00:00:0éZ"}), plain.clone()),
+            pod(json!({"creationTimestamp": null}), plain.clone()),
+            pod(json!({"labels": {"a": null}}), plain.clone()),
+            pod(json!({"labels": {}}), plain.clone()),
+            with("resources", json!({"limits": {"cpu": "0.5"}})),
+            with("resources", json!({"limits": {"cpu": 1}})),
+            with("livenessProbe", json!({"httpGet": {"port": 3_000_000_000_u64}})),
+            with("securityContext", json!({"runAsUser": 1.5})),
+            with("env", json!([{"name": "A", "value": ""}])),
+            with("env", json!([null])),
+            with("command", json!(["a", null])),
+            with("stdin", json!("yes")),
+            with("unknown", json!(1)),
+            json!({"metadata": {}, "spec": {"containers": []}}),
+        ] {
+            assert!(!settled(&bad), "{bad}");
         }
     }
 

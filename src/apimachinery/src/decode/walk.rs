@@ -273,6 +273,9 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
+        if *self.shape == Shape::String {
+            return Ok(Some(value.into()));
+        }
         Ok(self.scalar(&value.into()))
     }
 
@@ -391,6 +394,71 @@ pub(super) fn complete(schema: &Schema, shape: &Shape, value: &mut Value) {
     }
 }
 
+/// Whether `value` is in the form of `shape` to the letter, so that a walk over it would neither change nor complain of
+/// anything.
+pub(super) fn is_settled(schema: &Schema, shape: &Shape, value: &Value, in_map: bool) -> bool {
+    match (shape, value) {
+        (Shape::Any, value) => in_map || !value.is_null(),
+        (Shape::String | Shape::IntOrString, Value::String(_)) | (Shape::Bool, Value::Bool(_)) => {
+            true
+        }
+        (Shape::Int32 | Shape::IntOrString, Value::Number(number)) => {
+            number.as_i64().is_some_and(|number| i32::try_from(number).is_ok())
+        }
+        (Shape::Int64, Value::Number(number)) => number.as_i64().is_some(),
+        (Shape::Double, Value::Number(number)) => Value::from(go::float(number)) == *value,
+        (Shape::Time, Value::String(text)) => is_whole_second(text),
+        (Shape::Quantity, Value::String(text)) => text.parse::<Quantity>().is_ok_and(|quantity| {
+            let kept = if in_map { quantity.rounded_up(RESOURCE_LIST_SCALE) } else { quantity };
+            kept.to_string() == *text
+        }),
+        (Shape::List(item), Value::Array(list)) => {
+            let in_map = **item != Shape::Quantity;
+            list.iter().all(|value| is_settled(schema, item, value, in_map))
+        }
+        (Shape::Map(item), Value::Object(map)) => {
+            map.values().all(|value| is_settled(schema, item, value, true))
+        }
+        (Shape::Object(id), Value::Object(map)) => {
+            let of = schema.get(*id);
+            let through_go = std::ptr::eq(schema, builtin());
+            let has_zeros = || {
+                of.zeros.iter().all(|(at, _)| map.contains_key(of.fields[*at].name.as_ref()))
+            };
+            map.iter().all(|(name, value)| match of.field(name) {
+                None => of.preserve_unknown,
+                Some(_) if value.is_null() => of.zero(name) == Some(value),
+                Some(field) => {
+                    !(through_go && field.omits(value))
+                        && is_settled(schema, &field.shape, value, false)
+                }
+            }) && has_zeros()
+        }
+        // The rest takes its ordinary way.
+        _ => false,
+    }
+}
+
+/// Whether a time is as [`time::seconds`] writes it; of a month's last days that is not decided here.
+fn is_whole_second(text: &str) -> bool {
+    let number = |from: usize, until: usize| {
+        let digits = text.get(from..until).filter(|part| part.bytes().all(|b| b.is_ascii_digit()));
+        digits.and_then(|digits| digits.parse::<u16>().ok())
+    };
+    let within = |from: usize, least: u16, most: u16| {
+        number(from, from + 2).is_some_and(|found| (least..=most).contains(&found))
+    };
+    let signs = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'Z')];
+    text.len() == 20
+        && signs.iter().all(|(at, sign)| text.as_bytes()[*at] == *sign)
+        && number(0, 4).is_some_and(|year| year >= 1000)
+        && within(5, 1, 12)
+        && within(8, 1, 28)
+        && within(11, 0, 23)
+        && within(14, 0, 59)
+        && within(17, 0, 59)
+}
+
 enum Key<'s> {
     Known(usize, &'s Field),
     Unknown(String),
@@ -420,18 +488,39 @@ impl<'s> Visitor<'_> for KeyOf<'s> {
     }
 }
 
+/// Which fields of a type have come.
+#[derive(Default)]
+struct Seen {
+    first: u128,
+    others: Vec<usize>,
+}
+
+impl Seen {
+    /// Takes down a field; false when it has come before.
+    fn insert(&mut self, index: usize) -> bool {
+        let Some(bit) = u32::try_from(index).ok().and_then(|index| 1u128.checked_shl(index)) else {
+            let known = self.others.contains(&index);
+            self.others.push(index);
+            return !known;
+        };
+        let known = self.first & bit != 0;
+        self.first |= bit;
+        !known
+    }
+}
+
 fn object<'de, 's, A: MapAccess<'de>>(
     walk: &mut Walk<'s>,
     of: &'s Type,
     mut entries: A,
 ) -> Result<Option<Value>, A::Error> {
     let mut map = Map::new();
-    let mut seen = vec![false; of.fields.len()];
+    let mut seen = Seen::default();
     while let Some(key) = entries.next_key_seed(KeyOf(of))? {
         match key {
             Key::Known(index, field) => {
                 walk.path.push(Step::Field(field.name.clone()));
-                if std::mem::replace(&mut seen[index], true) {
+                if !seen.insert(index) {
                     walk.complain("duplicate");
                 }
                 let value =

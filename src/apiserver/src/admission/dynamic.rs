@@ -11,13 +11,14 @@ pub mod type_check;
 mod variables;
 pub mod webhooks;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use apimachinery::Status;
 use serde_json::Value;
 
 use crate::attributes::RequestContext;
 use crate::authz::Authorizer;
+use crate::cache::Cache;
 use crate::gate::Operation;
 use crate::registry::Registry;
 
@@ -61,16 +62,29 @@ pub struct Dynamic {
     registry: Registry,
     authorizer: Authorizer,
     index: Arc<RwLock<Arc<Index>>>,
+    /// Of the kinds, in their order.
+    caches: Arc<OnceLock<[Arc<Cache>; 6]>>,
 }
 
 impl Dynamic {
     /// Admission by the configurations in `registry`.
     pub fn new(registry: Registry, authorizer: Authorizer) -> Self {
-        Self { registry, authorizer, index: Arc::default() }
+        Self { registry, authorizer, index: Arc::default(), caches: Arc::default() }
+    }
+
+    /// Asked for twice with each write, so the caches are looked up once.
+    fn revisions(&self) -> [u64; 6] {
+        if self.caches.get().is_none() {
+            let found = KINDS.map(|kind| self.registry.cache_of(GROUP, kind));
+            if let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] = found {
+                let _ = self.caches.set([a, b, c, d, e, f]);
+            }
+        }
+        self.caches.get().map_or([0; 6], |caches| caches.each_ref().map(|cache| cache.revision()))
     }
 
     fn index(&self) -> Arc<Index> {
-        let revisions = KINDS.map(|kind| self.registry.changed(GROUP, kind));
+        let revisions = self.revisions();
         let current = self.index.read().unwrap_or_else(PoisonError::into_inner).clone();
         if current.revisions == revisions {
             return current;

@@ -5,9 +5,9 @@ use apimachinery::Status;
 use apimachinery::status::Cause;
 
 use crate::attributes::RequestContext;
+use crate::fields;
 use crate::gate::Operation;
 use crate::registry::Registry;
-use crate::zero::Zero;
 
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 
@@ -41,8 +41,8 @@ pub async fn admit(
     let Some(namespace) = namespace else {
         return Err(Status::not_found("", "namespaces", &ctx.namespace));
     };
-    let namespace = namespace.value();
-    if namespace["status"]["phase"].text() != "Terminating" {
+    let phase = fields::of("", "namespaces").iter().position(|field| field.label == "status.phase");
+    if phase.and_then(|at| namespace.fields.get(at)) != Some("Terminating") {
         return Ok(());
     }
     let why = format!(

@@ -31,9 +31,8 @@ struct Standard {
 }
 
 impl Standard {
-    fn of(labels: &BTreeMap<String, String>, mode: &str) -> Self {
+    fn of<'a>(label: impl Fn(&str) -> Option<&'a str>, mode: &str) -> Self {
         let key = format!("{PREFIX}{mode}");
-        let label = |key: &str| labels.get(key).map(String::as_str);
         let level = match label(&key) {
             None | Some("") => "privileged",
             Some(level @ ("privileged" | "baseline" | "restricted")) => level,
@@ -135,7 +134,7 @@ pub fn validate(
     {
         return Ok(());
     }
-    let standard = |mode: &str| Standard::of(&namespace.labels, mode);
+    let standard = |mode: &str| Standard::of(|key| namespace.labels.get(key), mode);
     if itself {
         let enforced = standard("enforce");
         ctx.annotate(&format!("{PREFIX}enforce-policy"), enforced.to_string());
@@ -185,7 +184,10 @@ fn namespace(
         return Err(Status::invalid("", "Namespace", meta::name(object), &errors));
     }
     let Some(before) = before else { return Ok(()) };
-    let (old, new) = (Standard::of(&before, "enforce"), Standard::of(&labels, "enforce"));
+    let (old, new) = (
+        Standard::of(|key| before.get(key).map(String::as_str), "enforce"),
+        Standard::of(|key| labels.get(key).map(String::as_str), "enforce"),
+    );
     if old == new || new.level == "privileged" {
         return Ok(());
     }

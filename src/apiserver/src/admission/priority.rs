@@ -2,6 +2,8 @@
 //!
 //! Source: `plugin/pkg/admission/priority`.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use apimachinery::Status;
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,19 +14,38 @@ use crate::zero::Zero;
 const GROUP: &str = "scheduling.k8s.io";
 
 /// Sets `priority` and `preemptionPolicy` of a new pod.
-pub fn admit(registry: &Registry, pod: &mut Value) -> Result<(), Status> {
+pub fn admit(registry: &Registry, usual: &Usual, pod: &mut Value) -> Result<(), Status> {
     let name = pod["spec"]["priorityClassName"].text().to_owned();
     let class = if name.is_empty() {
-        default_class(registry)
+        usual.class(registry)
     } else {
-        let found = registry.get(GROUP, "priorityclasses", "", &name).map(|class| class.to_value());
+        let found = registry.get(GROUP, "priorityclasses", "", &name).map(|class| class.value());
         if found.is_none() {
             let why = format!("no PriorityClass with name {name} was found");
             return Err(Status::forbidden("", "pods", pod["metadata"]["name"].text(), &why));
         }
         found
     };
-    decide(pod, class.as_ref())
+    decide(pod, class.as_deref())
+}
+
+/// The class of pods that name none, as of a revision of the classes.
+#[derive(Default)]
+pub struct Usual(Mutex<Option<(u64, Option<Arc<Value>>)>>);
+
+impl Usual {
+    fn class(&self, registry: &Registry) -> Option<Arc<Value>> {
+        let revision = registry.changed(GROUP, "priorityclasses");
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((at, class)) if *at == revision => class.clone(),
+            _ => {
+                let class = default_class(registry).map(Arc::new);
+                *known = Some((revision, class.clone()));
+                class
+            }
+        }
+    }
 }
 
 fn decide(pod: &mut Value, class: Option<&Value>) -> Result<(), Status> {

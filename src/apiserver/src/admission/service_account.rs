@@ -4,6 +4,7 @@
 //! Source: `plugin/pkg/admission/serviceaccount`.
 
 use apimachinery::Status;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::attributes::RequestContext;
@@ -63,14 +64,22 @@ pub async fn admit(
     Ok(())
 }
 
+/// What is looked at for each pod.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Account {
+    automount_service_account_token: Option<bool>,
+    image_pull_secrets: Value,
+}
+
 fn complete(pod: &mut Value, name: &str, account: &Object) {
-    let account = account.value();
+    let account: Account = account.parse().unwrap_or_default();
     let spec = &mut pod["spec"];
     spec["serviceAccountName"] = name.into();
     spec["serviceAccount"] = name.into();
     let wanted = spec["automountServiceAccountToken"]
         .as_bool()
-        .or_else(|| account["automountServiceAccountToken"].as_bool())
+        .or_else(|| account.automount_service_account_token)
         .unwrap_or(true);
     if let Some(map) = spec.as_object_mut() {
         map.retain(|_, value| !value.is_null());
@@ -79,9 +88,9 @@ fn complete(pod: &mut Value, name: &str, account: &Object) {
         mount_token(spec);
     }
     if spec["imagePullSecrets"].items().is_empty()
-        && !account["imagePullSecrets"].items().is_empty()
+        && !account.image_pull_secrets.items().is_empty()
     {
-        spec["imagePullSecrets"] = account["imagePullSecrets"].clone();
+        spec["imagePullSecrets"] = account.image_pull_secrets;
     } else if let Some(map) = spec.as_object_mut() {
         map.retain(|_, value| !value.is_null());
     }

@@ -3,7 +3,7 @@
 //! Source: `k8s.io/apiserver/pkg/endpoints/handlers`: `create.go`, `update.go`, `patch.go`.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use apimachinery::apply::{self, Operation, Set, Typed, Versions};
 use apimachinery::status::{Cause, Details};
@@ -60,24 +60,28 @@ impl Versions for Kind<'_> {
     }
 
     /// The strategies' reset fields: the status of the object itself, everything else of its status.
-    fn ignored(&self, _: &str) -> Option<Set> {
+    fn ignored(&self, _: &str) -> Option<&Set> {
         self.resource.subresource("status")?;
         match (self.subresource, &*self.resource.group, &*self.resource.plural) {
-            ("", ..) => Some(Set::of_fields(&["status"])),
-            ("status", "", "pods") => Some(Set::of_fields(&[
-                "spec",
-                "metadata.deletionTimestamp",
-                "metadata.ownerReferences",
-            ])),
-            ("status", ..) if self.resource.custom.is_some() => {
-                Some(Set::of_fields(&["apiVersion", "kind", "metadata", "spec"]))
-            }
-            ("status", "apps", _) => Some(Set::of_fields(&["spec", "metadata.labels"])),
-            ("status", ..) => Some(Set::of_fields(&["spec"])),
+            ("", ..) => Some(&STATUS),
+            ("status", "", "pods") => Some(&ALL_BUT_POD_STATUS),
+            ("status", ..) if self.resource.custom.is_some() => Some(&ALL_BUT_CUSTOM_STATUS),
+            ("status", "apps", _) => Some(&ALL_BUT_APP_STATUS),
+            ("status", ..) => Some(&SPEC),
             _ => None,
         }
     }
 }
+
+static STATUS: LazyLock<Set> = LazyLock::new(|| Set::of_fields(&["status"]));
+static SPEC: LazyLock<Set> = LazyLock::new(|| Set::of_fields(&["spec"]));
+static ALL_BUT_POD_STATUS: LazyLock<Set> = LazyLock::new(|| {
+    Set::of_fields(&["spec", "metadata.deletionTimestamp", "metadata.ownerReferences"])
+});
+static ALL_BUT_CUSTOM_STATUS: LazyLock<Set> =
+    LazyLock::new(|| Set::of_fields(&["apiVersion", "kind", "metadata", "spec"]));
+static ALL_BUT_APP_STATUS: LazyLock<Set> =
+    LazyLock::new(|| Set::of_fields(&["spec", "metadata.labels"]));
 
 /// The object before it was made: its type only.
 fn nothing(resource: &Resource) -> Value {
@@ -136,14 +140,15 @@ impl Call {
         validation: FieldValidation,
     ) -> Result<Value, Status> {
         let (api_version, now) = (self.resource.api_version(), time::now());
-        let live = old.map_or_else(
-            || nothing(&self.resource),
-            |old| {
+        let live = match old {
+            None => Cow::Owned(nothing(&self.resource)),
+            Some(old) if !conversion::is_view(&self.resource) => Cow::Borrowed(old),
+            Some(old) => {
                 let mut live = old.clone();
                 conversion::to_served(&self.resource, &mut live);
-                live
-            },
-        );
+                Cow::Owned(live)
+            }
+        };
         let operation = self.operation(&api_version, &now);
         let object =
             apply::apply(&self.kind(), operation, &live, config, force).map_err(refused)?;
@@ -156,7 +161,11 @@ impl Call {
             return Err(Status::conflict(group, plural, &self.ctx.name, &why));
         }
         let expected = Expected::of(&self.resource);
-        let object = codec::reshape(&object, expected, validation, &self.ctx.warnings)?;
+        let object = if codec::is_shaped(&object, expected) {
+            object
+        } else {
+            codec::reshape(&object, expected, validation, &self.ctx.warnings)?
+        };
         super::update::check_name(&object, &self.ctx.name)?;
         Ok(self.accept(object))
     }

@@ -3,7 +3,7 @@
 //! Source: `k8s.io/apiserver/pkg/endpoints/handlers/patch.go`.
 
 use apimachinery::field::{Error, Path};
-use apimachinery::{Status, decode, meta, patch};
+use apimachinery::{Status, decode, meta, patch, protobuf};
 use bytes::Bytes;
 use http::StatusCode;
 use serde_json::Value;
@@ -32,20 +32,26 @@ pub fn editor<'a>(
 ) -> Result<Editor<'a>, Status> {
     let warnings = call.ctx.warnings.clone();
     let accepted = if expected.custom.is_some() { ACCEPTED_CUSTOM } else { ACCEPTED };
-    let reshape = move |value: &Value| codec::reshape(value, expected, validation, &warnings);
+    let reshape = move |value: Value, blame: &dyn Fn(&Value, Mistake) -> Status| {
+        if codec::is_shaped(&value, expected) {
+            return Ok(value);
+        }
+        codec::reshape(&value, expected, validation, &warnings).map_err(|told| blame(&value, told))
+    };
+    let whole = |object: &Value, mistake: Mistake| misshapen(&object.to_string(), mistake);
     match negotiate::content_type(&call.parts.headers) {
         "application/json-patch+json" => {
             let bytes = bytes.clone();
             Ok(Box::new(move |old| {
                 let object = patch::json(&old, &bytes).map_err(refused)?;
-                reshape(&object).map_err(|mistake| misshapen(&object.to_string(), mistake))
+                reshape(object, &whole)
             }))
         }
         "application/merge-patch+json" => {
             let changes = changes(bytes, "error decoding patch: ")?;
             Ok(Box::new(move |mut object| {
                 patch::merge(&mut object, &changes);
-                reshape(&object).map_err(|mistake| misshapen(&object.to_string(), mistake))
+                reshape(object, &whole)
             }))
         }
         "application/strategic-merge-patch+json" => {
@@ -56,7 +62,7 @@ pub fn editor<'a>(
             };
             Ok(Box::new(move |old| {
                 let object = patch::strategic(schema, of, old, changes.clone()).map_err(refused)?;
-                reshape(&object).map_err(|mistake| misshapen(&go_text(&changes), mistake))
+                reshape(object, &|_, mistake| misshapen(&go_text(&changes), mistake))
             }))
         }
         _ => Err(negotiate::unsupported(accepted)),
@@ -142,6 +148,17 @@ pub fn applies(call: &Call) -> bool {
     negotiate::content_type(&call.parts.headers) == managed::CONTENT_TYPE
 }
 
+/// Whether the patch is a merge that says nothing of the owners of fields.
+fn spares_owners(call: &Call, bytes: &Bytes) -> bool {
+    negotiate::content_type(&call.parts.headers) != "application/json-patch+json"
+        && !bytes.starts_with(protobuf::MAGIC)
+        && !bytes.windows(MANAGED.len()).any(|part| part == MANAGED)
+        && !bytes.contains(&b'\\')
+}
+
+/// Their name in a patch; it might be spelled with escapes, too.
+const MANAGED: &[u8] = b"managedFields";
+
 /// Applies a patch to the object.
 pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let options = WriteOptions::parse_patch(&call.query, applies(call))?;
@@ -154,10 +171,20 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let resource = call.resource.clone();
     let expected = Expected::of(&resource);
     let edit = editor(call, &bytes, expected, options.field_validation)?;
-    let mut change = |old: Option<&Value>| {
-        let mut object = old.cloned().unwrap_or_default();
+    let edit = |mut object: Value| {
         conversion::to_served(&call.resource, &mut object);
-        let edited = edit(object)?;
+        edit(object)
+    };
+    let spares_owners = spares_owners(call, &bytes);
+    let mut change = |old: Option<&Value>| {
+        let whole = || old.cloned().unwrap_or_default();
+        let edited = match old {
+            // Who owns the fields is told by the object before; what goes wrong is told with all of it.
+            Some(old) if spares_owners => {
+                edit(meta::copy_without(old, "managedFields")).or_else(|_| edit(whole()))
+            }
+            _ => edit(whole()),
+        }?;
         check_identity(call, old, &edited)?;
         let mut object = call.accept(edited);
         call.track(old, &mut object);

@@ -45,9 +45,10 @@ const INITIAL_END: &str = "k8s.io/initial-events-end";
 const COALESCE_BYTES: usize = 32 << 10;
 /// Where so many watch the same resource, what a change costs is telling all of them.
 const CROWD: usize = 32;
-/// In a crowd a watcher is told at most this often, of all that changed meanwhile; what comes alone is
-/// told at once.
-const CROWD_PAUSE: Duration = Duration::from_millis(2);
+/// In a crowd a watcher is told of all that changed meanwhile after a pause of so much for each of the crowd, so that
+/// telling them leaves time for the changes; what comes alone is told at once.
+const CROWD_PAUSE: Duration = Duration::from_micros(100);
+const CROWD_PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// Begins a watch.
 pub async fn serve(call: &mut Call) -> Result<Response, Status> {
@@ -360,8 +361,10 @@ impl Watcher {
                     if changed.is_err() {
                         return None;
                     }
-                    if self.cache.watchers() > CROWD {
-                        tokio::time::sleep_until(self.told + CROWD_PAUSE).await;
+                    let crowd = self.cache.watchers();
+                    if crowd > CROWD {
+                        let pause = CROWD_PAUSE.saturating_mul(u32::try_from(crowd).unwrap_or(u32::MAX));
+                        tokio::time::sleep_until(self.told + pause.min(CROWD_PAUSE_MAX)).await;
                     }
                 }
                 () = tokio::time::sleep_until(bookmark), if self.bookmarks => {
@@ -460,7 +463,8 @@ impl Watcher {
         if !fits(self.ready.front(), first.len()) {
             return first;
         }
-        let mut joined = first.to_vec();
+        let mut joined = Vec::with_capacity(COALESCE_BYTES);
+        joined.extend_from_slice(&first);
         while fits(self.ready.front(), joined.len()) {
             if let Some(next) = self.ready.pop_front() {
                 joined.extend_from_slice(&next);

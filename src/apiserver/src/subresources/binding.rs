@@ -72,7 +72,7 @@ fn labels(registry: &Registry, binding: &Value) -> Map<String, Value> {
     let mut labels = binding["metadata"]["labels"].as_object().cloned().unwrap_or_default();
     if let Some(node) = registry.get("", "nodes", "", binding["target"]["name"].text()) {
         for key in TOPOLOGY {
-            labels.extend(node.labels.get(key).map(|value| (key.to_owned(), value.clone().into())));
+            labels.extend(node.labels.get(key).map(|value| (key.to_owned(), Value::from(value))));
         }
     }
     labels

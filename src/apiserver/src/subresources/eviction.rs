@@ -124,7 +124,7 @@ fn budget_of(registry: &Registry, pod: &Object) -> Result<Option<Arc<Object>>, S
         .filter(|budget| {
             let value = budget.value();
             Selector::from_label_selector(value["spec"].get("selector"))
-                .is_ok_and(|selector| selector.matches(&pod.labels))
+                .is_ok_and(|selector| selector.matches_by(|key| pod.labels.get(key)))
         });
     let first = matching.next();
     if matching.next().is_some() {

@@ -164,7 +164,7 @@ impl Matcher {
         dynamic
             .registry
             .get("", "namespaces", "", &ctx.namespace)
-            .is_some_and(|namespace| self.namespaces.matches(&namespace.labels))
+            .is_some_and(|namespace| self.namespaces.matches_by(|key| namespace.labels.get(key)))
     }
 
     fn selects_object(&self, asked: &Asked<'_>) -> bool {

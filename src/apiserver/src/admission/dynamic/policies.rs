@@ -206,7 +206,7 @@ impl Policy {
                         (!namespace.is_empty()).then_some(namespace),
                     )
                     .iter()
-                    .filter(|object| selector.matches(&object.labels))
+                    .filter(|object| selector.matches_by(|key| object.labels.get(key)))
                     .map(|object| Some(object.to_value()))
                     .collect()
             }
