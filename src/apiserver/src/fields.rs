@@ -163,7 +163,8 @@ pub struct Read {
 pub fn read(raw: &[u8], selectable: &[Selectable]) -> Result<Read, serde_json::Error> {
     let mut read = Read::default();
     let mut values = vec![None; selectable.len()];
-    let paths = selectable.iter().enumerate().map(|(at, field)| (at, field.path.as_ref())).collect();
+    let paths =
+        selectable.iter().enumerate().map(|(at, field)| (at, field.path.as_ref())).collect();
     let mut deserializer = serde_json::Deserializer::from_slice(raw);
     let root = Root { of: Paths { paths, values: &mut values }, read: &mut read };
     root.deserialize(&mut deserializer)?;
@@ -391,7 +392,8 @@ mod tests {
         let raw = br#"{"metadata":{"name":"a"},"spec":{"nodeName":"n1","containers":[{"x":1}]},"status":{"phase":"Running","podIP":null}}"#;
         let pods = of("", "pods");
         let values = extract(raw, pods).expect("parses");
-        let get = |label: &str| values.get(pods.iter().position(|s| s.label == label).expect("known"));
+        let get =
+            |label: &str| values.get(pods.iter().position(|s| s.label == label).expect("known"));
         assert_eq!(get("spec.nodeName"), Some("n1"));
         assert_eq!(get("status.phase"), Some("Running"));
         assert_eq!(get("spec.hostNetwork"), Some("false"));

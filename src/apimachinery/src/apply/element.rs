@@ -91,9 +91,8 @@ pub(super) fn parse(text: &str) -> Result<Option<String>, String> {
 
 /// Whether a key is `{"name":"value"}` with nothing in it that JSON could spell otherwise.
 fn is_plain(text: &str) -> bool {
-    let plain = |part: &str| {
-        part.bytes().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\'))
-    };
+    let plain =
+        |part: &str| part.bytes().all(|b| matches!(b, b' '..=b'~') && !matches!(b, b'"' | b'\\'));
     text.strip_prefix("{\"")
         .and_then(|rest| rest.strip_suffix("\"}"))
         .and_then(|inner| inner.split_once("\":\""))

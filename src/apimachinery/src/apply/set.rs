@@ -295,7 +295,10 @@ mod tests {
         assert_eq!(all.clone().difference(&a).into_value(), json!({"f:a": {"f:b": {}}, "f:c": {}}));
         assert_eq!(all.clone().recursive_difference(&a).into_value(), json!({"f:c": {}}));
         assert_eq!(all.intersection(&a).into_value(), json!({"f:a": {}}));
-        assert_eq!(a.clone().union(set(json!({"f:c": {}}))).into_value(), json!({"f:a": {}, "f:c": {}}));
+        assert_eq!(
+            a.clone().union(set(json!({"f:c": {}}))).into_value(),
+            json!({"f:a": {}, "f:c": {}})
+        );
         assert!(all.clone().difference(&all).is_empty());
         assert!(a.is_within(&all) && all.is_within(&all) && !all.is_within(&a));
         assert!(!set(json!({"f:a": {"f:b": {}}})).is_within(&set(json!({"f:a": {}}))));

@@ -135,8 +135,7 @@ fn below(of: Typed<'_>, value: &Value) -> (Set, bool) {
             let named = list.iter().zip(steps).filter_map(|(child, step)| {
                 let step = step?;
                 // Of items that are there twice nobody can own a part.
-                let below =
-                    if counts[&step] > 1 { Set::default() } else { below(items, child).0 };
+                let below = if counts[&step] > 1 { Set::default() } else { below(items, child).0 };
                 Some((step, Node { member: true, below }))
             });
             set = named.collect();
@@ -203,12 +202,7 @@ fn is_void(value: Option<&Value>) -> bool {
 }
 
 /// What differs between two values that are not equal, and what became of the value itself.
-fn diff(
-    of: Typed<'_>,
-    old: Option<&Value>,
-    new: Option<&Value>,
-    place: Place,
-) -> (Mark, Diff) {
+fn diff(of: Typed<'_>, old: Option<&Value>, new: Option<&Value>, place: Place) -> (Mark, Diff) {
     let mut found = Diff::default();
     if let (None, Some(new)) = (old, new) {
         found.added = added(of, new);

@@ -408,7 +408,10 @@ mod tests {
             pod(json!({}), container)
         };
         for good in [
-            pod(json!({"creationTimestamp": "2026-01-28T23:59:59Z", "labels": {"a": ""}}), plain.clone()),
+            pod(
+                json!({"creationTimestamp": "2026-01-28T23:59:59Z", "labels": {"a": ""}}),
+                plain.clone(),
+            ),
             with("resources", json!({"limits": {"cpu": "500m", "memory": "1Gi"}})),
             with("livenessProbe", json!({"httpGet": {"port": "http"}, "periodSeconds": 10})),
             with("securityContext", json!({"runAsUser": 1, "privileged": false})),

@@ -422,9 +422,8 @@ pub(super) fn is_settled(schema: &Schema, shape: &Shape, value: &Value, in_map: 
         (Shape::Object(id), Value::Object(map)) => {
             let of = schema.get(*id);
             let through_go = std::ptr::eq(schema, builtin());
-            let has_zeros = || {
-                of.zeros.iter().all(|(at, _)| map.contains_key(of.fields[*at].name.as_ref()))
-            };
+            let has_zeros =
+                || of.zeros.iter().all(|(at, _)| map.contains_key(of.fields[*at].name.as_ref()));
             map.iter().all(|(name, value)| match of.field(name) {
                 None => of.preserve_unknown,
                 Some(_) if value.is_null() => of.zero(name) == Some(value),
@@ -482,9 +481,10 @@ impl<'s> Visitor<'_> for KeyOf<'s> {
     }
 
     fn visit_str<E>(self, key: &str) -> Result<Key<'s>, E> {
-        let found = self.0.fields.binary_search_by(|f| f.name.as_ref().cmp(key));
-        Ok(found
-            .map_or_else(|_| Key::Unknown(key.to_owned()), |i| Key::Known(i, &self.0.fields[i])))
+        Ok(self
+            .0
+            .place(key)
+            .map_or_else(|| Key::Unknown(key.to_owned()), |i| Key::Known(i, &self.0.fields[i])))
     }
 }
 

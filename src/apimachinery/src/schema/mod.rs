@@ -6,7 +6,7 @@
 mod resource;
 mod table;
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc, sync::LazyLock};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, sync::LazyLock, sync::OnceLock};
 
 pub use resource::{Group, Resource, Subresource, is_builtin_group, plural_of, stability};
 
@@ -175,12 +175,64 @@ pub struct Type {
     pub preserve_unknown: bool,
     /// What Go writes for fields that are absent, by their place in `fields` (built-in kinds).
     pub zeros: Vec<(usize, serde_json::Value)>,
+    /// Where its fields are, by name.
+    pub(crate) places: Places,
+}
+
+/// Where the fields of a type are: by a hash of their names, so that one comparison mostly finds a field. Made when it is
+/// first asked, for most types never are.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Places(OnceLock<Box<[u16]>>);
+
+impl Places {
+    fn hash(name: &str) -> usize {
+        let bytes = name.as_bytes();
+        let at = |index: usize| bytes.get(index).copied().map_or(0, usize::from);
+        let length = bytes.len();
+        let last = at(length.saturating_sub(1));
+        at(0) + 5 * at(length / 2) + 31 * last + 71 * at(length / 4) + 131 * length
+    }
+
+    fn of(fields: &[Field]) -> Box<[u16]> {
+        let mut slots = vec![0; (2 * fields.len() + 1).next_power_of_two()];
+        let mask = slots.len() - 1;
+        for (index, field) in fields.iter().enumerate() {
+            let mut slot = Self::hash(&field.name) & mask;
+            while slots[slot] != 0 {
+                slot = (slot + 1) & mask;
+            }
+            // No type has that many.
+            slots[slot] = u16::try_from(index + 1).unwrap_or(u16::MAX);
+        }
+        slots.into()
+    }
+
+    fn find(&self, fields: &[Field], name: &str) -> Option<usize> {
+        if fields.len() >= usize::from(u16::MAX) {
+            return fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok();
+        }
+        let slots = self.0.get_or_init(|| Self::of(fields));
+        let mask = slots.len() - 1;
+        let mut slot = Self::hash(name) & mask;
+        loop {
+            let index = usize::from(slots[slot].checked_sub(1)?);
+            if fields[index].name == name {
+                return Some(index);
+            }
+            slot = (slot + 1) & mask;
+        }
+    }
 }
 
 impl Type {
     /// The field called `name`, case-sensitively.
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok().map(|i| &self.fields[i])
+        self.place(name).map(|index| &self.fields[index])
+    }
+
+    /// Where the field is in `fields`.
+    pub(crate) fn place(&self, name: &str) -> Option<usize> {
+        self.places.find(&self.fields, name)
     }
 
     /// What Go writes for the field called `name` when it is absent.
@@ -303,6 +355,17 @@ impl Schema {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_field_is_found_and_no_other() {
+        for of in &builtin().types {
+            for (at, field) in of.fields.iter().enumerate() {
+                assert_eq!(of.place(&field.name), Some(at), "{}.{}", of.name, field.name);
+                assert_eq!(of.place(&field.name.to_uppercase()), None);
+            }
+            assert_eq!((of.place(""), of.place("größe")), (None, None));
+        }
+    }
 
     #[test]
     fn a_pod_is_described() {

@@ -16,8 +16,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use super::{
-    Embedded, Field, ListType, PatchStrategy, Resource, Schema, Shape, Subresource, Text, Type,
-    TypeId, Union, resource,
+    Embedded, Field, ListType, PatchStrategy, Places, Resource, Schema, Shape, Subresource, Text,
+    Type, TypeId, Union, resource,
 };
 
 static TABLE: &str = include_str!("../../data/kubernetes-1.36.table");
@@ -247,6 +247,7 @@ pub(super) fn parse() -> Schema {
                     embedded: Vec::new(),
                     preserve_unknown: false,
                     zeros: Vec::new(),
+                    places: Places::default(),
                 });
             }
             Some("M") => message = words.next(),

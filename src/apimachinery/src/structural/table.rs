@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::{Additional, Structural};
-use crate::schema::{self, Field, ListType, PatchStrategy, Schema, Shape, Text, Type, TypeId};
+use crate::schema::{
+    self, Field, ListType, PatchStrategy, Places, Schema, Shape, Text, Type, TypeId,
+};
 
 const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
@@ -83,6 +85,7 @@ impl Builder {
             embedded: Vec::new(),
             preserve_unknown: false,
             zeros: Vec::new(),
+            places: Places::default(),
         });
         id
     }

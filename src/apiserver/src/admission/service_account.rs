@@ -87,8 +87,7 @@ fn complete(pod: &mut Value, name: &str, account: &Object) {
     if wanted {
         mount_token(spec);
     }
-    if spec["imagePullSecrets"].items().is_empty()
-        && !account.image_pull_secrets.items().is_empty()
+    if spec["imagePullSecrets"].items().is_empty() && !account.image_pull_secrets.items().is_empty()
     {
         spec["imagePullSecrets"] = account.image_pull_secrets;
     } else if let Some(map) = spec.as_object_mut() {

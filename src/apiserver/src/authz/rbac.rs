@@ -114,7 +114,9 @@ fn collect<'a>(
     for selector in selectors.and_then(Value::as_array).into_iter().flatten() {
         let Ok(selector) = Selector::from_label_selector(Some(selector)) else { continue };
         for (other, other_body) in bodies {
-            if !seen.contains(&other.name.as_str()) && selector.matches_by(|key| other.labels.get(key)) {
+            if !seen.contains(&other.name.as_str())
+                && selector.matches_by(|key| other.labels.get(key))
+            {
                 collect(bodies, other, other_body, seen, into);
             }
         }
