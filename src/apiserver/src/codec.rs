@@ -101,6 +101,9 @@ pub fn decode(
     } else {
         bytes
     };
+    if let Some(decoded) = plain(bytes, format, expected, validation) {
+        return finish(Ok(decoded), expected, warnings);
+    }
     let unrecognized = |error: &dyn std::fmt::Display| {
         Status::bad_request(format!(
             "the object provided is unrecognized (must be of type {}): {error} ({})",
@@ -149,6 +152,32 @@ pub fn decode(
         Format::Yaml => decode::from_yaml(schema, of, text(bytes)?, validation.into()),
     };
     Ok(finish(decoded, expected, warnings)?)
+}
+
+/// What a body is that begins with its kind, as clients write it, and of which there is nothing to be said: it is read
+/// once. Whatever else it may be takes the longer way.
+fn plain(
+    bytes: &[u8],
+    format: Format,
+    expected: Expected<'_>,
+    validation: FieldValidation,
+) -> Option<decode::Decoded> {
+    // Where nothing is told of fields that are there twice, this could be one of them.
+    let tells = validation != FieldValidation::Ignore;
+    if format == Format::Yaml || expected.custom.is_some() || !tells {
+        return None;
+    }
+    let (schema, of) = type_of(expected)?;
+    let version = [b"\"apiVersion\":\"", expected.api_version().as_bytes(), b"\""].concat();
+    let kind = [b"\"kind\":\"", expected.kind.as_bytes(), b"\""].concat();
+    let rest = bytes.strip_prefix(b"{")?;
+    let begins = |first: &[u8], second: &[u8]| {
+        let rest = rest.strip_prefix(first)?.strip_prefix(b",")?.strip_prefix(second)?;
+        rest.first().filter(|next| matches!(next, b',' | b'}'))
+    };
+    begins(&version, &kind).or_else(|| begins(&kind, &version))?;
+    let decoded = decode::from_json(schema, of, bytes, validation.into()).ok()?;
+    decoded.warnings.is_empty().then_some(decoded)
 }
 
 /// Whether [`reshape`] would leave an edited object as it is.
@@ -357,6 +386,41 @@ fn summary(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plain_body_is_read_as_any_other() {
+        let pods = Expected::builtin("", "v1", "Pod");
+        let with = |body: &str, validation| {
+            plain(body.as_bytes(), Format::Json, pods, validation).map(|decoded| decoded.value)
+        };
+        for (body, is_plain) in [
+            (r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"a"}}"#, true),
+            (r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"a"}}"#, true),
+            (r#"{"kind":"Pod","apiVersion":"v1"}"#, true),
+            (r#"{"kind": "Pod","apiVersion":"v1"}"#, false),
+            (r#"{"kind":"Pods","apiVersion":"v1"}"#, false),
+            (r#"{"kind":"Pod","apiVersion":"v1","kind":"Pod"}"#, false),
+            (r#"{"kind":"Pod","apiVersion":"v1","x":1}"#, false),
+            (r#"{"kind":"Pod","apiVersion":"v1","spec":1}"#, false),
+            (r#"{"kind":"Pod","apiVersion":"v1""#, false),
+            (r#"{"metadata":{}}"#, false),
+        ] {
+            let value = with(body, FieldValidation::Warn);
+            assert_eq!(value.is_some(), is_plain, "{body}");
+            assert_eq!(value, with(body, FieldValidation::Strict), "{body}");
+            assert_eq!(with(body, FieldValidation::Ignore), None);
+            if is_plain {
+                let (bytes, warnings) = (Bytes::from(body.to_owned()), Warnings::default());
+                let ignore = FieldValidation::Ignore;
+                let longer = decode(&bytes, Format::Json, pods, ignore, &warnings).expect(body);
+                let shorter = value.map(|value| {
+                    let decoded = decode::Decoded { value, warnings: Vec::new() };
+                    finish(Ok(decoded), pods, &warnings).expect(body)
+                });
+                assert_eq!(shorter, Some(longer), "{body}");
+            }
+        }
+    }
 
     #[test]
     fn a_body_is_of_the_expected_kind() {

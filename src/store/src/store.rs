@@ -32,7 +32,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 8 << 20 }
+        Self { cache_bytes: 2 << 20 }
     }
 }
 

@@ -63,7 +63,7 @@ pub struct Dynamic {
     authorizer: Authorizer,
     index: Arc<RwLock<Arc<Index>>>,
     /// Of the kinds, in their order.
-    caches: Arc<OnceLock<[Arc<Cache>; 6]>>,
+    caches: Arc<OnceLock<Vec<Arc<Cache>>>>,
 }
 
 impl Dynamic {
@@ -75,12 +75,19 @@ impl Dynamic {
     /// Asked for twice with each write, so the caches are looked up once.
     fn revisions(&self) -> [u64; 6] {
         if self.caches.get().is_none() {
-            let found = KINDS.map(|kind| self.registry.cache_of(GROUP, kind));
-            if let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] = found {
-                let _ = self.caches.set([a, b, c, d, e, f]);
+            let found = KINDS.iter().map(|kind| self.registry.cache_of(GROUP, kind));
+            if let Some(caches) = found.collect() {
+                let _ = self.caches.set(caches);
             }
         }
-        self.caches.get().map_or([0; 6], |caches| caches.each_ref().map(|cache| cache.revision()))
+        let Some(caches) = self.caches.get() else {
+            return KINDS.map(|kind| self.registry.changed(GROUP, kind));
+        };
+        let mut revisions = [0; 6];
+        for (revision, cache) in revisions.iter_mut().zip(caches) {
+            *revision = cache.revision();
+        }
+        revisions
     }
 
     fn index(&self) -> Arc<Index> {
