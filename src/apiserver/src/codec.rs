@@ -102,7 +102,7 @@ pub fn decode(
         bytes
     };
     if let Some(decoded) = plain(bytes, format, expected, validation) {
-        return finish(Ok(decoded), expected, warnings);
+        return Ok(finish(Ok(decoded), expected, warnings)?);
     }
     let unrecognized = |error: &dyn std::fmt::Display| {
         Status::bad_request(format!(
