@@ -21,7 +21,7 @@ impl Versions for Pods {
         Some(Cow::Borrowed(object))
     }
 
-    fn ignored(&self, _: &str) -> Option<Set> {
+    fn ignored(&self, _: &str) -> Option<&Set> {
         None
     }
 }
