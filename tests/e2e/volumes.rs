@@ -337,7 +337,9 @@ fn claims_get_volumes_that_outlive_pods_as_their_class_says() {
     let cluster = Cluster::ephemeral();
     let node = format!("rootlet-{}", cluster.name);
     let folders = ["static", "local"].map(|name| cluster.path(name));
-    folders.iter().for_each(|folder| std::fs::create_dir(folder).expect("a folder can be made"));
+    for folder in &folders {
+        std::fs::create_dir(folder).expect("a folder can be made");
+    }
     let here = on_node(&node);
     let kept = json!({"provisioner": "rancher.io/local-path", "reclaimPolicy": "Retain",
         "volumeBindingMode": "WaitForFirstConsumer", "allowVolumeExpansion": true});

@@ -92,12 +92,11 @@ impl<'a> Members<'a> {
     /// Makes `value`, which is JSON, the member `name`. A new one comes where the order of names has it.
     pub fn set(&mut self, name: &'a str, value: String) {
         let value = Cow::Owned(value);
-        match self.0.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => *known = value,
-            None => {
-                let at = self.0.iter().position(|(known, _)| known.as_ref() > name);
-                self.0.insert(at.unwrap_or(self.0.len()), (Cow::Borrowed(name), value));
-            }
+        if let Some((_, known)) = self.0.iter_mut().find(|(known, _)| known == name) {
+            *known = value;
+        } else {
+            let at = self.0.iter().position(|(known, _)| known.as_ref() > name);
+            self.0.insert(at.unwrap_or(self.0.len()), (Cow::Borrowed(name), value));
         }
     }
 

@@ -466,7 +466,7 @@ do what you may.")]
   rootlet why pod/hello
   rootlet why pod/web-0 -n shop -o json
   rootlet why deployment/web            also why it has no pods at all")]
-    Why(Why),
+    Why(Box<Why>),
     /// Run a command, or a shell, in the node's namespaces, where pods and services have their addresses.
     #[command(after_help = "Examples:
   rootlet enter -- curl http://10.42.0.7:8080

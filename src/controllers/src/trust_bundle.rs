@@ -105,12 +105,12 @@ mod tests {
             "kubernetes.io:kube-apiserver-serving:4b650e5c4785025dee7bd65e"
         );
         let made = Arc::new(made);
-        assert_eq!(decide(&[made.clone()], "CA"), Changes::default());
+        assert_eq!(decide(std::slice::from_ref(&made), "CA"), Changes::default());
         let mut bent = ClusterTrustBundle::clone(&made);
         bent.spec.trust_bundle = "another".into();
         let mended = decide(&[Arc::new(bent)], "CA").update.expect("it is not what it was");
         assert_eq!(mended, *made);
-        let next = decide(&[made.clone()], "NEW");
+        let next = decide(std::slice::from_ref(&made), "NEW");
         assert!(next.create.is_some());
         assert_eq!(next.delete, [made.name_any()]);
     }

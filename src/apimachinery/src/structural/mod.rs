@@ -200,7 +200,9 @@ impl Structural {
             not: one("not"),
         };
         let mut all_of = std::mem::take(&mut read.all_of);
-        all_of.iter_mut().for_each(|schema| read.take_rules(schema));
+        for schema in &mut all_of {
+            read.take_rules(schema);
+        }
         read.all_of = all_of;
         read
     }

@@ -79,7 +79,7 @@ fn complete(pod: &mut Value, name: &str, account: &Object) {
     spec["serviceAccount"] = name.into();
     let wanted = spec["automountServiceAccountToken"]
         .as_bool()
-        .or_else(|| account.automount_service_account_token)
+        .or(account.automount_service_account_token)
         .unwrap_or(true);
     if let Some(map) = spec.as_object_mut() {
         map.retain(|_, value| !value.is_null());

@@ -96,7 +96,7 @@ fn what_is_broken_of_the_old_goes_first_oldest_first() {
     let at = |name: &str, size: i32, available: i32, hour: i32| {
         let mut set = set(name, size, available);
         let time = format!("2026-01-01T0{hour}:00:00Z").parse().expect("a time");
-        set.metadata.creation_timestamp = Some(time).map(Time);
+        set.metadata.creation_timestamp = Some(Time(time));
         set
     };
     let new = set("new", 2, 2);
@@ -141,7 +141,7 @@ fn a_change_of_size_is_shared_in_proportion() {
             set.annotations_mut().insert(DESIRED.into(), desired.to_string());
             set.annotations_mut().insert(MAX.into(), (desired + before).to_string());
             let time = format!("2026-01-01T0{}:00:00Z", 9 - n).parse().expect("a time");
-            set.metadata.creation_timestamp = Some(time).map(Time);
+            set.metadata.creation_timestamp = Some(Time(time));
             made.push(set);
         }
         let all: Vec<&ReplicaSet> = made.iter().collect();
@@ -208,13 +208,13 @@ fn recreate_waits_for_the_old_pods_to_be_gone() {
         old: vec![Arc::new(old.clone())],
         old_pods_run,
     };
-    for (look, rolls_back, want) in [
-        (look(&old, false), false, false),
-        (look(&empty, true), false, false),
-        (look(&empty, false), false, true),
-        (look(&old, true), true, true),
+    for (old, old_pods_run, rolls_back, want) in [
+        (&old, false, false, false),
+        (&empty, true, false, false),
+        (&empty, false, false, true),
+        (&old, true, true, true),
     ] {
-        assert_eq!(look.needs_set(rolls_back), want);
+        assert_eq!(look(old, old_pods_run).needs_set(rolls_back), want);
     }
 }
 
@@ -226,7 +226,7 @@ fn a_set_is_made_only_where_one_is_due() {
         let mut old = set("old", 3, 3);
         old.annotations_mut().insert(DESIRED.into(), desired.to_string());
         let mut deployment = Deployment { spec: Some(spec.clone()), ..Deployment::default() };
-        deployment.metadata.deletion_timestamp = ending.then(|| Time(Timestamp::UNIX_EPOCH));
+        deployment.metadata.deletion_timestamp = ending.then_some(Time(Timestamp::UNIX_EPOCH));
         Look { deployment, spec, new: None, old: vec![Arc::new(old)], old_pods_run: false }
     };
     for (paused, ending, desired, mode) in [

@@ -360,7 +360,7 @@ mod tests {
             (json!({"volume.beta.kubernetes.io/storage-class": ""}), json!({}), None),
         ] {
             let found = default_class(&claim(annotations, spec), &classes);
-            assert_eq!(found.map(|class| class.name_any()).as_deref(), want);
+            assert_eq!(found.map(ResourceExt::name_any).as_deref(), want);
         }
         assert!(default_class(&claim(json!({}), json!({})), &classes[3..]).is_none());
     }
