@@ -392,8 +392,7 @@ async fn scheduling_alone(client: &Client, nodes: &Nodes, count: usize) -> anyho
     tokio::time::sleep(BACK_OFF).await;
     let spec = json!({"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": NAMESPACE,
         "resources": {"requests": {"storage": "1Gi"}}});
-    let bound = json!({"pv.kubernetes.io/bind-completed": "yes", "pv.kubernetes.io/bound-by-controller": "yes"});
-    let claim = json!({"metadata": {"name": NAMESPACE, "annotations": bound}, "spec": spec});
+    let claim = json!({"metadata": {"name": NAMESPACE}, "spec": spec});
     let begin = Instant::now();
     claims.create(&PostParams::default(), &serde_json::from_value(claim)?).await?;
     nodes.until("scheduling alone", |census| census.placed.len() >= count).await?;
