@@ -121,9 +121,20 @@ impl<K> Clone for Informer<K> {
     }
 }
 
+/// A kind that can be watched.
+pub trait Watched:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
+}
+
 impl<K> Informer<K>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Watched,
 {
     /// Watches those objects of `api` that are of `selection`, until the task is aborted.
     pub fn spawn(api: Api<K>, selection: Selection) -> (Self, JoinHandle<()>) {
@@ -220,7 +231,7 @@ fn spawn_pods(client: &Client) -> (Informer<Pod>, JoinHandle<()>) {
 
 fn spawn_for<K>(client: &Client) -> (Informer<K>, JoinHandle<()>)
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Watched,
 {
     if TypeId::of::<K>() == TypeId::of::<Pod>() {
         let (pods, task) = spawn_pods(client);
@@ -259,7 +270,7 @@ impl Informers {
     /// The informer of kind `K` over all namespaces, started on first use.
     pub fn get<K>(&self) -> Informer<K>
     where
-        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K: Watched,
     {
         let mut kinds = self.0.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         let known = kinds.get(&TypeId::of::<K>()).and_then(|any| any.downcast_ref::<Informer<K>>());

@@ -13,7 +13,7 @@ mod slice_owners;
 pub use connect::{ConnectError, from_kubeconfig, in_process};
 pub use discovery::{resources, versioned_resources};
 pub use election::{Election, Term};
-pub use informer::{Change, Informer, Informers, Key, Store, key};
+pub use informer::{Change, Informer, Informers, Key, Store, Watched, key};
 pub use list_watch::{Event, Selection, list_watch};
 pub use recorder::{Recorder, object_reference};
 pub use slice_owners::{Move, SERVICE_NAME, SliceOwners};

@@ -347,13 +347,7 @@ fn touched<K, T, F>(
     of: F,
 ) -> impl Stream<Item = Vec<T>> + Send + use<K, T, F>
 where
-    K: Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
+    K: client::Watched,
     F: Fn(&K) -> Vec<T> + Send,
 {
     let store = informer.store();

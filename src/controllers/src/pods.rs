@@ -40,13 +40,7 @@ pub fn owners<O>(
     selector: impl Fn(&O) -> Option<LabelSelector>,
 ) -> Vec<ownership::Key>
 where
-    O: Resource<DynamicType = ()>
-        + Clone
-        + Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
+    O: client::Watched,
 {
     if ownership::controller_of(pod).is_some() {
         return ownership::controller_key(pod, kind).into_iter().collect();
@@ -224,13 +218,7 @@ pub async fn settle<K>(
     created: Vec<String>,
     deleted: Vec<String>,
 ) where
-    K: Resource<DynamicType = ()>
-        + Clone
-        + Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
+    K: client::Watched,
 {
     let mut created: HashSet<String> = created.into_iter().collect();
     let mut deleted: HashSet<String> = deleted.into_iter().collect();

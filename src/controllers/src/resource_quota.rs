@@ -171,13 +171,7 @@ fn freed<K>(
     of: impl Fn(&K) -> Use + Send,
 ) -> impl Stream<Item = Vec<Key>> + Send
 where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
+    K: client::Watched,
 {
     let (store, quotas) = (informer.store(), quotas.store());
     let mut known: HashMap<String, Use> = HashMap::new();

@@ -59,13 +59,7 @@ fn key(meta: &ObjectMeta) -> Key {
 
 fn named<K>(informer: &Informer<K>, name: impl Fn(&K) -> Option<String>) -> HashMap<String, Arc<K>>
 where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
+    K: client::Watched,
 {
     let all = informer.store().state().into_iter();
     all.filter_map(|object| Some((name(&object)?, object))).collect()
@@ -234,13 +228,7 @@ impl Pictures {
 
 fn stored<K>(informer: &Informer<K>, told: fn(Change<K>) -> Told) -> BoxStream<'static, Input>
 where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
+    K: client::Watched,
 {
     informer.subscribe().map(move |change| Input::Storage(told(change))).boxed()
 }
@@ -252,13 +240,7 @@ fn followed<K>(
     selector: fn(&K) -> Option<LabelSelector>,
 ) -> BoxStream<'static, Input>
 where
-    K: kube::Resource<DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
+    K: client::Watched,
 {
     let changes = informer.subscribe().map(move |change| match change {
         Change::Applied(set) => Owner::Set(kind, key(meta(&set)), selector(&set)),

@@ -13,8 +13,8 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Resource, ResourceExt};
 use plugin::call::Code;
 use plugin::proto::{
     self, CapacityRange, ContentSource, CreateVolume, CreatedVolume, DeleteVolume, Empty,
@@ -394,13 +394,7 @@ impl Controller {
         change: impl Fn(&[String]) -> Vec<String>,
     ) -> Result<(), Failure>
     where
-        K: Resource<DynamicType = ()>
-            + Clone
-            + std::fmt::Debug
-            + serde::de::DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
+        K: client::Watched,
     {
         let Some(found) = api.get_opt(name).await? else { return Ok(()) };
         let wanted = change(found.finalizers());
