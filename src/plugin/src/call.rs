@@ -80,11 +80,11 @@ impl Plugin {
         Ok(Self { channel })
     }
 
-    /// Connects to the plugin's socket when it is first called, and anew when the connection is gone. Takes a
-    /// Tokio runtime.
-    pub fn lazily(socket: Socket, timeout: Duration) -> Self {
+    /// Connects to the plugin's socket when it is first called, and anew when the connection is gone; how long a call
+    /// may take is the caller's to say. Takes a Tokio runtime.
+    pub fn lazily(socket: Socket) -> Self {
         let connector = tower::service_fn(move |_: http::Uri| socket.clone().open());
-        let endpoint = Endpoint::from_static("http://plugin").timeout(timeout);
+        let endpoint = Endpoint::from_static("http://plugin");
         Self { channel: endpoint.connect_with_connector_lazy(connector) }
     }
 

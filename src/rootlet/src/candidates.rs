@@ -176,7 +176,7 @@ fn names(kind: &Kind, words: &[&str]) -> anyhow::Result<Vec<String>> {
         request_timeout: "0".into(),
         ..Connection::default()
     };
-    // These know the clusters of this machine alone.
+    // It knows the clusters of this machine alone.
     if matches!(words, ["trace", ..]) {
         connection.kubeconfig = own.clone();
     }

@@ -130,7 +130,7 @@ impl Service {
         Request: Message + 'static,
         Answer: Message + Default + 'static,
     {
-        let plugin = self.plugin.get_or_init(|| Plugin::lazily(self.socket.clone(), self.timeout));
+        let plugin = self.plugin.get_or_init(|| Plugin::lazily(self.socket.clone()));
         let call = async { plugin.call(method, request).await.map_err(|error| error.to_string()) };
         let late =
             |_| Err("rpc error: code = DeadlineExceeded desc = context deadline exceeded".into());
