@@ -189,6 +189,20 @@ fn devices_are_given_to_claims_and_taken_back() {
     let claim = claim_of("second");
     assert_eq!(claim["status"]["reservedFor"][0]["name"], "second");
 
+    // Its driver says that the device is broken: who has it leaves.
+    cluster.pod("second", "bound", |pod| pod["spec"]["nodeName"] == node.as_str());
+    let taint = json!([{"op": "add", "path": "/spec/devices/1/taints",
+        "value": [{"key": "gpu.example.com/broken", "effect": "NoExecute"}]}]);
+    let patch = ["patch", "resourceslice", "gpus", "--type=json", "-p", &taint.to_string()];
+    cluster.kubectl_ok(&patch);
+    cluster.kubectl_ok(&["wait", "--for=delete", "pod/second", "--timeout=90s"]);
+    eventually("the eviction's event", || {
+        let of_pod = ["events", "--field-selector", "reason=DeviceTaintManagerEviction"];
+        let events = cluster.get(&of_pod)?;
+        let told = events["items"][0]["message"] == "Marking for deletion";
+        if told { Ok(()) } else { Err(events.to_string()) }
+    });
+
     // A class stands for an extended resource: the claim is made for the pod, and goes with it.
     let patch = r#"{"spec":{"extendedResourceName":"example.com/gpu"}}"#;
     cluster.kubectl_ok(&["patch", "deviceclass", "gpu", "--type=merge", "-p", patch]);

@@ -464,3 +464,27 @@ fn a_block_volume_is_a_device_of_its_container() {
     let message = cluster.event("folder", "ProvisioningFailed");
     assert!(message.contains("volumes of mode Block are not supported"), "{message}");
 }
+
+#[test]
+fn a_class_of_attributes_stays_while_a_claim_refers_to_it() {
+    let cluster = Cluster::ephemeral();
+    let class = json!({"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttributesClass",
+        "metadata": {"name": "gold"}, "driverName": "csi.example.com",
+        "parameters": {"iops": "100"}});
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "fast"}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "volumeAttributesClassName": "gold",
+            "resources": {"requests": {"storage": "1Mi"}}}});
+    cluster.apply(&class.to_string());
+    eventually("the class is held", || {
+        let class = cluster.get(&["volumeattributesclass", "gold"])?;
+        let held = class["metadata"]["finalizers"][0] == "kubernetes.io/vac-protection";
+        if held { Ok(()) } else { Err(class.to_string()) }
+    });
+    cluster.apply(&claim.to_string());
+    cluster.kubectl_ok(&["delete", "volumeattributesclass", "gold", "--wait=false"]);
+    let going = cluster.get(&["volumeattributesclass", "gold"]).expect("it is in use");
+    assert!(going["metadata"]["deletionTimestamp"].is_string(), "{going}");
+    cluster.kubectl_ok(&["delete", "persistentvolumeclaim", "fast"]);
+    cluster.kubectl_ok(&["wait", "--for=delete", "volumeattributesclass/gold", "--timeout=60s"]);
+}

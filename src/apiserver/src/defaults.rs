@@ -54,6 +54,7 @@ pub fn set_defaults(resource: &Resource, object: &mut Value) {
         ("resource.k8s.io", "resourceclaimtemplates") => {
             rules::device_claim(object, "/spec/spec/devices/requests");
         }
+        ("resource.k8s.io", "resourceslices") => rules::device_taints(object),
         ("flowcontrol.apiserver.k8s.io", "flowschemas") => rules::flow_schema(object),
         ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => {
             rules::priority_level(object);

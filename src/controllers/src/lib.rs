@@ -10,6 +10,7 @@ mod cron_job;
 pub mod csi;
 mod daemon_set;
 mod deployment;
+mod device_taint_eviction;
 mod disruption;
 mod endpoint_slice;
 mod endpoint_slice_mirroring;
@@ -180,6 +181,11 @@ const CONTROLLERS: &[(&str, Start)] = &[
     controller!("garbage-collector-controller", "generic-garbage-collector", garbage_collector),
     controller!("pod-garbage-collector-controller", "pod-garbage-collector", pod_gc),
     controller!("taint-eviction-controller", "node-controller", taint_eviction),
+    controller!(
+        "device-taint-eviction-controller",
+        "device-taint-eviction-controller",
+        device_taint_eviction
+    ),
     controller!("disruption-controller", "disruption-controller", disruption),
     controller!("resourcequota-controller", "resourcequota-controller", resource_quota),
     controller!(
@@ -217,6 +223,10 @@ const CONTROLLERS: &[(&str, Start)] = &[
     ("persistentvolume-protection-controller", |setup| {
         let (client, caches, stop) = setup.parts("pv-protection-controller");
         volume_protection::run_volumes(client, caches, stop).boxed()
+    }),
+    ("volumeattributesclass-protection-controller", |setup| {
+        let (client, caches, stop) = setup.parts("volumeattributesclass-protection-controller");
+        volume_protection::run_attributes(client, caches, stop).boxed()
     }),
     controller!("ephemeral-volume-controller", "ephemeral-volume-controller", ephemeral_volume),
     controller!(

@@ -101,12 +101,28 @@ fn taints(node: &Node, evictions: Evictions, now: Timestamp) -> Option<Vec<Taint
             result.push(Taint {
                 key: want.0.to_owned(),
                 effect: want.1.to_owned(),
-                time_added: (want.1 == "NoExecute").then_some(Time(now)),
+                time_added: Some(Time(now)),
                 value: None,
             });
         }
     }
     (result != *found).then_some(result)
+}
+
+/// Labels of old, and those that have taken their place and say what is right.
+const OLD_LABELS: &[(&str, &str)] = &[
+    ("beta.kubernetes.io/os", "kubernetes.io/os"),
+    ("beta.kubernetes.io/arch", "kubernetes.io/arch"),
+];
+
+/// The labels of old that do not say what those of today do, as they should be.
+fn outdated_labels(node: &Node) -> BTreeMap<&'static str, String> {
+    let labels = node.labels();
+    let wrong = OLD_LABELS.iter().filter_map(|(old, today)| {
+        let wanted = labels.get(*today)?;
+        (labels.get(*old) != Some(wanted)).then(|| (*old, wanted.clone()))
+    });
+    wrong.collect()
 }
 
 /// The status of the node's condition Ready.
@@ -118,8 +134,9 @@ fn readiness(node: &Node) -> Option<&str> {
 /// Tells that the pod is not ready: nobody hears of it any more.
 async fn mark_unready(client: &Client, pod: &Pod, events: &Recorder) -> Result<(), kube::Error> {
     let (namespace, name) = ownership::key(pod);
-    let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [
-        {"type": "Ready", "status": "False", "lastTransitionTime": Time(Timestamp::now())}]}});
+    let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [{
+        "type": "Ready", "status": "False", "observedGeneration": pod.metadata.generation,
+        "lastTransitionTime": Time(Timestamp::now())}]}});
     let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let patch = Patch::Strategic(patch);
     unless_code(api.patch_status(&name, &PatchParams::default(), &patch).await, 404)?;
@@ -160,7 +177,8 @@ impl Told {
                 let message = format!("Node {name} event: Registered Node {name} in Controller");
                 events.normal(reference(node), "RegisteredNode", message);
             }
-            Some(true) if !ready => {
+            // The kubelet itself tells when it is not ready.
+            Some(true) if readiness(node) == Some("Unknown") => {
                 let message = format!("Node {name} status is now: NodeNotReady");
                 events.normal(reference(node), "NodeNotReady", message);
             }
@@ -242,6 +260,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 });
                 api.patch(&key, &parameters, &Patch::Merge(&patch)).await?;
             }
+            let labels = outdated_labels(&node);
+            if !labels.is_empty() {
+                let patch = json!({"metadata": {"uid": node.uid(), "labels": labels}});
+                api.patch(&key, &parameters, &Patch::Merge(&patch)).await?;
+            }
             if silent.is_new(&key, readiness(&node) != Some("Unknown")) {
                 let here = all_pods
                     .store()
@@ -296,6 +319,24 @@ mod tests {
                 "node.kubernetes.io/unreachable:NoSchedule node.kubernetes.io/unreachable:NoExecute"
             )
         );
+    }
+
+    #[test]
+    fn labels_of_old_follow_those_of_today() {
+        for (labels, want) in [
+            (json!({}), json!({})),
+            (json!({"beta.kubernetes.io/os": "linux"}), json!({})),
+            (json!({"kubernetes.io/os": "linux", "beta.kubernetes.io/os": "linux"}), json!({})),
+            (json!({"kubernetes.io/os": "linux"}), json!({"beta.kubernetes.io/os": "linux"})),
+            (
+                json!({"kubernetes.io/arch": "arm64", "beta.kubernetes.io/arch": "amd64"}),
+                json!({"beta.kubernetes.io/arch": "arm64"}),
+            ),
+        ] {
+            let node = json!({"metadata": {"labels": labels}});
+            let node: Node = serde_json::from_value(node).unwrap();
+            assert_eq!(json!(outdated_labels(&node)), want, "{labels}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! Source: `pkg/controller/podgc/gc_controller.go`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use client::Informers;
@@ -13,22 +13,23 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
 use serde_json::json;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{ownership, pods, unless_code};
 
 /// How often it looks.
 const INTERVAL: Duration = Duration::from_secs(20);
+/// How long it waits for a node that pods name to be known, before it asks whether there is one.
+const QUARANTINE: Duration = Duration::from_secs(40);
 /// Finished pods that are kept (`--terminated-pod-gc-threshold`).
 const FINISHED_MAX: usize = 12_500;
 const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// What the nodes' names tell.
 struct Nodes {
-    /// Those there are.
-    known: HashSet<String>,
-    /// Those that were missed at the last look.
-    missed: HashSet<String>,
+    /// Those that pods name and that are no more.
+    gone: HashSet<String>,
     /// Those that are down, and will not come back with what ran there.
     out_of_service: HashSet<String>,
 }
@@ -47,8 +48,23 @@ fn is_evicted(pod: &Pod) -> bool {
     pods::phase(pod) == "Failed" && status.is_some_and(|s| s.reason.as_deref() == Some("Evicted"))
 }
 
-/// The pods to remove. A node counts as gone when two looks in a row did not see it: pods may be known
-/// before their node is. Each is told with whether its node is gone.
+/// Nodes that pods name and that are not known, since when.
+#[derive(Default)]
+struct Missed(HashMap<String, Instant>);
+
+impl Missed {
+    /// Takes note of what pods `named` and what is `known`; returns those that were missed for long enough.
+    fn look(&mut self, named: HashSet<&str>, known: &HashSet<String>, now: Instant) -> Vec<String> {
+        self.0.retain(|name, _| named.contains(name.as_str()) && !known.contains(name));
+        for name in named.into_iter().filter(|name| !name.is_empty() && !known.contains(*name)) {
+            self.0.entry(name.to_owned()).or_insert(now);
+        }
+        let due = self.0.iter().filter(|(_, since)| now.duration_since(**since) >= QUARANTINE);
+        due.map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// The pods to remove. Each is told with whether its node is gone.
 fn decide<'a>(pods: &'a [impl AsRef<Pod>], nodes: &Nodes, keep: usize) -> Vec<(&'a Pod, bool)> {
     let all: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
     let mut finished: Vec<&Pod> =
@@ -63,8 +79,7 @@ fn decide<'a>(pods: &'a [impl AsRef<Pod>], nodes: &Nodes, keep: usize) -> Vec<(&
         finished[..surplus].iter().map(|pod| (*pod, false)).collect();
     for pod in all {
         let name = pods::node(pod);
-        let orphaned =
-            !name.is_empty() && !nodes.known.contains(name) && nodes.missed.contains(name);
+        let orphaned = nodes.gone.contains(name);
         let going = pod.metadata.deletion_timestamp.is_some();
         let lost = going && (name.is_empty() || nodes.out_of_service.contains(name));
         let listed = unwanted.iter().any(|(other, _)| std::ptr::eq(*other, pod));
@@ -86,6 +101,7 @@ async fn remove(client: &Client, pod: &Pod, orphaned: bool) -> Result<(), kube::
             status["conditions"] = json!([{
                 "type": "DisruptionTarget", "status": "True", "reason": "DeletionByPodGC",
                 "message": "PodGC: node no longer exists",
+                "observedGeneration": pod.metadata.generation,
                 "lastTransitionTime": Time(Timestamp::now())}]);
         }
         let patch = Patch::Strategic(json!({"metadata": {"uid": pod.uid()}, "status": status}));
@@ -101,7 +117,8 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let (pods, nodes) = (informers.get::<Pod>(), informers.get::<Node>());
     pods.ready().await;
     nodes.ready().await;
-    let mut missed: HashSet<String> = HashSet::new();
+    let api: Api<Node> = Api::all(client.clone());
+    let mut missed = Missed::default();
     let mut tick = tokio::time::interval(INTERVAL);
     loop {
         tokio::select! {
@@ -112,16 +129,21 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let known: HashSet<String> = all.iter().map(|node| node.name_any()).collect();
         let down = all.iter().filter(|node| is_out_of_service(node));
         let out_of_service = down.map(|node| node.name_any()).collect();
-        let looked = Nodes { known, missed, out_of_service };
         let state = pods.store().state();
-        for (pod, orphaned) in decide(&state, &looked, FINISHED_MAX) {
+        let named = state.iter().map(|pod| pods::node(pod)).collect();
+        let mut gone = HashSet::new();
+        for name in missed.look(named, &known, Instant::now()) {
+            // The cache's word is not enough.
+            if matches!(api.get_opt(&name).await, Ok(None)) {
+                gone.insert(name);
+            }
+        }
+        for (pod, orphaned) in decide(&state, &Nodes { gone, out_of_service }, FINISHED_MAX) {
             if let Err(error) = remove(&client, pod, orphaned).await {
                 let (namespace, name) = ownership::key(pod);
                 tracing::debug!(namespace, name, %error, "a pod without a node stays for now");
             }
         }
-        let named = state.iter().map(|pod| pods::node(pod).to_owned());
-        missed = named.filter(|name| !name.is_empty() && !looked.known.contains(name)).collect();
     }
 }
 
@@ -152,11 +174,7 @@ mod tests {
             pod("done", "here", "Succeeded", false, &day(2)),
             Arc::new(evicted),
         ];
-        let nodes = Nodes {
-            known: HashSet::from(["here".to_owned()]),
-            missed: HashSet::new(),
-            out_of_service: HashSet::new(),
-        };
+        let nodes = Nodes { gone: HashSet::new(), out_of_service: HashSet::new() };
         let names: Vec<String> =
             decide(&pods, &nodes, 1).iter().map(|(pod, _)| pod.name_any()).collect();
         assert_eq!(names, ["evicted", "old"]);
@@ -169,6 +187,7 @@ mod tests {
             pod("fine", "here", "Running", false, &day(1)),
             pod("lost", "gone", "Running", false, &day(1)),
             pod("new", "late", "Running", false, &day(1)),
+            pod("ended", "gone", "Succeeded", false, &day(4)),
             pod("stuck", "down", "Running", true, &day(1)),
             pod("stays", "down", "Running", false, &day(1)),
             pod("never", "", "Pending", true, &day(1)),
@@ -177,15 +196,39 @@ mod tests {
             pod("done-1", "here", "Failed", false, &day(2)),
         ];
         let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<HashSet<_>>();
-        let nodes = Nodes {
-            known: set(&["here", "down"]),
-            missed: set(&["gone"]),
-            out_of_service: set(&["down"]),
-        };
-        let unwanted = decide(&pods, &nodes, 1);
+        let nodes = Nodes { gone: set(&["gone"]), out_of_service: set(&["down"]) };
+        let unwanted = decide(&pods, &nodes, 2);
         let names: Vec<(String, bool)> =
             unwanted.iter().map(|(pod, orphaned)| (pod.name_any(), *orphaned)).collect();
-        let want = [("done-1", false), ("lost", true), ("stuck", false), ("never", false)];
+        let want = [
+            ("done-1", false),
+            ("lost", true),
+            ("ended", true),
+            ("stuck", false),
+            ("never", false),
+        ];
         assert_eq!(names, want.map(|(name, orphaned)| (name.to_owned(), orphaned)));
+    }
+
+    #[test]
+    fn a_node_is_waited_for_before_it_counts_as_gone() {
+        let mut missed = Missed::default();
+        let began = Instant::now();
+        for (second, named, known, want) in [
+            (0, vec!["a", "b", ""], vec!["b"], None),
+            (20, vec!["a", "b"], vec!["b"], None),
+            (40, vec!["a", "b"], vec!["b"], Some("a")),
+            (41, vec!["a", "b"], vec!["a", "b"], None),
+            (60, vec!["a", "b"], vec!["b"], None),
+            (99, vec!["a"], vec![], None),
+            (100, vec!["a"], vec![], Some("a")),
+            (200, vec![], vec![], None),
+            (201, vec!["a"], vec![], None),
+        ] {
+            let known = known.into_iter().map(str::to_owned).collect();
+            let now = began + Duration::from_secs(second);
+            let due = missed.look(named.into_iter().collect(), &known, now);
+            assert_eq!(due.first().map(String::as_str), want, "{second}");
+        }
     }
 }

@@ -13,12 +13,13 @@ use client::{Change, Informer, Recorder, object_reference};
 use futures::{Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, OwnerReference, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, Resource, ResourceExt};
+use serde_json::json;
 
-use crate::ownership;
+use crate::{ownership, unless_code};
 
 /// How long the cache may take to show what was just written.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -354,6 +355,27 @@ async fn remove(api: &Api<Pod>, pod: &Pod) -> (String, String, Result<(), kube::
     (name, uid, removed)
 }
 
+/// Deletes the pod on behalf of somebody else than its owner: with the condition DisruptionTarget, so that those who
+/// count failures know. One that is gone is fine.
+pub async fn disrupt(
+    client: &Client,
+    pod: &Pod,
+    reason: &str,
+    message: &str,
+) -> Result<(), kube::Error> {
+    let (namespace, name) = ownership::key(pod);
+    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [{
+        "type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
+        "observedGeneration": pod.metadata.generation,
+        "lastTransitionTime": Time(Timestamp::now())}]}});
+    let told = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await;
+    unless_code(told, 404)?;
+    let preconditions = Preconditions { uid: pod.uid(), ..Preconditions::default() };
+    let parameters = DeleteParams::default().preconditions(preconditions);
+    unless_code(api.delete(&name, &parameters).await, 404)
+}
+
 /// Whether something was refused because its namespace is being deleted.
 pub fn is_ending(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else { return false };
@@ -371,8 +393,6 @@ pub fn text(error: &kube::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn pod(value: serde_json::Value) -> Pod {

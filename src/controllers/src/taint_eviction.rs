@@ -8,16 +8,13 @@ use std::time::Duration;
 
 use client::{Informers, Recorder, object_reference};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
-use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::ownership::{self, Key};
 use crate::queue::{self, Failure, Next};
-use crate::{node_selector, pods, touched, unless_code};
+use crate::{node_selector, pods, touched};
 
 /// When the pod has to go.
 #[derive(Debug, PartialEq)]
@@ -45,13 +42,11 @@ fn fate(pod: &Pod, node: &Node, seen: Timestamp, now: Timestamp) -> Fate {
         pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
     let mut first: Option<Timestamp> = None;
     for taint in taints {
-        let mut matching =
-            tolerations.iter().filter(|t| node_selector::tolerates(t, taint)).peekable();
-        if matching.peek().is_none() {
+        // Of several that bear the taint the first counts.
+        let Some(bearing) = tolerations.iter().find(|t| node_selector::tolerates(t, taint)) else {
             return Fate::Leave(Duration::ZERO);
-        }
-        // The shortest of the tolerations counts; one without an end does not shorten it.
-        let Some(seconds) = matching.filter_map(|t| t.toleration_seconds).min() else { continue };
+        };
+        let Some(seconds) = bearing.toleration_seconds else { continue };
         // A pod that came after the taint bears it from then on.
         let tainted = taint.time_added.as_ref().map_or(seen, |time| time.0);
         let since = came(pod).map_or(tainted, |came| came.max(tainted));
@@ -68,19 +63,10 @@ fn fate(pod: &Pod, node: &Node, seen: Timestamp, now: Timestamp) -> Fate {
 
 async fn evict(client: &Client, events: &Recorder, pod: &Pod) -> Result<(), Failure> {
     let (namespace, name) = ownership::key(pod);
-    let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let message = format!("Marking for deletion Pod {namespace}/{name}");
     events.normal(object_reference(pod), "TaintManagerEviction", message);
-    let patch = json!({"metadata": {"uid": pod.uid()}, "status": {"conditions": [{
-        "type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-        "message": "Taint manager: deleting due to NoExecute taint",
-        "lastTransitionTime": Time(Timestamp::now())}]}});
-    let told = api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await;
-    unless_code(told, 404)?;
-    let preconditions = Preconditions { uid: pod.uid(), ..Preconditions::default() };
-    let parameters = DeleteParams::default().preconditions(preconditions);
-    unless_code(api.delete(&name, &parameters).await, 404)?;
-    Ok(())
+    let why = "Taint manager: deleting due to NoExecute taint";
+    Ok(pods::disrupt(client, pod, "DeletionByTaintManager", why).await?)
 }
 
 /// Since when pods have been on their way out, with their uids.
@@ -194,12 +180,17 @@ mod tests {
         let ages = Timestamp::MAX.duration_since(now).as_millis();
         let ages = Duration::from_millis(ages.try_into().expect("some milliseconds"));
         let bears = |seconds: Option<i64>| json!([{"key": "down", "operator": "Exists", "tolerationSeconds": seconds}]);
+        let both = |first: Option<i64>, second: Option<i64>| {
+            json!([bears(first)[0].clone(), bears(second)[0].clone()])
+        };
         for (taints, tolerations, want) in [
             (json!([]), json!([]), Fate::Stay),
             (json!([{"key": "k", "effect": "NoSchedule"}]), json!([]), Fate::Stay),
             (down.clone(), json!([]), Fate::Leave(Duration::ZERO)),
             (down.clone(), bears(None), Fate::Stay),
             (down.clone(), bears(Some(300)), Fate::Leave(Duration::from_mins(4))),
+            (down.clone(), both(None, Some(30)), Fate::Stay),
+            (down.clone(), both(Some(300), Some(30)), Fate::Leave(Duration::from_mins(4))),
             (down.clone(), bears(Some(i64::MAX)), Fate::Leave(ages)),
             (down, bears(Some(30)), Fate::Leave(Duration::ZERO)),
         ] {

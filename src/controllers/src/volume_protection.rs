@@ -1,9 +1,10 @@
-//! Claims and volumes that are deleted stay while they are in use.
+//! Claims, volumes and their classes of attributes that are deleted stay while they are in use.
 //!
-//! Source: `pkg/controller/volume/pvcprotection`, `pkg/controller/volume/pvprotection`.
+//! Source: `pkg/controller/volume/` (`pvcprotection`, `pvprotection`, `vacprotection`).
 
 use client::Informers;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::VolumeAttributesClass;
 use kube::api::{Api, PostParams};
 use kube::{Client, Resource, ResourceExt};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use crate::{name, pods, touched, unless_code};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
+const ATTRIBUTES: &str = "kubernetes.io/vac-protection";
 
 /// Whether the kubelet is done with the pod, or it was deleted by force.
 fn is_shut_down(pod: &Pod) -> bool {
@@ -75,6 +77,21 @@ fn changed<K: Resource + Clone>(object: &K, finalizer: &str, step: &Step) -> K {
 
 fn is_bound(volume: &PersistentVolume) -> bool {
     volume.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Bound"))
+}
+
+/// Whether the claim has, or shall have, the attributes of the class called `name`.
+fn claims_attributes(claim: &PersistentVolumeClaim, name: &str) -> bool {
+    let spec = claim.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_ref());
+    let status = claim.status.as_ref();
+    let current = status.and_then(|s| s.current_volume_attributes_class_name.as_ref());
+    let target = status.and_then(|s| s.modify_volume_status.as_ref());
+    let target = target.and_then(|target| target.target_volume_attributes_class_name.as_ref());
+    [spec, current, target].into_iter().flatten().any(|class| class == name)
+}
+
+fn has_attributes(volume: &PersistentVolume, name: &str) -> bool {
+    let class = volume.spec.as_ref().and_then(|spec| spec.volume_attributes_class_name.as_ref());
+    class.is_some_and(|class| class == name)
 }
 
 /// Looks after claims until `shutdown`.
@@ -141,6 +158,51 @@ pub async fn run_volumes(client: Client, informers: Informers, shutdown: Cancell
     .await;
 }
 
+/// Looks after classes of attributes until `shutdown`.
+pub async fn run_attributes(client: Client, informers: Informers, shutdown: CancellationToken) {
+    let classes = informers.get::<VolumeAttributesClass>();
+    let claims = informers.get::<PersistentVolumeClaim>();
+    let volumes = informers.get::<PersistentVolume>();
+    classes.ready().await;
+    claims.ready().await;
+    volumes.ready().await;
+    // What an object referred to before it changed is not told: all that wait for their end are looked at.
+    let ending = || {
+        let classes = classes.store();
+        move || {
+            let ending = classes.state_filter(|class| class.metadata.deletion_timestamp.is_some());
+            ending.iter().map(|class| class.name_any()).collect()
+        }
+    };
+    let (of_claim, of_volume) = (ending(), ending());
+    let changes = futures::stream::select(
+        touched(&classes, name),
+        futures::stream::select(
+            touched(&claims, move |_| of_claim()),
+            touched(&volumes, move |_| of_volume()),
+        ),
+    );
+    queue::run("vacprotection", changes, shutdown, |key: String| {
+        let found = classes.get("", &key).map(|class| {
+            let step = step(class.as_ref(), ATTRIBUTES, || {
+                claims.store().find(|claim| claims_attributes(claim, &key)).is_some()
+                    || volumes.store().find(|volume| has_attributes(volume, &key)).is_some()
+            });
+            (class, step)
+        });
+        let api: Api<VolumeAttributesClass> = Api::all(client.clone());
+        Box::pin(async move {
+            let Some((class, step)) = found.filter(|(_, step)| *step != Step::Leave) else {
+                return Ok(Next::Done);
+            };
+            let changed = changed(class.as_ref(), ATTRIBUTES, &step);
+            unless_code(api.replace(&key, &PostParams::default(), &changed).await, 404)?;
+            Ok(Next::Done)
+        })
+    })
+    .await;
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -182,6 +244,29 @@ mod tests {
             .expect("a pod");
             let case = format!("{owner} {volume} {namespace} {node} {phase} {grace:?}");
             assert_eq!(uses(&pod, &claim(owner.clone())), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn claims_and_volumes_refer_to_classes_of_attributes() {
+        for (claim, want) in [
+            (json!({}), false),
+            (json!({"spec": {"volumeAttributesClassName": "gold"}}), true),
+            (json!({"spec": {"volumeAttributesClassName": "iron"}}), false),
+            (json!({"status": {"currentVolumeAttributesClassName": "gold"}}), true),
+            (
+                json!({"status": {"modifyVolumeStatus":
+                    {"status": "Pending", "targetVolumeAttributesClassName": "gold"}}}),
+                true,
+            ),
+        ] {
+            let parsed = serde_json::from_value(claim.clone()).expect("a claim");
+            assert_eq!(claims_attributes(&parsed, "gold"), want, "{claim}");
+        }
+        for (class, want) in [(json!(null), false), (json!("gold"), true), (json!("iron"), false)] {
+            let volume = json!({"spec": {"volumeAttributesClassName": class}});
+            let volume = serde_json::from_value(volume).expect("a volume");
+            assert_eq!(has_attributes(&volume, "gold"), want, "{class}");
         }
     }
 

@@ -263,6 +263,12 @@ pub const CONTROLLERS: &[(&str, &[&str])] = &[
         "get,list,update,watch - pods",
         EVENTS,
     ]),
+    ("device-taint-eviction-controller", &[
+        "delete,get,list,watch - pods",
+        "patch,update - pods/status",
+        "read resource.k8s.io deviceclasses,devicetaintrules,resourceclaims,resourceslices",
+        EVENTS,
+    ]),
     ("disruption-controller", &[
         "read apps,extensions deployments",
         "read apps,extensions replicasets",

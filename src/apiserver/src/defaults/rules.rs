@@ -53,6 +53,17 @@ fn wanted_devices(request: &mut Value) {
     }
 }
 
+/// Taints count from when they were added: from now on, where they do not say.
+pub fn device_taints(slice: &mut Value) {
+    let devices = slice.pointer_mut("/spec/devices").and_then(Value::as_array_mut);
+    for device in devices.into_iter().flatten() {
+        let taints = device.get_mut("taints").and_then(Value::as_array_mut);
+        for taint in taints.into_iter().flatten() {
+            default_to(taint, "timeAdded", || apimachinery::time::now().into());
+        }
+    }
+}
+
 /// Schemas that say nothing come after all that do.
 pub fn flow_schema(object: &mut Value) {
     if let Some(spec) = object.get_mut("spec").filter(|spec| spec.is_object()) {

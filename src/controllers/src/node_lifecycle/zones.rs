@@ -23,6 +23,8 @@ const SMALL: usize = 50;
 const DISRUPTED_PERCENT: usize = 55;
 /// Fewer silent nodes never disrupt a zone.
 const DISRUPTED_MIN: usize = 3;
+/// A node with this label tells nothing about its zone.
+const EXCLUDED: &str = "node.kubernetes.io/exclude-disruption";
 
 /// What becomes of the pods of a node that has gone silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,13 +63,18 @@ impl Zone {
 type Place = (String, String);
 
 fn place(node: &Node) -> Place {
-    let label = |key: &str| node.labels().get(key).cloned().unwrap_or_default();
-    (label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"))
+    let labels = node.labels();
+    let label = |key: &str| {
+        let today = labels.get(&format!("topology.kubernetes.io/{key}"));
+        let old = || labels.get(&format!("failure-domain.beta.kubernetes.io/{key}"));
+        today.or_else(old).cloned().unwrap_or_default()
+    };
+    (label("region"), label("zone"))
 }
 
 fn count<'a>(nodes: impl IntoIterator<Item = &'a Node>) -> BTreeMap<Place, Zone> {
     let mut zones: BTreeMap<Place, Zone> = BTreeMap::new();
-    for node in nodes {
+    for node in nodes.into_iter().filter(|node| !node.labels().contains_key(EXCLUDED)) {
         let zone = zones.entry(place(node)).or_default();
         if readiness(node) == Some("True") { zone.ready += 1 } else { zone.silent += 1 }
     }
@@ -170,6 +177,29 @@ mod tests {
             let got = zones.evictions(&node(zone, false), given_up, all, at(second));
             assert_eq!(got, want, "{zone} {second}");
         }
+    }
+
+    #[test]
+    fn nodes_are_counted_where_they_are() {
+        let labelled = |labels: serde_json::Value, ready: &str| -> Node {
+            let node = json!({"metadata": {"labels": labels},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]}});
+            serde_json::from_value(node).expect("a node")
+        };
+        let zone = |zone: &str| json!({"topology.kubernetes.io/zone": zone});
+        let nodes = [
+            labelled(zone("a"), "True"),
+            labelled(zone("a"), "Unknown"),
+            labelled(json!({"failure-domain.beta.kubernetes.io/zone": "a"}), "True"),
+            labelled(json!({"topology.kubernetes.io/zone": "b", EXCLUDED: ""}), "Unknown"),
+            labelled(json!({}), "False"),
+        ];
+        let place = |zone: &str| (String::new(), zone.to_owned());
+        let want = BTreeMap::from([
+            (place("a"), Zone { ready: 2, silent: 1 }),
+            (place(""), Zone { ready: 0, silent: 1 }),
+        ]);
+        assert_eq!(count(&nodes), want);
     }
 
     #[test]
