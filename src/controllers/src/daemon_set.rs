@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::decide::{decide, pin, status};
 use crate::history::{self, HASH, Outcome};
+use crate::latest::Latest;
 use crate::ownership::{self, Key};
 use crate::pods::{self, Hands};
 use crate::queue::{self, Failure, Next};
-use crate::{touched, unless_code};
+use crate::touched;
 
 /// Counts changes of the template for clients that know nothing of revisions.
 const GENERATION: &str = "pod-template-generation";
@@ -58,6 +59,7 @@ impl Backoff {
 
 struct Controller {
     client: Client,
+    sets: Latest<DaemonSet>,
     pods: Informer<Pod>,
     nodes: Informer<Node>,
     revisions: Informer<ControllerRevision>,
@@ -157,7 +159,7 @@ impl Controller {
             let namespace = set.namespace().unwrap_or_default();
             let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), &namespace);
             let parameters = PostParams::default();
-            unless_code(api.replace_status(&set.name_any(), &parameters, &told).await, 404)?;
+            self.sets.wrote(api.replace_status(&set.name_any(), &parameters, &told).await)?;
         }
         Ok(Next::Done)
     }
@@ -205,9 +207,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         futures::stream::select(touched(&pods, of_pod), touched(&nodes, of_node)),
     );
     let backoff = Backoff::default();
-    let controller = Arc::new(Controller { client, pods, nodes, revisions, events, backoff });
+    let sets = Latest::new(sets);
+    let controller = Controller { client, sets, pods, nodes, revisions, events, backoff };
+    let controller = Arc::new(controller);
     queue::run("daemonset", changes, shutdown, |key: Key| {
-        let (controller, found) = (controller.clone(), sets.get(&key.0, &key.1));
+        let (controller, found) = (controller.clone(), controller.sets.get(&key.0, &key.1));
         Box::pin(async move {
             match found {
                 Some(set) => controller.sync(&set).await,

@@ -23,11 +23,13 @@ use tokio_util::sync::CancellationToken;
 use self::progress::{Mode, deadline_s, is_rolled_out, next_judgement, set_condition, status};
 use self::revision::{REVISION, bare, created, kept_up, new_set, outdated, revision, scaled};
 use self::rolling::{Sets, Sizes, is_recreate, is_resized, room_for_new, size, sizes};
+use crate::latest::Latest;
 use crate::queue::{self, Failure, Next};
 use crate::{ownership, pods, touched, unless_code};
 
 struct Controller {
     client: Client,
+    deployments: Latest<Deployment>,
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,
     events: Recorder,
@@ -207,7 +209,9 @@ impl Controller {
             told.annotations_mut().insert(REVISION.into(), number.to_string());
         }
         let api: Api<Deployment> = self.api(&told);
-        api.replace_status(&told.name_any(), &PostParams::default(), &told).await
+        let now = api.replace_status(&told.name_any(), &PostParams::default(), &told).await?;
+        self.deployments.wrote(Ok(now.clone()))?;
+        Ok(now)
     }
 
     /// A set of the wanted name exists: it is ours and the cache is behind, or another template has
@@ -225,7 +229,9 @@ impl Controller {
         let status = told.status.get_or_insert_default();
         status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
         let api: Api<Deployment> = self.api(deployment);
-        api.replace_status(&deployment.name_any(), &PostParams::default(), &told).await?;
+        let parameters = PostParams::default();
+        let answer = api.replace_status(&deployment.name_any(), &parameters, &told).await;
+        self.deployments.wrote(answer)?;
         Ok(false)
     }
 
@@ -293,7 +299,7 @@ impl Controller {
             // A write of the status may carry annotations, and is no change of what is wanted.
             let api: Api<Deployment> = self.api(deployment);
             let (name, parameters) = (told.name_any(), PostParams::default());
-            unless_code(api.replace_status(&name, &parameters, &told).await, 404)?;
+            self.deployments.wrote(api.replace_status(&name, &parameters, &told).await)?;
         }
         Ok(again.map_or(Next::Done, Next::After))
     }
@@ -341,9 +347,11 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         touched(&deployments, |deployment| vec![ownership::key(deployment)]),
         futures::stream::select(touched(&sets, of_set), touched(&pods, of_pod)),
     );
-    let controller = Arc::new(Controller { client, sets, pods, events });
+    let deployments = Latest::new(deployments);
+    let controller = Arc::new(Controller { client, deployments, sets, pods, events });
     queue::run("deployment", changes, shutdown, |(namespace, name): (String, String)| {
-        let (controller, found) = (controller.clone(), deployments.get(&namespace, &name));
+        let controller = controller.clone();
+        let found = controller.deployments.get(&namespace, &name);
         Box::pin(async move {
             match found {
                 Some(deployment) => Box::pin(controller.sync(&deployment)).await,

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::decide::{FINALIZER, Wanted, decide};
 use self::indexes::{FAILURES, IGNORED, INDEX};
+use crate::latest::Latest;
 use crate::ownership::{self, Key};
 use crate::pods::{self, Hands};
 use crate::queue::{self, Failure, Next};
@@ -96,7 +97,7 @@ async fn release(api: &Api<Pod>, pod: &Pod) -> Result<(), kube::Error> {
     )
 }
 
-async fn sync(job: &Job, hands: &Hands<'_>) -> Result<Next, Failure> {
+async fn sync(job: &Job, latest: &Latest<Job>, hands: &Hands<'_>) -> Result<Next, Failure> {
     if is_finished(job) || !is_ours(job) {
         return Ok(Next::Done);
     }
@@ -130,7 +131,7 @@ async fn sync(job: &Job, hands: &Hands<'_>) -> Result<Next, Failure> {
         let mut told = job.clone();
         told.status = Some(plan.status);
         let jobs: Api<Job> = Api::namespaced(hands.client.clone(), &namespace);
-        jobs.replace_status(&job.name_any(), &PostParams::default(), &told).await?;
+        latest.wrote(jobs.replace_status(&job.name_any(), &PostParams::default(), &told).await)?;
     }
     for event in plan.events {
         let about = object_reference(job);
@@ -211,14 +212,15 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         }
     };
     let changes = futures::stream::select(touched(&jobs, of_job), touched(&pods, of_pod));
+    let latest = Latest::new(jobs.clone());
     queue::run("job", changes, shutdown, |subject: Subject| {
         let (client, pods, events) = (client.clone(), pods.clone(), events.clone());
-        let jobs = jobs.clone();
+        let (jobs, latest) = (jobs.clone(), latest.clone());
         Box::pin(async move {
             let hands = Hands { client: &client, pods: &pods, events: &events };
             match subject {
-                Subject::Job(key) => match jobs.get(&key.0, &key.1) {
-                    Some(job) => sync(&job, &hands).await,
+                Subject::Job(key) => match latest.get(&key.0, &key.1) {
+                    Some(job) => sync(&job, &latest, &hands).await,
                     None => Ok(Next::Done),
                 },
                 Subject::Pod(key) => {

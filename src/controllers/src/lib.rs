@@ -20,6 +20,7 @@ mod garbage_collector;
 mod history;
 mod horizontal_pod_autoscaler;
 mod job;
+mod latest;
 mod legacy_token_cleaner;
 mod namespace;
 mod node_ipam;

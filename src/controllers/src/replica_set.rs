@@ -19,10 +19,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+use crate::latest::Latest;
 use crate::ownership::{self, Key};
 use crate::pods::{self, Hands};
 use crate::queue::{self, Failure, Next};
-use crate::{touched, unless_code};
+use crate::touched;
 
 /// Most pods made or deleted in one go.
 const BURST: usize = 500;
@@ -165,6 +166,7 @@ fn crowds(
 
 async fn sync<R: Replicated>(
     owner: &R,
+    latest: &Latest<R>,
     sets: &Informer<ReplicaSet>,
     hands: &Hands<'_>,
 ) -> Result<Next, Failure> {
@@ -193,12 +195,13 @@ async fn sync<R: Replicated>(
         // There is more to make than one go allows.
         next = Next::After(Duration::ZERO);
     }
-    if set.status.as_ref() != Some(&status) {
-        let namespace = set.namespace().unwrap_or_default();
+    if owner.with_status(status.clone()).as_set().status != set.status {
+        let (namespace, name) = ownership::key(owner);
         let api: Api<R> = Api::namespaced(hands.client.clone(), &namespace);
-        let told = owner.with_status(status);
-        let parameters = PostParams::default();
-        unless_code(api.replace_status(&set.name_any(), &parameters, &told).await, 404)?;
+        // While pods were made the owner may have changed: what is told of the version looked at stays true.
+        let now = latest.get(&namespace, &name).filter(|now| now.meta().uid == owner.meta().uid);
+        let told = now.as_deref().unwrap_or(owner).with_status(status);
+        latest.wrote(api.replace_status(&name, &PostParams::default(), &told).await)?;
     }
     outcome?;
     Ok(next)
@@ -232,14 +235,16 @@ pub async fn run_for<R: Replicated>(
         touched(&sets, |set: &R| vec![ownership::key(set)]),
         touched(&pods, of_pod),
     );
+    let latest = Latest::new(sets);
     queue::run(component, changes, shutdown, |key: Key| {
-        let set = sets.get(&key.0, &key.1);
+        let set = latest.get(&key.0, &key.1);
+        let latest = latest.clone();
         let (client, pods, events) = (client.clone(), pods.clone(), events.clone());
         let siblings = siblings.clone();
         Box::pin(async move {
             let Some(set) = set else { return Ok(Next::Done) };
             let hands = Hands { client: &client, pods: &pods, events: &events };
-            sync(set.as_ref(), &siblings, &hands).await
+            sync(set.as_ref(), &latest, &siblings, &hands).await
         })
     })
     .await;

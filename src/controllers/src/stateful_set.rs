@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use self::decide::{Plan, Revisions, decide, status};
 use self::identity::ordinal;
 use crate::history::{self, History, Outcome};
+use crate::latest::Latest;
 use crate::ownership::{self, Key};
 use crate::pods;
 use crate::queue::{self, Failure, Next};
@@ -31,6 +32,7 @@ use crate::{touched, unless_code};
 
 struct Controller {
     client: Client,
+    sets: Latest<StatefulSet>,
     pods: Informer<Pod>,
     claims: Informer<PersistentVolumeClaim>,
     revisions: Informer<ControllerRevision>,
@@ -307,7 +309,7 @@ impl Controller {
             let namespace = set.namespace().unwrap_or_default();
             let api: Api<StatefulSet> = Api::namespaced(self.client.clone(), &namespace);
             let parameters = PostParams::default();
-            unless_code(api.replace_status(&set.name_any(), &parameters, &told).await, 404)?;
+            self.sets.wrote(api.replace_status(&set.name_any(), &parameters, &told).await)?;
         }
         Ok(())
     }
@@ -335,9 +337,10 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         touched(&sets, |set| vec![ownership::key(set)]),
         touched(&pods, of_pod),
     );
-    let controller = Arc::new(Controller { client, pods, claims, revisions, events });
+    let sets = Latest::new(sets);
+    let controller = Arc::new(Controller { client, sets, pods, claims, revisions, events });
     queue::run("statefulset", changes, shutdown, |key: Key| {
-        let (controller, found) = (controller.clone(), sets.get(&key.0, &key.1));
+        let (controller, found) = (controller.clone(), controller.sets.get(&key.0, &key.1));
         Box::pin(async move {
             match found {
                 Some(set) => controller.sync(&set).await,
