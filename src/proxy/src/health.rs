@@ -3,7 +3,7 @@
 //!
 //! Source: `pkg/proxy/healthcheck/service_health.go`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::status::Health;
 use crate::table::{Place, local_endpoints};
 
 /// How long a client may take for its request.
@@ -32,11 +33,13 @@ pub(crate) struct State {
 }
 
 impl State {
-    fn response(&self) -> String {
-        let status = if self.local_endpoints > 0 { "200 OK" } else { "503 Service Unavailable" };
+    /// `healthy` is whether the rules of services are kept up.
+    fn response(&self, healthy: bool) -> String {
+        let well = healthy && self.local_endpoints > 0;
+        let status = if well { "200 OK" } else { "503 Service Unavailable" };
         let body = format!(
             "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{}\",\n\t\t\"name\": \"{}\"\n\t}},\n\t\
-             \"localEndpoints\": {},\n\t\"serviceProxyHealthy\": true\n}}",
+             \"localEndpoints\": {},\n\t\"serviceProxyHealthy\": {healthy}\n}}",
             self.namespace, self.name, self.local_endpoints
         );
         format!(
@@ -73,7 +76,10 @@ pub(crate) fn wanted<'a>(
 /// The servers, on the host's loopback.
 #[derive(Default)]
 pub(crate) struct HealthChecks {
+    health: Health,
     active: BTreeMap<u16, (watch::Sender<State>, AbortHandle)>,
+    /// Ports that could not be had, which is known.
+    failed: BTreeSet<u16>,
 }
 
 impl Drop for HealthChecks {
@@ -85,8 +91,14 @@ impl Drop for HealthChecks {
 }
 
 impl HealthChecks {
-    /// Makes the ports exactly these; returns those that could not be had.
-    pub async fn set(&mut self, wanted: BTreeMap<u16, State>) -> Vec<(u16, std::io::Error)> {
+    /// No ports yet; they also tell of `health`.
+    pub fn new(health: Health) -> Self {
+        Self { health, active: BTreeMap::new(), failed: BTreeSet::new() }
+    }
+
+    /// Makes the ports exactly these; returns those that could not be had, once, with the Service.
+    pub async fn set(&mut self, wanted: BTreeMap<u16, State>) -> Vec<(u16, Key, std::io::Error)> {
+        self.failed.retain(|port| wanted.contains_key(port));
         self.active.retain(|port, (_, task)| {
             let keep = wanted.contains_key(port);
             if !keep {
@@ -103,10 +115,14 @@ impl HealthChecks {
             match TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
                 Ok(listener) => {
                     let (sender, receiver) = watch::channel(state);
-                    let task = tokio::spawn(serve(listener, receiver)).abort_handle();
-                    self.active.insert(port, (sender, task));
+                    let serve = serve(listener, receiver, self.health.clone());
+                    self.active.insert(port, (sender, tokio::spawn(serve).abort_handle()));
+                    self.failed.remove(&port);
                 }
-                Err(error) => failed.push((port, error)),
+                Err(error) if self.failed.insert(port) => {
+                    failed.push((port, (state.namespace, state.name), error));
+                }
+                Err(_) => {}
             }
         }
         failed
@@ -118,13 +134,13 @@ impl HealthChecks {
     }
 }
 
-async fn serve(listener: TcpListener, state: watch::Receiver<State>) {
+async fn serve(listener: TcpListener, state: watch::Receiver<State>, health: Health) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let response = state.borrow().response();
+        let response = state.borrow().response(health.holds());
         tokio::spawn(answer(stream, |_| response));
     }
 }
@@ -166,6 +182,16 @@ mod tests {
         text
     }
 
+    #[test]
+    fn a_node_without_a_working_proxy_is_no_place_to_send_to() {
+        let state = State { namespace: "shop".into(), name: "web".into(), local_endpoints: 1 };
+        for (healthy, status) in [(true, "200 OK"), (false, "503 Service Unavailable")] {
+            let told = state.response(healthy);
+            assert!(told.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{told}");
+            assert!(told.contains(&format!("\"serviceProxyHealthy\": {healthy}\n")), "{told}");
+        }
+    }
+
     #[tokio::test]
     async fn a_port_tells_how_many_endpoints_are_here() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -186,6 +212,11 @@ mod tests {
         assert!(checks.set(state(0)).await.is_empty());
         assert!(ask(port).await.starts_with("HTTP/1.1 503 "));
         assert_eq!(checks.ports(), [port]);
+        let mut late = HealthChecks::default();
+        let told = late.set(state(1)).await;
+        assert_eq!(told.len(), 1, "it is in use");
+        assert_eq!((told[0].0, &told[0].1), (port, &("shop".to_owned(), "web".to_owned())));
+        assert!(late.set(state(1)).await.is_empty(), "told once");
         checks.set(BTreeMap::new()).await;
         assert!(checks.ports().is_empty());
     }

@@ -22,6 +22,10 @@ use crate::{Config, RETRY, SETTLE};
 
 /// The component that events name.
 const COMPONENT: &str = "service-controller";
+/// Of the event about a health check port that could not be had (`pkg/proxy/healthcheck`).
+const HEALTH_CHECK_FAILED: &str = "FailedToStartServiceHealthcheck";
+/// The taint of nodes that the cluster autoscaler is about to remove.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// Where a node says in which zone it stands (well-known labels).
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -43,7 +47,9 @@ pub(crate) async fn follow(config: Config) {
     pods.ready().await;
     let control = config.control.clone();
     let mut lost = std::pin::pin!(control.until_lost());
-    let status = Status::start().await;
+    let (informer, own) = (nodes.clone(), config.place.node.clone());
+    let eligible = move || informer.get("", &own).is_none_or(|node| takes_traffic(&node));
+    let status = Status::start(eligible).await;
     let mut keeper = Keeper::new(config, status, (services, slices, pods, nodes));
     keeper.take(Changed::Anything);
     loop {
@@ -101,6 +107,14 @@ fn zone(nodes: &Informer<Node>, name: &str) -> Option<String> {
     nodes.get("", name)?.labels().get(ZONE).cloned()
 }
 
+/// Whether load balancers are to send new connections to a node: not to one that is about to go
+/// (`pkg/proxy/healthcheck/proxy_health.go`, KEP-3836).
+fn takes_traffic(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    let leaves = taints.into_iter().flatten().any(|taint| taint.key == TO_BE_DELETED);
+    !leaves && node.metadata.deletion_timestamp.is_none()
+}
+
 /// What the objects are read from.
 type Informed = (Informer<Service>, Informer<EndpointSlice>, Informer<Pod>, Informer<Node>);
 
@@ -140,7 +154,7 @@ impl Keeper {
             pods,
             nodes,
             config,
-            health: HealthChecks::default(),
+            health: HealthChecks::new(status.health()),
             status,
             applied: false,
             concerned: BTreeMap::new(),
@@ -280,8 +294,15 @@ impl Keeper {
     async fn check_health(&mut self) {
         let slices = |key: &Key| self.tables.slices(key);
         let wanted = health::wanted(&self.concerned, slices, &self.settings.place);
-        for (port, error) in self.health.set(wanted).await {
-            tracing::debug!(port, %error, "no health check port");
+        for (port, key, error) in self.health.set(wanted).await {
+            let Some(service) = self.concerned.get(&key) else { continue };
+            let (namespace, name) = key;
+            let message = format!(
+                "node {} failed to start healthcheck \"{namespace}/{name}\" on port {port}: {error}",
+                self.settings.place.node
+            );
+            let (object, reason) = (client::object_reference(&**service), HEALTH_CHECK_FAILED);
+            self.recorder.warning(object, reason, message);
         }
         let mut forwards = self.config.forwards.clone();
         forwards.extend(self.status.forwards(&self.settings.place.addresses));

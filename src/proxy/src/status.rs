@@ -30,6 +30,28 @@ struct Times {
     waiting: Option<Timestamp>,
 }
 
+impl Times {
+    /// Whether changes come into force. Before the first it is too early to say that they do not.
+    fn hold(&self, now: Timestamp) -> bool {
+        let waits = |since| now.duration_since(since).unsigned_abs() > PATIENCE;
+        self.updated.is_none() || !self.waiting.is_some_and(waits)
+    }
+}
+
+/// Whether the rules of services are kept up, for others to tell.
+#[derive(Clone, Default)]
+pub(crate) struct Health(Arc<Mutex<Times>>);
+
+impl Health {
+    /// Whether they are.
+    pub fn holds(&self) -> bool {
+        self.0.lock().expect("never held across a panic").hold(Timestamp::now())
+    }
+}
+
+/// Whether load balancers may send new connections to this node.
+type Eligible = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// The server, on the host's loopback, and what it tells.
 pub(crate) struct Status {
     times: Arc<Mutex<Times>>,
@@ -45,12 +67,14 @@ impl Drop for Status {
 }
 
 impl Status {
-    /// Starts the server; without a port of the host's loopback there is none.
-    pub async fn start() -> Self {
+    /// Starts the server; without a port of the host's loopback there is none. `eligible` says whether load
+    /// balancers may send new connections to this node.
+    pub async fn start(eligible: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        let eligible: Eligible = Arc::new(eligible);
         let times = Arc::<Mutex<Times>>::default();
         let server = match TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await {
             Ok(listener) => listener.local_addr().ok().map(|address| {
-                let task = tokio::spawn(serve(listener, Arc::clone(&times)));
+                let task = tokio::spawn(serve(listener, Arc::clone(&times), eligible));
                 (address, task.abort_handle())
             }),
             Err(error) => {
@@ -59,6 +83,11 @@ impl Status {
             }
         };
         Self { times, server }
+    }
+
+    /// Whether the rules are kept up, to be asked at any time.
+    pub fn health(&self) -> Health {
+        Health(Arc::clone(&self.times))
     }
 
     /// What leads from the pods' network to the server; `node` are the node's addresses there.
@@ -85,34 +114,34 @@ impl Status {
     }
 }
 
-async fn serve(listener: TcpListener, times: Arc<Mutex<Times>>) {
+async fn serve(listener: TcpListener, times: Arc<Mutex<Times>>, eligible: Eligible) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let times = Arc::clone(&times);
+        let (times, eligible) = (Arc::clone(&times), Arc::clone(&eligible));
         let respond = move |path: &str| {
             let times = *times.lock().expect("never held across a panic");
-            respond(path, times, Timestamp::now())
+            respond(path, times, eligible(), Timestamp::now())
         };
         tokio::spawn(answer(stream, respond));
     }
 }
 
-fn respond(path: &str, times: Times, now: Timestamp) -> String {
+fn respond(path: &str, times: Times, eligible: bool, now: Timestamp) -> String {
     let (status, kind, body) = match path.split('?').next().unwrap_or_default() {
-        "/healthz" | "/livez" => {
-            let late = times
-                .waiting
-                .is_some_and(|since| now.duration_since(since).unsigned_abs() > PATIENCE);
-            let status = if late { "503 Service Unavailable" } else { "200 OK" };
-            // While nothing waits the rules are as they are to be now.
-            let updated = if times.waiting.is_none() { Some(now) } else { times.updated };
+        path @ ("/healthz" | "/livez") => {
+            // That the node is about to go is for load balancers to know, and no reason to start the proxy anew.
+            let live = path == "/livez";
+            let well = times.hold(now) && (eligible || live);
+            let status = if well { "200 OK" } else { "503 Service Unavailable" };
+            // Of what is well, the time of the last change is not told.
+            let updated = if well { Some(now) } else { times.updated };
             let updated = updated.map_or_else(String::new, |time| time.to_string());
-            let body = format!(
-                "{{\"lastUpdated\": \"{updated}\",\"currentTime\": \"{now}\",\"nodeEligible\": true}}"
-            );
+            let node = if live { String::new() } else { format!(", \"nodeEligible\": {eligible}") };
+            let body =
+                format!("{{\"lastUpdated\": \"{updated}\",\"currentTime\": \"{now}\"{node}}}");
             (status, "application/json", body)
         }
         "/proxyMode" => ("200 OK", "text/plain; charset=utf-8", MODE.to_owned()),
@@ -148,18 +177,29 @@ mod tests {
         let earlier = "\"lastUpdated\": \"2026-01-01T00:00:00Z\"";
         let cases = [
             ("/healthz", fresh, "200 OK", last),
-            ("/healthz", busy, "200 OK", earlier),
+            ("/healthz", busy, "200 OK", last),
             ("/healthz", stuck, "503 Service Unavailable", earlier),
-            ("/livez?verbose", stuck, "503 Service Unavailable", "\"nodeEligible\": true"),
+            (
+                "/livez?verbose",
+                stuck,
+                "503 Service Unavailable",
+                "\"currentTime\": \"2026-01-01T00:01:20Z\"}",
+            ),
+            ("/healthz", Times { updated: None, ..stuck }, "200 OK", "\"nodeEligible\": true}"),
             ("/proxyMode", fresh, "200 OK", "\r\n\r\nnftables"),
             ("/metrics", fresh, "200 OK", "_timestamp_seconds 1767225600\n"),
             ("/other", fresh, "404 Not Found", "404 page not found"),
         ];
         let now = "2026-01-01T00:01:20Z".parse().unwrap();
         for (path, times, status, part) in cases {
-            let told = respond(path, times, now);
+            let told = respond(path, times, true, now);
             assert!(told.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{path}: {told}");
             assert!(told.contains(part), "{path}: {told}");
+        }
+        for (path, status) in [("/healthz", "503"), ("/livez", "200")] {
+            let told = respond(path, fresh, false, now);
+            assert!(told.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {told}");
+            assert_eq!(told.contains("\"nodeEligible\": false"), path == "/healthz", "{told}");
         }
     }
 }

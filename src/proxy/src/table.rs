@@ -76,6 +76,21 @@ pub(crate) fn entries(
     place: &Place,
     balanced: Option<IpAddr>,
 ) -> Vec<(Frontend, Backend)> {
+    // Each family is a network of its own: what one has does not count for the other.
+    let families = ["IPv4", "IPv6"].into_iter().flat_map(|family| {
+        let own: Vec<_> = slices.iter().copied().filter(|s| s.address_type == family).collect();
+        let all = entries_of(service, &own, place, balanced).into_iter();
+        all.filter(move |(frontend, _)| frontend.address.is_ipv4() == (family == "IPv4"))
+    });
+    families.collect()
+}
+
+fn entries_of(
+    service: &Service,
+    slices: &[&Arc<EndpointSlice>],
+    place: &Place,
+    balanced: Option<IpAddr>,
+) -> Vec<(Frontend, Backend)> {
     let Some(spec) = &service.spec else { return Vec::new() };
     let mut all = Vec::new();
     for port in spec.ports.iter().flatten() {
@@ -368,10 +383,13 @@ mod tests {
         let ending = endpoint("10.42.0.4", "here", &ending);
         let gone = json!({"ready": false, "serving": false, "terminating": true});
         let gone = endpoint("10.42.0.5", "here", &gone);
+        let untold = json!({"ready": false, "terminating": true});
+        let untold = endpoint("10.42.0.6", "here", &untold);
         let cases = [
             (json!([ready, unready, ending, gone]), "10.42.0.2:8080"),
             (json!([unready, ending, gone]), "10.42.0.4:8080"),
             (json!([unready, gone]), ""),
+            (json!([unready, untold]), "10.42.0.6:8080"),
         ];
         for (endpoints, want) in cases {
             let table = table(&service(&Value::Null), &slices(&endpoints), &[], &place());
@@ -409,6 +427,20 @@ mod tests {
             ];
             assert_eq!(told(&table), lines, "{spec}");
         }
+    }
+
+    #[test]
+    fn families_choose_their_endpoints_each_for_itself() {
+        let ending = json!({"ready": false, "serving": true, "terminating": true});
+        let mut six = (*slices(&json!([endpoint("fd00::2", "here", &ending)]))[0]).clone();
+        six.address_type = "IPv6".into();
+        six.metadata.name = Some("web-2".into());
+        let four = slices(&json!([endpoint("10.42.0.2", "here", &json!({"ready": true}))]));
+        let spec = json!({"clusterIPs": ["10.43.0.9", "fd43::9"],
+            "ports": [{"name": "http", "port": 80}]});
+        let slices = [Arc::clone(&four[0]), Arc::new(six)];
+        let lines = ["10.43.0.9:80 > 10.42.0.2:8080", "[fd43::9]:80 > [fd00::2]:8080"];
+        assert_eq!(told(&table(&service(&spec), &slices, &[], &place())), lines);
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl<'a> Candidates<'a> {
         let conditions = endpoint.conditions.as_ref();
         let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
         let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-        let serves = conditions.and_then(|c| c.serving).unwrap_or(ready);
+        let serves = conditions.and_then(|c| c.serving).unwrap_or(true);
         if !ready {
             if terminating && serves {
                 self.terminating.insert(address);
