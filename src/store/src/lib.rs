@@ -6,9 +6,9 @@
 //!
 //! Two engines share one state machine ([`local`]): the current values live in a persistent ordered
 //! map, so that every read is a snapshot that touches no disk; one writer thread applies whatever
-//! has queued and hands it to a [`log`] as one commit. The log is a redb file ([`open`]) or memory
-//! ([`memory`]). Start at [`Store`], then `local`, then `writer`. A third engine ([`Etcd`]) speaks to an
-//! etcd that already runs.
+//! has queued and hands it to a [`log`] as one commit. The log is a redb file with a journal before it
+//! ([`open`]), or memory ([`memory`]). Start at [`Store`], then `local`, then `writer`. A third engine
+//! ([`Etcd`]) speaks to an etcd that already runs.
 //!
 //! Source of the behaviour: etcd's API guarantees and `etcdserverpb` (Range, Txn, Watch, Lease).
 

@@ -235,8 +235,8 @@ impl Writer {
 
     /// Makes the batch durable, publishes it and answers; false when it came to nothing.
     fn commit(&mut self, batch: Batch) -> bool {
-        let Batch { working, commit, told, pending } = batch;
-        let result = if commit.is_empty() { Ok(()) } else { self.log.commit(&commit) };
+        let Batch { working, mut commit, told, pending } = batch;
+        let result = if commit.is_empty() { Ok(()) } else { self.log.commit(&mut commit) };
         if let Err(error) = &result {
             tracing::error!(%error, "a commit failed");
             for pending in pending {
@@ -262,6 +262,9 @@ impl Writer {
         }
         for pending in pending {
             pending.answer(Ok(()));
+        }
+        if let Err(error) = self.log.settle() {
+            tracing::warn!(%error, "the store's journal could not be emptied; the next write tries again");
         }
         true
     }

@@ -1,14 +1,18 @@
-//! The log in a redb file: one table of records by position, one of leases, one of two numbers.
+//! The log in a redb file and a [journal](super::journal). redb has a table of records by position,
+//! one of leases, and one of numbers; a commit to it writes a path of pages anew, which is dear for a
+//! few records and cheap for a thousand. So commits become durable in the journal, and move to redb
+//! together, when there are many of them; until then they are also held in memory, for readers.
 //!
-//! redb refuses all work after an I/O error until the file is opened again. So a failed commit opens
-//! it again, at once or, when that fails too, at the next attempt; what is written meanwhile fails,
-//! and nothing that was acknowledged is lost.
+//! redb refuses all work after an I/O error until the file is opened again. So a failed change opens
+//! it again, at once or, when that fails too, at the next attempt. Nothing that was acknowledged is
+//! lost meanwhile: it is in the journal, which takes no more once it is long.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use redb::backends::FileBackend;
 use redb::{
@@ -16,6 +20,7 @@ use redb::{
     ReadableTable, TableDefinition, WriteTransaction,
 };
 
+use super::journal::{Journal, Medium};
 use super::{Commit, History, Log, Position, Record, View};
 use crate::lease::Leases;
 use crate::state::Snapshot;
@@ -32,14 +37,24 @@ const SWEPT: &str = "swept";
 /// The store's revision when it was last compacted: its record may be gone.
 const REVISION: &str = "revision";
 
+/// The journal's time round whose commits are not here yet; those of the ones before are.
+const ROUND: &str = "round";
+
+/// A few hundred objects; to move them takes a moment in which nobody can write.
+const JOURNAL_BYTES: u64 = 2 << 20;
+
 /// How many records one sweep looks at, so that writers never wait long for it.
 const SWEEP_RECORDS: usize = 500;
 
-type Opener = dyn Fn() -> Result<Database, DatabaseError> + Send + Sync;
+pub(crate) type Opener = dyn Fn() -> Result<Database, DatabaseError> + Send + Sync;
+
+/// The records of each commit that is in the journal, in order.
+type Journaled = Vec<Arc<Vec<Record>>>;
 
 struct Shared {
     path: PathBuf,
     database: RwLock<Option<Database>>,
+    journaled: RwLock<Journaled>,
 }
 
 impl Shared {
@@ -54,6 +69,14 @@ impl Shared {
 
     fn replace(&self, database: Option<Database>) {
         *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
+    }
+
+    fn lock_journaled(&self) -> RwLockWriteGuard<'_, Journaled> {
+        self.journaled.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn journaled(&self) -> Journaled {
+        self.journaled.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn read(&self) -> Result<ReadTransaction, Error> {
@@ -73,15 +96,7 @@ fn error_of(path: &Path, operation: &'static str, error: redb::Error) -> Error {
     let path = path.to_owned();
     match error {
         redb::Error::DatabaseAlreadyOpen => Error::Locked { path },
-        redb::Error::Io(source) => match source.kind() {
-            io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::FileTooLarge => Error::Full { path, source },
-            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-                Error::Corrupt { path, detail: source.to_string() }
-            }
-            _ => Error::Io { operation, path, source },
-        },
+        redb::Error::Io(source) => io_error(&path, operation, source),
         redb::Error::PreviousIo | redb::Error::Backend(_) => {
             Error::Io { operation, path, source: io::Error::other(error.to_string()) }
         }
@@ -90,15 +105,40 @@ fn error_of(path: &Path, operation: &'static str, error: redb::Error) -> Error {
     }
 }
 
+/// Says which file an error is about, and what kind of error it is.
+pub(super) fn io_error(path: &Path, operation: &'static str, source: io::Error) -> Error {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Error::Full { path, source }
+        }
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            Error::Corrupt { path, detail: source.to_string() }
+        }
+        _ => Error::Io { operation, path, source },
+    }
+}
+
+/// What a store is kept on.
+pub(crate) struct Files {
+    pub open: Box<Opener>,
+    pub journal: Box<dyn Medium>,
+    /// The length at which the journal's commits move to redb.
+    pub journal_bytes: u64,
+    /// Held until the log is closed.
+    pub lock: Option<File>,
+}
+
 /// The writer's side; see the module.
 pub(crate) struct Embedded {
     shared: Arc<Shared>,
     open: Box<Opener>,
+    journal_bytes: u64,
+    journal: Journal,
+    /// The leases that the journal's commits gave and took: their seconds, or none when ended.
+    leases: BTreeMap<LeaseId, Option<i64>>,
     /// The last revision that was acknowledged.
     tail: Revision,
-    /// A commit failed, so that the file may hold records after `tail` that never happened.
-    uncertain: bool,
-    record_bytes: Vec<u8>,
     /// Held until the log is closed.
     _lock: Option<File>,
 }
@@ -116,79 +156,88 @@ impl Embedded {
         if !path.exists() {
             create(path, cache_bytes)?;
         }
-        Self::open_with(path, opener(path, cache_bytes), lock)
+        let journal = journal_of(path);
+        // Secrets are in it.
+        let medium = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&journal)
+            .map_err(|source| io_error(&journal, "open", source))?;
+        let files = Files {
+            open: opener(path, cache_bytes),
+            journal: Box::new(medium),
+            journal_bytes: JOURNAL_BYTES,
+            lock,
+        };
+        Self::open_with(path, files)
     }
 
     pub(crate) fn open_with(
         path: &Path,
-        open: Box<Opener>,
-        lock: Option<File>,
+        files: Files,
     ) -> Result<((Self, EmbeddedHistory), Snapshot, Leases), Error> {
-        let database = open().map_err(|error| error_of(path, "open", error.into()))?;
-        let shared =
-            Arc::new(Shared { path: path.to_owned(), database: RwLock::new(Some(database)) });
-        let mut log = Self {
-            shared: Arc::clone(&shared),
-            open,
-            tail: 0,
-            uncertain: false,
-            record_bytes: Vec::new(),
-            _lock: lock,
-        };
-        log.create_tables()?;
-        let (current, leases) = rebuild(&shared)?;
-        log.tail = current.revision;
-        Ok(((log, EmbeddedHistory(shared)), current, leases))
-    }
-
-    fn create_tables(&self) -> Result<(), Error> {
-        let fail = |error: redb::Error| self.shared.error("create the tables of", error);
-        if let Ok(view) = EmbeddedHistory(Arc::clone(&self.shared)).open_view() {
-            drop(view);
-            return Ok(());
+        let database = (files.open)().map_err(|error| error_of(path, "open", error.into()))?;
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            database: RwLock::new(Some(database)),
+            journaled: RwLock::default(),
+        });
+        let history = EmbeddedHistory(Arc::clone(&shared));
+        if history.open_view().is_err() {
+            let txn = shared.write()?;
+            create_tables(txn).map_err(|error| shared.error("create the tables of", error))?;
         }
-        let txn = self.shared.write()?;
-        txn.open_table(RECORDS).map_err(|e| fail(e.into()))?;
-        txn.open_table(LEASES).map_err(|e| fail(e.into()))?;
-        txn.open_table(NUMBERS).map_err(|e| fail(e.into()))?;
-        txn.commit().map_err(|e| fail(e.into()))
+        let (mut current, mut leases, round) = rebuild(&shared)?;
+        let opened = Journal::open(&journal_of(path), files.journal, round);
+        let (journal, commits) = opened.map_err(|error| match error {
+            Error::Corrupt { detail, .. } => shared.damaged(&format!("its journal: {detail}")),
+            other => other,
+        })?;
+        let mut log = Self {
+            shared,
+            open: files.open,
+            journal_bytes: files.journal_bytes,
+            journal,
+            leases: BTreeMap::new(),
+            tail: 0,
+            _lock: files.lock,
+        };
+        for mut commit in commits {
+            for record in &commit.records {
+                current.replay(record.clone());
+            }
+            for (id, ttl_s) in &commit.granted {
+                leases.insert(*id, *ttl_s);
+            }
+            for id in &commit.revoked {
+                leases.remove(*id);
+            }
+            log.remember(&mut commit);
+        }
+        log.tail = current.revision;
+        Ok(((log, history), current, leases))
     }
 
-    /// Runs `change` in a transaction of its own. After a failure the file is opened again.
-    fn change<T>(
-        &mut self,
+    /// Runs `change` in a transaction of redb. After a failure the file is opened again.
+    fn change(
+        &self,
         operation: &'static str,
-        change: impl FnOnce(&WriteTransaction, &mut Vec<u8>) -> Result<T, redb::Error>,
-    ) -> Result<T, Error> {
+        change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), Error> {
         self.reopen_if_needed()?;
-        let result = self.try_change(operation, change);
-        self.uncertain = result.is_err();
-        if self.uncertain {
+        let txn = self.shared.write()?;
+        let changed = change(&txn).and_then(|()| txn.commit().map_err(redb::Error::from));
+        changed.map_err(|error| {
             self.shared.replace(None);
             // When this fails the next change tries again, and reports it.
             if let Err(error) = self.reopen_if_needed() {
                 tracing::warn!(%error, "the store could not be opened again yet");
             }
-        }
-        result
-    }
-
-    fn try_change<T>(
-        &mut self,
-        operation: &'static str,
-        change: impl FnOnce(&WriteTransaction, &mut Vec<u8>) -> Result<T, redb::Error>,
-    ) -> Result<T, Error> {
-        let txn = self.shared.write()?;
-        let apply = || -> Result<T, redb::Error> {
-            if self.uncertain {
-                let surplus = (self.tail + 1, 0)..;
-                txn.open_table(RECORDS)?.retain_in(surplus, |_, _| false)?;
-            }
-            change(&txn, &mut self.record_bytes)
-        };
-        let applied = apply().map_err(|error| self.shared.error(operation, error))?;
-        txn.commit().map_err(|error| self.shared.error(operation, error))?;
-        Ok(applied)
+            self.shared.error(operation, error)
+        })
     }
 
     fn reopen_if_needed(&self) -> Result<(), Error> {
@@ -200,6 +249,62 @@ impl Embedded {
         self.shared.replace(Some(database));
         Ok(())
     }
+
+    /// Keeps what is in the journal until it is in redb.
+    fn remember(&mut self, commit: &mut Commit) {
+        self.leases.extend(commit.granted.iter().map(|(id, ttl_s)| (*id, Some(*ttl_s))));
+        self.leases.extend(commit.revoked.iter().map(|id| (*id, None)));
+        if let Some(last) = commit.records.last() {
+            self.tail = last.position.revision;
+            let records = Arc::new(std::mem::take(&mut commit.records));
+            self.shared.lock_journaled().push(records);
+        }
+    }
+
+    /// Moves what is in the journal to redb.
+    fn merge(&mut self) -> Result<(), Error> {
+        if self.journal.len() == 0 && !self.journal.torn() {
+            return Ok(());
+        }
+        let journaled = self.shared.journaled();
+        let round = self.journal.round() + 1;
+        // A transaction that fails may have happened all the same.
+        self.journal.tear();
+        self.change("write", |txn| {
+            let mut bytes = Vec::new();
+            let mut records = txn.open_table(RECORDS)?;
+            for record in journaled.iter().flat_map(|records| records.iter()) {
+                bytes.clear();
+                record.encode_into(&mut bytes);
+                let Position { revision, sub } = record.position;
+                records.insert((revision, sub), bytes.as_slice())?;
+            }
+            let mut leases = txn.open_table(LEASES)?;
+            for (id, ttl_s) in &self.leases {
+                match ttl_s {
+                    Some(ttl_s) => drop(leases.insert(id, ttl_s)?),
+                    None => drop(leases.remove(id)?),
+                }
+            }
+            txn.open_table(NUMBERS)?.insert(ROUND, round)?;
+            Ok(())
+        })?;
+        self.journal.turn();
+        self.leases.clear();
+        self.shared.lock_journaled().clear();
+        Ok(())
+    }
+}
+
+fn journal_of(path: &Path) -> PathBuf {
+    path.with_extension("journal")
+}
+
+fn create_tables(txn: WriteTransaction) -> Result<(), redb::Error> {
+    txn.open_table(RECORDS)?;
+    txn.open_table(LEASES)?;
+    txn.open_table(NUMBERS)?;
+    Ok(txn.commit()?)
 }
 
 fn opener(path: &Path, cache_bytes: usize) -> Box<Opener> {
@@ -226,20 +331,25 @@ fn opener(path: &Path, cache_bytes: usize) -> Box<Opener> {
 fn create(path: &Path, cache_bytes: usize) -> Result<(), Error> {
     let failed = |source| Error::Io { operation: "create", path: path.to_owned(), source };
     let unfinished = path.with_extension("new");
-    match std::fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
+    // The journal of a store that was moved away is not this one's.
+    for leftover in [&unfinished, &journal_of(path)] {
+        match std::fs::remove_file(leftover) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
     }
-    let ((log, _), _, _) =
-        Embedded::open_with(&unfinished, opener(&unfinished, cache_bytes), None)?;
-    Box::new(log).close()?;
+    let making = |error: redb::Error| error_of(&unfinished, "create", error);
+    let database = opener(&unfinished, cache_bytes)().map_err(|error| making(error.into()))?;
+    let txn = database.begin_write().map_err(|error| making(error.into()))?;
+    create_tables(txn).map_err(making)?;
+    database.close().map_err(|error| making(error.into()))?;
     std::fs::rename(&unfinished, path).map_err(failed)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
-/// The current values and leases that the file's records make up.
-fn rebuild(shared: &Arc<Shared>) -> Result<(Snapshot, Leases), Error> {
+/// The current values and leases that redb's records make up, and the journal's round.
+fn rebuild(shared: &Arc<Shared>) -> Result<(Snapshot, Leases, u64), Error> {
     let view = EmbeddedHistory(Arc::clone(shared)).open_view()?;
     let mut current = Snapshot::empty();
     current.compacted = view.compacted;
@@ -255,40 +365,28 @@ fn rebuild(shared: &Arc<Shared>) -> Result<(Snapshot, Leases), Error> {
         let (id, ttl_s) = entry.map_err(|e| fail(e.into()))?;
         leases.insert(id.value(), ttl_s.value());
     }
-    Ok((current, leases))
+    Ok((current, leases, view.round))
 }
 
 impl Log for Embedded {
-    fn commit(&mut self, commit: &Commit) -> Result<(), Error> {
-        self.change("write", |txn, bytes| {
-            if !commit.records.is_empty() {
-                let mut table = txn.open_table(RECORDS)?;
-                for record in &commit.records {
-                    record.encode_into(bytes);
-                    let Position { revision, sub } = record.position;
-                    table.insert((revision, sub), bytes.as_slice())?;
-                }
-            }
-            if !commit.granted.is_empty() || !commit.revoked.is_empty() {
-                let mut table = txn.open_table(LEASES)?;
-                for (id, ttl_s) in &commit.granted {
-                    table.insert(id, ttl_s)?;
-                }
-                for id in &commit.revoked {
-                    table.remove(id)?;
-                }
-            }
-            Ok(())
-        })?;
-        if let Some(last) = commit.records.last() {
-            self.tail = last.position.revision;
-        }
+    fn commit(&mut self, commit: &mut Commit) -> Result<(), Error> {
+        self.settle()?;
+        self.journal.append(commit)?;
+        self.remember(commit);
         Ok(())
     }
 
+    fn settle(&mut self) -> Result<(), Error> {
+        if self.journal.len() < self.journal_bytes && !self.journal.torn() {
+            return Ok(());
+        }
+        self.merge()
+    }
+
     fn compact(&mut self, at: Revision) -> Result<(), Error> {
+        self.merge()?;
         let tail = self.tail;
-        self.change("compact", |txn, _| {
+        self.change("compact", |txn| {
             let mut numbers = txn.open_table(NUMBERS)?;
             numbers.insert(COMPACTED, at)?;
             numbers.insert(REVISION, tail)?;
@@ -322,7 +420,7 @@ impl Log for Embedded {
         })?;
         let more = swept < view.compacted;
         drop(view);
-        self.change("compact", |txn, _| {
+        self.change("compact", |txn| {
             let mut records = txn.open_table(RECORDS)?;
             for Position { revision, sub } in &superseded {
                 records.remove((*revision, *sub))?;
@@ -333,7 +431,9 @@ impl Log for Embedded {
         Ok(more)
     }
 
-    fn close(self: Box<Self>) -> Result<(), Error> {
+    fn close(mut self: Box<Self>) -> Result<(), Error> {
+        self.merge()?;
+        self.journal.clear()?;
         let database = self.shared.database.write().unwrap_or_else(PoisonError::into_inner).take();
         match database {
             Some(database) => database.close().map_err(|error| self.shared.error("close", error)),
@@ -345,15 +445,20 @@ impl Log for Embedded {
 struct EmbeddedView {
     shared: Arc<Shared>,
     records: ReadOnlyTable<(u64, u32), &'static [u8]>,
+    /// What comes after redb's records.
+    journaled: Journaled,
     compacted: Revision,
     swept: Revision,
     revision: Revision,
+    round: u64,
 }
 
 impl EmbeddedHistory {
     fn open_view(&self) -> Result<EmbeddedView, Error> {
         let shared = Arc::clone(&self.0);
         let fail = |error: redb::Error| shared.error("read", error);
+        // In this order, so that what moves to redb meanwhile is seen twice rather than not at all.
+        let journaled = shared.journaled();
         let txn = shared.read()?;
         let records = txn.open_table(RECORDS).map_err(|e| fail(e.into()))?;
         let numbers = txn.open_table(NUMBERS).map_err(|e| fail(e.into()))?;
@@ -361,8 +466,15 @@ impl EmbeddedHistory {
             Ok(found) => Ok(found.map_or(0, |value| value.value())),
             Err(error) => Err(fail(error.into())),
         };
-        let (compacted, swept, revision) = (number(COMPACTED)?, number(SWEPT)?, number(REVISION)?);
-        Ok(EmbeddedView { records, compacted, swept, revision, shared: Arc::clone(&self.0) })
+        Ok(EmbeddedView {
+            compacted: number(COMPACTED)?,
+            swept: number(SWEPT)?,
+            revision: number(REVISION)?,
+            round: number(ROUND)?,
+            records,
+            journaled,
+            shared: Arc::clone(&self.0),
+        })
     }
 }
 
@@ -377,6 +489,12 @@ impl EmbeddedView {
         Record::decode(position, bytes).map_err(|detail| {
             self.shared.damaged(&format!("revision {}: {detail}", position.revision))
         })
+    }
+
+    /// The first revision that is not looked up in redb.
+    fn journaled_from(&self) -> Revision {
+        let first = self.journaled.first().and_then(|records| records.first());
+        first.map_or(Revision::MAX, |record| record.position.revision)
     }
 }
 
@@ -394,11 +512,22 @@ impl View for EmbeddedView {
         if from > until {
             return Ok(());
         }
-        let fail = |error: redb::StorageError| self.shared.error("read", error);
-        for entry in self.records.range((from, 0)..=(until, u32::MAX)).map_err(fail)? {
-            let (key, bytes) = entry.map_err(fail)?;
-            let (revision, sub) = key.value();
-            if !visit(self.decode(Position { revision, sub }, bytes.value())?) {
+        let journaled_from = self.journaled_from();
+        if from < journaled_from {
+            let fail = |error: redb::StorageError| self.shared.error("read", error);
+            let merged = (from, 0)..=(until.min(journaled_from - 1), u32::MAX);
+            for entry in self.records.range(merged).map_err(fail)? {
+                let (key, bytes) = entry.map_err(fail)?;
+                let (revision, sub) = key.value();
+                if !visit(self.decode(Position { revision, sub }, bytes.value())?) {
+                    return Ok(());
+                }
+            }
+        }
+        let wanted = from..=until;
+        let journaled = self.journaled.iter().flat_map(|records| records.iter());
+        for record in journaled.filter(|record| wanted.contains(&record.position.revision)) {
+            if !visit(record.clone()) {
                 break;
             }
         }
@@ -406,6 +535,14 @@ impl View for EmbeddedView {
     }
 
     fn get(&self, position: Position) -> Result<Option<Record>, Error> {
+        if position.revision >= self.journaled_from() {
+            let after = self.journaled.partition_point(|records| {
+                records.last().is_some_and(|last| last.position < position)
+            });
+            let Some(records) = self.journaled.get(after) else { return Ok(None) };
+            let found = records.binary_search_by_key(&position, |record| record.position);
+            return Ok(found.ok().and_then(|index| records.get(index)).cloned());
+        }
         let found = self.records.get((position.revision, position.sub));
         match found.map_err(|error| self.shared.error("read", error))? {
             Some(bytes) => self.decode(position, bytes.value()).map(Some),

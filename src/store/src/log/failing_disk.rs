@@ -10,12 +10,16 @@ use futures::StreamExt;
 use proptest::prelude::*;
 use redb::{Builder, StorageBackend};
 
-use super::Embedded;
+use super::embedded::{Embedded, Files};
+use super::journal::Medium;
 use crate::local::Local;
 use crate::{Error, Options, Range, Store, Txn, TxnOutcome};
 
 /// The unit in which a power cut tears a write.
 const SECTOR: usize = 512;
+
+/// So short that the journal is emptied in the middle of each test.
+const JOURNAL_BYTES: u64 = 40_000;
 
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
@@ -28,11 +32,53 @@ struct Contents {
     safe: Vec<u8>,
     /// What has been written since, in order.
     unsafe_writes: Vec<(usize, Vec<u8>)>,
+}
+
+impl Contents {
+    fn write(&mut self, at: usize, data: &[u8]) {
+        if self.seen.len() < at + data.len() {
+            self.seen.resize(at + data.len(), 0);
+        }
+        self.seen[at..at + data.len()].copy_from_slice(data);
+        self.unsafe_writes.push((at, data.to_vec()));
+    }
+
+    fn resize(&mut self, length: usize) {
+        self.seen.resize(length, 0);
+        // Growth and shrinkage are metadata, which file systems keep in order.
+        self.safe.resize(length, 0);
+    }
+
+    fn sync(&mut self) {
+        self.safe = self.seen.clone();
+        self.unsafe_writes.clear();
+    }
+
+    /// What a power cut leaves of it: what was synced, and of the rest any sectors.
+    fn after_power_cut(&self, keep: &mut impl FnMut() -> bool) -> Self {
+        let mut safe = self.safe.clone();
+        for (offset, data) in &self.unsafe_writes {
+            for (index, sector) in data.chunks(SECTOR).enumerate() {
+                if keep() {
+                    let at = offset + index * SECTOR;
+                    safe.resize(safe.len().max(at + sector.len()), 0);
+                    safe[at..at + sector.len()].copy_from_slice(sector);
+                }
+            }
+        }
+        Self { seen: safe.clone(), safe, ..Self::default() }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    database: Contents,
+    journal: Contents,
     /// The operations that may still succeed, and the error that comes then.
     failure: Option<(usize, i32)>,
 }
 
-impl Contents {
+impl Kept {
     fn step(&mut self) -> io::Result<()> {
         match &mut self.failure {
             Some((0, code)) => Err(io::Error::from_raw_os_error(*code)),
@@ -45,12 +91,12 @@ impl Contents {
     }
 }
 
-/// A disk in memory. Clones are the same disk, as files opened twice are.
+/// A disk in memory with the store's two files. Clones are the same disk, as files opened twice are.
 #[derive(Clone, Debug, Default)]
-struct Disk(Arc<Mutex<Contents>>);
+struct Disk(Arc<Mutex<Kept>>);
 
 impl Disk {
-    fn lock(&self) -> MutexGuard<'_, Contents> {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -62,32 +108,25 @@ impl Disk {
         self.lock().failure = None;
     }
 
-    /// The disk as a power cut leaves it: what was synced, and of the rest any sectors.
     fn after_power_cut(&self, mut keep: impl FnMut() -> bool) -> Self {
-        let contents = self.lock();
-        let mut safe = contents.safe.clone();
-        for (offset, data) in &contents.unsafe_writes {
-            for (index, sector) in data.chunks(SECTOR).enumerate() {
-                if keep() {
-                    let at = offset + index * SECTOR;
-                    safe.resize(safe.len().max(at + sector.len()), 0);
-                    safe[at..at + sector.len()].copy_from_slice(sector);
-                }
-            }
-        }
-        Self(Arc::new(Mutex::new(Contents { seen: safe.clone(), safe, ..Contents::default() })))
+        let files = self.lock();
+        Self(Arc::new(Mutex::new(Kept {
+            database: files.database.after_power_cut(&mut keep),
+            journal: files.journal.after_power_cut(&mut keep),
+            failure: None,
+        })))
     }
 }
 
 impl StorageBackend for Disk {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.lock().seen.len() as u64)
+        Ok(self.lock().database.seen.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let contents = self.lock();
+        let files = self.lock();
         let from = offset as usize;
-        let Some(bytes) = contents.seen.get(from..from + out.len()) else {
+        let Some(bytes) = files.database.seen.get(from..from + out.len()) else {
             return Err(io::ErrorKind::UnexpectedEof.into());
         };
         out.copy_from_slice(bytes);
@@ -95,36 +134,58 @@ impl StorageBackend for Disk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut contents = self.lock();
-        contents.step()?;
-        contents.seen.resize(len as usize, 0);
-        // Growth and shrinkage are metadata, which file systems keep in order.
-        contents.safe.resize(len as usize, 0);
+        let mut files = self.lock();
+        files.step()?;
+        files.database.resize(len as usize);
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut contents = self.lock();
-        contents.step()?;
-        contents.safe = contents.seen.clone();
-        contents.unsafe_writes.clear();
+        let mut files = self.lock();
+        files.step()?;
+        files.database.sync();
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut contents = self.lock();
-        contents.step()?;
-        let at = offset as usize;
-        if contents.seen.len() < at + data.len() {
-            contents.seen.resize(at + data.len(), 0);
-        }
-        contents.seen[at..at + data.len()].copy_from_slice(data);
-        contents.unsafe_writes.push((at, data.to_vec()));
+        let mut files = self.lock();
+        files.step()?;
+        files.database.write(offset as usize, data);
+        Ok(())
+    }
+}
+
+impl Medium for Disk {
+    fn read(&self) -> io::Result<Vec<u8>> {
+        Ok(self.lock().journal.seen.clone())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut files = self.lock();
+        let written = files.step();
+        // A write that fails may have come half the way.
+        let length = if written.is_ok() { data.len() } else { data.len() / 2 };
+        files.journal.write(offset as usize, &data[..length]);
+        written
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut files = self.lock();
+        files.step()?;
+        files.journal.sync();
+        Ok(())
+    }
+
+    fn clear(&self) -> io::Result<()> {
+        let mut files = self.lock();
+        files.step()?;
+        files.journal.resize(0);
         Ok(())
     }
 }
 
 fn open(disk: &Disk) -> Result<Store, Error> {
+    let journal = Box::new(disk.clone());
     let disk = disk.clone();
     let opener = move || {
         Builder::new()
@@ -132,7 +193,8 @@ fn open(disk: &Disk) -> Result<Store, Error> {
             .set_check_integrity_on_open(true)
             .create_with_backend(disk.clone())
     };
-    let (log, current, leases) = Embedded::open_with(Path::new("disk"), Box::new(opener), None)?;
+    let files = Files { open: Box::new(opener), journal, journal_bytes: JOURNAL_BYTES, lock: None };
+    let (log, current, leases) = Embedded::open_with(Path::new("disk"), files)?;
     let local = Local::start(Box::new(log.0), Arc::new(log.1), current, leases);
     Ok(Store::new(local.expect("a thread")))
 }
@@ -288,6 +350,60 @@ proptest! {
             let revision = store.revision().await.expect("open");
             let outcome = store.txn(Txn::create("new".into(), "1".into())).await.expect("healthy");
             assert_eq!(outcome, TxnOutcome::Committed { revision: revision + 1 });
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Now and then the disk fails for a moment, then the power does.
+    #[test]
+    fn failures_that_pass_lose_nothing(
+        steps in proptest::collection::vec((0..4_u64, proptest::option::of(0..14_usize)), 1..40),
+        sectors in any::<u64>(),
+    ) {
+        runtime().block_on(async {
+            let disk = Disk::default();
+            let store = open(&disk).expect("a new store");
+            let mut model: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+            let mut failed = Vec::new();
+            for (index, (kind, fails)) in (0..).zip(steps) {
+                if let Some(after) = fails {
+                    disk.fail(after, EIO);
+                }
+                if kind == 0 {
+                    drop(store.compact(store.revision().await.expect("open")).await);
+                } else {
+                    let (key, value) = (Bytes::from(format!("key-{}", index % 7)), value(index));
+                    match store.put(key.clone(), value.clone()).await {
+                        Ok(_) => {
+                            model.insert(key, value);
+                            failed.clear();
+                        }
+                        Err(_) => failed.push((key, value)),
+                    }
+                }
+                disk.heal();
+            }
+            assert_eq!(contents(&store).await, model);
+            let mut random = sectors | 1;
+            let cut = disk.after_power_cut(|| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random & 3 != 0
+            });
+            let store = open(&cut).expect("a store that opens after a power cut");
+            let found = contents(&store).await;
+            let with = |put: &(Bytes, Bytes)| {
+                let mut model = model.clone();
+                model.extend([put.clone()]);
+                found == model
+            };
+            if !failed.iter().any(with) {
+                assert_eq!(found, model);
+            }
         });
     }
 }

@@ -33,12 +33,16 @@ impl Memory {
 }
 
 impl Log for Memory {
-    fn commit(&mut self, commit: &Commit) -> Result<(), Error> {
+    fn commit(&mut self, commit: &mut Commit) -> Result<(), Error> {
         self.change(|log| {
-            for record in &commit.records {
-                log.records.insert_mut(record.position, record.clone());
+            for record in commit.records.drain(..) {
+                log.records.insert_mut(record.position, record);
             }
         });
+        Ok(())
+    }
+
+    fn settle(&mut self) -> Result<(), Error> {
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 mod embedded;
 #[cfg(test)]
 mod failing_disk;
+mod journal;
 mod memory;
 mod record;
 
@@ -30,8 +31,11 @@ impl Commit {
 
 /// The writer's side of a log.
 pub(crate) trait Log: Send {
-    /// Makes `commit` durable, all of it or nothing.
-    fn commit(&mut self, commit: &Commit) -> Result<(), Error>;
+    /// Makes `commit` durable, all of it or nothing. Its records may be taken out of it.
+    fn commit(&mut self, commit: &mut Commit) -> Result<(), Error>;
+
+    /// Does what a commit has left over, for which nobody had to wait.
+    fn settle(&mut self) -> Result<(), Error>;
 
     /// From now on, revisions up to `at` cannot be read but in their last state.
     fn compact(&mut self, at: Revision) -> Result<(), Error>;

@@ -43,11 +43,12 @@ const HEADER: usize = 1 + 8 + 8 + 8 + 4 + 8 + 4;
 const TRAILER: usize = 4;
 
 impl Record {
+    /// Appends the record's bytes.
     pub fn encode_into(&self, bytes: &mut Vec<u8>) {
         let flag = |on: bool, flag: u8| if on { flag } else { 0 };
         let kv = &self.kv;
         let previous = self.previous.unwrap_or(Position::first(0));
-        bytes.clear();
+        let start = bytes.len();
         bytes.reserve(HEADER + kv.key.len() + kv.value.len() + TRAILER);
         bytes.push(
             flag(self.kind == EventKind::Delete, DELETED)
@@ -62,7 +63,7 @@ impl Record {
         bytes.extend_from_slice(&(kv.key.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&kv.key);
         bytes.extend_from_slice(&kv.value);
-        bytes.extend_from_slice(&checksum(bytes).to_le_bytes());
+        bytes.extend_from_slice(&checksum(&bytes[start..]).to_le_bytes());
     }
 
     /// Reads what [`Self::encode_into`] wrote; says what is wrong with anything else.
