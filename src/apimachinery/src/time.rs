@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+mod layout;
+
+pub use layout::{Layout, Moment};
+
 /// A time in whole seconds: `2006-01-02T15:04:05Z`.
 pub fn seconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
@@ -26,15 +30,12 @@ pub fn now_micros() -> String {
     micros(Timestamp::now())
 }
 
-/// Reads RFC 3339; the error is worded as Go's `time.Parse` words it.
+/// Reads RFC 3339; the error is worded as Go's `time.Parse` words it. What is past our clock's end, which stands for
+/// never, becomes that end.
 pub fn parse(text: &str) -> Result<Timestamp, String> {
-    let shaped = text.len() >= 20 && text.as_bytes()[10] == b'T';
-    match text.parse() {
-        Ok(time) if shaped => Ok(time),
-        _ => Err(format!(
-            "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\""
-        )),
-    }
+    let moment = Moment::read(text, Layout::Seconds)?;
+    let end = if moment.seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    Ok(Timestamp::new(moment.seconds, moment.nanos).unwrap_or(end))
 }
 
 /// How long ago `text` was, for the AGE column; `<unknown>` when it is no time.

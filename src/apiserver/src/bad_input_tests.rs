@@ -622,3 +622,42 @@ fn spoilt_objects_are_answered() {
         }
     }
 }
+
+/// What cannot be had is told in JSON for people, whatever else was asked.
+#[tokio::test]
+async fn what_cannot_be_had_is_told_as_json() {
+    let f = Fixture::new().await;
+    const META: &str = "v=v1;g=meta.k8s.io";
+    let offered = "only the following media types are accepted: ";
+    let all = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
+    let streams = "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+    let base = "/api/v1/namespaces/default/configmaps";
+    for (path, accept, code, want) in [
+        (base.to_owned(), "text/html".to_owned(), 406, format!("{offered}{all}")),
+        (format!("{base}?watch=1"), "application/yaml".into(), 406, format!("{offered}{streams}")),
+        (
+            base.to_owned(),
+            format!("application/json;as=PartialObjectMetadata;{META}"),
+            406,
+            "you requested PartialObjectMetadata, but the requested object is a list (*core.ConfigMapList)".into(),
+        ),
+        (
+            "/api/v1/namespaces/default".into(),
+            format!("application/json;as=PartialObjectMetadataList;{META},application/json"),
+            406,
+            "you requested PartialObjectMetadataList, but the requested object is not a list (*core.Namespace)".into(),
+        ),
+        (
+            format!("{base}/none"),
+            format!("application/json;as=Table;{META}"),
+            404,
+            "configmaps \"none\" not found".into(),
+        ),
+    ] {
+        let request = http::Request::get(&path).header("accept", &accept);
+        let answer = f.send(request, Body::Empty).await;
+        assert_eq!(answer.code, code, "{path} {accept}");
+        assert_eq!(answer.headers["content-type"], "application/json");
+        assert_eq!(answer.body["message"], want, "{path} {accept}");
+    }
+}

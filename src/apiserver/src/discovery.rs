@@ -7,13 +7,13 @@ use std::fmt::Write;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http::header::{ACCEPT, ETAG, HeaderValue, IF_NONE_MATCH, VARY};
+use http::header::{ETAG, HeaderValue, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::body::{Body, Response};
-use crate::negotiate::{Accepted, Format};
+use crate::negotiate::{self, Accepted, Format};
 use crate::resource::{Resource, Subresource};
 use crate::respond;
 use crate::served::Served;
@@ -74,29 +74,20 @@ impl Documents {
     }
 }
 
-/// The index of the aggregated version that the client asks for before plain JSON.
+/// The index of the aggregated version that the client asks for first, if it asks for one anywhere.
 fn wanted(headers: &HeaderMap) -> Option<usize> {
-    for header in headers.get_all(ACCEPT) {
-        for clause in header.to_str().unwrap_or_default().split(',') {
-            let mut parts = clause.split(';').map(str::trim);
-            if parts.next() != Some("application/json") {
-                continue;
-            }
-            let parameters: Vec<&str> = parts.collect();
-            let has = |p: &str| parameters.contains(&p);
-            if !has("g=apidiscovery.k8s.io") {
-                return None;
-            }
-            if !has("as=APIGroupDiscoveryList") {
-                continue;
-            }
-            let found = AGGREGATED.iter().position(|(version, _)| has(&format!("v={version}")));
-            if found.is_some() {
-                return found;
-            }
-        }
-    }
-    None
+    let clauses = negotiate::clauses(negotiate::asked(headers)?);
+    clauses.iter().find_map(|clause| {
+        let given = |name: &str| clause.get(name).unwrap_or_default();
+        let aggregated = clause.takes("application", "json")
+            && given("g") == "apidiscovery.k8s.io"
+            && given("as") == "APIGroupDiscoveryList"
+            && matches!(given("stream"), "" | "watch")
+            && given("sv").is_empty();
+        let version = given("v");
+        let known = AGGREGATED.iter().position(|(known, _)| *known == version);
+        known.filter(|_| aggregated)
+    })
 }
 
 /// The aggregated document of what is served here.

@@ -26,8 +26,10 @@ pub enum Shape {
     Object,
     /// `meta.k8s.io` `Table`.
     Table,
-    /// `meta.k8s.io` `PartialObjectMetadata` or its list.
+    /// `meta.k8s.io` `PartialObjectMetadata`.
     Metadata,
+    /// `meta.k8s.io` `PartialObjectMetadataList`.
+    MetadataList,
 }
 
 /// How to answer.
@@ -61,12 +63,26 @@ impl Accepted {
 
 /// Kubernetes' protobuf.
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+const PROTOBUF_TYPE: &str = "vnd.kubernetes.protobuf";
 /// What the server can read and write, in upstream's order.
 const OFFERED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
+/// What a watch can be in.
+const OFFERED_STREAMS: &str =
+    "application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch";
+
 /// 406 with the list of what can be had.
 pub fn not_acceptable() -> Status {
-    let message = format!("only the following media types are accepted: {OFFERED}");
+    unacceptable(format!("only the following media types are accepted: {OFFERED}"))
+}
+
+/// 406 with the list of what a watch can be in.
+pub fn no_such_stream() -> Status {
+    unacceptable(format!("only the following media types are accepted: {OFFERED_STREAMS}"))
+}
+
+/// 406.
+pub fn unacceptable(message: impl Into<String>) -> Status {
     Status::failure(406, "NotAcceptable", message)
 }
 
@@ -77,88 +93,150 @@ pub fn unsupported(accepted: &str) -> Status {
     ))
 }
 
+/// What can be asked of an endpoint beside its plain answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// It makes tables and partial metadata.
+    pub transformable: bool,
+    /// Its kind has a protobuf form.
+    pub typed: bool,
+    /// The version of the API's own kinds that parameters may name.
+    pub version: &'static str,
+}
+
+impl Endpoint {
+    /// A document that is no object, or a failure.
+    pub const PLAIN: Self = Self { transformable: false, typed: true, version: "" };
+}
+
 /// One clause of an `Accept` header.
-struct Clause<'a> {
-    media: &'a str,
+pub struct Clause<'a> {
+    /// The type before the slash.
+    kind: &'a str,
+    /// The type behind it.
+    subtype: &'a str,
     parameters: Vec<(&'a str, &'a str)>,
     quality: f32,
 }
 
-fn clauses(header: &str) -> Vec<Clause<'_>> {
-    let mut list: Vec<Clause<'_>> = header
-        .split(',')
-        .filter_map(|part| {
-            let mut pieces = part.split(';').map(str::trim);
-            let media = pieces.next().filter(|m| !m.is_empty())?;
-            let mut clause = Clause { media, parameters: Vec::new(), quality: 1.0 };
-            for (key, value) in pieces.filter_map(|p| p.split_once('=')) {
-                let value = value.trim().trim_matches('"');
-                if key.trim() == "q" {
-                    clause.quality = value.parse().unwrap_or(1.0);
-                } else {
-                    clause.parameters.push((key.trim(), value));
-                }
-            }
-            Some(clause)
-        })
-        .collect();
-    list.sort_by(|a, b| b.quality.total_cmp(&a.quality));
-    list
-}
+impl Clause<'_> {
+    /// The value of a parameter; the last of several.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().rfind(|(key, _)| *key == name).map(|(_, value)| *value)
+    }
 
-fn format_of(media: &str) -> Option<Format> {
-    match media {
-        "application/json" | "*/*" | "application/*" => Some(Format::Json),
-        "application/yaml" => Some(Format::Yaml),
-        PROTOBUF => Some(Format::Protobuf),
-        _ => None,
+    /// Whether the type is asked for, by name or with a `*`.
+    pub fn takes(&self, kind: &str, subtype: &str) -> bool {
+        match (self.kind, self.subtype) {
+            ("*", "*") => true,
+            (asked, "*") => asked == kind,
+            asked => asked == (kind, subtype),
+        }
+    }
+
+    /// Whether it comes before another: by quality, and `*` after what is named, whatever the quality says.
+    fn precedes(&self, other: &Self) -> bool {
+        self.quality > other.quality
+            || self.kind != "*" && other.kind == "*"
+            || self.subtype != "*" && other.subtype == "*"
     }
 }
 
-/// Picks the first clause that can be served. `transformable` tells whether this endpoint makes tables
-/// and partial metadata, `typed` whether its kind has a protobuf form.
-pub fn accept(headers: &HeaderMap, transformable: bool, typed: bool) -> Result<Accepted, Status> {
-    let mut seen = false;
-    for header in headers.get_all(ACCEPT) {
-        let Ok(header) = header.to_str() else { continue };
-        // The forms that nearly every request has, without parsing.
-        if matches!(header, "application/json" | "*/*" | "application/json, */*") {
+/// The clauses of the first `Accept` header, in order; none for what is no clause.
+///
+/// Source: `ParseAccept` of `github.com/munnerz/goautoneg`. That order is none in which one could sort: which clause
+/// comes first depends on the steps, so these are the same.
+pub fn clauses(header: &str) -> Vec<Clause<'_>> {
+    let mut list: Vec<Clause<'_>> = header.split(',').filter_map(clause).collect();
+    for end in 1..list.len() {
+        let mut at = end;
+        while at > 0 && list[at].precedes(&list[at - 1]) {
+            list.swap(at, at - 1);
+            at -= 1;
+        }
+    }
+    list
+}
+
+fn clause(part: &str) -> Option<Clause<'_>> {
+    let mut pieces = part.trim_matches(' ').split(';');
+    let media = pieces.next().unwrap_or_default().trim_matches(' ');
+    let (kind, subtype) = match media.split_once('/') {
+        Some((_, subtype)) if subtype.contains('/') || subtype.is_empty() => return None,
+        Some((kind, subtype)) => (kind.trim_matches(' '), subtype.trim_matches(' ')),
+        None if media == "*" => ("*", "*"),
+        None => return None,
+    };
+    let mut clause = Clause { kind, subtype, parameters: Vec::new(), quality: 1.0 };
+    for (key, value) in pieces.filter_map(|piece| piece.split_once('=')) {
+        if value.is_empty() || value.contains('=') {
+            continue;
+        }
+        match key.trim_matches(' ') {
+            "q" => clause.quality = value.parse().unwrap_or(0.0),
+            key => clause.parameters.push((key, value.trim_matches(' '))),
+        }
+    }
+    Some(clause)
+}
+
+/// The first `Accept` header, in which all must be said.
+pub fn asked(headers: &HeaderMap) -> Option<&str> {
+    headers.get(ACCEPT).map(|header| header.to_str().unwrap_or("not text"))
+}
+
+/// Picks the first clause that can be served.
+pub fn accept(header: Option<&str>, endpoint: Endpoint) -> Result<Accepted, Status> {
+    // The forms that nearly every request has, without parsing.
+    let header = match header {
+        None | Some("" | "application/json" | "*/*" | "application/json, */*") => {
             return Ok(Accepted::default());
         }
-        for clause in clauses(header) {
-            seen = true;
-            if let Some(accepted) = serve(&clause, transformable, typed) {
+        Some(header) => header,
+    };
+    for clause in clauses(header) {
+        let formats =
+            [("json", Format::Json), ("yaml", Format::Yaml), (PROTOBUF_TYPE, Format::Protobuf)];
+        for (subtype, format) in formats {
+            if clause.takes("application", subtype)
+                && let Some(accepted) = serve(&clause, format, endpoint)
+            {
                 return Ok(accepted);
             }
         }
     }
-    if seen { Err(not_acceptable()) } else { Ok(Accepted::default()) }
+    Err(not_acceptable())
 }
 
-fn serve(clause: &Clause<'_>, transformable: bool, typed: bool) -> Option<Accepted> {
-    let mut accepted = Accepted { format: format_of(clause.media)?, ..Accepted::default() };
-    let get = |name: &str| clause.parameters.iter().find(|(k, _)| *k == name).map(|(_, v)| *v);
-    if get("pretty") == Some("1") {
-        accepted.pretty = true;
-    }
-    if let Some(kind) = get("as") {
-        if !transformable || get("g") != Some("meta.k8s.io") {
-            return None;
-        }
-        accepted.shape = match kind {
-            // Tables have no protobuf form.
-            "Table" if accepted.format != Format::Protobuf => Shape::Table,
-            "PartialObjectMetadata" | "PartialObjectMetadataList" => Shape::Metadata,
-            _ => return None,
-        };
-        accepted.beta = match get("v") {
-            Some("v1") => false,
-            Some("v1beta1") => true,
-            _ => return None,
-        };
-    } else if accepted.format == Format::Protobuf && !typed {
+fn serve(clause: &Clause<'_>, format: Format, endpoint: Endpoint) -> Option<Accepted> {
+    let given = |name: &str| clause.get(name).unwrap_or_default();
+    let streams = given("stream") == "watch" && format != Format::Yaml;
+    if !given("stream").is_empty() && !streams {
         return None;
     }
+    if !given("sv").is_empty() && given("sv") != endpoint.version {
+        return None;
+    }
+    let pretty = given("pretty") == "1";
+    let mut accepted = Accepted { format, pretty, ..Accepted::default() };
+    if ["as", "g", "v"].iter().all(|name| clause.get(name).is_none()) {
+        return (endpoint.typed || format != Format::Protobuf).then_some(accepted);
+    }
+    if !endpoint.transformable || given("g") != "meta.k8s.io" {
+        return None;
+    }
+    accepted.shape = match given("as") {
+        // Tables have no protobuf form.
+        "Table" if format != Format::Protobuf => Shape::Table,
+        "PartialObjectMetadata" => Shape::Metadata,
+        "PartialObjectMetadataList" => Shape::MetadataList,
+        _ => return None,
+    };
+    accepted.beta = match given("v") {
+        "v1" => false,
+        "v1beta1" => true,
+        _ => return None,
+    };
     Some(accepted)
 }
 
@@ -176,45 +254,135 @@ pub fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
         // Protobuf bodies tell themselves apart by their first bytes, and become JSON.
         "" | "application/json" | PROTOBUF => Ok(Format::Json),
         "application/yaml" => Ok(Format::Yaml),
-        _ => Err(unsupported(OFFERED)),
+        other => match other.to_ascii_lowercase().as_str() {
+            "application/json" | PROTOBUF => Ok(Format::Json),
+            "application/yaml" => Ok(Format::Yaml),
+            _ => Err(unsupported(OFFERED)),
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
-    fn ask(accept_header: &str) -> Result<Accepted, Status> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_str(accept_header).expect("a header"));
-        accept(&headers, true, true)
+    const RESOURCE: Endpoint = Endpoint { transformable: true, typed: true, version: "v1" };
+    const CUSTOM: Endpoint = Endpoint { typed: false, ..RESOURCE };
+
+    fn told(accepted: Result<Accepted, Status>) -> String {
+        match accepted {
+            Ok(got) => format!(
+                "{:?} {:?}{}{}",
+                got.format,
+                got.shape,
+                if got.beta { " beta" } else { "" },
+                if got.pretty { " pretty" } else { "" }
+            ),
+            Err(status) => status.code.to_string(),
+        }
     }
 
     #[test]
     fn the_first_servable_clause_wins() {
-        let json = Accepted::default();
-        let table = Accepted { shape: Shape::Table, ..json };
-        let yaml = Accepted { format: Format::Yaml, ..json };
-        let protobuf = Accepted { format: Format::Protobuf, ..json };
         let cases = [
-            ("application/json", json),
-            ("application/vnd.kubernetes.protobuf,application/json", protobuf),
-            (
-                "application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/yaml",
-                yaml,
-            ),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", table),
-            ("application/json;as=Table;v=v1beta1;g=meta.k8s.io", Accepted { beta: true, ..table }),
-            ("application/json;as=Chart;v=v1;g=meta.k8s.io,application/yaml", yaml),
-            ("application/json;q=0.5,application/yaml", yaml),
-            ("text/html,*/*;q=0.8", json),
-            ("application/json;stream=watch", json),
+            ("", "Json Object"),
+            ("application/json", "Json Object"),
+            ("application/json;charset=utf-8", "Json Object"),
+            ("application/json;charset=what;profile=local", "Json Object"),
+            ("application/json;pretty=1", "Json Object pretty"),
+            ("application/json;pretty=true", "Json Object"),
+            ("application/vnd.kubernetes.protobuf,application/json", "Protobuf Object"),
+            ("application/*", "Json Object"),
+            ("*", "Json Object"),
+            ("text/*", "406"),
+            ("text/html", "406"),
+            ("json", "406"),
+            (" ", "406"),
+            ("application/json/x", "406"),
+            ("Application/JSON", "406"),
+            ("text/html,*/*;q=0.8", "Json Object"),
+            ("application/json;q=0.5,application/yaml", "Yaml Object"),
+            ("application/json;q=0.5,application/yaml;q=0.4", "Json Object"),
+            // What is named comes before what is not, whatever its quality.
+            ("*/*,application/yaml;q=0.1", "Yaml Object"),
+            ("application/*;q=0.9,application/vnd.kubernetes.protobuf;q=0.1", "Protobuf Object"),
+            ("application/yaml;q=x,application/json", "Json Object"),
+            ("application/yaml; q=0.5 , application/json; q=0.9", "Json Object"),
+            ("application/json;stream=watch", "Json Object"),
+            ("application/json;stream=other", "406"),
+            ("application/yaml;stream=watch", "406"),
+            ("*/*;stream=watch", "Json Object"),
+            ("application/json;sv=v1", "Json Object"),
+            ("application/json;sv=v2", "406"),
+            ("application/json;v=v1", "406"),
+            ("application/json;g=meta.k8s.io", "406"),
+            ("application/json;as=,application/yaml", "Json Object"),
         ];
         for (header, want) in cases {
-            assert_eq!(ask(header).expect(header), want, "{header}");
+            assert_eq!(told(accept(Some(header), RESOURCE)), want, "{header}");
         }
-        assert_eq!(ask("text/html").expect_err("no such form").code, 406);
+        assert_eq!(told(accept(None, RESOURCE)), "Json Object");
+    }
+
+    #[test]
+    fn answers_are_transformed_where_that_can_be() {
+        const META: &str = "g=meta.k8s.io";
+        let cases = [
+            (format!("application/json;as=Table;v=v1;{META}"), "Json Table", "406"),
+            (format!("application/json;as=Table;v=v1beta1;{META}"), "Json Table beta", "406"),
+            (format!("application/json;as=Table;v=v1alpha1;{META}"), "406", "406"),
+            (format!("application/json;as=Table;{META}"), "406", "406"),
+            ("application/json;as=Table;v=v1".into(), "406", "406"),
+            ("application/json;as=Table;v=v1;g=other".into(), "406", "406"),
+            (format!("application/json;as=\"Table\";v=v1;{META}"), "406", "406"),
+            (
+                format!("application/json;as=Chart;v=v1;{META},application/yaml"),
+                "Yaml Object",
+                "Yaml Object",
+            ),
+            (format!("application/yaml;as=Table;v=v1;{META}"), "Yaml Table", "406"),
+            (format!("*/*;as=Table;v=v1;{META}"), "Json Table", "406"),
+            (
+                format!(
+                    "application/vnd.kubernetes.protobuf;as=Table;v=v1;{META},application/json"
+                ),
+                "Json Object",
+                "Json Object",
+            ),
+            (
+                format!("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;v=v1;{META}"),
+                "Protobuf Metadata",
+                "406",
+            ),
+            (
+                format!(
+                    "application/json;as=PartialObjectMetadataList;v=v1;{META},application/json"
+                ),
+                "Json MetadataList",
+                "Json Object",
+            ),
+        ];
+        for (header, want, plain) in cases {
+            assert_eq!(told(accept(Some(&header), RESOURCE)), want, "{header}");
+            assert_eq!(told(accept(Some(&header), CUSTOM)), want, "{header}");
+            assert_eq!(told(accept(Some(&header), Endpoint::PLAIN)), plain, "{header}");
+        }
+        let protobuf = Some("application/vnd.kubernetes.protobuf");
+        assert_eq!(told(accept(protobuf, CUSTOM)), "406");
+    }
+
+    #[test]
+    fn bodies_tell_their_form() {
+        for (kind, want) in [
+            ("", Ok(Format::Json)),
+            ("application/json; charset=utf-8", Ok(Format::Json)),
+            ("Application/JSON", Ok(Format::Json)),
+            ("application/yaml", Ok(Format::Yaml)),
+            ("text/plain", Err(415)),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, kind.parse().expect("a header"));
+            assert_eq!(body_format(&headers).map_err(|status| status.code), want, "{kind}");
+        }
     }
 }

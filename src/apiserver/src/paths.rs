@@ -8,7 +8,7 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::body::Response;
-use crate::negotiate;
+use crate::negotiate::{self, Endpoint};
 use crate::options::Query;
 use crate::pki::jwt;
 use crate::server::Server;
@@ -43,7 +43,7 @@ pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result
         return Ok(response);
     }
     let Some(value) = document(server, trimmed) else { return nothing(server, path) };
-    let mut accepted = negotiate::accept(&parts.headers, false, true)?;
+    let mut accepted = negotiate::accept(negotiate::asked(&parts.headers), Endpoint::PLAIN)?;
     accepted.pretty |= crate::server::wants_pretty(parts, query);
     Ok(discovery::answer(&value, accepted))
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::attributes::Warnings;
 use crate::body::{Body, Response};
-use crate::negotiate::{Accepted, Format};
+use crate::negotiate::{self, Accepted, Endpoint, Format};
 use crate::protobuf;
 
 const WARNING: HeaderName = http::header::WARNING;
@@ -67,6 +67,18 @@ pub fn failure(status: &Status, accepted: Accepted) -> Response {
     if retry > 0 {
         response.headers_mut().insert(http::header::RETRY_AFTER, HeaderValue::from(retry));
     }
+    response
+}
+
+/// A failure in the first form that the client asks for and a failure has; otherwise in JSON for people.
+///
+/// Source: `WriteObjectNegotiated` and `WriteRawJSON` of apiserver's `responsewriters`.
+pub fn refusal(status: &Status, asked: Option<&str>, pretty: bool) -> Response {
+    if let Ok(accepted) = negotiate::accept(asked, Endpoint::PLAIN) {
+        return failure(status, Accepted { pretty: accepted.pretty || pretty, ..accepted });
+    }
+    let mut response = failure(status, Accepted::default());
+    *response.body_mut() = serde_json::to_vec_pretty(status).unwrap_or_default().into();
     response
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use apimachinery::{Status, trace};
 use futures::FutureExt;
 use http::Method;
-use http::header::{HeaderName, HeaderValue, USER_AGENT};
+use http::header::{ACCEPT, HeaderName, HeaderValue, USER_AGENT};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
@@ -24,7 +24,7 @@ use crate::flow::{Flow, Turn};
 use crate::gate::Gate;
 use crate::health::Health;
 use crate::metrics::{self, Labels, Metrics};
-use crate::negotiate::{self, Accepted};
+use crate::negotiate::{self, Endpoint};
 use crate::object::Object;
 use crate::options::Query;
 use crate::registry::Registry;
@@ -85,7 +85,7 @@ pub enum Peer {
 #[derive(Default)]
 struct Way {
     warnings: Warnings,
-    accepted: Accepted,
+    pretty: bool,
     labels: Labels,
     turn: Turn,
     waited: Duration,
@@ -140,6 +140,7 @@ impl Server {
         let head = request.method() == Method::HEAD;
         let compressible = gzip::is_wanted(request.headers());
         let (mut parts, body) = request.into_parts();
+        let asked = parts.headers.get(ACCEPT).cloned();
         if let Some(uri) = request_info::written_out(&parts.uri) {
             parts.uri = uri;
         }
@@ -168,7 +169,10 @@ impl Server {
             }
         };
         drop(in_flight);
-        let mut response = result.unwrap_or_else(|status| respond::failure(&status, way.accepted));
+        let mut response = result.unwrap_or_else(|status| {
+            let asked = asked.as_ref().map(|header| header.to_str().unwrap_or_default());
+            respond::refusal(&status, asked, way.pretty)
+        });
         respond::add_warnings(&mut response, &way.warnings);
         way.turn.mark(&mut response);
         way.turn.end();
@@ -199,6 +203,7 @@ impl Server {
         let user = self.authenticate(&parts, peer).await;
         let authenticated = SystemTime::now();
         let query = Query::parse(parts.uri.query());
+        way.pretty = wants_pretty(&parts, &query);
         let path = parts.uri.path().to_owned();
         let info = request_info::parse(&parts.method, &path, query.flag("watch"))?;
         let (user, refused) = match user {
@@ -260,9 +265,9 @@ impl Server {
         let typed = protobuf::type_of(&resource).is_some();
         // What is only answered, like a review, has no tables.
         let transformable = resource.allows("get") || resource.allows("list");
-        let mut how = negotiate::accept(&parts.headers, transformable, typed)?;
-        how.pretty |= wants_pretty(&parts, &query);
-        way.accepted = how;
+        let endpoint = Endpoint { transformable, typed, version: "v1" };
+        let mut how = negotiate::accept(negotiate::asked(&parts.headers), endpoint)?;
+        how.pretty |= way.pretty;
         let server = self.clone();
         if let Some([group, version, plural, _]) =
             conversion::stored_as(&resource.group, &resource.version, &resource.plural)

@@ -15,13 +15,12 @@ use crate::zero::Zero;
 
 /// Kinds whose `metadata.generation` counts changes of what is not metadata or status.
 const COUNTED: &[(&str, &[&str])] = &[
-    ("", &["pods", "replicationcontrollers"]),
+    ("", &["pods", "podtemplates", "replicationcontrollers"]),
     ("apps", &["deployments", "replicasets", "statefulsets", "daemonsets"]),
     ("batch", &["jobs", "cronjobs"]),
     ("networking.k8s.io", &["ingresses", "networkpolicies", "ingressclasses"]),
     ("policy", &["poddisruptionbudgets"]),
     ("discovery.k8s.io", &["endpointslices"]),
-    ("scheduling.k8s.io", &["priorityclasses"]),
     ("flowcontrol.apiserver.k8s.io", &["flowschemas", "prioritylevelconfigurations"]),
     (
         "admissionregistration.k8s.io",
@@ -35,9 +34,17 @@ const COUNTED: &[(&str, &[&str])] = &[
         ],
     ),
     ("apiextensions.k8s.io", &["customresourcedefinitions"]),
-    ("apiregistration.k8s.io", &["apiservices"]),
-    ("resource.k8s.io", &["resourceslices", "deviceclasses"]),
+    ("resource.k8s.io", &["resourceslices", "deviceclasses", "devicetaintrules"]),
+    ("storage.k8s.io", &["csidrivers"]),
 ];
+/// Kinds that count, and begin at nothing.
+const UNNUMBERED: [(&str, &str); 1] = [("storage.k8s.io", "csidrivers")];
+/// Kinds that begin at 1 and stay there.
+const CONSTANT: [(&str, &str); 1] = [("scheduling.k8s.io", "priorityclasses")];
+/// Kinds that count changes of a part of their metadata too: a Deployment's annotations are copied to its
+/// ReplicaSets, and consumers of slices choose by label.
+const COUNTED_TOO: [(&str, &str, &str); 2] =
+    [("apps", "deployments", "annotations"), ("discovery.k8s.io", "endpointslices", "labels")];
 
 /// The phase of a new object, where its status is not simply empty.
 const NEW_PHASE: &[(&str, &str, &str)] = &[
@@ -63,7 +70,9 @@ pub fn prepare_for_create(ctx: &RequestContext, object: &mut Value) {
         custom::strategy::prepare_for_create(resource, object);
         return;
     }
-    if counted(resource) {
+    let constant = CONSTANT.iter().any(|(group, plural)| resource.is(group, plural));
+    let unnumbered = UNNUMBERED.iter().any(|(group, plural)| resource.is(group, plural));
+    if constant || counted(resource) && !unnumbered {
         meta::set(object, "generation", 1);
     } else {
         meta::remove(object, "generation");
@@ -75,9 +84,10 @@ pub fn prepare_for_create(ctx: &RequestContext, object: &mut Value) {
         object["status"] = phase.map_or_else(|| json!({}), |(.., phase)| json!({"phase": phase}));
     }
     match (group, plural) {
-        ("", "pods") => pod::prepare_for_create(object),
+        ("", "pods") => pod::prepare_for_create(object, &ctx.warnings),
         ("", "namespaces") => namespace_finalizer(object),
         ("batch", "jobs") => job_selector(object),
+        ("apps", "daemonsets") => template_generation(object, None),
         ("certificates.k8s.io", "certificatesigningrequests") => requester(ctx, object),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             custom::definition::prepare_for_create(object);
@@ -106,6 +116,7 @@ pub fn prepare_for_update(ctx: &RequestContext, object: &mut Value, old: &Value)
             match (group, plural) {
                 ("", "pods") => pod::prepare_status(object, old),
                 ("apps", "deployments") => keep_metadata(object, old, &["labels"]),
+                ("apps", "daemonsets") => template_generation(object, Some(old)),
                 _ => {}
             }
             return;
@@ -147,6 +158,7 @@ pub fn prepare_for_update(ctx: &RequestContext, object: &mut Value, old: &Value)
         ("", "namespaces") => replace(object, old, "spec"),
         ("certificates.k8s.io", "certificatesigningrequests") => replace(object, old, "spec"),
         ("", "services") => service::prepare_for_update(object, old),
+        ("apps", "daemonsets") => template_generation(object, Some(old)),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             custom::definition::note_storage_version(object);
         }
@@ -166,8 +178,37 @@ fn bump(resource: &Resource, object: &mut Value, old: &Value) {
     }
     let same = |key: &str| object.get(key) == old.get(key);
     let keys = || object.entries().chain(old.entries()).map(|(key, _)| key);
-    let changed = keys().any(|key| !matches!(key.as_str(), "metadata" | "status") && !same(key));
-    meta::set(object, "generation", meta::generation(old) + i64::from(changed));
+    let too = |(group, plural, key): &(&str, &str, &str)| {
+        let part = |object: &Value| {
+            let part = meta::metadata(object).get(*key).and_then(Value::as_object).cloned();
+            part.unwrap_or_default()
+        };
+        resource.is(group, plural) && part(object) != part(old)
+    };
+    let changed = keys().any(|key| !matches!(key.as_str(), "metadata" | "status") && !same(key))
+        || COUNTED_TOO.iter().any(too);
+    match meta::generation(old) + i64::from(changed) {
+        0 => drop(meta::remove(object, "generation")),
+        generation => meta::set(object, "generation", generation),
+    }
+}
+
+/// A DaemonSet counts changes of its template apart, in an annotation that nobody else writes.
+fn template_generation(object: &mut Value, old: Option<&Value>) {
+    const KEY: &str = "deprecated.daemonset.template.generation";
+    let told = |object: &Value| meta::annotation(object, KEY).and_then(|text| text.parse().ok());
+    let count: i64 = match old {
+        None => told(object).unwrap_or(0).max(1),
+        Some(old) => {
+            let changed = object["spec"]["template"] != old["spec"]["template"];
+            told(old).unwrap_or(0) + i64::from(changed)
+        }
+    };
+    let annotations = meta::metadata_mut(object).entry("annotations").or_insert_with(|| json!({}));
+    if !annotations.is_object() {
+        *annotations = json!({});
+    }
+    annotations[KEY] = count.to_string().into();
 }
 
 fn replace(object: &mut Value, old: &Value, key: &str) {
@@ -331,6 +372,75 @@ mod tests {
                 object["metadata"] = json!({});
             }
             assert_eq!(object, want);
+        }
+    }
+
+    #[test]
+    fn generations_count_what_upstream_counts() {
+        let old = |generation: i64| json!({"metadata": {"generation": generation, "labels": {"a": "b"}}, "spec": {"a": 1}, "value": 1});
+        let spec = json!({"spec": {"a": 2}});
+        let value = json!({"value": 2});
+        let labels = json!({"metadata": {"labels": {"a": "c"}}});
+        let annotations = json!({"metadata": {"annotations": {"a": "c"}}});
+        let nothing = json!({"metadata": {"annotations": {}}});
+        for (group, plural, change, before, want) in [
+            ("apps", "deployments", &spec, 1, 2),
+            ("apps", "deployments", &annotations, 1, 2),
+            ("apps", "deployments", &nothing, 1, 1),
+            ("apps", "deployments", &labels, 1, 1),
+            ("apps", "statefulsets", &annotations, 1, 1),
+            ("apps", "daemonsets", &annotations, 1, 1),
+            ("apps", "daemonsets", &spec, 1, 2),
+            ("apps", "controllerrevisions", &value, 0, 0),
+            ("batch", "jobs", &annotations, 1, 1),
+            ("discovery.k8s.io", "endpointslices", &labels, 1, 2),
+            ("discovery.k8s.io", "endpointslices", &annotations, 1, 1),
+            ("discovery.k8s.io", "endpointslices", &value, 1, 2),
+            ("scheduling.k8s.io", "priorityclasses", &value, 1, 1),
+            ("storage.k8s.io", "csidrivers", &spec, 0, 1),
+            ("storage.k8s.io", "csidrivers", &labels, 0, 0),
+            ("apiregistration.k8s.io", "apiservices", &spec, 0, 0),
+            ("autoscaling", "horizontalpodautoscalers", &spec, 0, 0),
+            ("", "podtemplates", &value, 1, 2),
+            ("", "services", &spec, 0, 0),
+            ("", "pods", &annotations, 1, 1),
+        ] {
+            let (old, mut new) = (old(before), old(9));
+            apimachinery::patch::merge(&mut new, change);
+            let got = updated(&ctx(group, plural, ""), new, &old);
+            assert_eq!(meta::generation(&got), want, "{plural} {change}");
+        }
+        let first = |group: &str, plural: &str| {
+            let mut object = old(7);
+            prepare_for_create(&ctx(group, plural, ""), &mut object);
+            meta::generation(&object)
+        };
+        for (group, plural, want) in [
+            ("apps", "deployments", 1),
+            ("scheduling.k8s.io", "priorityclasses", 1),
+            ("storage.k8s.io", "csidrivers", 0),
+            ("apiregistration.k8s.io", "apiservices", 0),
+            ("", "podtemplates", 1),
+        ] {
+            assert_eq!(first(group, plural), want, "{plural}");
+        }
+    }
+
+    #[test]
+    fn templates_of_daemon_sets_are_counted_apart() {
+        const KEY: &str = "deprecated.daemonset.template.generation";
+        let ctx = ctx("apps", "daemonsets", "");
+        let mut set = json!({"metadata": {}, "spec": {"template": {"a": 1}}});
+        prepare_for_create(&ctx, &mut set);
+        assert_eq!(meta::annotation(&set, KEY), Some("1"));
+        for (change, want) in [
+            (json!({"metadata": {"annotations": {KEY: "9"}}}), "1"),
+            (json!({"metadata": {"annotations": null}, "spec": {"b": 1}}), "1"),
+            (json!({"spec": {"template": {"a": 2}}}), "2"),
+        ] {
+            let mut new = set.clone();
+            apimachinery::patch::merge(&mut new, &change);
+            assert_eq!(meta::annotation(&updated(&ctx, new, &set), KEY), Some(want), "{change}");
         }
     }
 

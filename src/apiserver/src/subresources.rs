@@ -13,6 +13,7 @@ mod proxy;
 pub mod relay;
 mod reviews;
 mod rewrite;
+pub mod sniff;
 #[cfg(test)]
 mod tests;
 mod token;

@@ -12,7 +12,7 @@ use super::{MAX_STRICT_ERRORS, go};
 use crate::{
     quantity::Quantity,
     schema::{Field, Schema, Shape, Text, Type, builtin},
-    time,
+    time::{Layout, Moment},
 };
 
 /// `SetDefaults_ResourceList` rounds resource amounts up to thousandths.
@@ -193,22 +193,17 @@ impl Node<'_, '_> {
                 });
                 None
             }
-            (Shape::Time | Shape::MicroTime, Value::String(text)) => match time::parse(text) {
-                Ok(parsed) if *shape == Shape::Time => Some(time::seconds(parsed).into()),
-                Ok(parsed) => Some(time::micros(parsed).into()),
-                Err(error) => {
-                    let layout = "2006-01-02T15:04:05.000000Z07:00";
-                    let micro = *shape == Shape::MicroTime;
-                    walk.fail(|_| {
-                        if micro {
-                            error.replace("2006-01-02T15:04:05Z07:00", layout)
-                        } else {
-                            error
-                        }
-                    });
-                    None
+            (Shape::Time | Shape::MicroTime, Value::String(text)) => {
+                let micro = *shape == Shape::MicroTime;
+                let layout = if micro { Layout::Micros } else { Layout::Seconds };
+                match Moment::read(text, layout) {
+                    Ok(moment) => Some(moment.write(layout).into()),
+                    Err(error) => {
+                        walk.fail(|_| error);
+                        None
+                    }
                 }
-            },
+            }
             (Shape::Time | Shape::MicroTime, _) => {
                 walk.fail(|_| {
                     format!("json: cannot unmarshal {} into Go value of type string", kind(found))
@@ -438,7 +433,7 @@ pub(super) fn is_settled(schema: &Schema, shape: &Shape, value: &Value, in_map: 
     }
 }
 
-/// Whether a time is as [`time::seconds`] writes it; of a month's last days that is not decided here.
+/// Whether a time is as [`Moment::write`] writes it; of a month's last days that is not decided here.
 fn is_whole_second(text: &str) -> bool {
     let number = |from: usize, until: usize| {
         let digits = text.get(from..until).filter(|part| part.bytes().all(|b| b.is_ascii_digit()));

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{MAGIC, json_name, qualified};
 use crate::schema::{Embedded, Field, Schema, Shape, Type, TypeId};
+use crate::time::{Layout, Moment};
 
 /// Messages may not be nested deeper.
 const DEPTH_MAX: u32 = 64;
@@ -493,13 +494,11 @@ fn time(bytes: &[u8], shape: &Shape) -> Result<Option<Value>, Error> {
     let malformed = || Error::Malformed { message: "Time".into() };
     let Some(seconds) = seconds else { return Ok(None) };
     let nanos = i32::try_from(nanos).map_err(|_| malformed())?;
-    let stamp = jiff::Timestamp::new(seconds, nanos).map_err(|_| malformed())?;
-    let text = if *shape == Shape::MicroTime {
-        crate::time::micros(stamp)
-    } else {
-        crate::time::seconds(stamp)
-    };
-    Ok(Some(Value::String(text)))
+    if !(0..1_000_000_000).contains(&nanos) {
+        return Err(malformed());
+    }
+    let layout = if *shape == Shape::MicroTime { Layout::Micros } else { Layout::Seconds };
+    Ok(Some(Moment { seconds, nanos }.write(layout).into()))
 }
 
 /// Raw JSON within a message: `RawExtension`, `FieldsV1`, `JSON`.

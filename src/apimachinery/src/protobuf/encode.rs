@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::{MAGIC, json_name};
 use crate::schema::{Embedded, Field, Schema, Shape, Text, Type, TypeId};
+use crate::time::{Layout, Moment};
 
 /// A message that grows.
 #[derive(Debug, Default)]
@@ -453,10 +454,10 @@ impl<'de> Visitor<'de> for FieldValue<'_> {
                 out.bytes(3, text.as_bytes());
             }),
             Shape::Time | Shape::MicroTime => {
-                let time = crate::time::parse(text).map_err(E::custom)?;
+                let time = Moment::read(text, Layout::Seconds).map_err(E::custom)?;
                 self.out.message(self.tag, |out| {
-                    out.int(1, time.as_second());
-                    out.int(2, i64::from(time.subsec_nanosecond()));
+                    out.int(1, time.seconds);
+                    out.int(2, i64::from(time.nanos));
                 });
             }
             _ => self.out.bytes(self.tag, text.as_bytes()),

@@ -11,7 +11,7 @@ use super::{Aggregator, Remote};
 use crate::attributes::UserInfo;
 use crate::body::{Body, Response};
 use crate::respond;
-use crate::subresources::relay;
+use crate::subresources::{relay, sniff};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -50,7 +50,9 @@ impl Aggregator {
         let broken = |error: hyper::Error| {
             Status::unavailable(format!("error trying to reach service: {error}"))
         };
-        relay::relay(stream, &path, &target.host, parts, body, stopping, broken).await
+        let answer =
+            relay::relay(stream, &path, &target.host, parts, body, stopping, broken).await?;
+        Ok(sniff::named(answer).await)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::attributes::RequestContext;
 use crate::body::{Body, Response};
 use crate::codec;
 use crate::fields;
-use crate::negotiate::{self, Format};
+use crate::negotiate;
 use crate::object::Object;
 use crate::options::{DeleteOptions, ListOptions, Propagation, Query};
 use crate::registry::Deleted;
@@ -29,7 +29,7 @@ async fn read_options(call: &Call, body: Body) -> Result<DeleteOptions, Status> 
     if bytes.is_empty() {
         return DeleteOptions::parse(&call.query, None);
     }
-    let format = negotiate::body_format(&call.parts.headers).unwrap_or(Format::Json);
+    let format = negotiate::body_format(&call.parts.headers)?;
     let value: Value = codec::parse(&bytes, format)?;
     let kind = value.get("kind").and_then(Value::as_str).unwrap_or("DeleteOptions");
     if kind != "DeleteOptions" {

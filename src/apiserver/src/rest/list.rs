@@ -18,7 +18,7 @@ use crate::continue_token::Token;
 use crate::conversion;
 use crate::fields;
 use crate::items::Items;
-use crate::negotiate::{Format, Shape};
+use crate::negotiate::{self, Format, Shape};
 use crate::object::Object;
 use crate::options::{ListOptions, Match};
 use crate::printers;
@@ -41,6 +41,12 @@ pub struct More {
 /// Answers with the chosen objects.
 pub async fn serve(call: &Call) -> Result<Response, Status> {
     let options = ListOptions::parse(&call.query, false)?;
+    if call.accepted.shape == Shape::Metadata {
+        let list = super::go_type(&call.resource, "List");
+        return Err(negotiate::unacceptable(format!(
+            "you requested PartialObjectMetadata, but the requested object is a list ({list})"
+        )));
+    }
     let registry = &call.server.registry;
     let cache = registry.cache(&call.resource).ok_or_else(super::not_found_path)?;
     let selection = Selection::parse(
@@ -211,7 +217,7 @@ pub fn answer(
             });
             respond::value(StatusCode::OK, &list, accepted)
         }
-        Shape::Metadata => {
+        Shape::Metadata | Shape::MetadataList => {
             let version = accepted.meta_version();
             let items: Vec<Value> =
                 objects.iter().map(|o| super::partial_metadata(o, version)).collect();

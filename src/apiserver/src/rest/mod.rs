@@ -27,7 +27,7 @@ use http::request::Parts;
 use crate::attributes::RequestContext;
 use crate::body::{Body, Response};
 use crate::custom::Custom;
-use crate::negotiate::{Accepted, Format, Shape};
+use crate::negotiate::{self, Accepted, Format, Shape};
 use crate::object::Object;
 use crate::options::{Query, WriteOptions};
 use crate::printers;
@@ -130,6 +130,14 @@ impl Call {
                 }
             }
             Shape::Object => respond::json(code, object.json(), self.accepted),
+            Shape::MetadataList => {
+                let status = negotiate::unacceptable(format!(
+                    "you requested PartialObjectMetadataList, but the requested object is not a list ({})",
+                    go_type(&self.resource, "")
+                ));
+                let asked = negotiate::asked(&self.parts.headers);
+                respond::refusal(&status, asked, self.accepted.pretty)
+            }
             Shape::Metadata => {
                 let value = partial_metadata(object, self.accepted.meta_version());
                 respond::value(code, &value, self.accepted)
@@ -184,6 +192,19 @@ pub async fn read_body(body: Body) -> Result<Bytes, Status> {
         }
         Err(error) => Err(Status::bad_request(format!("unable to read the request body: {error}"))),
     }
+}
+
+/// The type that upstream keeps an object in, or its list with `suffix` `List`, as its messages name it.
+fn go_type(resource: &Resource, suffix: &str) -> String {
+    if resource.custom.is_some() {
+        return format!("*unstructured.Unstructured{suffix}");
+    }
+    let package = match resource.group.as_str() {
+        "" | "events.k8s.io" => "core",
+        "internal.apiserver.k8s.io" => "apiserverinternal",
+        group => group.split('.').next().unwrap_or(group),
+    };
+    format!("*{package}.{}{suffix}", resource.kind)
 }
 
 /// `PartialObjectMetadata` of an object.

@@ -54,7 +54,7 @@ const CROWD_PAUSE_MAX: Duration = Duration::from_millis(20);
 pub async fn serve(call: &mut Call) -> Result<Response, Status> {
     let options = ListOptions::parse(&call.query, true)?;
     if call.accepted.format == Format::Yaml {
-        return Err(crate::negotiate::not_acceptable());
+        return Err(crate::negotiate::no_such_stream());
     }
     let registry = &call.server.registry;
     let cache = registry.cache(&call.resource).ok_or_else(super::not_found_path)?;
@@ -171,7 +171,9 @@ impl Form {
 
     fn transformed(&mut self, kind: &str, object: &Object) -> Bytes {
         let value = match self.accepted.shape {
-            Shape::Metadata => super::partial_metadata(object, self.accepted.meta_version()),
+            Shape::Metadata | Shape::MetadataList => {
+                super::partial_metadata(object, self.accepted.meta_version())
+            }
             Shape::Object => {
                 let mut value = object.to_value();
                 conversion::to_served(&self.resource, &mut value);
@@ -227,7 +229,9 @@ impl Form {
     fn bookmark(&mut self, revision: u64, end_of_initial: bool) -> Bytes {
         let (kind, api_version) = match self.accepted.shape {
             Shape::Object => (self.resource.kind.as_str(), self.resource.api_version()),
-            Shape::Metadata => ("PartialObjectMetadata", self.accepted.meta_version().to_owned()),
+            Shape::Metadata | Shape::MetadataList => {
+                ("PartialObjectMetadata", self.accepted.meta_version().to_owned())
+            }
             Shape::Table => ("Table", self.accepted.meta_version().to_owned()),
         };
         let mut object = json!({

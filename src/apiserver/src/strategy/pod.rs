@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use apimachinery::field::Path;
 use apimachinery::quantity::Quantity;
 use apimachinery::{meta, time};
 use serde_json::{Value, json};
 
+use crate::attributes::Warnings;
+use crate::validation::pod_annotations::{APPARMOR, LOCALHOST};
+use crate::validation::security;
 use crate::zero::Zero;
 
 /// A new pod is pending, whatever it says.
-pub fn prepare_for_create(pod: &mut Value) {
+pub fn prepare_for_create(pod: &mut Value, warnings: &Warnings) {
     let mut status = json!({"phase": "Pending", "qosClass": qos_class(pod)});
     if !pod["spec"]["schedulingGates"].items().is_empty() {
         status["conditions"] = json!([{
@@ -20,6 +24,55 @@ pub fn prepare_for_create(pod: &mut Value) {
     }
     pod["status"] = status;
     merge_label_keys(pod);
+    read_app_armor(pod, warnings);
+}
+
+/// Gives containers the AppArmor profile that only a deprecated annotation names, unless the pod's is the same, and
+/// tells so.
+///
+/// Source: `applyAppArmorVersionSkew` of `pkg/registry/core/pod/strategy.go`.
+fn read_app_armor(pod: &mut Value, warnings: &Warnings) {
+    let annotations = pod["metadata"]["annotations"].clone();
+    if pod["spec"]["os"]["name"] == "windows" || !annotations.is_object() {
+        return;
+    }
+    let own = pod["spec"]["securityContext"]["appArmorProfile"].clone();
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let containers = pod["spec"].get_mut(list).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
+            let key = format!("{APPARMOR}{}", container["name"].text());
+            let Some(annotation) = annotations[&key].as_str() else { continue };
+            if container["securityContext"]["appArmorProfile"].is_set() {
+                continue;
+            }
+            let profile = app_armor_profile(annotation);
+            if profile.as_ref() == Some(&own) {
+                continue;
+            }
+            if let Some(profile) = profile {
+                let context = meta::child_mut(container, "securityContext");
+                context.insert("appArmorProfile".into(), profile);
+            }
+            warnings.add(format!(
+                "metadata.annotations[{key}]: deprecated since v1.30; use the \"appArmorProfile\" field instead"
+            ));
+        }
+    }
+}
+
+/// The field that means the same as the annotation, if that is a valid one.
+fn app_armor_profile(annotation: &str) -> Option<Value> {
+    match annotation {
+        "unconfined" => Some(json!({"type": "Unconfined"})),
+        "runtime/default" => Some(json!({"type": "RuntimeDefault"})),
+        _ => {
+            let name = annotation.strip_prefix(LOCALHOST)?;
+            let profile = json!({"type": "Localhost", "localhostProfile": name});
+            let mut mistakes = vec![];
+            security::app_armor(&profile, &Path::default(), &mut mistakes);
+            mistakes.is_empty().then_some(profile)
+        }
+    }
 }
 
 /// Puts what `matchLabelKeys` and `mismatchLabelKeys` mean for this pod into the selectors beside them, so
@@ -196,7 +249,7 @@ mod tests {
                 "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
                     {"weight": 1, "podAffinityTerm": {"topologyKey": "zone", "matchLabelKeys": ["hash"]}}]}},
             "topologySpreadConstraints": [spread]}});
-        prepare_for_create(&mut pod);
+        prepare_for_create(&mut pod, &Warnings::default());
         let affinity = &pod["spec"]["affinity"];
         let required = &affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
         let hash = json!({"key": "hash", "operator": "In", "values": ["1"]});
@@ -210,6 +263,39 @@ mod tests {
         assert!(preferred[0]["podAffinityTerm"]["labelSelector"].is_null());
         let constraint = &pod["spec"]["topologySpreadConstraints"][0];
         assert_eq!(constraint["labelSelector"]["matchExpressions"], json!([hash]));
+    }
+
+    #[test]
+    fn profiles_of_annotations_become_fields() {
+        const WARNING: &str = "deprecated since v1.30; use the \"appArmorProfile\" field instead";
+        let typed = |kind: &str| json!({"type": kind});
+        for (annotation, own, before, want, warned) in [
+            ("unconfined", json!(null), json!(null), typed("Unconfined"), true),
+            ("runtime/default", json!(null), json!(null), typed("RuntimeDefault"), true),
+            (
+                "localhost/a",
+                json!(null),
+                json!(null),
+                json!({"type": "Localhost", "localhostProfile": "a"}),
+                true,
+            ),
+            ("localhost/", json!(null), json!(null), json!(null), true),
+            ("what", json!(null), json!(null), json!(null), true),
+            ("unconfined", typed("Unconfined"), json!(null), json!(null), false),
+            ("unconfined", typed("RuntimeDefault"), json!(null), typed("Unconfined"), true),
+            ("unconfined", json!(null), typed("RuntimeDefault"), typed("RuntimeDefault"), false),
+        ] {
+            let key = format!("{APPARMOR}c");
+            let mut pod = json!({"metadata": {"annotations": {key.as_str(): annotation}}, "spec": {
+                "securityContext": {"appArmorProfile": own},
+                "containers": [{"name": "c", "securityContext": {"appArmorProfile": before}}]}});
+            let warnings = Warnings::default();
+            prepare_for_create(&mut pod, &warnings);
+            let got = &pod["spec"]["containers"][0]["securityContext"]["appArmorProfile"];
+            assert_eq!(got, &want, "{annotation}");
+            let told = format!("metadata.annotations[{key}]: {WARNING}");
+            assert_eq!(warnings.list(), if warned { vec![told] } else { vec![] }, "{annotation}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 use url::form_urlencoded::Serializer;
 
-use super::connect;
+use super::{connect, sniff};
 use crate::body::{Body, Response};
 use crate::options::Query;
 use crate::respond;
@@ -239,7 +239,7 @@ pub async fn node_proxy(call: &mut Call, body: Body) -> Result<Response, Status>
         path = format!("{path}?{query}");
     }
     let node = call.ctx.name.split(':').next().unwrap_or_default().to_owned();
-    relay(call, &node, &path, body).await
+    Ok(sniff::named(relay(call, &node, &path, body).await?).await)
 }
 
 fn kubelet_path(verb: &str, pod: &Value, container: Option<&str>, query: &str) -> String {

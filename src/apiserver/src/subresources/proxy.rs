@@ -14,6 +14,7 @@ use tokio_rustls::TlsConnector;
 use super::connect;
 use super::relay;
 use super::rewrite::Places;
+use super::sniff;
 use crate::body::{Body, Response};
 use crate::registry::Registry;
 use crate::rest::Call;
@@ -141,7 +142,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     if !target.secure {
         let answer =
             relay::relay(stream, &path_and_query, &asked, parts, body, stopping, broken).await?;
-        return Ok(places.answer(answer));
+        return Ok(sniff::named(places.answer(answer)).await);
     }
     // The cluster's own names have no authority that everybody trusts, so nobody is checked.
     let config = crate::pki::unverified_client_config().map_err(Status::internal)?;
@@ -151,7 +152,7 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
         .map_err(|error| failed(&error))?;
     let answer =
         relay::relay(stream, &path_and_query, &asked, parts, body, stopping, broken).await?;
-    Ok(places.answer(answer))
+    Ok(sniff::named(places.answer(answer)).await)
 }
 
 /// The host that the client asked; the proxied server sees the same.
@@ -240,6 +241,7 @@ mod tests {
             (answer.code.as_u16(), &answer.body),
             (200, &json!("GET /a/b?c=d HTTP/1.1 false"))
         );
+        assert_eq!(answer.headers["content-type"], "text/plain; charset=utf-8");
         for method in ["DELETE", "OPTIONS", "PATCH", "POST", "PUT"] {
             let path = format!("{base}/web:http/proxy/a");
             let request = http::Request::builder().method(method).uri(path);

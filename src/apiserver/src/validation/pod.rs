@@ -4,13 +4,15 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use apimachinery::field::{Error, ErrorList, Path};
-use apimachinery::names;
+use apimachinery::{meta, names};
 use serde_json::Value;
 
 use super::container::{self, List, Pod};
 use super::security::{app_armor, id, seccomp};
 use super::volume::Volumes;
-use super::{affinity, metadata, mistakes, pod_resources, required_one_of, restart};
+use super::{
+    affinity, metadata, mistakes, pod_annotations, pod_resources, required_one_of, restart,
+};
 use crate::zero::Zero;
 
 const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
@@ -23,12 +25,18 @@ const MAX_SEARCH_BYTES: usize = 2048;
 /// A new pod.
 pub fn validate(pod: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec");
+    pod_annotations::validate(pod, &Path::new("metadata"), errors);
+    spec(&pod["spec"], Some(meta::name(pod)), &path, errors);
     if !pod["spec"]["ephemeralContainers"].items().is_empty() {
         let detail = "cannot be set on create";
         errors.push(Error::forbidden(&path.child("ephemeralContainers"), detail));
     }
-    annotations(pod, errors);
-    spec(&pod["spec"], &path, errors);
+    let gated = !pod["spec"]["schedulingGates"].items().is_empty();
+    if gated && !pod["spec"]["nodeName"].text().is_empty() {
+        let detail = "cannot be set until all schedulingGates have been cleared";
+        errors.push(Error::forbidden(&path.child("nodeName"), detail));
+    }
+    pod_annotations::match_fields(pod, &path, errors);
 }
 
 /// A template of pods; `restart_policies` are those that its workload can have.
@@ -36,8 +44,11 @@ pub fn template(template: &Value, path: &Path, restart_policies: &[&str], errors
     let meta = path.child("metadata");
     metadata::labels(&template["metadata"]["labels"], &meta.child("labels"), errors);
     metadata::annotations(&template["metadata"]["annotations"], &meta.child("annotations"), errors);
+    // Upstream leaves the metadata out of the way to these.
+    pod_annotations::validate(template, path, errors);
     let at = path.child("spec");
-    spec(&template["spec"], &at, errors);
+    spec(&template["spec"], None, &at, errors);
+    pod_annotations::match_fields(template, &at, errors);
     let policy = template["spec"]["restartPolicy"].text();
     if !policy.is_empty() && !restart_policies.contains(&policy) {
         errors.push(Error::not_supported(&at.child("restartPolicy"), policy, restart_policies));
@@ -48,9 +59,9 @@ pub fn template(template: &Value, path: &Path, restart_policies: &[&str], errors
     }
 }
 
-/// A pod's spec.
-pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
-    let volumes = Volumes::validate(&spec["volumes"], &path.child("volumes"), errors);
+/// A pod's spec, with the pod's name if it is not a template's.
+pub fn spec(spec: &Value, name: Option<&str>, path: &Path, errors: &mut ErrorList) {
+    let volumes = Volumes::validate(&spec["volumes"], name, &path.child("volumes"), errors);
     let claims: Vec<&str> =
         spec["resourceClaims"].items().iter().map(|claim| claim["name"].text()).collect();
     restart::pod_claims(spec["resourceClaims"].items(), &path.child("resourceClaims"), errors);
@@ -138,18 +149,6 @@ fn hostname_override(spec: &Value, path: &Path, errors: &mut ErrorList) {
     if spec["hostNetwork"].flag() {
         let detail = "may not be specified when hostNetwork is true";
         errors.push(Error::forbidden(&at, detail));
-    }
-}
-
-/// What annotations say of a pod that is only a mirror of what its kubelet runs.
-fn annotations(pod: &Value, errors: &mut ErrorList) {
-    const MIRROR: &str = "kubernetes.io/config.mirror";
-    if let Some(value) = pod["metadata"]["annotations"][MIRROR].as_str()
-        && pod["spec"]["nodeName"].text().is_empty()
-    {
-        let at = Path::new("metadata").child("annotations").key(MIRROR);
-        let detail = "must set spec.nodeName if mirror pod annotation is set";
-        errors.push(Error::invalid(&at, value, detail));
     }
 }
 
@@ -363,6 +362,39 @@ mod tests {
     #[test]
     fn a_plain_pod_is_fine() {
         assert_eq!(errors_of(|_| {}), Vec::<String>::new());
+    }
+
+    #[test]
+    fn volumes_bring_what_they_need() {
+        let told = |volumes: Value| errors_of(|spec| spec["volumes"] = volumes.clone());
+        let image = json!([{"name": "v", "image": {}}]);
+        assert_eq!(told(image.clone()), ["spec.volumes[0].image.reference: Required value"]);
+        let template =
+            json!({"spec": {"containers": [{"name": "c", "image": "a"}], "volumes": image}});
+        let told_of_template = crate::validation::told(|errors| {
+            super::template(&template, &Path::new("template"), &["Always"], errors);
+        });
+        assert!(!told_of_template.iter().any(|told| told.contains("reference")));
+        let claim = json!({"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}}}});
+        let both = json!([{"name": "v", "ephemeral": claim},
+            {"name": "w", "persistentVolumeClaim": {"claimName": "p-v"}}]);
+        assert_eq!(
+            told(both),
+            ["spec.volumes[1].persistentVolumeClaim.claimName: Invalid value: \"p-v\": \
+            must not reference a PVC that gets created for an ephemeral volume"]
+        );
+    }
+
+    #[test]
+    fn a_gated_pod_has_no_node() {
+        let told = errors_of(|spec| {
+            spec["schedulingGates"] = json!([{"name": "a"}]);
+            spec["nodeName"] = "n".into();
+        });
+        let want =
+            "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared";
+        assert_eq!(told, [want]);
     }
 
     #[test]

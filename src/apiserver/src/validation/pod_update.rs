@@ -1,9 +1,10 @@
 //! What may change of a pod that exists (`ValidatePodUpdate`).
 
 use apimachinery::field::{Error, ErrorList, Path};
+use apimachinery::meta;
 use serde_json::Value;
 
-use super::{affinity, pod};
+use super::{affinity, pod, pod_annotations};
 use crate::strategy::pod::qos_class;
 use crate::zero::Zero;
 
@@ -13,6 +14,7 @@ const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].imag
 pub fn validate(new: &Value, old: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec");
     let (spec, before) = (&new["spec"], &old["spec"]);
+    pod_annotations::validate_update(new, old, errors);
     for list in ["containers", "initContainers"] {
         if spec[list].items().len() != before[list].items().len() {
             let detail = "pod updates may not add or remove containers";
@@ -239,7 +241,7 @@ fn walk(path: &str, old: &Value, new: &Value, lines: &mut Vec<String>) {
 /// (`ValidatePodResize`).
 pub fn resize(new: &Value, old: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec");
-    pod::spec(&new["spec"], &path, errors);
+    pod::spec(&new["spec"], Some(meta::name(new)), &path, errors);
     if old["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_set() {
         errors.push(Error::forbidden(&Path::default(), "static pods cannot be resized"));
     }
@@ -295,7 +297,7 @@ fn munge_like(old: &Value, new: &Value) -> Value {
 /// Ephemeral containers are added and never changed.
 pub fn ephemeral_containers(new: &Value, old: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec").child("ephemeralContainers");
-    pod::spec(&new["spec"], &Path::new("spec"), errors);
+    pod::spec(&new["spec"], Some(meta::name(new)), &Path::new("spec"), errors);
     let list = new["spec"]["ephemeralContainers"].items();
     for before in old["spec"]["ephemeralContainers"].items() {
         let name = before["name"].text();

@@ -26,9 +26,20 @@ const FIELDS: [&str; 5] = [
 pub struct Volumes(BTreeMap<String, bool>, BTreeSet<String>);
 
 impl Volumes {
-    /// Checks the list and remembers the names.
-    pub fn validate(volumes: &Value, path: &Path, errors: &mut ErrorList) -> Self {
+    /// Checks the list and remembers the names. `pod` is the name of the pod, if it is no template.
+    pub fn validate(
+        volumes: &Value,
+        pod: Option<&str>,
+        path: &Path,
+        errors: &mut ErrorList,
+    ) -> Self {
         let (mut known, mut empty) = (BTreeMap::new(), BTreeSet::new());
+        let brought: BTreeSet<String> = volumes
+            .items()
+            .iter()
+            .filter(|volume| volume["ephemeral"].is_set())
+            .filter_map(|volume| claim_name(pod, volume))
+            .collect();
         for (index, volume) in volumes.items().iter().enumerate() {
             let path = path.index(index);
             let name = volume["name"].text();
@@ -36,6 +47,7 @@ impl Volumes {
                 empty.insert(name.to_owned());
             }
             let before = errors.len();
+            source(volume, pod, &path, errors);
             if name.is_empty() {
                 errors.push(Error::required(&path.child("name"), ""));
             } else {
@@ -44,11 +56,14 @@ impl Volumes {
             if known.contains_key(name) {
                 errors.push(Error::duplicate(&path.child("name"), name));
             }
-            source(volume, &path, errors);
+            let claim = &volume["persistentVolumeClaim"];
             if errors.len() == before {
-                let claim =
-                    volume["persistentVolumeClaim"].is_set() || volume["ephemeral"].is_set();
-                known.insert(name.to_owned(), claim);
+                known.insert(name.to_owned(), claim.is_set() || volume["ephemeral"].is_set());
+            }
+            if claim.is_set() && brought.contains(claim["claimName"].text()) {
+                let at = path.child("persistentVolumeClaim").child("claimName");
+                let detail = "must not reference a PVC that gets created for an ephemeral volume";
+                errors.push(Error::invalid(&at, claim["claimName"].text(), detail));
             }
         }
         Self(known, empty)
@@ -244,10 +259,16 @@ const SOURCES: [&str; 30] = [
     "image",
 ];
 
-fn source(volume: &Value, path: &Path, errors: &mut ErrorList) {
+/// The name of the claim that a volume of the pod brings along.
+fn claim_name(pod: Option<&str>, volume: &Value) -> Option<String> {
+    let (pod, name) = (pod?, volume["name"].text());
+    (!pod.is_empty() && !name.is_empty()).then(|| format!("{pod}-{name}"))
+}
+
+fn source(volume: &Value, pod: Option<&str>, at: &Path, errors: &mut ErrorList) {
     let mut given = 0;
     for kind in SOURCES.iter().filter(|kind| volume[**kind].is_set()) {
-        let (source, path) = (&volume[*kind], path.child(kind));
+        let (source, path) = (&volume[*kind], at.child(kind));
         if given > 0 {
             errors.push(Error::forbidden(&path, "may not specify more than 1 volume type"));
             continue;
@@ -277,9 +298,21 @@ fn source(volume: &Value, path: &Path, errors: &mut ErrorList) {
                 mode(source, "defaultMode", &path, errors);
                 super::projected::sources(source, &path, errors);
             }
-            "ephemeral" => claim_template(source, &path.child("volumeClaimTemplate"), errors),
+            "ephemeral" => {
+                claim_template(source, &path.child("volumeClaimTemplate"), errors);
+                if let Some(claim) = claim_name(pod, volume) {
+                    for told in names::dns_subdomain(&claim) {
+                        let detail = format!("PVC name {claim:?}: {told}");
+                        let name = volume["name"].text();
+                        errors.push(Error::invalid(&at.child("name"), name, detail));
+                    }
+                }
+            }
             "image" => {
                 // A template may leave the reference to whoever fills it in.
+                if pod.is_some() && source["reference"].text().is_empty() {
+                    errors.push(Error::required(&path.child("reference"), ""));
+                }
                 if source["pullPolicy"].is_set() {
                     let policies = ["Always", "IfNotPresent", "Never"];
                     let at = path.child("pullPolicy");
@@ -290,7 +323,7 @@ fn source(volume: &Value, path: &Path, errors: &mut ErrorList) {
         }
     }
     if given == 0 {
-        errors.push(Error::required(path, "must specify a volume type"));
+        errors.push(Error::required(at, "must specify a volume type"));
     }
 }
 
