@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use crate::body::Body;
 use crate::tests::{Answer, Fixture};
 
 /// One server for all cases.
