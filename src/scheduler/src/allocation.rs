@@ -2,8 +2,8 @@
 //!
 //! Source: `k8s.io/dynamic-resource-allocation/structured` (the allocator), KEP 4381.
 
-use std::borrow::Borrow;
-use std::collections::BTreeMap;
+use std::borrow::{Borrow, Cow};
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -21,6 +21,10 @@ use crate::node::NodeInfo;
 
 /// Steps after which a search is given up.
 const STEPS_MAX: usize = 100_000;
+/// Why a node is refused, where there is no more to say.
+const NOT_ALL: &str = "cannot allocate all claims";
+/// As many devices as one claim can get.
+const RESULTS_MAX: usize = 32;
 
 /// One way to satisfy a request.
 struct Alternative {
@@ -119,6 +123,13 @@ impl Wish {
         Ok(Self { claim, requests })
     }
 
+    /// Its name, for people.
+    fn told(&self) -> String {
+        let meta = &self.claim.metadata;
+        let part = |text: &Option<String>| text.clone().unwrap_or_default();
+        format!("claim {}/{}", part(&meta.namespace), part(&meta.name))
+    }
+
     fn constraints(&self) -> &[DeviceConstraint] {
         let wanted = self.claim.spec.devices.as_ref();
         wanted.and_then(|wanted| wanted.constraints.as_deref()).unwrap_or_default()
@@ -126,7 +137,7 @@ impl Wish {
 }
 
 /// A device given to a request: the claim's and the alternative's place, and the offer's.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Given {
     wish: usize,
     request: usize,
@@ -160,13 +171,24 @@ struct Search<'a> {
     given: Vec<Given>,
     /// The share of each device given, where it is shared.
     shares: Vec<Option<Amounts>>,
+    /// Whether the expressions choose a device, as far as that is known.
+    chosen: HashMap<Given, bool>,
+    /// A pool of which not all slices are known.
+    updating: Option<String>,
     steps: usize,
+    /// Why the search cannot go on.
+    aborted: Option<String>,
+}
+
+/// Whether `names` has the alternative called `name`, or the request it is of.
+fn is_among(names: &[String], name: &str) -> bool {
+    let whole = name.split_once('/').map_or(name, |(request, _)| request);
+    names.iter().any(|known| known == name || known == whole)
 }
 
 fn covers(constraint: &DeviceConstraint, name: &str) -> bool {
-    let whole = name.split_once('/').map_or(name, |(request, _)| request);
     let requests = constraint.requests.as_deref().unwrap_or_default();
-    requests.is_empty() || requests.iter().any(|known| known == name || known == whole)
+    requests.is_empty() || is_among(requests, name)
 }
 
 impl<'a> Search<'a> {
@@ -174,30 +196,67 @@ impl<'a> Search<'a> {
         &self.wishes[given.wish].requests[given.request].alternatives[given.alternative]
     }
 
-    /// Whether the device suits the request, taken by itself.
-    fn suits(&self, alternative: &Alternative, at: usize) -> bool {
-        let offer = &self.offers[at];
-        let taints = offer.device.taints.as_deref().unwrap_or_default();
-        tolerates(taints, &alternative.tolerations) && alternative.chooser.takes(offer)
+    /// Whether the expressions of the request and its class choose the device. One that cannot be evaluated ends the
+    /// search.
+    fn chooses(&mut self, given: Given) -> bool {
+        if let Some(known) = self.chosen.get(&given) {
+            return *known;
+        }
+        let chosen = self.alternative(given).chooser.takes(&self.offers[given.offer]);
+        let chosen = chosen.unwrap_or_else(|error| {
+            let (claim, id) = (self.wishes[given.wish].told(), &self.ids[given.offer]);
+            let device = format!("{}/{}/{}", id.0, id.1, id.2);
+            let aborted =
+                format!("{claim}: selector on device {device}: CEL runtime error: {error}");
+            self.aborted.get_or_insert(aborted);
+            false
+        });
+        self.chosen.insert(given, chosen);
+        chosen
     }
 
-    /// What of the device the request would get; nothing where there is not enough of it.
-    fn left(&self, alternative: &Alternative, at: usize) -> Option<Part> {
+    /// Whether no taint of the device keeps the request away.
+    fn bears(&self, given: Given) -> bool {
+        let taints = self.offers[given.offer].device.taints.as_deref().unwrap_or_default();
+        tolerates(taints, &self.alternative(given).tolerations)
+    }
+
+    /// What of the device the request would get; nothing where its capacity is not enough.
+    fn part(&self, alternative: &Alternative, at: usize) -> Option<Part> {
         let (offer, stock) = (&self.offers[at], &self.stock[at]);
-        let driver = &offer.slice.driver;
+        let (driver, asked) = (&offer.slice.driver, &alternative.capacity);
         if alternative.admin {
             return Some(Part::Whole);
         }
-        if stock.holders == 0 && !self.counters.suffice(offer.slice, offer.device) {
-            return None;
-        }
         if offer.is_shared() {
-            let asked = &alternative.capacity;
             return capacity::share(offer.device, driver, asked, &stock.used).map(Part::Share);
         }
-        let free = stock.holders == 0;
-        (free && capacity::covers(offer.device, driver, &alternative.capacity))
-            .then_some(Part::Whole)
+        capacity::covers(offer.device, driver, asked).then_some(Part::Whole)
+    }
+
+    /// Whether the device can be had: nobody else has it, and it has all that it draws on. An administrator looks at
+    /// what others have too, but in one claim only once.
+    fn is_free(&self, given: Given) -> bool {
+        let (offer, stock) = (&self.offers[given.offer], &self.stock[given.offer]);
+        let admin = self.alternative(given).admin;
+        if !offer.is_shared() {
+            let here = |other: &Given| other.offer == given.offer;
+            let mut others = self.given.iter().filter(|other| here(other));
+            let in_use = if admin {
+                others.any(|other| other.wish == given.wish)
+            } else {
+                stock.holders > 0 || others.next().is_some()
+            };
+            if in_use {
+                return false;
+            }
+        }
+        admin || stock.holders > 0 || self.counters.suffice(offer.slice, offer.device)
+    }
+
+    /// Whether the claim may have so many devices more.
+    fn has_room(&self, wish: usize, more: usize) -> bool {
+        self.given.iter().filter(|given| given.wish == wish).count() + more <= RESULTS_MAX
     }
 
     /// Whether the claim's constraints allow the device beside those given to it already.
@@ -246,15 +305,21 @@ impl<'a> Search<'a> {
         if count == 0 {
             return self.solve(place.wish, place.request + 1);
         }
+        if !self.has_room(place.wish, count) {
+            return false;
+        }
         let alternative = self.alternative(place);
         for offer in place.offer..self.offers.len() {
             self.steps += 1;
-            if self.steps > STEPS_MAX {
+            if self.steps > STEPS_MAX || self.aborted.is_some() {
                 return false;
             }
             let given = Given { offer, ..place };
-            let Some(part) = self.left(alternative, offer) else { continue };
-            if !self.suits(alternative, offer) || !self.allowed(given) {
+            if !self.is_free(given) || !self.chooses(given) {
+                continue;
+            }
+            let Some(part) = self.part(alternative, offer) else { continue };
+            if !self.bears(given) || !self.allowed(given) {
                 continue;
             }
             // A shared device may be given once more.
@@ -268,22 +333,35 @@ impl<'a> Search<'a> {
         false
     }
 
-    /// Gives every device that suits; none of them may be somebody else's.
+    /// Gives every device that is chosen and has what is asked for; all of them must be free, and all that there are
+    /// must be known.
     fn give_all(&mut self, place: Given) -> bool {
         let alternative = self.alternative(place);
-        let all: Vec<usize> =
-            (0..self.offers.len()).filter(|at| self.suits(alternative, *at)).collect();
+        if let Some(pool) = &self.updating {
+            let (claim, name) = (self.wishes[place.wish].told(), &alternative.name);
+            let aborted = format!(
+                "{claim}, request {name}: asks for all devices, but resource pool {pool} is currently being updated"
+            );
+            self.aborted.get_or_insert(aborted);
+            return false;
+        }
+        let all: Vec<Given> = (0..self.offers.len())
+            .map(|offer| Given { offer, ..place })
+            .filter(|given| self.chooses(*given) && self.part(alternative, given.offer).is_some())
+            .collect();
+        if all.is_empty() || self.aborted.is_some() || !self.has_room(place.wish, all.len()) {
+            return false;
+        }
         let before = self.given.len();
-        let possible = !all.is_empty()
-            && all.iter().all(|offer| {
-                let given = Given { offer: *offer, ..place };
-                let left = self.left(alternative, *offer).filter(|_| self.allowed(given));
-                let possible = left.is_some();
-                if let Some(part) = left {
-                    self.take(given, part);
-                }
-                possible
-            });
+        let possible = all.into_iter().all(|given| {
+            let possible = self.is_free(given) && self.bears(given) && self.allowed(given);
+            let part = self.part(alternative, given.offer).filter(|_| possible);
+            let possible = part.is_some();
+            if let Some(part) = part {
+                self.take(given, part);
+            }
+            possible
+        });
         if possible && self.solve(place.wish, place.request + 1) {
             return true;
         }
@@ -327,13 +405,13 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What each of `wishes` gets on `node`, in their order; `None` when it cannot be had there.
+/// What each of `wishes` gets on `node`, in their order. The error says why it cannot be had there.
 pub fn allocate<W: Borrow<Wish>>(
     wishes: &[W],
     devices: &Devices,
     taken: &Taken,
     node: &NodeInfo,
-) -> Option<Vec<AllocationResult>> {
+) -> Result<Vec<AllocationResult>, Cow<'static, str>> {
     let offers = devices.offers(node);
     let ids: Vec<DeviceId> = offers.iter().map(Offer::id).collect();
     let stock = ids.iter().map(|id| Stock {
@@ -343,22 +421,29 @@ pub fn allocate<W: Borrow<Wish>>(
     let draws = |offer: &Offer<'_>| offer.device.consumes_counters.is_some();
     let counters =
         if offers.iter().any(draws) { devices.counters(taken) } else { Counters::default() };
+    let wishes: Vec<&Wish> = wishes.iter().map(Borrow::borrow).collect();
+    let alternatives = wishes.iter().flat_map(|wish| &wish.requests);
+    let mut alternatives = alternatives.flat_map(|request| &request.alternatives);
+    let wants_all = alternatives.any(|alternative| alternative.count.is_none());
     let mut search = Search {
-        wishes: wishes.iter().map(Borrow::borrow).collect(),
+        wishes,
         stock: stock.collect(),
         offers,
         ids,
         counters,
         given: Vec::new(),
         shares: Vec::new(),
+        chosen: HashMap::new(),
+        updating: if wants_all { devices.updating(node) } else { None },
         steps: 0,
+        aborted: None,
     };
     if !search.solve(0, 0) {
-        return None;
+        return Err(search.aborted.map_or(NOT_ALL.into(), Cow::from));
     }
     let all = search.wishes.iter().enumerate();
     let results = all.map(|(at, wish)| result(&search, at, wish, devices, node));
-    Some(results.collect())
+    Ok(results.collect())
 }
 
 fn result(
@@ -372,14 +457,9 @@ fn result(
     let (given, shares): (Vec<Given>, Vec<Option<Amounts>>) =
         own.map(|(given, share)| (*given, share.clone())).unzip();
     let mut results = Vec::new();
-    let mut classes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (one, share) in given.iter().zip(shares) {
         let alternative = search.alternative(*one);
         let (driver, pool, device) = search.ids[one.offer].clone();
-        let names = classes.entry(&alternative.class).or_default();
-        if !names.contains(&alternative.name) {
-            names.push(alternative.name.clone());
-        }
         let share_id = share.is_some().then(|| share_id(&wish.claim, results.len()));
         let part = share.map(|share| {
             let texts = share.into_iter().map(|(name, part)| (name, Text(part.canonical())));
@@ -399,22 +479,14 @@ fn result(
             tolerations: Some(alternative.tolerations.clone()).filter(|all| !all.is_empty()),
         });
     }
-    let of_class = classes.into_iter().flat_map(|(class, names)| {
-        let class = devices.classes.get(class);
-        let configs = class.and_then(|class| class.spec.config.clone()).unwrap_or_default();
-        configs.into_iter().map(move |config| DeviceAllocationConfiguration {
-            opaque: config.opaque,
-            requests: Some(names.clone()),
-            source: "FromClass".into(),
-        })
-    });
-    let own = wish.claim.spec.devices.iter().flat_map(|devices| devices.config.iter().flatten());
-    let own = own.map(|config| DeviceAllocationConfiguration {
-        opaque: config.opaque.clone(),
-        requests: config.requests.clone(),
-        source: "FromClaim".into(),
-    });
-    let config: Vec<_> = of_class.chain(own).collect();
+    let mut chosen: Vec<&Alternative> = Vec::new();
+    for one in &given {
+        let alternative = search.alternative(*one);
+        if !chosen.iter().any(|known| known.name == alternative.name) {
+            chosen.push(alternative);
+        }
+    }
+    let config = configuration(wish, &chosen, devices);
     let local = given.iter().any(|given| search.offers[given.offer].is_local());
     AllocationResult {
         devices: Some(DeviceAllocationResult {
@@ -424,6 +496,50 @@ fn result(
         node_selector: if local { Some(only(&node.name)) } else { shared(search, &given) },
         ..AllocationResult::default()
     }
+}
+
+/// How the devices are to be set up: first what the classes say, then what the claim does for those of the
+/// alternatives that were chosen.
+fn configuration(
+    wish: &Wish,
+    chosen: &[&Alternative],
+    devices: &Devices,
+) -> Vec<DeviceAllocationConfiguration> {
+    let mut classes: Vec<(&str, Vec<String>)> = Vec::new();
+    for alternative in chosen {
+        let known = classes.iter_mut().find(|(class, _)| *class == alternative.class);
+        match known {
+            Some((_, names)) => names.push(alternative.name.clone()),
+            None => classes.push((&alternative.class, vec![alternative.name.clone()])),
+        }
+    }
+    let of_class = classes.into_iter().flat_map(|(class, names)| {
+        let class = devices.classes.get(class);
+        let configs = class.and_then(|class| class.spec.config.clone()).unwrap_or_default();
+        configs.into_iter().map(move |config| DeviceAllocationConfiguration {
+            opaque: config.opaque,
+            requests: Some(names.clone()),
+            source: "FromClass".into(),
+        })
+    });
+    let concerns = |requests: Option<&Vec<String>>| {
+        requests.is_none_or(|names| {
+            names.is_empty() || chosen.iter().any(|alternative| is_among(names, &alternative.name))
+        })
+    };
+    let own = wish.claim.spec.devices.iter().flat_map(|devices| devices.config.iter().flatten());
+    let own = own.filter(|config| concerns(config.requests.as_ref()));
+    let own = own.map(|config| DeviceAllocationConfiguration {
+        opaque: config.opaque.clone(),
+        requests: config.requests.clone(),
+        source: "FromClaim".into(),
+    });
+    let mut all: Vec<_> = of_class.chain(own).collect();
+    for config in &mut all {
+        // None stands for all of them.
+        config.requests.take_if(|names| names.len() == wish.requests.len());
+    }
+    all
 }
 
 /// Tells the share of a device that the claim gets by its result of this number from all others: in the
@@ -450,7 +566,14 @@ fn only(node: &str) -> NodeSelector {
 
 /// Where devices can be used that are not tied to one node: what all their selectors ask for.
 fn shared(search: &Search<'_>, given: &[Given]) -> Option<NodeSelector> {
-    let mut requirements = Vec::new();
+    let (mut expressions, mut fields) = (Vec::new(), Vec::new());
+    let add = |all: &mut Vec<NodeSelectorRequirement>, more: &Option<Vec<_>>| {
+        for requirement in more.iter().flatten() {
+            if !all.contains(requirement) {
+                all.push(requirement.clone());
+            }
+        }
+    };
     for given in given {
         let offer = &search.offers[given.offer];
         let selector = offer.slice.node_selector.as_ref().or(offer.device.node_selector.as_ref());
@@ -458,13 +581,14 @@ fn shared(search: &Search<'_>, given: &[Given]) -> Option<NodeSelector> {
         let Some(term) = selector.and_then(|selector| selector.node_selector_terms.first()) else {
             continue;
         };
-        for requirement in term.match_expressions.iter().flatten() {
-            if !requirements.contains(requirement) {
-                requirements.push(requirement.clone());
-            }
-        }
+        add(&mut expressions, &term.match_expressions);
+        add(&mut fields, &term.match_fields);
     }
-    let term = NodeSelectorTerm { match_expressions: Some(requirements), match_fields: None };
-    let any = term.match_expressions.as_ref().is_some_and(|all| !all.is_empty());
-    any.then(|| NodeSelector { node_selector_terms: vec![term] })
+    if expressions.is_empty() && fields.is_empty() {
+        return None;
+    }
+    let some = |all: Vec<_>| Some(all).filter(|all| !all.is_empty());
+    let term =
+        NodeSelectorTerm { match_expressions: some(expressions), match_fields: some(fields) };
+    Some(NodeSelector { node_selector_terms: vec![term] })
 }

@@ -140,9 +140,8 @@ impl Devices {
         counters
     }
 
-    /// The slices that count. Of each pool only the newest generation does, and that only when it is
-    /// complete.
-    fn current(&self) -> Vec<&ResourceSliceSpec> {
+    /// The newest generation of each pool by driver and name, and how many slices of it there are.
+    fn newest(&self) -> BTreeMap<(&str, &str), (i64, i64)> {
         let mut newest: BTreeMap<(&str, &str), (i64, i64)> = BTreeMap::new();
         for slice in &self.slices {
             let pool = &slice.spec.pool;
@@ -154,6 +153,13 @@ impl Devices {
                 known.1 += 1;
             }
         }
+        newest
+    }
+
+    /// The slices that count. Of each pool only the newest generation does, and that only when it is
+    /// complete.
+    fn current(&self) -> Vec<&ResourceSliceSpec> {
+        let newest = self.newest();
         let counts = |spec: &&ResourceSliceSpec| {
             let known = newest.get(&(spec.driver.as_str(), spec.pool.name.as_str()));
             let want = (spec.pool.generation, spec.pool.resource_slice_count);
@@ -162,30 +168,31 @@ impl Devices {
         self.slices.iter().map(|slice| &slice.spec).filter(counts).collect()
     }
 
+    /// A pool that has something for `node` and of whose newest generation slices are still to come.
+    pub fn updating(&self, node: &NodeInfo) -> Option<String> {
+        let newest = self.newest();
+        let specs = self.slices.iter().map(|slice| &slice.spec);
+        let mut unfinished = specs.filter(|spec| {
+            let pool = &spec.pool;
+            let known = newest.get(&(spec.driver.as_str(), pool.name.as_str()));
+            known.is_some_and(|(generation, count)| {
+                *generation == pool.generation && *count != pool.resource_slice_count
+            })
+        });
+        let found = unfinished.find(|spec| slice_reaches(spec, node))?;
+        Some(format!("{}/{}", found.driver, found.pool.name))
+    }
+
     /// The devices on offer for `node`.
     pub fn offers<'a>(&'a self, node: &NodeInfo) -> Vec<Offer<'a>> {
         let mut offers = Vec::new();
         for slice in self.current() {
-            let each = slice.per_device_node_selection == Some(true);
-            if !each
-                && !reaches(
-                    slice.all_nodes,
-                    slice.node_name.as_ref(),
-                    slice.node_selector.as_ref(),
-                    node,
-                )
-            {
+            if !slice_reaches(slice, node) {
                 continue;
             }
-            let devices = slice.devices.iter().flatten().filter(|device| {
-                !each
-                    || reaches(
-                        device.all_nodes,
-                        device.node_name.as_ref(),
-                        device.node_selector.as_ref(),
-                        node,
-                    )
-            });
+            let each = slice.per_device_node_selection == Some(true);
+            let devices = slice.devices.iter().flatten();
+            let devices = devices.filter(|device| !each || device_reaches(device, node));
             offers.extend(devices.map(|device| Offer { slice, device }));
         }
         offers
@@ -201,6 +208,18 @@ fn reaches(
     all == Some(true)
         || name.is_some_and(|name| *name == node.name)
         || selector.is_some_and(|terms| selects(&terms.node_selector_terms, node))
+}
+
+fn device_reaches(device: &Device, node: &NodeInfo) -> bool {
+    reaches(device.all_nodes, device.node_name.as_ref(), device.node_selector.as_ref(), node)
+}
+
+/// Whether the slice has anything for the node.
+fn slice_reaches(slice: &ResourceSliceSpec, node: &NodeInfo) -> bool {
+    if slice.per_device_node_selection == Some(true) {
+        return slice.devices.iter().flatten().any(|device| device_reaches(device, node));
+    }
+    reaches(slice.all_nodes, slice.node_name.as_ref(), slice.node_selector.as_ref(), node)
 }
 
 /// Whether no taint of the device keeps the request away.
@@ -245,16 +264,21 @@ impl Chooser {
         programs.map(Self)
     }
 
-    /// Whether all expressions hold. One that cannot be evaluated does not.
-    pub fn takes(&self, offer: &Offer<'_>) -> bool {
+    /// Whether all expressions hold. The error says why one cannot be evaluated.
+    pub fn takes(&self, offer: &Offer<'_>) -> Result<bool, String> {
         if self.0.is_empty() {
-            return true;
+            return Ok(true);
         }
         let variables = [("device", described(offer))];
         let mut budget = TOTAL_LIMIT;
-        self.0.iter().all(|program| {
-            matches!(program.run(&Named(&variables), &mut budget), Ok(Value::Bool(true)))
-        })
+        for program in &self.0 {
+            match program.run(&Named(&variables), &mut budget)? {
+                Value::Bool(true) => {}
+                Value::Bool(false) => return Ok(false),
+                _ => return Err("the expression is neither true nor false".into()),
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -75,7 +75,7 @@ fn given(wanted: Value, others: &[Arc<ResourceClaim>], on: &str) -> Option<Strin
 fn given_of(devices: &Devices, wanted: Value, on: &str) -> Option<String> {
     let wish = Wish::new(claim("c", wanted, json!(null)), devices).expect("a right claim");
     let node = NodeInfo::new(node(on, json!({})));
-    let results = allocate(&[wish], devices, &devices.taken(), &node)?;
+    let results = allocate(&[wish], devices, &devices.taken(), &node).ok()?;
     let results = results[0].devices.as_ref()?.results.as_ref()?;
     let named = results.iter().map(|result| format!("{}={}", result.request, result.device));
     Some(named.collect::<Vec<_>>().join(" "))
@@ -115,7 +115,7 @@ fn requests_get_the_devices_they_choose() {
             "a",
             Some("r=small"),
         ),
-        // An attribute that is not there chooses nothing.
+        // An attribute that is not there ends the search.
         (choosing("device.attributes['gpu.example.com'].color == 'red'"), &[], "a", None),
         (same_numa(two.clone()), &[], "b", Some("r=large1 r=large2")),
         (first, &[], "b", Some("r/few=large0")),
@@ -133,6 +133,116 @@ fn requests_get_the_devices_they_choose() {
     assert_eq!(given(exactly(json!({"allocationMode": "All"})), &taken, "b"), None);
     let looking_on = exactly(json!({"adminAccess": true, "count": 3}));
     assert_eq!(given(looking_on, &taken, "b").as_deref(), Some("r=large0 r=large1 r=large2"));
+}
+
+/// Why the node `on`, which has these devices, cannot satisfy the claim.
+fn refusal(devices: &Devices, wanted: Value, on: &str) -> String {
+    let wish = Wish::new(claim("c", wanted, json!(null)), devices).expect("a right claim");
+    let refused = allocate(&[wish], devices, &devices.taken(), &NodeInfo::new(node(on, json!({}))));
+    refused.expect_err("it is refused").into_owned()
+}
+
+#[test]
+fn all_devices_are_all_that_are_chosen_and_can_do() {
+    let of_node = |all: &[Value]| Devices { slices: vec![slice("a", all)], ..devices(&[]) };
+    let all = || exactly(json!({"allocationMode": "All"}));
+    let mut broken = device("broken", "l", "80Gi", 0);
+    broken["taints"] = json!([{"key": "broken", "effect": "NoSchedule"}]);
+    let (small, large) = (device("small", "s", "8Gi", 0), device("large", "l", "80Gi", 0));
+    let many: Vec<Value> = (0..33).map(|n| device(&format!("d{n}"), "s", "8Gi", 0)).collect();
+    let tolerant = json!({"allocationMode": "All", "tolerations": [{"operator": "Exists"}]});
+    let capable = json!({"allocationMode": "All", "capacity": {"requests": {"memory": "10Gi"}}});
+    for (has, wanted, want) in [
+        (vec![small.clone(), large.clone()], all(), Some("r=small r=large")),
+        (vec![small.clone(), broken.clone()], all(), None),
+        (vec![small.clone(), broken.clone()], exactly(tolerant), Some("r=small r=broken")),
+        (vec![broken, small.clone()], exactly(json!({})), Some("r=small")),
+        // What has not enough is not asked for.
+        (vec![small, large], exactly(capable), Some("r=large")),
+        (many.clone(), all(), None),
+        (many.clone(), exactly(json!({"count": 33})), None),
+    ] {
+        assert_eq!(given_of(&of_node(&has), wanted.clone(), "a").as_deref(), want, "{wanted}");
+    }
+    let most = given_of(&of_node(&many), exactly(json!({"count": 32})), "a").expect("as many");
+    assert_eq!(most.split(' ').count(), 32);
+}
+
+#[test]
+fn a_search_ends_at_what_cannot_be_known() {
+    let expression = "device.attributes['gpu.example.com'].color == 'red'";
+    let refused = refusal(&devices(&[]), choosing(expression), "a");
+    let begin = "claim default/c: selector on device gpu.example.com/a/small: CEL runtime error: ";
+    assert!(refused.starts_with(begin), "{refused}");
+
+    let mut partly = devices(&[]);
+    let mut slice = ResourceSlice::clone(&partly.slices[1]);
+    slice.spec.pool.resource_slice_count = 2;
+    partly.slices[1] = Arc::new(slice);
+    let all = || exactly(json!({"allocationMode": "All"}));
+    assert_eq!(
+        refusal(&partly, all(), "b"),
+        "claim default/c, request r: asks for all devices, but resource pool gpu.example.com/b is currently being updated"
+    );
+    assert_eq!(refusal(&partly, exactly(json!({})), "b"), "cannot allocate all claims");
+    assert_eq!(given_of(&partly, all(), "a").as_deref(), Some("r=small"));
+}
+
+#[test]
+fn an_administrator_looks_at_a_device_once() {
+    let request = |name: &str, admin: bool, count: i64| {
+        json!({"name": name, "exactly":
+            {"deviceClassName": "gpu", "adminAccess": admin, "count": count}})
+    };
+    for (requests, want) in [
+        (json!([request("r", true, 3), request("s", true, 1)]), None),
+        (json!([request("r", true, 2), request("s", true, 1)]), Some("r=large0 r=large1 s=large2")),
+        (json!([request("r", true, 1), request("s", false, 1)]), Some("r=large0 s=large1")),
+        (json!([request("s", false, 1), request("r", true, 1)]), Some("s=large0 r=large1")),
+        (json!([request("r", true, 3), request("s", false, 1)]), None),
+    ] {
+        let wanted = json!({"requests": requests});
+        assert_eq!(given(wanted, &[], "b").as_deref(), want, "{requests}");
+    }
+}
+
+#[test]
+fn devices_are_set_up_as_class_and_claim_say() {
+    let opaque = |name: &str| json!({"driver": "gpu.example.com", "parameters": {"from": name}});
+    let class: Arc<DeviceClass> = of(json!({"metadata": {"name": "gpu"},
+        "spec": {"config": [{"opaque": opaque("class")}]}}));
+    let mut devices = devices(&[]);
+    devices.classes.insert("gpu".to_owned(), class);
+    let first = json!([{"name": "many", "deviceClassName": "gpu", "count": 9},
+        {"name": "few", "deviceClassName": "gpu"}]);
+    let exact = json!({"deviceClassName": "gpu"});
+    let said =
+        |name: &str, requests: &[&str]| json!({"requests": requests, "opaque": opaque(name)});
+    let wanted = json!({
+        "requests": [{"name": "r", "exactly": exact}, {"name": "s", "firstAvailable": first}],
+        "config": [said("all", &[]), said("r", &["r"]), said("s", &["s"]),
+            said("many", &["s/many"]), said("few", &["s/few"])]});
+    let wish = Wish::new(claim("c", wanted, json!(null)), &devices).expect("a right claim");
+    let on = NodeInfo::new(node("b", json!({})));
+    let result = allocate(&[wish], &devices, &devices.taken(), &on).expect("devices").remove(0);
+    let config = result.devices.and_then(|devices| devices.config).expect("configurations");
+    let told: Vec<String> = config
+        .iter()
+        .map(|config| {
+            let from = &config.opaque.as_ref().expect("parameters").parameters.0["from"];
+            let requests = config.requests.clone().unwrap_or_default().join("+");
+            format!("{} {}: {requests}", config.source, from.as_str().unwrap_or_default())
+        })
+        .collect();
+    // What is for all of them names none.
+    let want = [
+        "FromClass class: ",
+        "FromClaim all: ",
+        "FromClaim r: r",
+        "FromClaim s: s",
+        "FromClaim few: s/few",
+    ];
+    assert_eq!(told, want);
 }
 
 /// Devices of which several have shares, and partitions that draw on the same counters.
@@ -202,7 +312,7 @@ fn shares_of_a_device_are_no_more_than_it_has() {
         let devices = divided(others);
         let wish = Wish::new(claim(name, wanted.clone(), json!(null)), &devices).expect("a claim");
         let on = NodeInfo::new(node("a", json!({})));
-        let result = allocate(&[wish], &devices, &devices.taken(), &on)?.remove(0);
+        let result = allocate(&[wish], &devices, &devices.taken(), &on).ok()?.remove(0);
         Some(claim(name, wanted, json!({"allocation": serde_json::to_value(result).ok()?})))
     };
     let results = |claim: &ResourceClaim| {

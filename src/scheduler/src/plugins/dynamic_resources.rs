@@ -2,6 +2,7 @@
 //!
 //! Source: `pkg/scheduler/framework/plugins/dynamicresources/dynamicresources.go`.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -227,15 +228,18 @@ fn asks_for_devices(pod: &PodInfo) -> bool {
 impl Claimed<'_> {
     /// What the open claims get on the node, and then the claim for the extended resources that the
     /// node does not have of its own, if there are such.
-    fn allocate(&self, node: &NodeInfo) -> Option<(Vec<AllocationResult>, Option<Extended>)> {
+    fn allocate(
+        &self,
+        node: &NodeInfo,
+    ) -> Result<(Vec<AllocationResult>, Option<Extended>), Cow<'static, str>> {
         let resources = claimed_on(&self.backed, node);
         if resources.is_empty() {
-            return Some((allocate(&self.wishes, self.devices, &self.taken, node)?, None));
+            return Ok((allocate(&self.wishes, self.devices, &self.taken, node)?, None));
         }
         let extended = extended_resources::claim(self.pod, &resources, self.devices);
-        let own = [Wish::new(Arc::new(extended.claim.clone()), self.devices).ok()?];
+        let own = [Wish::new(Arc::new(extended.claim.clone()), self.devices)?];
         let all: Vec<&Wish> = self.wishes.iter().chain(&own).collect();
-        Some((allocate(&all, self.devices, &self.taken, node)?, Some(extended)))
+        Ok((allocate(&all, self.devices, &self.taken, node)?, Some(extended)))
     }
 }
 
@@ -311,8 +315,8 @@ impl Filter for Claimed<'_> {
             }
         }
         let idle = self.open.is_empty() && self.backed.is_empty();
-        if !idle && self.allocate(node).is_none() {
-            return Err(Rejection::unresolvable("cannot allocate all claims"));
+        if !idle {
+            self.allocate(node).map_err(Rejection::unresolvable)?;
         }
         Ok(())
     }
