@@ -26,6 +26,7 @@ pub mod owners;
 mod pictures;
 pub mod plugins;
 pub mod pod;
+mod preempting;
 pub mod preemption;
 pub mod queue;
 mod report;

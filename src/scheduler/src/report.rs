@@ -224,6 +224,7 @@ pub async fn evict(client: Client, victim: &PodInfo, scheduler: &str) -> Result<
         "status": "True",
         "reason": "PreemptionByScheduler",
         "message": format!("{scheduler}: preempting to accommodate a higher priority pod"),
+        "observedGeneration": victim.pod.metadata.generation,
         "lastTransitionTime": k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()),
     }]});
     patch_status(client.clone(), victim, status).await.or_else(absent_is_fine)?;

@@ -1,7 +1,7 @@
 //! The loop: takes in what the API server tells, decides about one pod after the other, and has the
 //! decisions written while it goes on. Nothing here waits for a request.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +27,7 @@ use crate::nominator::Nominator;
 use crate::pictures::{Owner, Pictures};
 use crate::plugins::{Reservation, give_back, late_claims, plan};
 use crate::pod::PodInfo;
+use crate::preempting::Preempting;
 use crate::preemption::{self, Preemption, View, preempt};
 use crate::queue::{Queue, Waiting};
 use crate::report::{self, Unscheduled};
@@ -37,6 +38,8 @@ use crate::volumes::{StorageChange, Told};
 const WRITES_MAX: usize = 256;
 /// After so many decisions in a row other tasks get a turn.
 const DECISIONS_PER_TURN: u32 = 16;
+/// The plugin that lets a pod wait until others have made way.
+const PREEMPTION: &str = "DefaultPreemption";
 /// Longer than anything else makes the loop look again.
 const IDLE: Duration = Duration::from_hours(1);
 
@@ -58,7 +61,17 @@ pub(crate) enum Input {
 
 /// A write that has come to an end.
 enum Written {
-    Bound { pod: Arc<PodInfo>, node: String, started: SystemTime, result: Result<(), Refusal> },
+    Bound {
+        pod: Arc<PodInfo>,
+        node: String,
+        started: SystemTime,
+        result: Result<(), Refusal>,
+    },
+    /// Somebody was asked to make way for a pod, or could not be.
+    Evicted {
+        by: Arc<PodInfo>,
+        failed: bool,
+    },
     Told,
 }
 
@@ -80,6 +93,7 @@ pub(crate) struct Scheduler {
     queue: Queue,
     cache: Cache,
     nominator: Nominator,
+    preempting: Preempting,
     rotation: Rotation,
     /// Volumes that are set aside for claims of pods being bound, by name.
     reserved: HashMap<String, Arc<PersistentVolume>>,
@@ -120,6 +134,7 @@ impl Scheduler {
             queue: Queue::new(configuration.backoff),
             cache: Cache::default(),
             nominator: Nominator::default(),
+            preempting: Preempting::default(),
             rotation: Rotation::default(),
             reserved: HashMap::new(),
             reserved_claims: HashMap::new(),
@@ -355,7 +370,13 @@ impl Scheduler {
     }
 
     /// Decides about one pod.
-    async fn decide(&mut self, waiting: Waiting) {
+    async fn decide(&mut self, mut waiting: Waiting) {
+        if self.preempting.holds(&waiting.pod.uid) {
+            // That was no attempt.
+            waiting.attempts -= 1;
+            self.queue.give_back(waiting, BTreeSet::from([PREEMPTION]));
+            return;
+        }
         let profiles = Arc::clone(&self.profiles);
         let Some(profile) = profiles.of(&waiting.pod) else { return };
         let extenders = Arc::clone(&self.extenders);
@@ -558,7 +579,11 @@ impl Scheduler {
     }
 
     fn finish(&mut self, written: Result<Written, tokio::task::JoinError>) {
-        let Ok(Written::Bound { pod, node, started, result }) = written else { return };
+        let (pod, node, started, result) = match written {
+            Ok(Written::Bound { pod, node, started, result }) => (pod, node, started, result),
+            Ok(Written::Evicted { by, failed }) => return self.finish_eviction(&by, failed),
+            Ok(Written::Told) | Err(_) => return,
+        };
         self.unreserve(&pod, result.is_ok());
         let Some(mut waiting) = self.binding.remove(&pod.uid) else { return };
         let Err(refusal) = result else {
@@ -586,6 +611,19 @@ impl Scheduler {
             return;
         }
         self.give_up(waiting, &refusal.to_string());
+    }
+
+    /// The last one to make way for a pod has been asked to: the pod gets the turn that it missed meanwhile. Where
+    /// that failed it is free to go elsewhere.
+    fn finish_eviction(&mut self, by: &Arc<PodInfo>, failed: bool) {
+        let Some(end) = self.preempting.asked(&by.uid, failed) else { return };
+        if end.failed {
+            self.nominator.remove(&by.uid);
+            self.clear_nomination(Arc::clone(by));
+        }
+        if end.failed || end.held {
+            self.queue.retry(&self.profiles, &by.uid);
+        }
     }
 
     fn record_failure(&self, pod: &PodInfo, message: &str) {
@@ -676,19 +714,22 @@ impl Scheduler {
         });
     }
 
-    fn evict(&mut self, pod: &PodInfo, node: &str, victims: Vec<Arc<PodInfo>>) {
-        for victim in victims.into_iter().filter(|victim| !victim.is_terminating()) {
+    fn evict(&mut self, pod: &Arc<PodInfo>, node: &str, mut victims: Vec<Arc<PodInfo>>) {
+        victims.retain(|victim| !victim.is_terminating());
+        self.preempting.begin(&pod.uid, victims.len());
+        for victim in victims {
             let message = format!("Preempted by pod {} on node {node}", pod.uid);
             if let Some(recorder) = self.recorder(pod) {
                 let (object, by) = (object_reference(&*victim.pod), object_reference(&*pod.pod));
                 recorder.action(object, Some(by), "Normal", ("Preempted", "Preempting"), message);
             }
-            let (client, scheduler) = (self.client.clone(), pod.scheduler_name().to_owned());
+            let (client, by) = (self.client.clone(), Arc::clone(pod));
             self.writes.spawn(async move {
-                if let Err(error) = report::evict(client, &victim, &scheduler).await {
+                let outcome = report::evict(client, &victim, by.scheduler_name()).await;
+                if let Err(error) = &outcome {
                     tracing::warn!(pod = victim.key(), %error, "a preempted pod could not be removed");
                 }
-                Written::Told
+                Written::Evicted { by, failed: outcome.is_err() }
             });
         }
     }
@@ -698,7 +739,7 @@ impl Scheduler {
         let message = failure.to_string();
         let pod = Arc::clone(&waiting.pod);
         let plugins = match failure {
-            Failure::NoNodes => std::collections::BTreeSet::new(),
+            Failure::NoNodes => BTreeSet::new(),
             Failure::Unfit(unfit) => unfit.plugins,
         };
         if plugins.contains("DynamicResources") {

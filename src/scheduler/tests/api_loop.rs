@@ -148,6 +148,25 @@ async fn a_more_important_pod_takes_the_place_of_a_lesser_one() {
 }
 
 #[tokio::test]
+async fn a_pod_whose_preemption_fails_tries_again() {
+    let with = |priority: i32| {
+        let mut spec = asking("3", "1Gi");
+        spec["priority"] = json!(priority);
+        json!({"spec": spec})
+    };
+    let api = Api::new();
+    api.put(NODES, node_json("n", json!({})));
+    api.put(PODS, pod_json("lesser", with(0)));
+    let running = start(&api);
+    api.until(|api| node_of(api, "lesser").is_some()).await;
+    api.refuse_deletions(1);
+    api.put(PODS, pod_json("greater", with(100)));
+    api.until(|api| node_of(api, "greater").is_some()).await;
+    assert_eq!(node_of(&api, "lesser"), None);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn many_pods_fill_many_nodes_without_over_committing_one() {
     const NODES_COUNT: usize = 50;
     const PODS_COUNT: usize = 1000;

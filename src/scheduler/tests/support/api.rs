@@ -21,6 +21,7 @@ struct State {
     objects: BTreeMap<String, BTreeMap<String, Value>>,
     watchers: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
     refuse_bindings: u32,
+    refuse_deletions: u32,
 }
 
 /// See the module. Clones are the same server.
@@ -121,6 +122,11 @@ impl Api {
         self.lock().refuse_bindings = count;
     }
 
+    /// Fails the next `count` deletions of pods.
+    pub fn refuse_deletions(&self, count: u32) {
+        self.lock().refuse_deletions = count;
+    }
+
     /// Waits until `holds`.
     pub async fn until(&self, holds: impl Fn(&Self) -> bool) {
         let mut changed = self.changed.subscribe();
@@ -182,6 +188,13 @@ impl Api {
         )
     }
 
+    fn refuses_deletion(&self) -> bool {
+        let mut state = self.lock();
+        let refuses = state.refuse_deletions > 0;
+        state.refuse_deletions = state.refuse_deletions.saturating_sub(1);
+        refuses
+    }
+
     fn serve(&self, method: &Method, path: &str, query: &str, body: &Value) -> Answer {
         let from = query.split('&').find_map(|pair| pair.strip_prefix("resourceVersion="));
         let from = from.and_then(|from| from.parse().ok()).unwrap_or(0);
@@ -199,6 +212,9 @@ impl Api {
                 merge(&mut pod, body);
                 self.put("/api/v1/pods", pod.clone());
                 answer(StatusCode::OK, &pod)
+            }
+            (&Method::DELETE, ["api", "v1", "namespaces", ..]) if self.refuses_deletion() => {
+                failure(StatusCode::INTERNAL_SERVER_ERROR, "InternalError")
             }
             (&Method::DELETE, ["api", "v1", "namespaces", ns, "pods", name]) => {
                 match self.delete("/api/v1/pods", &format!("{ns}/{name}")) {
