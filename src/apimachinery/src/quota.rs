@@ -28,9 +28,13 @@ const COUNTED: &[&str] = &[
 const PLAIN: &[&str] = &["cpu", "memory", "ephemeral-storage"];
 /// Of the devices of one class.
 const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
+/// What stands for the devices of a class among a container's resources.
+const IMPLICIT: &str = "deviceclass.resource.kubernetes.io/";
 /// As many devices as one claim can get, for claims that take all that there are.
 const DEVICES_MAX: i64 = 32;
 const STORAGE_CLASS: &str = ".storageclass.storage.k8s.io/";
+/// The annotation that named a claim's class before there was a field for it.
+const STORAGE_CLASS_OLD: &str = "volume.beta.kubernetes.io/storage-class";
 
 fn one(count: i64) -> Quantity {
     Quantity::new(count, Format::DecimalSi)
@@ -60,31 +64,58 @@ fn raise(usage: &mut Usage, more: &Usage) {
     }
 }
 
+fn listed(list: &Value) -> Usage {
+    quantities(list).map(|(name, amount)| (name.clone(), amount)).collect()
+}
+
+/// What `wanted` comes to while it is resized: as much as is wanted and as what `status` says it still has. What can
+/// not be given on its node does not count.
+fn held(wanted: &Value, status: &Value, which: &str, infeasible: bool) -> Usage {
+    if !status["resources"].is_object() {
+        return listed(&wanted["resources"][which]);
+    }
+    let mut all = if infeasible { Usage::new() } else { listed(&wanted["resources"][which]) };
+    raise(&mut all, &listed(&status["resources"][which]));
+    if which == "requests" {
+        raise(&mut all, &listed(&status["allocatedResources"]));
+    }
+    all
+}
+
+/// A resize of the pod can not be done on its node.
+fn is_resize_infeasible(pod: &Value) -> bool {
+    let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.any(|c| c["type"] == "PodResizePending" && c["reason"] == "Infeasible")
+}
+
 /// What the pod needs at most at one time of `requests` or `limits`.
-fn pod_resources(spec: &Value, which: &str) -> Usage {
-    let of = |container: &Value| -> Usage {
-        quantities(&container["resources"][which]).map(|(n, q)| (n.clone(), q)).collect()
+fn pod_resources(pod: &Value, which: &str) -> Usage {
+    let (spec, infeasible) = (&pod["spec"], is_resize_infeasible(pod));
+    let of = |container: &Value, statuses: &str| -> Usage {
+        let mut all = pod["status"][statuses].as_array().into_iter().flatten();
+        let status = all.find(|status| status["name"] == container["name"]);
+        held(container, status.unwrap_or(&Value::Null), which, infeasible)
     };
-    let items = |key: &str| spec[key].as_array().cloned().unwrap_or_default();
+    let items = |key: &str| spec[key].as_array().map_or(&[][..], Vec::as_slice);
     let mut total = Usage::new();
     for container in items("containers") {
-        add(&mut total, &of(&container));
+        add(&mut total, &of(container, "containerStatuses"));
     }
     let (mut sidecars, mut starting) = (Usage::new(), Usage::new());
     for container in items("initContainers") {
-        let own = of(&container);
+        let sidecar = container["restartPolicy"] == "Always";
+        let statuses = if sidecar { "initContainerStatuses" } else { "" };
+        let own = of(container, statuses);
         let mut here = sidecars.clone();
         add(&mut here, &own);
         raise(&mut starting, &here);
-        if container["restartPolicy"] == "Always" {
+        if sidecar {
             add(&mut total, &own);
             sidecars = here;
         }
     }
     raise(&mut total, &starting);
-    for (name, amount) in quantities(&spec["resources"][which]) {
-        total.insert(name.clone(), amount);
-    }
+    total.extend(held(spec, &pod["status"], which, infeasible));
     for (name, amount) in quantities(&spec["overhead"]) {
         if which == "requests" || total.contains_key(name) {
             add(&mut total, &Usage::from([(name.clone(), amount)]));
@@ -110,8 +141,9 @@ fn pod(pod: &Value) -> Usage {
         return usage;
     }
     usage.insert("pods".into(), one(1));
-    for (name, amount) in pod_resources(&pod["spec"], "requests") {
-        let extended = name.contains('/');
+    for (name, amount) in pod_resources(pod, "requests") {
+        let own = !name.contains("kubernetes.io/");
+        let extended = name.contains('/') && (own || name.starts_with(IMPLICIT));
         if PLAIN.contains(&name.as_str()) || name.starts_with("hugepages-") {
             usage.insert(name.clone(), amount.clone());
         }
@@ -119,7 +151,7 @@ fn pod(pod: &Value) -> Usage {
             usage.insert(format!("requests.{name}"), amount);
         }
     }
-    for (name, amount) in pod_resources(&pod["spec"], "limits") {
+    for (name, amount) in pod_resources(pod, "limits") {
         if PLAIN.contains(&name.as_str()) {
             usage.insert(format!("limits.{name}"), amount);
         }
@@ -148,17 +180,19 @@ fn service(service: &Value) -> Usage {
 
 fn claim(claim: &Value) -> Usage {
     let mut usage = Usage::from([("persistentvolumeclaims".to_owned(), one(1))]);
-    let class = claim["spec"]["storageClassName"].as_str().unwrap_or_default();
+    let annotated = claim["metadata"]["annotations"][STORAGE_CLASS_OLD].as_str();
+    let class = annotated.or(claim["spec"]["storageClassName"].as_str()).unwrap_or_default();
     if !class.is_empty() {
         usage.insert(format!("{class}{STORAGE_CLASS}persistentvolumeclaims"), one(1));
     }
-    let wanted = quantities(&claim["spec"]["resources"]["requests"]).find(|(n, _)| *n == "storage");
-    let given = quantities(&claim["status"]["allocatedResources"]).find(|(n, _)| *n == "storage");
-    let amount = match (wanted.map(|(_, q)| q), given.map(|(_, q)| q)) {
-        (Some(wanted), Some(given)) => wanted.max(given),
-        (Some(one), None) | (None, Some(one)) => one,
-        (None, None) => return usage,
-    };
+    let storage = |list| quantities(list).find(|(name, _)| *name == "storage");
+    let wanted = storage(&claim["spec"]["resources"]["requests"]);
+    let Some((_, mut amount)) = wanted else { return usage };
+    if let Some((_, given)) = storage(&claim["status"]["allocatedResources"]) {
+        amount = amount.max(given);
+    }
+    // Quotas are of whole bytes.
+    let amount = amount.rounded_up(0);
     usage.insert("requests.storage".into(), amount.clone());
     if !class.is_empty() {
         usage.insert(format!("{class}{STORAGE_CLASS}requests.storage"), amount);
@@ -264,9 +298,20 @@ fn has_cross_namespace_terms(pod: &Value) -> bool {
     })
 }
 
+/// The classes of attributes that the claim of a volume has, or shall have.
+pub fn attributes_classes(claim: &Value) -> Vec<&str> {
+    let status = &claim["status"];
+    let all = [
+        &claim["spec"]["volumeAttributesClassName"],
+        &status["currentVolumeAttributesClassName"],
+        &status["modifyVolumeStatus"]["targetVolumeAttributesClassName"],
+    ];
+    all.into_iter().filter_map(Value::as_str).filter(|name| !name.is_empty()).collect()
+}
+
 fn scope_holds(scope: &str, operator: &str, values: &Value, object: &Value) -> bool {
     let spec = &object["spec"];
-    let named = |field: &str| {
+    let named = |found: &[&str]| {
         let operator = match operator {
             "In" => Operator::In,
             "NotIn" => Operator::NotIn,
@@ -275,17 +320,21 @@ fn scope_holds(scope: &str, operator: &str, values: &Value, object: &Value) -> b
         };
         let values = values.as_array().into_iter().flatten().filter_map(Value::as_str);
         let values = values.map(str::to_owned).collect();
-        let found = spec[field].as_str().filter(|name| !name.is_empty());
-        Requirement { key: field.to_owned(), operator, values }.matches(found)
+        let wanted = Requirement { key: scope.to_owned(), operator, values };
+        match found {
+            [] => wanted.matches(None),
+            found => found.iter().any(|name| wanted.matches(Some(name))),
+        }
     };
+    let priority = || spec["priorityClassName"].as_str().filter(|name| !name.is_empty());
     match scope {
         "Terminating" => spec["activeDeadlineSeconds"].as_i64().is_some_and(|s| s >= 0),
         "NotTerminating" => spec["activeDeadlineSeconds"].as_i64().is_none_or(|s| s < 0),
         "BestEffort" => is_best_effort(object),
         "NotBestEffort" => !is_best_effort(object),
-        "PriorityClass" => named("priorityClassName"),
+        "PriorityClass" => named(priority().as_slice()),
         "CrossNamespacePodAffinity" => has_cross_namespace_terms(object),
-        "VolumeAttributesClass" => named("volumeAttributesClassName"),
+        "VolumeAttributesClass" => named(&attributes_classes(object)),
         _ => false,
     }
 }
@@ -363,6 +412,26 @@ mod tests {
                 "count/persistentvolumeclaims=1 fast.storageclass.storage.k8s.io/persistentvolumeclaims=1 fast.storageclass.storage.k8s.io/requests.storage=5Gi persistentvolumeclaims=1 requests.storage=5Gi",
             ),
             (
+                "",
+                "persistentvolumeclaims",
+                json!({"metadata": {"annotations": {STORAGE_CLASS_OLD: "old"}},
+                    "spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "1500m"}}},
+                    "status": {"allocatedResources": {"storage": "1"}}}),
+                "count/persistentvolumeclaims=1 old.storageclass.storage.k8s.io/persistentvolumeclaims=1 old.storageclass.storage.k8s.io/requests.storage=2 persistentvolumeclaims=1 requests.storage=2",
+            ),
+            (
+                "",
+                "persistentvolumeclaims",
+                json!({"spec": {"resources": {"requests": {"storage": "5Gi"}}}, "status": {"allocatedResources": {"storage": "9Gi"}}}),
+                "count/persistentvolumeclaims=1 persistentvolumeclaims=1 requests.storage=9Gi",
+            ),
+            (
+                "",
+                "pods",
+                json!({"spec": {"containers": [{"resources": {"requests": {"example.com/gpu": "1", "kubernetes.io/x": "1", "hugepages-2Mi": "4Mi"}}}]}}),
+                "count/pods=1 hugepages-2Mi=4Mi pods=1 requests.example.com/gpu=1 requests.hugepages-2Mi=4Mi",
+            ),
+            (
                 "resource.k8s.io",
                 "resourceclaims",
                 json!({"spec": {"devices": {"requests": [
@@ -377,6 +446,40 @@ mod tests {
         ];
         for (group, plural, object, want) in cases {
             assert_eq!(told(&usage(group, plural, &object)), want);
+        }
+    }
+
+    #[test]
+    fn a_pod_that_is_resized_counts_for_the_larger() {
+        let cpu = |requests: &str, limits: &str| json!({"requests": {"cpu": requests}, "limits": {"cpu": limits}});
+        let pending = json!([{"type": "PodResizePending", "reason": "Infeasible"}]);
+        for (wanted, has, allocated, conditions, want) in [
+            (cpu("1", "2"), json!(null), "3", json!([]), "limits.cpu=2 requests.cpu=1"),
+            (cpu("1", "2"), cpu("2", "3"), "1", json!([]), "limits.cpu=3 requests.cpu=2"),
+            (cpu("1", "2"), cpu("1", "2"), "3", json!([]), "limits.cpu=2 requests.cpu=3"),
+            (cpu("5", "5"), cpu("1", "2"), "1", json!([]), "limits.cpu=5 requests.cpu=5"),
+            (cpu("5", "5"), cpu("1", "2"), "1", pending, "limits.cpu=2 requests.cpu=1"),
+        ] {
+            let status =
+                json!({"name": "c", "resources": has, "allocatedResources": {"cpu": allocated}});
+            let container = json!({"name": "c", "resources": wanted});
+            for (list, statuses, more) in [
+                ("containers", "containerStatuses", json!(null)),
+                ("initContainers", "initContainerStatuses", json!("Always")),
+            ] {
+                let mut container = container.clone();
+                container["restartPolicy"] = more;
+                let pod = json!({"spec": {list: [container]},
+                    "status": {statuses: [status], "conditions": conditions}});
+                let usage = usage("", "pods", &pod);
+                let some = usage.into_iter().filter(|(name, _)| name.ends_with("s.cpu"));
+                assert_eq!(told(&some.collect()), want, "{wanted} {has} {list}");
+            }
+            let pod = json!({"spec": {"resources": wanted}, "status": {
+                "resources": has, "allocatedResources": {"cpu": allocated}, "conditions": conditions}});
+            let some =
+                usage("", "pods", &pod).into_iter().filter(|(name, _)| name.ends_with("s.cpu"));
+            assert_eq!(told(&some.collect()), want, "{wanted} {has}");
         }
     }
 
@@ -427,5 +530,28 @@ mod tests {
             assert_eq!(counts(&spec, "", "pods", object), want, "{spec}");
         }
         assert!(!counts(&json!({"scopes": ["BestEffort"]}), "", "services", &json!({})));
+        let gold = |operator: &str| {
+            json!({"scopeSelector": {"matchExpressions": [
+            {"scopeName": "VolumeAttributesClass", "operator": operator, "values": ["gold"]}]}})
+        };
+        let changing = json!({"spec": {"volumeAttributesClassName": "gold"},
+            "status": {"currentVolumeAttributesClassName": "iron"}});
+        let changed = json!({"spec": {"volumeAttributesClassName": "iron"},
+            "status": {"modifyVolumeStatus": {"targetVolumeAttributesClassName": "gold"}}});
+        let none = json!({"spec": {}});
+        for (operator, claim, want) in [
+            ("In", &changing, true),
+            ("In", &changed, true),
+            ("NotIn", &changing, true),
+            ("In", &none, false),
+            ("NotIn", &none, true),
+            ("Exists", &none, false),
+            ("Exists", &changed, true),
+            ("DoesNotExist", &none, true),
+            ("DoesNotExist", &changed, false),
+        ] {
+            let got = counts(&gold(operator), "", "persistentvolumeclaims", claim);
+            assert_eq!(got, want, "{operator} {claim}");
+        }
     }
 }

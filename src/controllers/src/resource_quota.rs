@@ -146,7 +146,7 @@ fn is_uncounted(quota: &ResourceQuota) -> bool {
 enum Use {
     Pod(bool, Option<i64>),
     Service(Option<String>, usize),
-    Claim(Option<Text>),
+    Claim(Option<Text>, Option<Text>, Vec<String>),
 }
 
 fn of_pod(pod: &Pod) -> Use {
@@ -160,8 +160,11 @@ fn of_service(service: &Service) -> Use {
 }
 
 fn of_claim(claim: &PersistentVolumeClaim) -> Use {
+    let storage = |list: &BTreeMap<String, Text>| list.get("storage").cloned();
     let requests = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.requests.as_ref());
-    Use::Claim(requests.and_then(|requests| requests.get("storage").cloned()))
+    let given = claim.status.as_ref().and_then(|status| status.allocated_resources.as_ref());
+    let classes = quota::attributes_classes(&json!(claim)).into_iter().map(str::to_owned).collect();
+    Use::Claim(requests.and_then(storage), given.and_then(storage), classes)
 }
 
 /// The quotas of namespaces in which an object is gone or uses another amount than before.

@@ -29,7 +29,13 @@ pub async fn admit(
     let namespaced = ctx.resource.as_ref().is_some_and(|r| r.namespaced);
     let concerned = matches!(operation, Operation::Create | Operation::Update)
         && namespaced
-        && (ctx.subresource.is_empty() || (ctx.is("", "pods") && ctx.subresource == "resize"));
+        && match ctx.subresource.as_str() {
+            "" => true,
+            "resize" => ctx.is("", "pods"),
+            // A volume may be given more than was asked for, and other attributes.
+            "status" => ctx.is("", "persistentvolumeclaims"),
+            _ => false,
+        };
     if !concerned || ctx.is("", "resourcequotas") && operation == Operation::Update {
         return Ok(());
     }
@@ -95,7 +101,10 @@ fn difference(spec: &Value, ctx: &RequestContext, object: &Value, old: Option<&V
 fn unsaid(spec: &Value, ctx: &RequestContext, pod: &Value) -> Option<String> {
     const COMPUTE: [&str; 6] =
         ["cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"];
-    if !ctx.is("", "pods") {
+    let of_pod = &pod["spec"]["resources"];
+    let said = |which: &str| of_pod[which].as_object().is_some_and(|list| !list.is_empty());
+    // Where the pod says it as a whole its containers need not.
+    if !ctx.is("", "pods") || said("requests") || said("limits") {
         return None;
     }
     let wanted: Vec<&str> =
@@ -150,8 +159,11 @@ async fn take(
         }
         let (hard, mut used) = (amounts(&spec["hard"]), amounts(&quota["status"]["used"]));
         let counted: BTreeSet<&String> = used.keys().collect();
-        if let Some(unknown) = wanted.keys().find(|key| !counted.contains(*key)) {
+        let unknown = wanted.keys().filter(|key| !counted.contains(*key));
+        let unknown: Vec<&str> = unknown.map(String::as_str).collect();
+        if !unknown.is_empty() {
             // Until the controller has counted, nobody knows what is left.
+            let unknown = unknown.join(",");
             return refuse(format!("status unknown for quota: {name}, resources: {unknown}"));
         }
         let nothing = Quantity::default();
@@ -267,5 +279,8 @@ mod tests {
             unsaid(&spec, &ctx, &pod).as_deref(),
             Some("limits.memory for: a,b; requests.cpu for: b")
         );
+        let mut whole = pod;
+        whole["spec"]["resources"] = json!({"limits": {"memory": "1Gi"}});
+        assert_eq!(unsaid(&spec, &ctx, &whole), None);
     }
 }
