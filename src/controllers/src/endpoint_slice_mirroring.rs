@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use client::Informers;
+use client::{Informers, Recorder, object_reference};
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointSubset, Endpoints, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
 use kube::api::Api;
@@ -13,7 +13,7 @@ use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::endpoint_slice::{
-    Changes, Content, Labels, MANAGED_BY, PER_SLICE, SERVICE_NAME, reconcile, selector,
+    Changes, Content, Labels, MANAGED_BY, SERVICE_NAME, reconcile, selector,
 };
 use crate::ownership::{self, Key};
 use crate::queue::{self, Next};
@@ -28,7 +28,8 @@ const NOT_MIRRORED: [&str; 2] = [
     "kubectl.kubernetes.io/last-applied-configuration",
 ];
 const ENDPOINTS_MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
-/// Most addresses of a subset that are mirrored.
+/// Most addresses of a subset that are mirrored, and most endpoints of a slice: a subset needs one slice for each
+/// family of addresses (`--mirroring-max-endpoints-per-subset`).
 const SUBSET_MAX: usize = 1000;
 
 /// Whether the Endpoints are to be mirrored.
@@ -42,9 +43,9 @@ fn is_mirrored(endpoints: &Endpoints, service: Option<&Service>) -> bool {
         })
 }
 
-fn endpoint(address: &EndpointAddress, ready: bool) -> Endpoint {
+fn endpoint(address: &EndpointAddress, ip: IpAddr, ready: bool) -> Endpoint {
     Endpoint {
-        addresses: vec![address.ip.clone()],
+        addresses: vec![ip.to_string()],
         conditions: Some(EndpointConditions {
             ready: Some(ready),
             ..EndpointConditions::default()
@@ -56,41 +57,78 @@ fn endpoint(address: &EndpointAddress, ready: bool) -> Endpoint {
     }
 }
 
-/// The slices of one subset: one address family and at most a hundred endpoints each.
-fn mirrored(subset: &EndpointSubset) -> Vec<Content> {
-    let ports: Vec<EndpointPort> = subset
-        .ports
-        .iter()
-        .flatten()
-        .map(|port| EndpointPort {
-            app_protocol: port.app_protocol.clone(),
-            name: Some(port.name.clone().unwrap_or_default()),
-            port: Some(port.port),
-            protocol: Some(port.protocol.clone().unwrap_or_else(|| "TCP".into())),
-        })
-        .collect();
-    let ready = subset.addresses.iter().flatten().map(|address| (address, true));
-    let others = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
-    let mut families: BTreeMap<&str, Vec<Endpoint>> = BTreeMap::new();
-    for (address, ready) in ready.chain(others).take(SUBSET_MAX) {
-        let family = match address.ip.parse() {
-            Ok(IpAddr::V4(_)) => "IPv4",
-            Ok(IpAddr::V6(_)) => "IPv6",
-            Err(_) => continue,
-        };
-        families.entry(family).or_default().push(endpoint(address, ready));
+/// What Endpoints come to: their slices, one for each family of addresses and set of ports; addresses that are none; and
+/// those that are too many.
+struct Mirrored {
+    slices: Vec<Content>,
+    invalid: usize,
+    surplus: usize,
+}
+
+fn ports(subset: &EndpointSubset) -> Vec<EndpointPort> {
+    let ports = subset.ports.iter().flatten().map(|port| EndpointPort {
+        app_protocol: port.app_protocol.clone(),
+        name: Some(port.name.clone().unwrap_or_default()),
+        port: Some(port.port),
+        protocol: Some(port.protocol.clone().unwrap_or_else(|| "TCP".into())),
+    });
+    ports.collect()
+}
+
+fn mirrored(subsets: &[EndpointSubset]) -> Mirrored {
+    let (mut invalid, mut surplus) = (0, 0);
+    // By address: one that is told twice counts as it was told last.
+    let mut groups: Vec<(&str, Vec<EndpointPort>, BTreeMap<IpAddr, Endpoint>)> = Vec::new();
+    for subset in subsets {
+        let ports = ports(subset);
+        let ready = subset.addresses.iter().flatten().map(|address| (address, true));
+        let others = subset.not_ready_addresses.iter().flatten().map(|address| (address, false));
+        let mut left = SUBSET_MAX;
+        for (address, ready) in ready.chain(others) {
+            let Ok(ip) = address.ip.parse::<IpAddr>() else {
+                invalid += 1;
+                continue;
+            };
+            if left == 0 {
+                surplus += 1;
+                continue;
+            }
+            left -= 1;
+            let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
+            let at = groups.iter().position(|(f, p, _)| *f == family && *p == ports);
+            let at = at.unwrap_or_else(|| {
+                groups.push((family, ports.clone(), BTreeMap::new()));
+                groups.len() - 1
+            });
+            groups[at].2.insert(ip, endpoint(address, ip, ready));
+        }
     }
-    let mut slices = Vec::new();
-    for (family, mut endpoints) in families {
-        endpoints.sort_by(|a, b| a.addresses.cmp(&b.addresses));
-        slices.extend(endpoints.chunks(PER_SLICE).map(|chunk| Content {
-            slice: None,
-            address_type: family.to_owned(),
-            ports: ports.clone(),
-            endpoints: chunk.to_vec(),
-        }));
+    let slices = groups.into_iter().map(|(family, ports, endpoints)| Content {
+        slice: None,
+        address_type: family.to_owned(),
+        ports,
+        endpoints: endpoints.into_values().take(SUBSET_MAX).collect(),
+    });
+    Mirrored { slices: slices.collect(), invalid, surplus }
+}
+
+/// Tells of addresses that are not mirrored.
+fn tell(events: &Recorder, endpoints: &Endpoints, told: &Mirrored) {
+    let about = || object_reference(endpoints);
+    if told.invalid > 0 {
+        let message = format!(
+            "Skipped {} invalid IP addresses when mirroring to EndpointSlices",
+            told.invalid
+        );
+        events.warning(about(), "InvalidIPAddress", message);
     }
-    slices
+    if told.surplus > 0 {
+        let message = format!(
+            "A max of {SUBSET_MAX} addresses can be mirrored to EndpointSlices per Endpoints subset. {} addresses were skipped",
+            told.invalid + told.surplus
+        );
+        events.warning(about(), "TooManyAddressesToMirror", message);
+    }
 }
 
 fn labels(endpoints: &Endpoints) -> Labels {
@@ -101,8 +139,7 @@ fn labels(endpoints: &Endpoints) -> Labels {
     labels
 }
 
-fn decide(endpoints: &Endpoints, found: &[&EndpointSlice]) -> Changes {
-    let wanted = endpoints.subsets.iter().flatten().flat_map(mirrored).collect();
+fn decide(endpoints: &Endpoints, wanted: Vec<Content>, found: &[&EndpointSlice]) -> Changes {
     let mut annotations = endpoints.annotations().clone();
     annotations.retain(|key, _| !NOT_MIRRORED.contains(&key.as_str()));
     reconcile(endpoints, &labels(endpoints), Some(&annotations), wanted, found)
@@ -113,6 +150,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let services = informers.get::<Service>();
     let all = informers.get::<Endpoints>();
     let slices = informers.get::<EndpointSlice>();
+    let events = Recorder::new(client.clone(), "endpoint-slice-mirroring-controller", "");
     services.ready().await;
     all.ready().await;
     slices.ready().await;
@@ -138,7 +176,9 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         let found: Vec<&EndpointSlice> = found.iter().map(AsRef::as_ref).collect();
         let changes = match all.get(&key.0, &key.1) {
             Some(endpoints) if is_mirrored(&endpoints, service.as_deref()) => {
-                decide(&endpoints, &found)
+                let wanted = mirrored(endpoints.subsets.as_deref().unwrap_or_default());
+                tell(&events, &endpoints, &wanted);
+                decide(&endpoints, wanted.slices, &found)
             }
             _ => Changes::none_left(&found),
         };
@@ -167,12 +207,48 @@ mod tests {
     }
 
     #[test]
-    fn each_family_has_its_slice() {
-        let told: Vec<_> = mirrored(&endpoints(json!({})).subsets.expect("subsets")[0])
-            .into_iter()
-            .map(|c| (c.address_type, c.endpoints.len(), c.ports[0].port))
-            .collect();
-        assert_eq!(told, [("IPv4".to_owned(), 2, Some(80)), ("IPv6".to_owned(), 1, Some(80))]);
+    fn each_family_and_set_of_ports_has_its_slice() {
+        let subset = |ready: &[&str], others: &[&str], port: i32| -> EndpointSubset {
+            let list = |ips: &[&str]| ips.iter().map(|ip| json!({"ip": ip})).collect::<Vec<_>>();
+            serde_json::from_value(json!({"addresses": list(ready),
+                "notReadyAddresses": list(others), "ports": [{"port": port}]}))
+            .expect("a subset")
+        };
+        let many: Vec<String> =
+            (0..1200).map(|n| format!("10.0.{}.{}", n / 250, n % 250)).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let told = |subsets: &[EndpointSubset]| {
+            let Mirrored { slices, invalid, surplus } = mirrored(subsets);
+            let slices = slices.iter().map(|c| {
+                let ready = c.endpoints.iter().filter(|endpoint| {
+                    endpoint.conditions.as_ref().is_some_and(|c| c.ready == Some(true))
+                });
+                let port = c.ports[0].port.unwrap_or_default();
+                format!("{}:{port} {}/{}", c.address_type, ready.count(), c.endpoints.len())
+            });
+            (slices.collect::<Vec<_>>().join(", "), invalid, surplus)
+        };
+        let some = ["192.0.2.1", "2001:DB8::1"];
+        for (subsets, want) in [
+            (vec![], ("", 0, 0)),
+            (vec![subset(&some, &["192.0.2.2"], 80)], ("IPv4:80 1/2, IPv6:80 1/1", 0, 0)),
+            (
+                vec![subset(&some, &[], 80), subset(&some[..1], &[], 81)],
+                ("IPv4:80 1/1, IPv6:80 1/1, IPv4:81 1/1", 0, 0),
+            ),
+            // The same ports share a slice, and an address is there once.
+            (
+                vec![subset(&["192.0.2.3"], &[], 80), subset(&some[..1], &["192.0.2.3"], 80)],
+                ("IPv4:80 1/2", 0, 0),
+            ),
+            (vec![subset(&["here"], &some[..1], 80)], ("IPv4:80 0/1", 1, 0)),
+            (vec![subset(&many[..150], &[], 80)], ("IPv4:80 150/150", 0, 0)),
+            (vec![subset(&many, &[], 80)], ("IPv4:80 1000/1000", 0, 200)),
+        ] {
+            assert_eq!(told(&subsets), (want.0.to_owned(), want.1, want.2));
+        }
+        let slices = mirrored(&[subset(&some, &[], 80)]).slices;
+        assert_eq!(slices[1].endpoints[0].addresses, ["2001:db8::1"]);
     }
 
     #[test]
@@ -186,20 +262,24 @@ mod tests {
         assert!(!is_mirrored(&skipped, Some(&service(json!(null)))) && !is_mirrored(&plain, None));
     }
 
+    fn decide_for(of: &Endpoints, found: &[&EndpointSlice]) -> Changes {
+        decide(of, mirrored(of.subsets.as_deref().expect("subsets")).slices, found)
+    }
+
     #[test]
     fn annotations_are_mirrored_but_for_those_of_the_endpoints_alone() {
         let mut of = endpoints(json!({}));
         of.annotations_mut().insert("mine".into(), "1".into());
         of.annotations_mut().insert(NOT_MIRRORED[0].into(), "now".into());
-        let Changes { mut create, .. } = decide(&of, &[]);
+        let Changes { mut create, .. } = decide_for(&of, &[]);
         for (index, slice) in create.iter_mut().enumerate() {
             slice.metadata.name = Some(index.to_string());
         }
         let known: Vec<&EndpointSlice> = create.iter().collect();
         let told = known[0].annotations().keys().collect::<Vec<_>>();
         assert_eq!(told, ["mine"]);
-        assert_eq!(decide(&of, &known), Changes::default());
+        assert_eq!(decide_for(&of, &known), Changes::default());
         of.annotations_mut().insert("mine".into(), "2".into());
-        assert_eq!(decide(&of, &known).update.len(), known.len());
+        assert_eq!(decide_for(&of, &known).update.len(), known.len());
     }
 }
