@@ -280,22 +280,30 @@ fn of_claim(claim: &PersistentVolumeClaim) -> Key {
     Key::Claim(namespace, name)
 }
 
-/// Runs until `shutdown`, for drivers that register on the node with this name.
-pub async fn run(
+fn of_volume(volume: &PersistentVolume) -> Vec<Key> {
+    let mut keys = vec![Key::Volume(volume.name_any())];
+    let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.clone());
+    keys.extend(reference.map(|claim| {
+        Key::Claim(claim.namespace.unwrap_or_default(), claim.name.unwrap_or_default())
+    }));
+    keys
+}
+
+fn of_attachment(attachment: &VolumeAttachment) -> Vec<Key> {
+    let volume = attachment.spec.source.persistent_volume_name.clone();
+    let mut keys = vec![Key::Attachment(attachment.name_any())];
+    // A volume whose last attachment goes may go, too.
+    keys.extend(volume.map(Key::Volume));
+    keys
+}
+
+/// The controller, once all that it looks at is known.
+async fn set_up(
     client: Client,
-    informers: Informers,
+    informers: &Informers,
     node: String,
     registered: Arc<plugin::Drivers>,
-    shutdown: CancellationToken,
-) {
-    let mut arrivals = registered.subscribe();
-    // Nodes without drivers watch nothing for them.
-    while registered.all().is_empty() {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            changed = arrivals.changed() => if changed.is_err() { return },
-        }
-    }
+) -> Arc<Controller> {
     let controller = Arc::new(Controller {
         claims: informers.get(),
         volumes: informers.get(),
@@ -319,6 +327,26 @@ pub async fn run(
         controller.nodes.ready(),
         controller.csi_nodes.ready(),
     );
+    controller
+}
+
+/// Runs until `shutdown`, for drivers that register on the node with this name.
+pub async fn run(
+    client: Client,
+    informers: Informers,
+    node: String,
+    registered: Arc<plugin::Drivers>,
+    shutdown: CancellationToken,
+) {
+    let mut arrivals = registered.subscribe();
+    // Nodes without drivers watch nothing for them.
+    while registered.all().is_empty() {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = arrivals.changed() => if changed.is_err() { return },
+        }
+    }
+    let controller = set_up(client, &informers, node, registered).await;
     let everything = {
         let controller = controller.clone();
         move |_: &CSIDriver| controller.all()
@@ -326,21 +354,6 @@ pub async fn run(
     let of_node = {
         let controller = controller.clone();
         move |_: &CSINode| controller.all()
-    };
-    let of_volume = |volume: &PersistentVolume| {
-        let mut keys = vec![Key::Volume(volume.name_any())];
-        let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.clone());
-        keys.extend(reference.map(|claim| {
-            Key::Claim(claim.namespace.unwrap_or_default(), claim.name.unwrap_or_default())
-        }));
-        keys
-    };
-    let of_attachment = |attachment: &VolumeAttachment| {
-        let volume = attachment.spec.source.persistent_volume_name.clone();
-        let mut keys = vec![Key::Attachment(attachment.name_any())];
-        // A volume whose last attachment goes may go, too.
-        keys.extend(volume.map(Key::Volume));
-        keys
     };
     let of_class = |_: &StorageClass| vec![Key::Capacity];
     let objects = futures::stream::select(

@@ -99,38 +99,38 @@ impl Controller {
                 return Ok(self.later(key, &wanted.0));
             }
         };
-        let about = object_reference(claim);
         let name = volume.name_any();
         let begun = json!({"allocatedResources": {"storage": wanted},
             "allocatedResourceStatuses": {"storage": "ControllerResizeInProgress"},
             "conditions": conditions(claim, &[(RESIZING, "", String::new())])});
         self.tell_claim(claim, begun).await?;
-        self.events.normal(
-            about.clone(),
-            "Resizing",
-            format!("External resizer is resizing volume {name}"),
-        );
-        let node_part = match Box::pin(self.enlarge(&driver, volume, &wanted)).await {
-            Ok(done) => done.node_expansion_required,
+        let message = format!("External resizer is resizing volume {name}");
+        self.events.normal(object_reference(claim), "Resizing", message);
+        match Box::pin(self.enlarge(&driver, volume, &wanted)).await {
+            Ok(done) => {
+                let node_part = done.node_expansion_required;
+                self.tell_volume(claim, volume, &wanted, node_part).await?;
+                self.resized(claim, &wanted, node_part).await?;
+                Ok(Next::Done)
+            }
             Err(error) => {
                 let driver = &csi.driver;
                 let message =
                     format!("resize volume {name:?} by resizer {driver:?} failed: {error}");
-                self.events.warning(about, "VolumeResizeFailed", message.clone());
-                let state = if is_infeasible(&error) {
-                    "ControllerResizeInfeasible"
-                } else {
-                    "ControllerResizeInProgress"
-                };
-                let failed = (FAILED, "", message);
-                let told = conditions(claim, &[(RESIZING, "", String::new()), failed]);
-                let status =
-                    json!({"allocatedResourceStatuses": {"storage": state}, "conditions": told});
-                self.tell_claim(claim, status).await?;
-                return Ok(self.later(key, &wanted.0));
+                self.resize_failed(claim, is_infeasible(&error), message).await?;
+                Ok(self.later(key, &wanted.0))
             }
-        };
-        self.tell_volume(claim, volume, &wanted, node_part).await?;
+        }
+    }
+
+    /// Tells the claim that its volume is larger, or will be when the node has done its part.
+    async fn resized(
+        &self,
+        claim: &PersistentVolumeClaim,
+        wanted: &Text,
+        node_part: bool,
+    ) -> Result<(), Failure> {
+        let about = object_reference(claim);
         if node_part {
             let message = "Waiting for user to (re-)start a pod to finish file system resize of volume on node.";
             let status = json!({"allocatedResourceStatuses": {"storage": "NodeResizePending"},
@@ -144,7 +144,22 @@ impl Controller {
             self.tell_claim(claim, status).await?;
             self.events.normal(about, "VolumeResizeSuccessful", "Resize volume succeeded");
         }
-        Ok(Next::Done)
+        Ok(())
+    }
+
+    async fn resize_failed(
+        &self,
+        claim: &PersistentVolumeClaim,
+        infeasible: bool,
+        message: String,
+    ) -> Result<(), Failure> {
+        self.events.warning(object_reference(claim), "VolumeResizeFailed", message.clone());
+        let state =
+            if infeasible { "ControllerResizeInfeasible" } else { "ControllerResizeInProgress" };
+        let told = conditions(claim, &[(RESIZING, "", String::new()), (FAILED, "", message)]);
+        let status = json!({"allocatedResourceStatuses": {"storage": state}, "conditions": told});
+        self.tell_claim(claim, status).await?;
+        Ok(())
     }
 
     fn is_ours(&self, volume: &PersistentVolume) -> bool {
