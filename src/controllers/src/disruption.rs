@@ -20,6 +20,7 @@ use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::latest::Latest;
 use crate::ownership::{self, Key};
 use crate::queue::{self, Failure, Next};
 use crate::{pods, share, touched, unless_code};
@@ -201,6 +202,7 @@ async fn take_back(client: Client, pods: Informer<Pod>, shutdown: CancellationTo
 }
 
 struct Controller {
+    budgets: Latest<PodDisruptionBudget>,
     client: Client,
     pods: Informer<Pod>,
     sets: Informer<ReplicaSet>,
@@ -323,7 +325,8 @@ impl Controller {
         if budget.status.as_ref() != Some(&status) {
             let api: Api<PodDisruptionBudget> = Api::namespaced(self.client.clone(), &namespace);
             let told = PodDisruptionBudget { status: Some(status), ..budget.clone() };
-            unless_code(api.replace_status(&name, &PostParams::default(), &told).await, 404)?;
+            let parameters = PostParams::default();
+            self.budgets.wrote(api.replace_status(&name, &parameters, &told).await)?;
         }
         Ok(again.map_or(Next::Done, Next::After))
     }
@@ -339,6 +342,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     let budgets = informers.get::<PodDisruptionBudget>();
     let events = Recorder::new(client.clone(), "controllermanager", "");
     let controller = Arc::new(Controller {
+        budgets: Latest::new(budgets.clone()),
         pods: informers.get(),
         sets: informers.get(),
         controllers: informers.get(),
@@ -383,7 +387,8 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     );
     let stale = take_back(controller.client.clone(), controller.pods.clone(), shutdown.clone());
     let counted = queue::run("disruption", changes, shutdown, |key: Key| {
-        let (controller, found) = (controller.clone(), budgets.get(&key.0, &key.1));
+        let controller = controller.clone();
+        let found = controller.budgets.get(&key.0, &key.1);
         Box::pin(async move {
             match found {
                 Some(budget) => controller.sync(&budget).await,
