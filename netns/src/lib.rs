@@ -9,12 +9,14 @@
 //! |---|---|
 //! | `node`, `network` | the data plane: tasks; kernel state on the node thread |
 //! | `gateway/` | egress: TCP, UDP, ping; connections held until the outside answers |
+//! | `attention` | how long a thread of the gateway waits before it sleeps |
 //! | `control/` | the socket between the node process and its clients |
 //! | `publish` | the way in: ports of the host |
 //! | `ruleset`, `services`, `policy` | nf_tables rules, and what changes in them |
 //! | `conntrack` | flows to forget |
 //! | `nft/`, `link`, `netlink` | encoders |
 
+mod attention;
 mod cidr;
 mod conntrack;
 mod control;

@@ -5,6 +5,7 @@ mod pipe;
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use crate::attention::stir;
 use pipe::Pipe;
 
 /// A datagram fits; of a stream, what is more goes through a [`Pipe`].
@@ -62,21 +64,32 @@ pub(crate) fn reset_on_close(stream: &TcpStream) {
 /// every exchange.
 pub(crate) async fn relay(mut a: TcpStream, mut b: TcpStream) {
     let ((from_a, to_a), (from_b, to_b)) = (a.split(), b.split());
-    if tokio::try_join!(pump(from_a, &to_b), pump(from_b, &to_a)).is_err() {
+    let half = AtomicBool::new(false);
+    if tokio::try_join!(pump(from_a, &to_b, &half), pump(from_b, &to_a, &half)).is_err() {
         reset_on_close(&a);
         reset_on_close(&b);
     }
 }
 
-async fn pump(mut from: ReadHalf<'_>, to: &WriteHalf<'_>) -> io::Result<()> {
+/// `half` is whether the other direction has ended.
+async fn pump(mut from: ReadHalf<'_>, to: &WriteHalf<'_>, half: &AtomicBool) -> io::Result<()> {
     let to = to.as_ref();
     let mut bulk = false;
     loop {
         let length = if bulk { splice(&mut from, to).await } else { copy(&mut from, to).await }?;
         if length == 0 {
+            stir();
+            if half.swap(true, Ordering::Relaxed) {
+                // Both are closed now, which tells the same.
+                return Ok(());
+            }
             return SockRef::from(to).shutdown(std::net::Shutdown::Write);
         }
         bulk = length >= BULK_BYTES;
+        if !bulk {
+            // Where much is to be moved, those who send and receive it have use for the CPUs.
+            stir();
+        }
     }
 }
 

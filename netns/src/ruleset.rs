@@ -260,6 +260,11 @@ fn to_cluster(family: Family) -> Rule {
     rule.lookup(&family.name(CLUSTER), R0, false)
 }
 
+/// Where only a connection's first packet is of concern, the others take the short way.
+fn begun_before(family: Family) -> Rule {
+    Rule::new().family(family).tcp_later().accept()
+}
+
 fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
     // A pod may only speak with its own address from its own link address.
     let spoofed = from_bridge(parameters, family)
@@ -290,6 +295,7 @@ fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
 /// What pods may send beyond the cluster. A connection is judged once, when it begins, as inside
 /// the cluster: so it outlives a change of policy.
 fn leave(batch: &mut Batch, parameters: &Parameters, family: Family) {
+    batch.rule(LEAVE, &begun_before(family));
     batch.rule(LEAVE, &to_cluster(family).accept());
     batch.rule(LEAVE, &to_external(family).accept());
     let egress = |rule: Rule| rule.source(family, R0).verdict_map(&family.name(EGRESS), R0);
@@ -313,6 +319,7 @@ fn fair(batch: &mut Batch, parameters: &Parameters, family: Family) {
     if !parameters.fair {
         return;
     }
+    batch.rule(FAIR, &begun_before(family));
     batch.rule(FAIR, &to_cluster(family).accept());
     batch.rule(FAIR, &to_external(family).accept());
     let begun = Rule::new().family(family).tcp_syn().source(family, R0);
@@ -332,6 +339,7 @@ fn hold(batch: &mut Batch, parameters: &Parameters, family: Family) {
     let Some(by) = parameters.hold else {
         return;
     };
+    batch.rule(HOLD, &begun_before(family));
     batch.rule(HOLD, &to_cluster(family).accept());
     batch.rule(HOLD, &to_external(family).accept());
     let crowded = Rule::new().family(family).source(family, R0);

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Error;
+use crate::attention::attend;
 
 /// More threads carry no more: the host's side of the connections is work for other CPUs.
 const MOST: usize = 4;
@@ -33,8 +34,13 @@ impl Front {
         let failed = |e| Error::system("start a gateway thread", e);
         let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let handle = runtime.handle().clone();
+        // With one CPU whoever is to be waited for could not run meanwhile.
+        let attends = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
         let until_done = async move {
-            shutdown.cancelled().await;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = attend(), if attends => {}
+            }
             tasks.wait().await;
         };
         let thread = std::thread::Builder::new()

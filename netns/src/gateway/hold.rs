@@ -17,6 +17,8 @@ use tokio_util::task::TaskTracker;
 
 use super::Flows;
 use super::first_packet::{Key, read_packet};
+use super::tcp::PLAIN;
+use crate::attention::stir;
 use crate::netlink::{Requests, Socket, messages};
 use crate::network::Network;
 use crate::ruleset::{CROWDED_MS, MARK_REFUSED, MARK_UNREACHABLE, QUEUE};
@@ -42,6 +44,9 @@ const COPIED_BYTES: u32 = 96;
 const HELD: usize = 4096;
 const HELD_PER_POD: usize = 512;
 const RECEIVE_BYTES: usize = 64 << 10;
+/// Addresses of this machine that are remembered, and for how long.
+const NEAR: usize = 256;
+const NEAR_FOR: Duration = Duration::from_mins(1);
 /// Connections that the outside accepted and the pod has lost interest in are closed after this.
 const UNCLAIMED: Duration = Duration::from_secs(5);
 
@@ -65,6 +70,8 @@ struct Table {
     connecting: HashMap<IpAddr, usize>,
     /// Pods that had too many waiting, and since when that is known.
     crowded: HashMap<IpAddr, Instant>,
+    /// Addresses that were of this machine, and when that was seen last.
+    near: HashMap<IpAddr, Instant>,
 }
 
 impl Held {
@@ -132,8 +139,21 @@ impl Held {
         !before
     }
 
+    /// Whether an address was of this machine of late.
+    fn is_near(&self, address: IpAddr) -> bool {
+        self.table().near.contains_key(&address)
+    }
+
+    fn found_near(&self, address: IpAddr) {
+        let mut table = self.table();
+        if table.near.len() < NEAR || table.near.contains_key(&address) {
+            table.near.insert(address, Instant::now());
+        }
+    }
+
     fn sweep(&self) {
         let mut table = self.table();
+        table.near.retain(|_, since| since.elapsed() < NEAR_FOR);
         table.crowded.retain(|_, since| since.elapsed() < UNCLAIMED);
         table.states.retain(|_, state| match state {
             State::Connecting => true,
@@ -215,6 +235,7 @@ pub(crate) async fn serve(
             (&mut socket.get_ref()).read(&mut buffer)
         });
         let Ok(Ok(length)) = received else { continue };
+        stir();
         // The connections that arrive, and those that wait, are served by the same thread.
         tokio::task::coop::consume_budget().await;
         for (header, payload) in messages(&buffer[..length]) {
@@ -237,8 +258,9 @@ pub(crate) async fn serve(
                         });
                     }
                 }
-                Some((key, None)) => match begin(key.1) {
+                Some((key, None)) => match begin(key.1, held.is_near(key.1.ip())) {
                     Ok(Begun::Done(stream)) => {
+                        held.found_near(key.1.ip());
                         held.settle(key, Some(stream));
                         answer(&queue, id, Answer::Accept);
                     }
@@ -275,10 +297,14 @@ enum Begun {
 }
 
 /// Begins a connection. One within this machine is accepted or refused while `connect` is under way, which
-/// the second call tells: so it needs no watching, and nobody has to be woken for it.
-fn begin(destination: SocketAddr) -> io::Result<Begun> {
+/// the second call tells: so it needs no watching, and nobody has to be woken for it. On the way to an address
+/// that is `near` there is nothing for a congestion control to find out.
+fn begin(destination: SocketAddr, near: bool) -> io::Result<Begun> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = socket2::Socket::new(Domain::for_address(destination), kind, None)?;
+    if near {
+        let _ = socket.set_tcp_congestion(PLAIN);
+    }
     let address = destination.into();
     let first = socket.connect(&address);
     let state = match first {
@@ -347,14 +373,14 @@ mod tests {
     async fn connections_within_the_machine_are_there_or_refused_at_once() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let stream = match begin(address).unwrap() {
+        let stream = match begin(address, false).unwrap() {
             Begun::Done(stream) => stream,
             // It may be that another thread did a part of the work, and later.
             Begun::Waiting(stream) => until_connected(stream).await.unwrap(),
         };
         assert_eq!(stream.peer_addr().unwrap(), address);
         drop((stream, listener));
-        let error = match begin(address) {
+        let error = match begin(address, true) {
             Err(error) => error,
             Ok(Begun::Done(_)) => panic!("nobody listens"),
             Ok(Begun::Waiting(stream)) => until_connected(stream).await.unwrap_err(),

@@ -10,7 +10,7 @@ mod udp;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +25,26 @@ pub(crate) use udp::{Context, bind as bind_udp, serve as serve_udp};
 
 /// After running out of descriptors or memory, some time for connections to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What goes on happening is told once in so long.
+const TOLD_EVERY: Duration = Duration::from_mins(1);
+
+/// When something was told last.
+#[derive(Default)]
+struct Told(Mutex<Option<Instant>>);
+
+impl Told {
+    /// Whether it is to be told now.
+    fn again(&self, now: Instant) -> bool {
+        let mut last = self.0.lock().expect("never held across a panic");
+        let due = last.is_none_or(|last| now.duration_since(last) >= TOLD_EVERY);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+}
+
+static NOT_ACCEPTED: Told = Told(Mutex::new(None));
 
 /// Accepts the next connection, whatever goes wrong on the way; with who made it.
 pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -32,7 +52,9 @@ pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                if NOT_ACCEPTED.again(Instant::now()) {
+                    tracing::warn!(%error, "cannot accept connections, which have to wait");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -65,6 +87,7 @@ pub(crate) struct Flows {
 struct PodFlows {
     token: CancellationToken,
     connections: Arc<Semaphore>,
+    full: Told,
 }
 
 impl Flows {
@@ -78,6 +101,7 @@ impl Flows {
         read(pods.entry(pod).or_insert_with(|| PodFlows {
             token: self.root.child_token(),
             connections: Arc::new(Semaphore::new(self.connections_per_pod)),
+            full: Told::default(),
         }))
     }
 
@@ -89,7 +113,18 @@ impl Flows {
     /// A place for one more connection of a pod; None when it has its share.
     pub fn admit(&self, pod: IpAddr) -> Option<OwnedSemaphorePermit> {
         let connections = self.with(pod, |flows| Arc::clone(&flows.connections));
-        connections.try_acquire_owned().ok()
+        let place = connections.try_acquire_owned().ok();
+        if place.is_none() {
+            self.full(pod, "connections", self.connections_per_pod);
+        }
+        place
+    }
+
+    /// Tells that a pod has as many flows as it may have.
+    fn full(&self, pod: IpAddr, what: &str, most: usize) {
+        if self.with(pod, |flows| flows.full.again(Instant::now())) {
+            tracing::warn!(%pod, "a pod has {most} {what} to the outside and gets no more");
+        }
     }
 
     /// Ends all flows of a pod.
@@ -116,6 +151,14 @@ mod tests {
         assert!(flows.admit(modest).is_some());
         drop(held);
         assert!(flows.admit(greedy).is_some());
+    }
+
+    #[test]
+    fn what_goes_on_is_told_now_and_then() {
+        let (told, begin) = (Told::default(), Instant::now());
+        for (seconds, want) in [(0, true), (1, false), (59, false), (60, true), (61, false)] {
+            assert_eq!(told.again(begin + Duration::from_secs(seconds)), want, "{seconds} s");
+        }
     }
 
     #[test]

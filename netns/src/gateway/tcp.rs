@@ -9,13 +9,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 
 use super::{Flows, Held};
+use crate::attention::stir;
 use crate::family::Family;
 use crate::relay::{relay, reset_on_close};
 use crate::sys;
 
 const BACKLOG: i32 = 4096;
 /// The congestion control that every kernel has and lets everybody choose.
-const PLAIN: &[u8] = b"reno";
+pub(super) const PLAIN: &[u8] = b"reno";
 
 /// The transparent listener, in the namespace of the calling thread. Port 0 chooses one.
 pub(crate) fn listen(family: Family, port: u16) -> io::Result<std::net::TcpListener> {
@@ -51,6 +52,7 @@ pub(crate) async fn serve(
     let own = listener.local_addr().ok();
     loop {
         let (client, source) = super::accept(&listener).await;
+        stir();
         let Ok(destination) = client.local_addr() else { continue };
         if Some(destination) == own {
             reset_on_close(&client);

@@ -122,6 +122,8 @@ fn dispatch(
     let most = table.most_per_pod;
     let count = table.per_pod.entry(key.0.ip()).or_default();
     if *count >= most {
+        drop(table);
+        context.flows.full(key.0.ip(), "flows of datagrams", most);
         return;
     }
     *count += 1;

@@ -322,10 +322,18 @@ impl Rule {
 
     /// Goes on for the first packet of a TCP connection.
     pub fn tcp_syn(self) -> Self {
-        self.transport(libc::IPPROTO_TCP)
-            .payload(Base::Transport, 13, 1, R0)
-            .mask(R0, &[0x17])
-            .compare(R0, Compare::Equal, &[0x02])
+        self.tcp_flags(Compare::Equal)
+    }
+
+    /// Goes on for every other packet of a TCP connection.
+    pub fn tcp_later(self) -> Self {
+        self.tcp_flags(Compare::NotEqual)
+    }
+
+    /// SYN, and none of ACK, RST and FIN.
+    fn tcp_flags(self, compare: Compare) -> Self {
+        let flags = self.transport(libc::IPPROTO_TCP).payload(Base::Transport, 13, 1, R0);
+        flags.mask(R0, &[0x17]).compare(R0, compare, &[0x02])
     }
 
     /// Hands the packet to the process behind a queue; without one it goes on to the next hook.
