@@ -7,6 +7,8 @@
 mod element;
 mod last_applied;
 mod managed;
+#[cfg(test)]
+mod merge_tests;
 mod set;
 #[cfg(test)]
 mod tests;

@@ -74,8 +74,8 @@ impl<'s> Typed<'s> {
     }
 
     fn list(self, item: &'s Shape, field: Option<&'s Field>) -> Atom<'s> {
-        let items = self.at(Of::Shape(item, None));
         let Some(field) = field else { return Atom::Leaf };
+        let items = self.at(Of::Shape(item, field.inner.as_deref()));
         match field.list_type {
             Some(ListType::Map) => Atom::Items(Names::Keys(&field.list_map_keys), items),
             Some(ListType::Set) => Atom::Items(Names::Themselves, items),
@@ -98,7 +98,8 @@ impl<'s> Typed<'s> {
                 if field.is_some_and(|field| field.atomic_map == Some(true)) {
                     Atom::Leaf
                 } else {
-                    Atom::Fields(Fields::Map(self.at(Of::Shape(item, None))))
+                    let inner = field.and_then(|field| field.inner.as_deref());
+                    Atom::Fields(Fields::Map(self.at(Of::Shape(item, inner))))
                 }
             }
             Of::Shape(..) => Atom::Leaf,

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::managed::{Manager, Owned};
 use super::set::Set;
@@ -14,6 +14,16 @@ use super::walk::{self, Diff};
 use super::{Conflict, Error, Versions};
 
 pub(super) type Owners = HashMap<Manager, Owned>;
+
+/// Whether two objects are the same but for what is told of their owners.
+fn is_same(a: &Value, b: &Value) -> bool {
+    let same = |a: &Value, b: &Value, but: &str| {
+        let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
+        let count = |map: &Map<String, Value>| map.len() - usize::from(map.contains_key(but));
+        count(a) == count(b) && a.iter().all(|(key, value)| key == but || b.get(key) == Some(value))
+    };
+    same(a, b, "metadata") && same(&a["metadata"], &b["metadata"], "managedFields")
+}
 
 /// One operation on an object.
 pub(super) struct Updater<'a> {
@@ -150,11 +160,12 @@ impl<'a> Updater<'a> {
         }
         owners.insert(who.clone(), Owned { set, api_version: self.api_version.to_owned() });
         let new = self.prune(merged, owners, who, last.as_ref())?;
-        let diff = self.take(live, &new, owners, who, force)?;
+        self.take(live, &new, owners, who, force)?;
         if owners.get(who).is_some_and(|owned| owned.set.is_empty()) {
             owners.remove(who);
         }
-        Ok((!diff.is_same()).then_some(new))
+        // Another order is a change too, though nobody owns it.
+        Ok((!is_same(live, &new)).then_some(new))
     }
 
     /// Drops what `last` owned and nobody owns any more.

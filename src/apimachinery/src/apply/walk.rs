@@ -21,10 +21,6 @@ pub(super) struct Diff {
 }
 
 impl Diff {
-    pub(super) fn is_same(&self) -> bool {
-        self.added.is_empty() && self.modified.is_empty() && self.removed.is_empty()
-    }
-
     /// Without the `ignored` fields and what is below them.
     pub(super) fn without(self, ignored: &Set) -> Self {
         Self {

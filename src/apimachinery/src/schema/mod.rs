@@ -109,6 +109,9 @@ pub struct Field {
     pub proto: Option<Text>,
     /// What an absent field is taken for, where the schema says so (custom resources).
     pub default: Option<serde_json::Value>,
+    /// The same facts of the items of a list, or of a map's values, where they are lists or maps again with something
+    /// to be said (custom resources).
+    pub inner: Option<Box<Field>>,
 }
 
 impl Field {

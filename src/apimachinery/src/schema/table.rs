@@ -87,6 +87,7 @@ fn field(
         tag: 0,
         proto: None,
         default: None,
+        inner: None,
     };
     for word in words {
         match word.split_once('=') {

@@ -70,7 +70,34 @@ fn field(name: &str, shape: Shape) -> Field {
         tag: 0,
         proto: None,
         default: None,
+        inner: None,
     }
+}
+
+/// Writes what the schema says of a use of a type into the field; of lists and maps within lists and maps too.
+fn add_facts(made: &mut Field, of: &Structural) {
+    made.default.clone_from(&of.default);
+    if of.kind == "array" {
+        made.list_type = Some(of.list_type.unwrap_or(ListType::Atomic));
+        made.list_map_keys = of.list_map_keys.iter().map(|k| Text::Owned(k.clone())).collect();
+    }
+    if of.kind == "object" && of.atomic_map {
+        made.atomic_map = Some(true);
+    }
+    let values = match &of.additional {
+        Some(Additional::Of(values)) if of.kind == "object" => Some(values),
+        _ => of.items.as_ref().filter(|_| of.kind == "array"),
+    };
+    let is_nested = |of: &&Box<Structural>| {
+        of.kind == "array"
+            || of.kind == "object"
+                && (of.atomic_map || matches!(of.additional, Some(Additional::Of(_))))
+    };
+    made.inner = values.filter(is_nested).map(|of| {
+        let mut inner = field("", Shape::Any);
+        add_facts(&mut inner, of);
+        Box::new(inner)
+    });
 }
 
 impl Builder {
@@ -106,15 +133,7 @@ impl Builder {
             }
             let mut made = field(key, self.shape(schema, &format!("{name}.{key}")));
             made.required = of.required.contains(key);
-            made.default.clone_from(&schema.default);
-            if schema.kind == "array" {
-                made.list_type = Some(schema.list_type.unwrap_or(ListType::Atomic));
-                made.list_map_keys =
-                    schema.list_map_keys.iter().map(|k| Text::Owned(k.clone())).collect();
-            }
-            if schema.kind == "object" && schema.atomic_map {
-                made.atomic_map = Some(true);
-            }
+            add_facts(&mut made, schema);
             fields.push(made);
         }
         fields.sort_by(|a, b| a.name.cmp(&b.name));
