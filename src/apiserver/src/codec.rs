@@ -86,6 +86,51 @@ struct Head {
     kind: Value,
 }
 
+/// The version and kind that a body says to be of; `None` for a body that is null.
+///
+/// Source: `SimpleMetaFactory.Interpret` of apimachinery's JSON serializer, whose words the error has.
+fn read_head(bytes: &Bytes, format: Format) -> Result<Option<Head>, String> {
+    const UNKNOWN: &str = "couldn't get version/kind; json parse error";
+    const HEAD: &str = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+    let mismatch = |value: &Value, place: &str| {
+        let kind = match value {
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+            Value::String(_) => "string",
+            Value::Bool(_) => "bool",
+            _ => "number",
+        };
+        Err(format!("{UNKNOWN}: json: cannot unmarshal {kind} into Go {place}"))
+    };
+    let whole = || match format {
+        Format::Json | Format::Protobuf => {
+            decode::json_to_value(bytes).map_err(|error| format!("{UNKNOWN}: {error}"))
+        }
+        Format::Yaml => {
+            let text = text(bytes).map_err(|status| status.message)?;
+            decode::yaml_to_value(text).map_err(|error| error.to_string())
+        }
+    };
+    let is_object = bytes.trim_ascii_start().starts_with(b"{");
+    let head = match serde_json::from_slice::<Head>(bytes) {
+        Ok(head) if is_object && format != Format::Yaml => head,
+        _ => match whole()? {
+            Value::Null => return Ok(None),
+            Value::Object(mut map) => {
+                let mut take = |key: &str| map.remove(key).unwrap_or_default();
+                Head { api_version: take("apiVersion"), kind: take("kind") }
+            }
+            other => return mismatch(&other, &format!("value of type {HEAD}")),
+        },
+    };
+    for (name, value) in [("apiVersion", &head.api_version), ("kind", &head.kind)] {
+        if !value.is_string() && !value.is_null() {
+            return mismatch(value, &format!("struct field .{name} of type string"));
+        }
+    }
+    Ok(Some(head))
+}
+
 /// Decodes a body that must be of the `expected` kind; its own kind may be left out.
 pub fn decode(
     bytes: &Bytes,
@@ -111,15 +156,9 @@ pub fn decode(
             summary(bytes)
         ))
     };
-    let head: Head = match format {
-        Format::Json | Format::Protobuf => serde_json::from_slice(bytes).map_err(|_| match decode::json_to_value(bytes) {
-            Err(error) => unrecognized(&format!("couldn't get version/kind; json parse error: {error}")),
-            Ok(_) => unrecognized(&"couldn't get version/kind; json parse error: json: cannot unmarshal into Go value of type struct { APIVersion string; Kind string }"),
-        })?,
-        Format::Yaml => {
-            let value = decode::yaml_to_value(text(bytes)?).map_err(|error| unrecognized(&error))?;
-            serde_json::from_value(value).map_err(|error| unrecognized(&error))?
-        }
+    let Some(head) = read_head(bytes, format).map_err(|error| unrecognized(&error))? else {
+        // Nothing at all is an object of which everything is left out.
+        return decode(&Bytes::from_static(b"{}"), Format::Json, expected, validation, warnings);
     };
     let (api_version, kind) =
         (head.api_version.as_str().unwrap_or_default(), head.kind.as_str().unwrap_or_default());
@@ -420,6 +459,33 @@ mod tests {
                 assert_eq!(shorter, Some(longer), "{body}");
             }
         }
+    }
+
+    #[test]
+    fn a_body_that_is_no_object_is_told_as_such() {
+        let pods = Expected::builtin("", "v1", "Pod");
+        let go = r#"struct { APIVersion string "json:\"apiVersion,omitempty\""; Kind string "json:\"kind,omitempty\"" }"#;
+        for (body, format, want) in [
+            ("[]", Format::Json, format!("json: cannot unmarshal array into Go value of type {go} (5b5d)")),
+            ("1", Format::Json, format!("json: cannot unmarshal number into Go value of type {go} (31)")),
+            (
+                "{\"kind\": 1}",
+                Format::Json,
+                "json: cannot unmarshal number into Go struct field .kind of type string ({\"kind\": 1})".into(),
+            ),
+            ("- a", Format::Yaml, format!("json: cannot unmarshal array into Go value of type {go} (2d2061)")),
+        ] {
+            let bytes = Bytes::from(body.to_owned());
+            let told = decode(&bytes, format, pods, FieldValidation::Strict, &Warnings::default());
+            let want = format!(
+                "the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: {want}"
+            );
+            assert_eq!(told.expect_err(body).message, want);
+        }
+        let nothing = Bytes::from_static(b" null");
+        let decoded =
+            decode(&nothing, Format::Json, pods, FieldValidation::Strict, &Warnings::default());
+        assert!(decoded.expect("a pod of nothing").is_object());
     }
 
     #[test]

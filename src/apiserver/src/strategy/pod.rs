@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use apimachinery::field::Path;
+use apimachinery::field::{ErrorList, Path};
 use apimachinery::quantity::Quantity;
 use apimachinery::{meta, time};
 use serde_json::{Value, json};
@@ -68,7 +68,7 @@ fn app_armor_profile(annotation: &str) -> Option<Value> {
         _ => {
             let name = annotation.strip_prefix(LOCALHOST)?;
             let profile = json!({"type": "Localhost", "localhostProfile": name});
-            let mut mistakes = vec![];
+            let mut mistakes = ErrorList::new();
             security::app_armor(&profile, &Path::default(), &mut mistakes);
             mistakes.is_empty().then_some(profile)
         }

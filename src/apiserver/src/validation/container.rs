@@ -342,6 +342,25 @@ fn value_from(
     }
 }
 
+/// What a reference could name anywhere (`ConvertDownwardAPIFieldLabel`); each place takes some of them.
+const REFERABLE: [&str; 15] = [
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.host",
+    "spec.nodeName",
+    "spec.restartPolicy",
+    "spec.schedulerName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.phase",
+    "status.podIP",
+    "status.podIPs",
+];
+
 /// A reference to a field of the pod; subscripts go with labels and annotations.
 pub fn field_reference(reference: &Value, path: &Path, known: &[&str], errors: &mut ErrorList) {
     let (version, field) = (reference["apiVersion"].text(), reference["fieldPath"].text());
@@ -354,17 +373,32 @@ pub fn field_reference(reference: &Value, path: &Path, known: &[&str], errors: &
         errors.push(Error::required(&at, ""));
         return;
     }
-    if let Some((parent, rest)) = field.split_once("['") {
-        let key = rest.strip_suffix("']").unwrap_or(rest);
+    let unknown = |why: &str| {
+        let detail = format!("error converting fieldPath: field label {why}: {field}");
+        Error::invalid(&at, field, detail)
+    };
+    let subscript = field.strip_suffix("']").and_then(|field| field.split_once("['"));
+    if let Some((parent, key)) = subscript.filter(|(parent, _)| !parent.is_empty()) {
         match parent {
             "metadata.annotations" => {
                 mistakes(errors, path, key, names::qualified_name(&key.to_lowercase()));
             }
             "metadata.labels" => mistakes(errors, path, key, names::qualified_name(key)),
-            _ => errors.push(Error::invalid(path, field, "does not support subscript")),
+            _ => errors.push(unknown("does not support subscript")),
         }
         return;
     }
+    if version != "v1" {
+        let detail = format!("error converting fieldPath: unsupported pod version: {version}");
+        errors.push(Error::invalid(&at, field, detail));
+        return;
+    }
+    if !REFERABLE.contains(&field) {
+        errors.push(unknown("not supported"));
+        return;
+    }
+    // An old name that is led to the new one.
+    let field = if field == "spec.host" { "spec.nodeName" } else { field };
     if !known.contains(&field) {
         errors.push(Error::not_supported(&at, field, known));
     }

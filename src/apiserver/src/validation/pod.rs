@@ -41,10 +41,9 @@ pub fn validate(pod: &Value, errors: &mut ErrorList) {
 
 /// A template of pods; `restart_policies` are those that its workload can have.
 pub fn template(template: &Value, path: &Path, restart_policies: &[&str], errors: &mut ErrorList) {
-    let meta = path.child("metadata");
-    metadata::labels(&template["metadata"]["labels"], &meta.child("labels"), errors);
-    metadata::annotations(&template["metadata"]["annotations"], &meta.child("annotations"), errors);
     // Upstream leaves the metadata out of the way to these.
+    metadata::labels(&template["metadata"]["labels"], &path.child("labels"), errors);
+    metadata::annotations(&template["metadata"]["annotations"], &path.child("annotations"), errors);
     pod_annotations::validate(template, path, errors);
     let at = path.child("spec");
     spec(&template["spec"], None, &at, errors);
@@ -517,7 +516,7 @@ mod tests {
                     s["containers"][0]["env"] =
                         json!([{"name": "a", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]);
                 },
-                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: \"spec.x\"",
+                "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.x\": error converting fieldPath: field label not supported: spec.x",
             ),
             (
                 |s| s["containers"][0]["livenessProbe"] = json!({}),

@@ -40,8 +40,8 @@ pub fn validate(pod: &Value, path: &Path, errors: &mut ErrorList) {
             seccomp_profile(value, &at.child(key), errors);
         }
         if let Some(name) = key.strip_prefix(APPARMOR) {
-            let containers = LISTS.iter().flat_map(|list| pod["spec"][*list].items());
-            if !containers.into_iter().any(|container| container["name"] == name) {
+            let mut containers = LISTS.iter().flat_map(|list| pod["spec"][*list].items());
+            if !containers.any(|container| container["name"] == name) {
                 errors.push(Error::invalid(&at.key(key), name, "container not found"));
             }
             let known = matches!(value, "" | "runtime/default" | "unconfined");

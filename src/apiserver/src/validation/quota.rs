@@ -3,12 +3,10 @@
 //! Source: `ValidateResourceQuotaSpec` of `pkg/apis/core/validation/validation.go`.
 
 use apimachinery::field::{Error, ErrorList, Path};
-use apimachinery::names;
 use serde_json::Value;
 
-use super::container::quantity;
+use super::container::{any_resource_name, quantity};
 use super::core::immutable;
-use super::mistakes;
 use crate::zero::Zero;
 
 const STANDARD: [&str; 18] = [
@@ -96,10 +94,8 @@ pub fn status(object: &Value, errors: &mut ErrorList) {
 fn amounts(amounts: &Value, path: &Path, errors: &mut ErrorList) {
     for (name, value) in amounts.entries() {
         let at = path.key(name);
-        let sentences = names::qualified_name(name);
-        if !sentences.is_empty() {
-            mistakes(errors, &at, name, sentences);
-        } else if !name.contains('/') && !is_standard(name) {
+        any_resource_name(name, &at, errors);
+        if !name.contains('/') && !is_standard(name) {
             let detail = "must be a standard resource for quota";
             errors.push(Error::invalid(&at, name.as_str(), detail));
         }
@@ -201,7 +197,7 @@ mod tests {
             ),
             (
                 hard(json!({"apples": "3"})),
-                "spec.hard[apples]: Invalid value: \"apples\": must be a standard resource for quota",
+                "spec.hard[apples]: Invalid value: \"apples\": must be a standard resource type or fully qualified; spec.hard[apples]: Invalid value: \"apples\": must be a standard resource for quota",
             ),
             (
                 hard(json!({"pods": "-1"})),

@@ -137,7 +137,7 @@ fn traffic(spec: &Value, path: &Path, errors: &mut ErrorList) {
     let (inside, at) = (spec["internalTrafficPolicy"].text(), path.child("internalTrafficPolicy"));
     if !inside.is_empty() {
         one_of(errors, &at, inside, &["Cluster", "Local"]);
-    } else if kind != "ExternalName" {
+    } else if matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer") {
         errors.push(Error::required(&at, ""));
     }
     let (port, at) = (spec["healthCheckNodePort"].int(), path.child("healthCheckNodePort"));
