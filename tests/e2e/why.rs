@@ -6,7 +6,7 @@ use crate::registry::Registry;
 const FAILING: &str = include_str!("strangers/failing.yaml");
 
 /// Whom it is asked about, and words of the finding, the evidence and the remedy.
-const CASES: [(&str, &[&str]); 44] = [
+const CASES: [(&str, &[&str]); 54] = [
     (
         "no-image",
         &["\"localhost:5999/none:1\" of container c is not to be had", "refused", "registry runs"],
@@ -66,6 +66,16 @@ const CASES: [(&str, &[&str]); 44] = [
     ("job/hooked -n hookns", &["failed calling webhook", "webhook's service has running pods"]),
     ("ds/prio", &["no PriorityClass with name none", "create the priority class"]),
     ("deploy/big -n lim", &["maximum memory usage per Container", "LimitRange"]),
+    ("foreign", &["exec /w/x: exec format error", "another architecture"]),
+    ("no-interpreter", &["exec /w/x: no such file or directory", "first line"]),
+    ("library", &["libssl.so.3", "a library that it needs is not in the image"]),
+    ("names", &["NXDOMAIN", "see that the Service exists"]),
+    ("inside", &["Address already in use", "two containers of the pod"]),
+    ("svc/none", &["no pod has the labels that it selects, app=none", "make spec.selector"]),
+    ("service/named", &["its pods have no port named \"htpp\"", "They have http"]),
+    ("svc/crashing", &["by its Pod crash", "ended with exit code 3"]),
+    ("pvc/alone", &["it waits for a pod that uses it", "create the pod"]),
+    ("pvc/noclass", &["there is no storage class \"nothing\"", "kubectl get storageclass"]),
     ("deploy/absent", &["deployments.apps \"absent\" not found"]),
 ];
 

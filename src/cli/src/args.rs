@@ -1,5 +1,6 @@
 //! Commands and flags.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -68,12 +69,53 @@ fn switches(command: clap::Command) -> clap::Command {
     })
 }
 
+/// Puts flags that say which cluster and namespace behind the command that they precede, as in
+/// `rootlet -n shop get pods`: kubectl takes them there, too.
+fn behind_command(definition: &clap::Command, words: Vec<OsString>) -> Vec<OsString> {
+    let known = crate::objects::Connection::augment_args(clap::Command::new(""));
+    let mut at = 1;
+    while let Some(word) = words.get(at).and_then(|word| word.to_str()) {
+        if !word.starts_with('-') {
+            break;
+        }
+        let Some(taken) = taken(&known, word) else { return words };
+        at += taken;
+    }
+    let (mut command, mut end) = (definition, at);
+    while let Some(next) = words.get(end).and_then(|word| command.find_subcommand(word)) {
+        (command, end) = (next, end + 1);
+    }
+    if at == 1 || end == at {
+        return words;
+    }
+    let (program, rest) = words.split_at(1);
+    let (flags, rest) = rest.split_at(at - 1);
+    let (commands, rest) = rest.split_at(end - at);
+    [program, commands, flags, rest].concat()
+}
+
+/// How many words a flag is that begins with `word`; `None` where there is no such flag.
+fn taken(known: &clap::Command, word: &str) -> Option<usize> {
+    let (name, attached) = match word.strip_prefix("--") {
+        Some(long) => long.split_once('=').map_or((long, false), |(long, _)| (long, true)),
+        None => (word.get(1..2)?, word.len() > 2),
+    };
+    let is = |arg: &&clap::Arg| match name.chars().next() {
+        Some(short) if !word.starts_with("--") => arg.get_short() == Some(short),
+        _ => arg.get_long() == Some(name),
+    };
+    let arg = known.get_arguments().find(is)?;
+    Some(if attached || !arg.get_action().takes_values() { 1 } else { 2 })
+}
+
 /// Reads the command line of this process.
 pub fn read() -> Result<Cli, clap::Error> {
     let definition = definition();
     let names: Vec<String> =
         definition.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    let matches = definition.try_get_matches().map_err(|error| suggest::command(error, &names))?;
+    let words = behind_command(&definition, std::env::args_os().collect());
+    let matches =
+        definition.try_get_matches_from(words).map_err(|error| suggest::command(error, &names))?;
     Cli::from_arg_matches(&matches)
 }
 
@@ -465,7 +507,8 @@ do what you may.")]
     #[command(after_help = "Examples:
   rootlet why pod/hello
   rootlet why pod/web-0 -n shop -o json
-  rootlet why deployment/web            also why it has no pods at all")]
+  rootlet why deployment/web            also why it has no pods at all
+  rootlet why service/web               what keeps it from its pods")]
     Why(Box<Why>),
     /// Run a command, or a shell, in the node's namespaces, where pods and services have their addresses.
     #[command(after_help = "Examples:
@@ -777,7 +820,7 @@ pub struct Trace {
 /// Flags of `why`.
 #[derive(Args, Clone, Debug)]
 pub struct Why {
-    /// A pod, as `pod/NAME`, or what has pods: `deployment/NAME`, `job/NAME` and so on.
+    /// A pod, as `pod/NAME`, what has pods: `deployment/NAME`, `job/NAME` and so on; `service/NAME`, `pvc/NAME`.
     #[arg(value_name = "pod/NAME", value_parser = held)]
     pub object: (String, String),
     /// `text` or `json`.
@@ -847,7 +890,7 @@ fn held(text: &str) -> Result<(String, String), String> {
     }
     let known = crate::report::kind_of(kind);
     let kind = known.ok_or(
-        "use pod, deployment, replicaset, statefulset, daemonset, job or cronjob, as in pod/NAME",
+        "use pod, deployment, replicaset, statefulset, daemonset, job, cronjob, service or pvc, as in pod/NAME",
     )?;
     Ok((kind.to_owned(), name.to_owned()))
 }
@@ -888,6 +931,31 @@ mod tests {
     }
 
     #[test]
+    fn flags_may_precede_the_command() {
+        let cases = [
+            ("-n a get pods", "get -n a pods"),
+            ("-na --context=b top pods -A", "top pods -na --context=b -A"),
+            (
+                "--insecure-skip-tls-verify --name c status",
+                "status --insecure-skip-tls-verify --name c",
+            ),
+            ("--namespace a exec p -- -n", "exec --namespace a p -- -n"),
+            ("get -n a pods", "get -n a pods"),
+            ("-n a nope", "-n a nope"),
+            ("--nope get pods", "--nope get pods"),
+            ("-n", "-n"),
+            ("--help", "--help"),
+        ];
+        for (words, want) in cases {
+            let line = format!("rootlet {words}");
+            let moved =
+                behind_command(&definition(), line.split(' ').map(OsString::from).collect());
+            let moved: Vec<_> = moved[1..].iter().map(|w| w.to_string_lossy()).collect();
+            assert_eq!(moved.join(" "), want, "{words}");
+        }
+    }
+
+    #[test]
     fn names_of_clusters() {
         let cases = [
             ("default", true),
@@ -924,7 +992,9 @@ mod tests {
             ("a", Some(("Pod", "a"))),
             ("po/a", Some(("Pod", "a"))),
             ("deploy/a", Some(("Deployment", "a"))),
-            ("service/a", None),
+            ("svc/a", Some(("Service", "a"))),
+            ("pvc/a", Some(("PersistentVolumeClaim", "a"))),
+            ("node/a", None),
             ("pod/", None),
         ];
         for (text, want) in cases {

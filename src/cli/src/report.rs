@@ -20,10 +20,15 @@ fn request(path: &str) -> kube::Result<Request<Vec<u8>>> {
     Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)
 }
 
-/// The events about a pod, oldest first.
-pub async fn events(client: &Client, namespace: &str, name: &str) -> kube::Result<Vec<Value>> {
+/// The events about an object, oldest first.
+async fn events(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    kind: &str,
+) -> kube::Result<Vec<Value>> {
     let path = format!(
-        "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name%3D{name}%2CinvolvedObject.kind%3DPod"
+        "/api/v1/namespaces/{namespace}/events?fieldSelector=involvedObject.name%3D{name}%2CinvolvedObject.kind%3D{kind}"
     );
     Ok(in_order(get(client, &path).await?))
 }
@@ -38,14 +43,71 @@ pub struct Held {
 
 /// What holds a pod.
 pub async fn why(client: &Client, namespace: &str, name: &str) -> kube::Result<why::Verdict> {
-    let pod = get(client, &format!("/api/v1/namespaces/{namespace}/pods/{name}")).await?;
-    pod_verdict(client, &pod).await
+    match get(client, &format!("/api/v1/namespaces/{namespace}/pods/{name}")).await {
+        Ok(pod) => pod_verdict(client, &pod).await,
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            let left = why::gone(&events(client, namespace, name, "Pod").await?);
+            left.ok_or(kube::Error::Api(status))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A service: what keeps it from its pods, or what holds those of them that are not well.
+async fn service(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    object: String,
+) -> kube::Result<Held> {
+    let root = format!("/api/v1/namespaces/{namespace}");
+    let service = get(client, &format!("{root}/services/{name}")).await?;
+    let pods = items(get(client, &format!("{root}/pods")).await?);
+    let slices = get(client, &format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices?labelSelector=kubernetes.io%2Fservice-name%3D{name}")).await?;
+    if let Some(verdict) = why::service::explain(&service, &pods, &items(slices)) {
+        return Ok(Held { object, verdict });
+    }
+    let mine = why::service::selected(&service, &pods);
+    for pod in &mine {
+        let verdict = pod_verdict(client, pod).await?;
+        if !verdict.step.is_empty() {
+            let pod = pod["metadata"]["name"].as_str().unwrap_or_default();
+            return Ok(Held { object: format!("{object}, by its Pod {pod}"), verdict });
+        }
+    }
+    Ok(Held { object, verdict: why::service::well(&service, &mine) })
+}
+
+/// A claim for a volume.
+async fn claim(client: &Client, namespace: &str, name: &str, object: String) -> kube::Result<Held> {
+    let root = format!("/api/v1/namespaces/{namespace}");
+    let claim = get(client, &format!("{root}/persistentvolumeclaims/{name}")).await?;
+    let class = match claim["spec"]["storageClassName"].as_str().filter(|class| !class.is_empty()) {
+        Some(class) => {
+            let path = format!("/apis/storage.k8s.io/v1/storageclasses/{class}");
+            get(client, &path).await.map(Some).or_else(|error| match error {
+                kube::Error::Api(status) if status.code == 404 => Ok(None),
+                error => Err(error),
+            })?
+        }
+        None => None,
+    };
+    let pods = items(get(client, &format!("{root}/pods")).await?);
+    let uses = |pod: &&Value| {
+        let mut volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
+        volumes.any(|volume| volume["persistentVolumeClaim"]["claimName"] == name)
+    };
+    let users: Vec<&str> =
+        pods.iter().filter(uses).filter_map(|pod| pod["metadata"]["name"].as_str()).collect();
+    let events = events(client, namespace, name, "PersistentVolumeClaim").await?;
+    let verdict = why::claim::explain(&claim, class.as_ref(), &users, &events);
+    Ok(Held { object, verdict })
 }
 
 async fn pod_verdict(client: &Client, pod: &Value) -> kube::Result<why::Verdict> {
     let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
     let (namespace, name) = (text("namespace"), text("name"));
-    let mut verdict = why::explain(pod, &events(client, namespace, name).await?);
+    let mut verdict = why::explain(pod, &events(client, namespace, name, "Pod").await?);
     if let Some((container, previous)) = &verdict.log {
         let path = format!(
             "/api/v1/namespaces/{namespace}/pods/{name}/log?container={container}&tailLines={LINES}&previous={previous}"
@@ -81,6 +143,8 @@ pub fn kind_of(word: &str) -> Option<&'static str> {
         "daemonset" | "daemonsets" | "ds" => "DaemonSet",
         "job" | "jobs" => "Job",
         "cronjob" | "cronjobs" | "cj" => "CronJob",
+        "service" | "services" | "svc" => "Service",
+        "persistentvolumeclaim" | "persistentvolumeclaims" | "pvc" => "PersistentVolumeClaim",
         _ => return None,
     })
 }
@@ -94,6 +158,11 @@ pub async fn why_not(
     name: &str,
 ) -> kube::Result<Held> {
     let object = format!("{kind} {namespace}/{name}");
+    match kind {
+        "Service" => return service(client, namespace, name, object).await,
+        "PersistentVolumeClaim" => return claim(client, namespace, name, object).await,
+        _ => {}
+    }
     let Some((_, version, plural)) = OWNERS.iter().find(|(owner, _, _)| *owner == kind) else {
         let verdict = why(client, namespace, name).await?;
         return Ok(Held { object, verdict });
@@ -150,15 +219,21 @@ pub async fn why_not(
 }
 
 /// Of a list's objects those that any of `owners` has.
-fn owned_by(owners: &[Value], mut list: Value) -> Vec<Value> {
-    let Value::Array(items) = list["items"].take() else { return Vec::new() };
+fn owned_by(owners: &[Value], list: Value) -> Vec<Value> {
     let is_mine = |item: &Value| {
         let references = item["metadata"]["ownerReferences"].as_array().into_iter().flatten();
         references
             .into_iter()
             .any(|r| owners.iter().any(|owner| owner["metadata"]["uid"] == r["uid"]))
     };
-    items.into_iter().filter(is_mine).collect()
+    items(list).into_iter().filter(is_mine).collect()
+}
+
+fn items(mut list: Value) -> Vec<Value> {
+    match list["items"].take() {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    }
 }
 
 fn in_order(mut list: Value) -> Vec<Value> {
@@ -182,7 +257,7 @@ pub async fn report(client: &Client) -> kube::Result<String> {
     for pod in pods["items"].as_array().into_iter().flatten() {
         let text = |field: &str| pod["metadata"][field].as_str().unwrap_or_default();
         let (namespace, name) = (text("namespace"), text("name"));
-        let verdict = why::explain(pod, &events(client, namespace, name).await?);
+        let verdict = why::explain(pod, &events(client, namespace, name, "Pod").await?);
         if verdict.step.is_empty() {
             continue;
         }

@@ -108,7 +108,14 @@ impl Api {
             .header(header::SEC_WEBSOCKET_PROTOCOL, protocols.join(", "))
             .body(Vec::new())
             .map_err(unusable)?;
-        let response = self.send(request).await?;
+        let response = self.send(request).await.map_err(|error| match error {
+            // Not the API server's own words but the kubelet's.
+            Error::Refused { refusal, .. } if refusal.body.is_some() => Error::Wrong(format!(
+                "unable to upgrade connection: {}",
+                refusal.body.unwrap_or_default()
+            )),
+            other => other,
+        })?;
         let named = response.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
         let chosen = protocols.iter().find(|p| named.is_some_and(|n| n.as_bytes() == p.as_bytes()));
         let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
@@ -161,25 +168,30 @@ impl Api {
                 reason: status.reason.clone(),
                 message: status.message.clone(),
                 details: serde_json::to_value(&status.details).unwrap_or_default(),
+                body: None,
             };
             return Error::Refused { doing: String::new(), refusal: Box::new(refusal) };
         }
-        let chain = chain(error);
-        let refused = chain.iter().any(|text| text.contains("onnection refused"));
-        if refused {
-            return Error::Plain(format!(
-                "The connection to the server {} was refused - did you specify the right host or port?",
-                self.server
-            ));
-        }
-        let deepest = chain.last().cloned().unwrap_or_default();
-        Error::Plain(format!("Unable to connect to the server: {deepest}"))
+        unreached(error, &self.server).unwrap_or_else(|deepest| {
+            Error::Plain(format!("Unable to connect to the server: {deepest}"))
+        })
     }
 
     fn broken(&self, error: &dyn std::error::Error) -> Error {
         let deepest = chain(error).last().cloned().unwrap_or_default();
         Error::wrong(format!("lost connection to the server {}: {deepest}", self.server))
     }
+}
+
+/// That nobody listens at `server`; else the deepest reason why it was not reached.
+pub fn unreached(error: &dyn std::error::Error, server: &str) -> Result<Error, String> {
+    let chain = chain(error);
+    if chain.iter().any(|text| text.contains("onnection refused")) {
+        return Ok(Error::Plain(format!(
+            "The connection to the server {server} was refused - did you specify the right host or port?"
+        )));
+    }
+    Err(chain.last().cloned().unwrap_or_default())
 }
 
 fn unusable(error: http::Error) -> Error {

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use apimachinery::{patch, schema};
 
 use super::api::JSON;
-use super::error::Error;
+use super::error::{Error, advised};
 use super::kinds::{Kinds, Resource};
 use super::manifest::{Document, Files};
 use super::print::{self, Format, Output, json as text};
 use super::prune::{self, Applied};
 use super::selection::{Labels, Query};
 use super::session::{Connection, Session};
-use super::{delete, migrate, put};
+use super::{delete, migrate, put, wait};
 
 /// Where what was applied is remembered, for the next time.
 pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -98,6 +98,15 @@ pub struct Apply {
     /// Delete and create anew what cannot be changed.
     #[arg(long, conflicts_with = "server_side")]
     pub force: bool,
+    /// With --force and --prune: seconds that pods have to end; negative leaves it to them.
+    #[arg(long, value_name = "SECONDS", default_value_t = -1, allow_negative_numbers = true, hide_default_value = true)]
+    pub grace_period: i64,
+    /// With --force and --prune: what to do with dependants: background, foreground or orphan.
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_value = "background", default_missing_value = "background")]
+    pub cascade: String,
+    /// With --force: wait no longer than this for what is deleted; 0 is as long as it takes.
+    #[arg(long, value_name = "DURATION", default_value = "0s", hide_default_value = true)]
+    pub timeout: String,
     /// Delete what was applied before and is in no manifest now; of what -l selects, or with --all.
     #[arg(long)]
     pub prune: bool,
@@ -210,6 +219,12 @@ impl Applying<'_> {
     ) -> Result<(Resource, Value, &'static str), Error> {
         let resource = self.resource(document).await?;
         let namespace = document.settle(&resource, self.session)?;
+        let generated = document.text("/metadata/generateName");
+        if document.text("/metadata/name").is_empty() && !generated.is_empty() {
+            return Err(Error::Wrong(format!(
+                "from {generated}: cannot use generate name with apply"
+            )));
+        }
         let name = document.name()?.to_owned();
         let target = Target {
             session: self.session,
@@ -266,7 +281,7 @@ impl Applying<'_> {
     async fn apply_once(&self, target: &Target<'_>, object: &Value) -> Result<Value, Error> {
         let query = self.query(SERVER_MANAGER).flag("force", self.flags.force_conflicts);
         let body = (APPLY_PATCH, object.to_string().into_bytes());
-        target.request(Method::PATCH, &query, Some(body)).await
+        target.request(Method::PATCH, &query, Some(body)).await.map_err(advised)
     }
 
     /// What was applied on the client's side before is from now on applied on the server's.
@@ -301,7 +316,14 @@ impl Applying<'_> {
             let Some(patch) = migrate::patch(&now, manager) else { return Ok(now) };
             let body = ("application/json-patch+json", patch.to_string().into_bytes());
             match target.request(Method::PATCH, &self.query(manager), Some(body)).await {
-                Ok(_) => return self.apply_once(target, object).await,
+                Ok(moved) => {
+                    return Ok(self.apply_once(target, object).await.unwrap_or_else(|error| {
+                        eprintln!(
+                            "Warning: failed to re-apply configuration after performing Server-Side Apply migration. This is non-fatal and will be retried next time you apply. Error: {error}"
+                        );
+                        moved
+                    }));
+                }
                 Err(error) if error.is_conflict() => {
                     now = target.request(Method::GET, &Query::default(), None).await?;
                 }
@@ -397,21 +419,27 @@ impl Applying<'_> {
 
     /// Deletes the object, and creates it when it is gone.
     async fn anew(&self, target: &Target<'_>, object: Value) -> Result<Value, Error> {
-        let gone = target
-            .request(
-                Method::DELETE,
-                &Query::default(),
-                Some((JSON, json!({"propagationPolicy": "Background"}).to_string().into_bytes())),
-            )
-            .await?;
+        let body = (JSON, removal(self.flags)?.to_string().into_bytes());
+        let gone = target.request(Method::DELETE, &Query::default(), Some(body)).await?;
+        let patience = wait::timeout(&self.flags.timeout)?;
         let uid = delete::uid(&gone)
             .or_else(|| gone["details"]["uid"].as_str())
             .unwrap_or_default()
             .to_owned();
-        delete::gone(self.session, target.resource, target.namespace, target.name, &uid, None)
+        delete::gone(self.session, target.resource, target.namespace, target.name, &uid, patience)
             .await?;
         self.create(target, object).await
     }
+}
+
+/// With which options that is deleted which is in the way, or is no longer applied.
+pub fn removal(flags: &Apply) -> Result<Value, Error> {
+    let mut options = json!({"kind": "DeleteOptions", "apiVersion": "v1",
+        "propagationPolicy": delete::policy(&flags.cascade)?});
+    if flags.grace_period >= 0 {
+        options["gracePeriodSeconds"] = flags.grace_period.into();
+    }
+    Ok(options)
 }
 
 /// An object on the server.

@@ -31,6 +31,9 @@ pub struct Cp {
     /// Leave owner and permissions to the container.
     #[arg(long)]
     pub no_preserve: bool,
+    /// How often to begin again when a file from a container breaks off; negative is for ever.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    pub retries: i32,
     /// Which cluster.
     #[command(flatten)]
     pub connection: Connection,
@@ -54,8 +57,11 @@ impl Place {
         let bad = || {
             Error::wrong("filespec must match the canonical format: [[namespace/]pod:]file/path")
         };
-        if pod.is_empty() || path.is_empty() {
+        if pod.is_empty() {
             return Err(bad());
+        }
+        if path.is_empty() {
+            return Err(Error::wrong("filepath can not be empty"));
         }
         let parts: Vec<&str> = pod.split('/').collect();
         let (namespace, pod) = match parts.as_slice() {
@@ -82,7 +88,15 @@ pub async fn run(session: &Session, flags: &Cp) -> Result<(), Error> {
         }
         (Place::Pod { namespace, pod, path }, Place::Local(to)) => {
             let inside = Inside::find(session, flags, namespace, &pod).await?;
-            inside.pull(&path, &to).await
+            let mut left = flags.retries;
+            loop {
+                let outcome = inside.pull(&path, &to).await;
+                // What the container's tar says it would say again.
+                if left == 0 || matches!(outcome, Ok(()) | Err(Error::Exit { .. })) {
+                    return outcome;
+                }
+                left = left.saturating_sub(1).max(-1);
+            }
         }
         (Place::Pod { .. }, Place::Pod { .. }) => {
             Err(Error::wrong("src and dest are both in pods: one of them must be a local file"))

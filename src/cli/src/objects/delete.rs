@@ -272,7 +272,8 @@ fn grace(flags: &Delete) -> Option<i64> {
     }
 }
 
-fn policy(cascade: &str) -> Result<&'static str, Error> {
+/// The server's word for a value of `--cascade`.
+pub fn policy(cascade: &str) -> Result<&'static str, Error> {
     match cascade {
         "background" | "true" => Ok("Background"),
         "foreground" => Ok("Foreground"),

@@ -15,6 +15,8 @@ pub struct Refusal {
     pub message: String,
     /// What it is about, and the causes.
     pub details: Value,
+    /// The answer as it came where it was no `Status` but text.
+    pub body: Option<String>,
 }
 
 impl Refusal {
@@ -29,12 +31,15 @@ impl Refusal {
                 reason: text(&status, "reason"),
                 message: text(&status, "message"),
                 details: status["details"].take(),
+                body: None,
             },
             _ => Self {
                 code,
                 reason: reason(code).to_owned(),
                 message: unknown(code, &String::from_utf8_lossy(body)),
                 details: Value::Null,
+                body: Some(String::from_utf8_lossy(body).trim().to_owned())
+                    .filter(|text| !text.is_empty()),
             },
         }
     }
@@ -96,15 +101,35 @@ fn reason(code: u16) -> &'static str {
 }
 
 fn unknown(code: u16, body: &str) -> String {
+    let body = body.trim();
     let what = match code {
+        400 => "the server rejected our request for an unknown reason",
         401 => "the server has asked for the client to provide credentials",
+        // Who may not do what is in the body.
+        403 if !body.is_empty() => body,
         403 => "the server does not allow access to the requested resource",
         404 => "the server could not find the requested resource",
+        405 => "the server does not allow this method on the requested resource",
+        409 => "the server reported a conflict",
+        415 => "the server was unable to respond with a content type that the client supports",
+        429 => "the server has received too many requests and has asked us to try again later",
         503 => "the server is currently unable to handle the request",
-        _ => "an error on the server prevented the request from succeeding",
+        504 => {
+            "the server was unable to return a response in the time allotted, but may still be processing the request"
+        }
+        500.. => {
+            let body = if body.is_empty() { "unknown" } else { body };
+            return format!(
+                "an error on the server ({body:?}) has prevented the request from succeeding"
+            );
+        }
+        _ => {
+            return format!(
+                "the server responded with the status code {code} but did not return more information"
+            );
+        }
     };
-    let body = body.trim();
-    if body.is_empty() { what.to_owned() } else { format!("{what} ({body:?})") }
+    what.to_owned()
 }
 
 /// Why a command did not do what it was told.
@@ -187,9 +212,6 @@ impl Error {
     pub fn text(&self) -> String {
         let mut text = match self {
             Self::Refused { refusal, .. } if refusal.reason == "Invalid" => refusal.invalid(),
-            Self::Refused { refusal, .. } if refusal.code == 409 && is_apply_conflict(refusal) => {
-                apply_conflict(refusal)
-            }
             Self::Refused { .. } | Self::Plain(_) | Self::Exit { .. } => self.standard(),
             Self::Wrong(text) if text.starts_with("error: ") => text.clone(),
             Self::Wrong(text) => format!("error: {text}"),
@@ -218,14 +240,15 @@ impl Error {
     }
 }
 
-fn is_apply_conflict(refusal: &Refusal) -> bool {
-    let causes = refusal.details["causes"].as_array();
-    causes.is_some_and(|all| all.iter().any(|c| c["reason"] == "FieldManagerConflict"))
-}
-
-fn apply_conflict(refusal: &Refusal) -> String {
-    format!(
-        "error: {}
+/// Says what to do where others own fields that are applied; other errors stay as they are.
+pub fn advised(error: Error) -> Error {
+    let Error::Refused { refusal, .. } = &error else { return error };
+    let mut causes = refusal.details["causes"].as_array().into_iter().flatten();
+    if refusal.code != 409 || !causes.any(|cause| cause["reason"] == "FieldManagerConflict") {
+        return error;
+    }
+    Error::Wrong(format!(
+        "{}
 Please review the fields above--they currently have other managers. Here
 are the ways you can resolve this warning:
 * If you intend to manage all of these fields, please re-run the apply
@@ -238,7 +261,7 @@ are the ways you can resolve this warning:
   stop managing the field (remove it from their configuration).
 See https://kubernetes.io/docs/reference/using-api/server-side-apply/#conflicts",
         refusal.message
-    )
+    ))
 }
 
 #[cfg(test)]
@@ -298,10 +321,12 @@ mod tests {
         let refusal = Refusal::read(404, b"404 page not found\n");
         assert_eq!(
             (refusal.reason.as_str(), refusal.message.as_str()),
-            (
-                "NotFound",
-                "the server could not find the requested resource (\"404 page not found\")"
-            )
+            ("NotFound", "the server could not find the requested resource")
+        );
+        let refusal = Refusal::read(500, b"container not found\n");
+        assert_eq!(
+            refusal.message,
+            "an error on the server (\"container not found\") has prevented the request from succeeding"
         );
     }
 }

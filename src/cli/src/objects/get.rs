@@ -183,13 +183,34 @@ impl Getting<'_> {
                 query.push_str(if query.is_empty() { "?" } else { "&" });
                 query.push_str(more);
             }
-            let answer = ask(format!("{path}{query}")).await?;
+            let answer = ask(format!("{path}{query}"))
+                .await
+                .map_err(|error| self.not_listed(error, selected))?;
             next = answer["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
             answers.push(answer);
             if next.is_empty() {
                 return Ok(answers);
             }
         }
+    }
+
+    /// Says which list the server does not give, as upstream does where the request is to blame.
+    fn not_listed(&self, error: Error, selected: &Selected) -> Error {
+        let Error::Refused { doing, mut refusal } = error else { return error };
+        if refusal.code == 400 || refusal.code == 404 {
+            let Resource { group, version, plural, .. } = &selected.resource;
+            let Scope { labels, field_selector, .. } = &self.flags.scope;
+            let what = format!("{group}/{version}, Resource={plural}");
+            refusal.message = if self.flags.scope.is_selective() {
+                format!(
+                    "Unable to find {what:?} that match label selector {:?}, field selector {field_selector:?}: {}",
+                    labels.selector, refusal.message
+                )
+            } else {
+                format!("Unable to list {what:?}: {}", refusal.message)
+            };
+        }
+        Error::Refused { doing, refusal }
     }
 
     fn printer(&self, resource: &Resource, kinds: bool, spaces: bool) -> Printer {
@@ -444,11 +465,16 @@ fn sort(items: &mut [Value], path: &str, of: impl Fn(&Value) -> &Value) -> Resul
             "couldn't find any field with path {shown:?} in the list of objects"
         )));
     }
-    items.sort_by(|a, b| match (parsed.first(of(a)), parsed.first(of(b))) {
+    items.sort_by(|a, b| match (set(parsed.first(of(a))), set(parsed.first(of(b)))) {
         (Some(a), Some(b)) => compare(a, b),
         (a, b) => a.is_some().cmp(&b.is_some()),
     });
     Ok(())
+}
+
+/// A field that is null counts as one that is not there.
+fn set(value: Option<&Value>) -> Option<&Value> {
+    value.filter(|value| !value.is_null())
 }
 
 fn compare(a: &Value, b: &Value) -> Ordering {
@@ -476,12 +502,12 @@ mod tests {
         let cases = [
             (json!(["b9", "b10", "a", "b-"]), json!(["a", "b-", "b10", "b9"])),
             (json!(["1Gi", "200Mi", "1"]), json!(["1", "200Mi", "1Gi"])),
-            (json!([3, 1, null, 2]), json!([null, 1, 2, 3])),
+            (json!([3, null, 1, 0, 2]), json!([null, 0, 1, 2, 3])),
         ];
         for (values, want) in cases {
             let wrap = |values: &Value| -> Vec<Value> {
                 let items = values.as_array().into_iter().flatten();
-                items.map(|v| if v.is_null() { json!({}) } else { json!({"x": v}) }).collect()
+                items.map(|v| if *v == 0 { json!({}) } else { json!({"x": v}) }).collect()
             };
             let mut items = wrap(&values);
             sort(&mut items, ".x", |item| item).unwrap();

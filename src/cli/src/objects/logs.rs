@@ -127,7 +127,7 @@ fn query(flags: &Logs) -> Result<Query, Error> {
         return Err(Error::wrong("at most one of `sinceTime` or `sinceSeconds` may be specified"));
     }
     if flags.tail.is_some_and(|lines| lines < -1) {
-        return Err(Error::wrong("TailLines must be greater than or equal to -1"));
+        return Err(Error::wrong("--tail must be greater than or equal to -1"));
     }
     if flags.all_containers && !flags.container.is_empty() {
         return Err(Error::wrong(

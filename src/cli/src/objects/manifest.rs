@@ -10,6 +10,7 @@ use clap::Args;
 use http_body_util::BodyExt;
 use serde_json::Value;
 
+use super::api::unreached;
 use super::error::Error;
 use super::kinds::Resource;
 use super::session::Session;
@@ -278,7 +279,10 @@ async fn fetch(url: &str) -> Result<String, Error> {
             kube::Client::try_from(kube::Config::new(base)).map_err(|e| failed(e.to_string()))?;
         let request = http::Request::get(path).body(kube::client::Body::empty());
         let response = client.send(request.map_err(|e| failed(e.to_string()))?).await;
-        let response = response.map_err(|e| failed(e.to_string()))?;
+        let response = response.map_err(|error| {
+            let host = uri.authority().map_or("", http::uri::Authority::as_str);
+            unreached(&error, host).unwrap_or_else(|deepest| failed(deepest))
+        })?;
         let status = response.status();
         if status.is_redirection()
             && let Some(to) = response.headers().get(http::header::LOCATION)

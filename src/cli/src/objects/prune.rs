@@ -8,7 +8,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::api::JSON;
-use super::apply::{Apply, DryRun, LAST_APPLIED};
+use super::apply::{Apply, DryRun, LAST_APPLIED, removal};
 use super::error::Error;
 use super::kinds::Resource;
 use super::selection::Query;
@@ -140,8 +140,7 @@ async fn delete(
         return Ok(());
     }
     let meta = &object["metadata"];
-    let mut options =
-        json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"});
+    let mut options = removal(flags)?;
     if flags.dry_run == DryRun::Server {
         options["dryRun"] = json!(["All"]);
     }

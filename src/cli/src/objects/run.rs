@@ -75,8 +75,8 @@ pub struct Run {
     /// JSON that is merged into the pod.
     #[arg(long, value_name = "JSON", default_value = "", hide_default_value = true)]
     pub overrides: String,
-    /// How: merge or strategic.
-    #[arg(long, value_name = "HOW", default_value = "merge", value_parser = ["merge", "strategic"])]
+    /// How: merge, strategic, or a list of operations, json.
+    #[arg(long, value_name = "HOW", default_value = "merge", value_parser = ["merge", "strategic", "json"])]
     pub override_type: String,
     /// How long to wait for it to run.
     #[arg(long, value_name = "DURATION", default_value = "1m0s")]
@@ -113,7 +113,8 @@ pub async fn run(session: &Session, flags: &Run) -> Result<(), Error> {
         let service = create(session, flags, "services", service(flags)?).await?;
         tell(flags, &output, service)?;
         if matches!(output, Output::Yaml) && !attached {
-            put("---\n")?;
+            // Twice, as kubectl has it.
+            put("---\n---\n")?;
         }
     }
     if !attached || flags.dry_run != DryRun::None {
@@ -138,10 +139,54 @@ fn check(flags: &Run, attached: bool) -> Result<(), Error> {
             "--dry-run=[server|client] can't be used with attached containers options (--attach, --stdin, or --tty)",
         ));
     }
+    if flags.image.is_empty() {
+        return Err(Error::wrong("--image is required"));
+    }
+    if !is_reference(&flags.image) {
+        return Err(Error::Wrong(format!(
+            "Invalid image name {:?}: invalid reference format",
+            flags.image
+        )));
+    }
     if flags.command && flags.arguments().is_empty() {
         return Err(Error::wrong("--command wants a command after --"));
     }
     Ok(())
+}
+
+/// Whether an image can be called so: `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`, the path in small letters.
+fn is_reference(image: &str) -> bool {
+    let (rest, digest) = image.split_once('@').map_or((image, None), |(a, b)| (a, Some(b)));
+    let (host, rest) = match rest.split_once('/') {
+        Some((host, path))
+            if host.contains(['.', ':'])
+                || host == "localhost"
+                || host.contains(char::is_uppercase) =>
+        {
+            (Some(host), path)
+        }
+        _ => (None, rest),
+    };
+    let (path, tag) = rest.split_once(':').map_or((rest, None), |(a, b)| (a, Some(b)));
+    let of = |text: &str, more: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+    };
+    let edge = |text: &str| {
+        let good = |c: char| c.is_ascii_alphanumeric();
+        text.starts_with(good) && text.ends_with(good)
+    };
+    host.is_none_or(|host| of(host, ".:-[]"))
+        && path
+            .split('/')
+            .all(|part| of(part, "._-") && edge(part) && !part.contains(char::is_uppercase))
+        && tag.is_none_or(|tag| of(tag, "._-") && !tag.starts_with(['.', '-']) && tag.len() <= 128)
+        && digest.is_none_or(|digest| {
+            digest.split_once(':').is_some_and(|(algorithm, hex)| {
+                of(algorithm, "+._-")
+                    && hex.len() >= 32
+                    && hex.chars().all(|c| c.is_ascii_hexdigit())
+            })
+        })
 }
 
 /// `key=value` pairs as an object.
@@ -205,6 +250,10 @@ fn pod(flags: &Run) -> Result<Value, Error> {
     }
     let patch: Value = serde_json::from_str(&flags.overrides)
         .map_err(|error| Error::Wrong(format!("--overrides is not JSON: {error}")))?;
+    if flags.override_type == "json" {
+        let patched = apimachinery::patch::json(&pod, flags.overrides.as_bytes());
+        return patched.map_err(|error| Error::Wrong(error.to_string()));
+    }
     let schema = apimachinery::schema::builtin();
     let strategic = flags.override_type == "strategic";
     if let Some(of) = schema.kind("", "v1", "Pod").filter(|_| strategic) {
@@ -415,10 +464,24 @@ mod tests {
     }
 
     #[test]
+    fn images_are_called_so_or_not() {
+        let digest = format!("a@sha256:{}", "0a".repeat(32));
+        let good = ["a", "a/b:1.2", "localhost:5000/a", "GHCR.io/a/b_c", "1.2.3.4:5/x", &digest];
+        let bad = ["A", "a:", "a b", "a//b", "-a", "a@sha256:xyz", "a:b:c", "http://a/b", "a:-x"];
+        for (names, want) in [(&good[..], true), (&bad[..], false)] {
+            for name in names {
+                assert_eq!(is_reference(name), want, "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn contradictions_are_refused() {
         for (words, want) in [
             ("x --image i -t", "error: stdin is required for containers with -t/--tty\n"),
             ("x --image i --rm", "error: --rm should only be used for attached containers\n"),
+            ("x --image=", "error: --image is required\n"),
+            ("x --image A", "error: Invalid image name \"A\": invalid reference format\n"),
         ] {
             assert_eq!(check(&read(words), read(words).stdin).unwrap_err().text(), want);
         }

@@ -15,6 +15,7 @@ use super::error::Error;
 use super::get::meant;
 use super::kinds::Resource;
 use super::manifest::Files;
+use super::print::{self, Format, Output};
 use super::selection::{Query, Scope, Selected};
 use super::session::{Connection, Session};
 use super::{delete, put};
@@ -45,6 +46,9 @@ pub struct Wait {
     /// Which of them.
     #[command(flatten)]
     pub scope: Scope,
+    /// How to tell of those that are so.
+    #[command(flatten)]
+    pub format: Format,
     /// Which cluster.
     #[command(flatten)]
     pub connection: Connection,
@@ -158,6 +162,7 @@ pub async fn run(session: &Session, flags: &Wait) -> Result<(), Error> {
 hint: name one with --for, such as --for=condition=Ready",
         ));
     }
+    let output = Output::parse(&flags.format)?;
     let conditions: Vec<Condition> =
         flags.conditions.iter().map(|text| Condition::parse(text)).collect::<Result<_, _>>()?;
     let patience = match flags.timeout.strip_prefix('-') {
@@ -180,21 +185,47 @@ hint: name one with --for, such as --for=condition=Ready",
     let mut errors = Vec::new();
     for (one, namespace) in &targets {
         for condition in &conditions {
-            if let Err(error) = wait(session, one, namespace.as_deref(), condition, end).await {
-                errors.push(error);
+            match wait(session, one, namespace.as_deref(), condition, end).await {
+                Ok(Some(object)) => tell(flags, &output, one, condition, object)?,
+                Ok(None) => {}
+                Err(error) => errors.push(error),
             }
         }
     }
     Error::all(errors)
 }
 
+/// Says that an object is as it should be.
+fn tell(
+    flags: &Wait,
+    output: &Output,
+    one: &Selected,
+    condition: &Condition,
+    mut object: Value,
+) -> Result<(), Error> {
+    if output.is_human() {
+        let done = if *condition == Condition::Delete { "deleted" } else { "condition met" };
+        let name = one.name.as_deref().unwrap_or_default();
+        return put(&format!("{}/{name} {done}\n", one.resource.word()));
+    }
+    if let Some(map) = object.as_object_mut() {
+        map.entry("apiVersion").or_insert_with(|| one.resource.api_version().into());
+        map.entry("kind").or_insert_with(|| one.resource.kind.clone().into());
+    }
+    if output.omits_managed_fields() && !flags.format.show_managed_fields {
+        print::without_managed_fields(&mut object);
+    }
+    output.put(&[object])
+}
+
+/// Waits for one object, and gives what it was then; `None` where there was none to begin with.
 async fn wait(
     session: &Session,
     one: &Selected,
     namespace: Option<&str>,
     condition: &Condition,
     end: Option<Instant>,
-) -> Result<(), Error> {
+) -> Result<Option<Value>, Error> {
     let name = one.name.as_deref().unwrap_or_default();
     let left = end.map(|end| end.saturating_duration_since(Instant::now()));
     // With no time at all there is one look.
@@ -202,6 +233,7 @@ async fn wait(
     let until = Until { session, resource: &one.resource, namespace, name, timeout };
     let must_exist = !matches!(condition, Condition::Delete | Condition::Create);
     let mut uid: Option<String> = None;
+    let mut last = Value::Null;
     let check = |object: Option<&Value>| {
         if object.is_none() && must_exist {
             let text = format!("{} {name:?} not found", one.resource.qualified());
@@ -211,23 +243,24 @@ async fn wait(
             // Another of the same name does not count.
             let now = object.and_then(delete::uid);
             let first = uid.get_or_insert_with(|| now.unwrap_or_default().to_owned());
-            return Ok((now != Some(first.as_str())).then_some(()));
+            let done = now != Some(first.as_str());
+            return Ok(done.then(|| last.take()).or_else(|| {
+                last = object.cloned().unwrap_or_default();
+                None
+            }));
         }
-        Ok(condition.holds(object).then_some(()))
+        Ok(condition.holds(object).then(|| object.cloned().unwrap_or_default()))
     };
-    if until.holds(check).await?.is_none() {
-        return Err(Error::Wrong(format!(
-            "timed out waiting for the condition on {}/{name}",
-            one.resource.plural
-        )));
-    }
-    let done = match condition {
+    if let Some(object) = until.holds(check).await? {
         // What was never there was not deleted.
-        Condition::Delete if uid.as_deref().is_none_or(str::is_empty) => return Ok(()),
-        Condition::Delete => "deleted",
-        _ => "condition met",
-    };
-    put(&format!("{}/{name} {done}\n", one.resource.word()))
+        return Ok(Some(object).filter(|object| object.is_object()));
+    }
+    let what = format!("{}/{name}", one.resource.plural);
+    Err(match condition {
+        Condition::Create => Error::wrong("timed out waiting for the condition"),
+        _ if end.is_none() && must_exist => Error::Wrong(format!("condition not met for {what}")),
+        _ => Error::Wrong(format!("timed out waiting for the condition on {what}")),
+    })
 }
 
 async fn find(session: &Session, flags: &Wait) -> Result<Vec<(Selected, Option<String>)>, Error> {

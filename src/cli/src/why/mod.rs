@@ -1,6 +1,8 @@
 //! Follows a pod through the steps of its life and names the one that holds it.
 
+pub mod claim;
 mod remedy;
+pub mod service;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -55,7 +57,9 @@ impl Verdict {
         }
         let last = lines[lines.len().saturating_sub(LAST_LINES)..].join("\n  ");
         self.evidence = format!("{} Its last words:\n  {last}", self.evidence).trim().to_owned();
-        let remedy = find(WORDS, &last);
+        // The container's own words, or those of what was to start it.
+        let unstarted = lines.last().is_some_and(|line| line.starts_with("exec /"));
+        let remedy = find(if unstarted { START } else { WORDS }, &last);
         if !remedy.is_empty() {
             self.remedy = remedy.into();
         }
@@ -138,6 +142,28 @@ pub fn not_created(object: &str, message: &str) -> Verdict {
     Verdict::new("admit", format!("{object} cannot create its pods."))
         .because(message)
         .mend(find(CREATE, message))
+}
+
+/// Of a pod that is not there, from the events about it; `None` where there are none.
+pub fn gone(events: &[Value]) -> Option<Verdict> {
+    let told = ["Preempted", "Preempting", "Evicted", "TaintManagerEviction", "NodeShutdown"];
+    let is = |event: &&Value| event["reason"].as_str().is_some_and(|r| told.contains(&r));
+    let event = events.iter().rev().find(is).or(events.last())?;
+    let text = |field: &str| event[field].as_str().unwrap_or_default();
+    let remedy = match text("reason") {
+        "Preempted" | "Preempting" => {
+            "a pod of a higher priority has its place: raise its priorityClassName, lower requests, or have a Deployment make it anew"
+        }
+        "Evicted" => "free what the node is short of; a Deployment would have made another",
+        "TaintManagerEviction" => "tolerate the node's taint, or remove it: kubectl describe nodes",
+        _ => "a pod that is deleted stays so unless something like a Deployment makes another",
+    };
+    let finding = "there is no such pod any more.";
+    Some(
+        Verdict::new("observe", finding)
+            .because(format!("The last of it: {}: {}", text("reason"), text("message")))
+            .mend(remedy),
+    )
 }
 
 /// Of an object whose pods, if it has any, are all well.
@@ -459,6 +485,9 @@ impl Pod<'_> {
             0 => "a container is expected to go on running: give it a command that does, or make it a Job, or set restartPolicy".into(),
             126 => "its command cannot be executed: see that it is a program for this machine's architecture".into(),
             127 => "its command was not found: see command and args".into(),
+            132 => "it has instructions that this machine's processor lacks (SIGILL): build it for an older one".into(),
+            134 | 139 => format!("it crashed ({}): {}", if code == 134 { "SIGABRT" } else { "SIGSEGV" }, self.logs(container, again)),
+            143 => format!("it was told to end (SIGTERM); see who did: {}", self.logs(container, again)),
             137 => format!("something killed it (SIGKILL), for want of memory or time; {}", self.logs(container, again)),
             _ => self.logs(container, again),
         })
@@ -666,6 +695,37 @@ mod tests {
             said,
             "Pod n/p: container c ended with exit code 1. It was restarted once and waits before the next. Its last words:\n  one\n  sh: can't create /x: Read-only file system\nRemedy: give it a volume to write to, such as an emptyDir at that path.\n"
         );
+    }
+
+    #[test]
+    fn what_did_not_start_is_no_word_of_its_own() {
+        let ended = bound(
+            json!([{"name": "c", "state": {"terminated": {"exitCode": 127, "reason": "Error"}}}]),
+        );
+        for (said, want) in [
+            ("exec /x: no such file or directory", "a script's first line"),
+            ("exec /x: exec format error", "another architecture"),
+            ("cat: /x: No such file or directory", "its command was not found"),
+        ] {
+            let mut verdict = explain(&ended, &[]);
+            verdict.hear(said);
+            assert!(verdict.remedy.contains(want), "{said}: {}", verdict.remedy);
+        }
+    }
+
+    #[test]
+    fn what_is_left_of_a_pod_are_its_events() {
+        let event = |reason: &str| json!({"reason": reason, "message": "m"});
+        assert_eq!(gone(&[]), None);
+        for (events, finding, remedy) in [
+            (vec![event("Preempted"), event("Killing")], "Preempted: m", "priorityClassName"),
+            (vec![event("Evicted")], "Evicted: m", "node is short of"),
+            (vec![event("Created"), event("Started")], "Started: m", "makes another"),
+        ] {
+            let verdict = gone(&events).unwrap();
+            assert!(verdict.evidence.ends_with(finding), "{}", verdict.evidence);
+            assert!(verdict.remedy.contains(remedy), "{}", verdict.remedy);
+        }
     }
 
     #[test]

@@ -6,6 +6,11 @@ type Table = &'static [(&'static str, &'static str)];
 const CREDENTIALS: &str = "name credentials: imagePullSecrets, registries.yaml or `docker login`";
 const WRITABLE: &str = "give it a volume to write to, such as an emptyDir at that path";
 const OWNER: &str = "see as which user it runs (securityContext.runAsUser) and whose the path is; fsGroup makes volumes its own";
+const NAMES: &str = "see that the Service exists; one of another namespace is NAME.NAMESPACE";
+const RESOLVES: &str = "see that names resolve in the pod (kubectl exec … -- nslookup kubernetes.default), and that its dnsPolicy and network policies let it ask";
+const LIBRARY: &str = "a library that it needs is not in the image: install it there, or build the program statically";
+const FOREIGN: &str =
+    "the program is for another architecture: build or choose an image for this machine's";
 const ENDPOINTS: &str =
     "see that what it connects to runs and has endpoints: kubectl get endpointslices";
 
@@ -141,7 +146,7 @@ pub const START: Table = &[
     ),
     (
         "no such file or directory",
-        "see that its command exists in the image, and what its first line (`#!`) names",
+        "see that its command exists in the image, and what it names itself: a script's first line (`#!`), a program's dynamic loader (another libc?)",
     ),
     ("exec format error", "the image is for another architecture, or the script has no `#!` line"),
     (
@@ -184,6 +189,18 @@ pub const CREATE: Table = &[
     ("is invalid", "mend the pod template as it says"),
 ];
 
+/// Why no volume can be made for a claim.
+pub const CLAIM: Table = &[
+    ("exceeded quota", "raise the ResourceQuota, or delete other claims: kubectl describe quota"),
+    ("no space left", "free space on the disk that holds the cluster's data: rootlet image prune"),
+    (
+        "external provisioner",
+        "see that the driver that provisions for its storage class runs: kubectl get csidrivers, and its pods",
+    ),
+    ("not found", "create what is missing"),
+    ("", "see the provisioner of its storage class: kubectl describe storageclass"),
+];
+
 /// What a container's last words mean.
 pub const WORDS: Table = &[
     ("Read-only file system", WRITABLE),
@@ -198,13 +215,41 @@ pub const WORDS: Table = &[
     ("ddress already in use", "two containers of the pod listen at one port: change one of them"),
     ("onnection refused", ENDPOINTS),
     ("ECONNREFUSED", ENDPOINTS),
-    ("no such host", "see that the Service exists; one of another namespace is NAME.NAMESPACE"),
+    ("no such host", NAMES),
+    ("ame or service not known", NAMES),
+    ("bad address", NAMES),
+    ("ENOTFOUND", NAMES),
+    ("NXDOMAIN", NAMES),
+    ("emporary failure in name resolution", RESOLVES),
+    ("EAI_AGAIN", RESOLVES),
+    ("no servers could be reached", RESOLVES),
+    ("error while loading shared libraries", LIBRARY),
+    ("cannot open shared object file", LIBRARY),
+    ("Error loading shared library", LIBRARY),
     (
-        "ame or service not known",
-        "see that the Service exists; one of another namespace is NAME.NAMESPACE",
+        "' not found (required by",
+        "the image's C library is older than the one that the program was built with: build it in that image",
     ),
-    ("bad address", "see that the Service exists; one of another namespace is NAME.NAMESPACE"),
-    ("ENOTFOUND", "see that the Service exists; one of another namespace is NAME.NAMESPACE"),
+    ("xec format error", FOREIGN),
+    ("cannot execute binary file", FOREIGN),
+    (
+        "syntax error: unexpected",
+        "the shell reads a program that is none of its own: a binary for another architecture, or a script for another shell",
+    ),
+    (
+        "llegal instruction",
+        "it has instructions that this machine's processor lacks: build it for an older one",
+    ),
+    ("ModuleNotFoundError", "install that module in the image"),
+    ("Cannot find module", "install that module in the image"),
+    (
+        "java.lang.OutOfMemoryError",
+        "raise the heap (-XX:MaxRAMPercentage) and with it resources.limits.memory",
+    ),
+    (
+        "heap out of memory",
+        "raise the heap (--max-old-space-size) and with it resources.limits.memory",
+    ),
     (
         "x509",
         "the other side's certificate is of an authority that the image does not know: mount the CA",
@@ -267,6 +312,16 @@ mod tests {
             (WORDS, "sh: can't create /bin/x: Permission denied".into(), "runAsUser"),
             (WORDS, "dial tcp 10.43.0.9:5432: connect: connection refused".into(), "endpoints"),
             (WORDS, "wget: bad address 'db'".into(), "NAME.NAMESPACE"),
+            (WORDS, "** server can't find db.default.svc.cluster.local: NXDOMAIN".into(), "NAME.NAMESPACE"),
+            (WORDS, "curl: (6) Temporary failure in name resolution".into(), "dnsPolicy"),
+            (WORDS, "/app: error while loading shared libraries: libssl.so.3: cannot open shared object file: No such file or directory".into(), "library"),
+            (WORDS, "/app: /lib/libc.so.6: version `GLIBC_2.38' not found (required by /app)".into(), "C library"),
+            (WORDS, "Error loading shared library libgcc_s.so.1: No such file or directory (needed by /app)".into(), "library"),
+            (WORDS, "sh: /bin/x: Exec format error".into(), "architecture"),
+            (WORDS, "/x: line 1: syntax error: unexpected word".into(), "another architecture"),
+            (WORDS, "ModuleNotFoundError: No module named 'flask'".into(), "module"),
+            (CLAIM, "storageclass.storage.k8s.io \"x\" not found".into(), "create what is missing"),
+            (CLAIM, "odd".into(), "provisioner"),
         ];
         for (table, message, want) in cases {
             let found = find(table, &message);

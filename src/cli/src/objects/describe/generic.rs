@@ -45,7 +45,7 @@ fn fields(page: &mut Page, level: usize, object: &Value, wanted: impl Fn(&str) -
 
 fn field(page: &mut Page, level: usize, label: &str, value: &Value) {
     match value {
-        Value::Null => {}
+        Value::Null => page.field(level, label, "<nil>"),
         Value::Object(_) => {
             page.line(level, format!("{label}:"));
             fields(page, level + 1, value, |_| true);
@@ -151,6 +151,7 @@ mod tests {
           List:
             p
             q
+          None:  <nil>
           Size:  3
         ");
     }
