@@ -8,7 +8,7 @@ use k8s_cri::v1;
 use nix::sys::signal::Signal;
 use tonic::Code;
 
-use crate::cri::{Client, Foreground, pod};
+use crate::cri::{Client, Foreground, free_port, pod};
 use crate::harness::{BUSYBOX, Cluster, eventually};
 use crate::registry::Registry;
 
@@ -121,6 +121,74 @@ fn the_runtime_answers_as_its_validation_suite_asks() {
     stats_and_metrics(&mut client, &id, &config);
     client.remove(&id);
     assert!(client.pods().is_empty() && client.containers().is_empty());
+    server.end(Signal::SIGTERM);
+}
+
+/// The suite asks for what containers share with their node, for their addresses and for ports of the host alike: all of
+/// them are there for who is among the pods.
+#[test]
+fn everything_is_within_reach_among_the_pods() {
+    let cluster = Cluster::prepared();
+    let (server, url) = Foreground::start(&cluster, &["cri", "--host-network", "node"]);
+    cluster.load_busybox();
+    let mut client = Client::connect(&url);
+    let port = free_port();
+    let mut config = pod(&cluster.path("logs"));
+    config.port_mappings =
+        vec![v1::PortMapping { container_port: 80, host_port: port.into(), ..Default::default() }];
+    let sandbox = client.sandbox(&config);
+    let shared = cluster.path("shared");
+    fs::create_dir_all(shared.join("mnt/inner")).expect("it can be made");
+    fs::create_dir_all(shared.join("source/found")).expect("it can be made");
+    let inside = |script: String| {
+        let answer = cluster.rootlet_with(&["enter"], &["bash", "-c", &script]);
+        assert_eq!(answer.code, Some(0), "{script}: {answer:?}");
+        answer.out
+    };
+    // A mount that is made after the pod, and one within it after the container.
+    let place = shared.display();
+    inside(format!("mount --bind {place}/mnt {place}/mnt && mount --make-rshared {place}/mnt"));
+    let mut wanted = container("web", "mkdir /www; echo served >/www/index.html; httpd -f -h /www");
+    wanted.mounts = vec![v1::Mount {
+        host_path: shared.join("mnt").to_string_lossy().into_owned(),
+        container_path: "/shared".into(),
+        propagation: v1::MountPropagation::PropagationHostToContainer.into(),
+        ..Default::default()
+    }];
+    let web = client.start(&sandbox, &config, wanted);
+    inside(format!("mount --bind {place}/source {place}/mnt/inner"));
+    assert_eq!(client.exec(&web, "ls /shared/inner"), "found\n");
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: false };
+    let status = ask!(client.runtime.pod_sandbox_status(request)).unwrap().status;
+    let address = status.and_then(|status| status.network).expect("it has a network").ip;
+    for (host, port) in [(address.as_str(), 80), ("127.0.0.1", port)] {
+        let get = format!(
+            "exec 3<>/dev/tcp/{host}/{port}; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+        );
+        let page = eventually("the page", || {
+            let answer = cluster.rootlet_with(&["enter"], &["bash", "-c", &get]);
+            if answer.code == Some(0) { Ok(answer.out) } else { Err(answer.err) }
+        });
+        assert!(page.ends_with("served\n"), "{host}: {page}");
+    }
+    let request = v1::ExecRequest {
+        container_id: web,
+        cmd: vec!["true".into()],
+        stdout: true,
+        ..Default::default()
+    };
+    let url = ask!(client.runtime.exec(request)).unwrap().url;
+    let (host, path) = url.trim_start_matches("http://").split_once('/').expect("a path");
+    let upgrade = "Connection: Upgrade\\r\\nUpgrade: websocket\\r\\nSec-WebSocket-Version: 13\\r\\n\
+        Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\\r\\nSec-WebSocket-Protocol: v5.channel.k8s.io";
+    let first = inside(format!(
+        "exec 3<>/dev/tcp/{}; printf 'GET /{path} HTTP/1.1\\r\\nHost: {host}\\r\\n{upgrade}\\r\\n\\r\\n' >&3; \
+        head -1 <&3",
+        host.replace(':', "/")
+    ));
+    assert_eq!(first, "HTTP/1.1 101 Switching Protocols\r\n");
+    inside(format!("umount {place}/mnt/inner {place}/mnt"));
+    client.remove(&sandbox);
     server.end(Signal::SIGTERM);
 }
 

@@ -391,9 +391,22 @@ pub struct Cri {
     /// Where to serve CRI [default: cri.sock in the runtime folder of the name].
     #[arg(long, value_name = "unix:///PATH", value_parser = unix_socket)]
     pub listen: Option<PathBuf>,
+    /// What the host's network is for pods that ask for it: this machine's, or the one that pods are reached from and
+    /// `rootlet enter` shows.
+    #[arg(long, value_name = "NETWORK", value_enum, default_value = "machine")]
+    pub host_network: HostNetwork,
     /// Of the runtime.
     #[command(flatten)]
     pub runtime: Runtime,
+}
+
+/// The network of pods in the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum HostNetwork {
+    /// The machine's own.
+    Machine,
+    /// The node's.
+    Node,
 }
 
 /// Flags of `status`.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use cli::args::Cri;
+use cli::args::{Cri, HostNetwork};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -39,7 +39,7 @@ pub fn cri(arguments: &Cri) -> anyhow::Result<std::convert::Infallible> {
     paths.create()?;
     let held = lock::wait(&paths.lock("up")).context("cannot lock the runtime's folder")?;
     refuse_second(&paths)?;
-    let settings = up::settings(
+    let mut settings = up::settings(
         &cli::args::Up {
             cluster: arguments.cluster.clone(),
             registries: arguments.runtime.registries.clone(),
@@ -49,6 +49,7 @@ pub fn cri(arguments: &Cri) -> anyhow::Result<std::convert::Infallible> {
         },
         paths.clone(),
     )?;
+    settings.host_network_within = arguments.host_network == HostNetwork::Node;
     settings.write()?;
     let node = up::start_node(&paths)?;
     let order = Order {
@@ -166,7 +167,12 @@ pub async fn open(settings: &Settings) -> anyhow::Result<(runtime::Runtime, imag
     let control = netns::Control::connect(&settings.paths.node_socket())
         .await
         .context("cannot reach the node process")?;
-    let network = HostPorts::new(control, settings.publish.clone(), settings.paths.clone());
+    let network = HostPorts::new(
+        control,
+        settings.publish.clone(),
+        settings.host_network_within,
+        settings.paths.clone(),
+    );
     let config = daemon::runtime_config(settings, images.clone(), Arc::new(network));
     let runtime =
         runtime::Runtime::open(config).await.context("cannot start the container runtime")?;

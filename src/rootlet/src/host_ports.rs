@@ -2,11 +2,11 @@
 //! ask for are published here, and pods in the host's network are in that of the machine.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use async_trait::async_trait;
-use netns::{Control, Publication};
+use netns::{Backend, Control, Frontend, Publication, ServiceChange};
 use runtime::{Error, HostPort, Network, NetworkPod, Protocol};
 use tokio::sync::Mutex;
 
@@ -18,6 +18,8 @@ pub struct HostPorts {
     control: Control,
     /// Where ports are offered whose pods do not say it.
     addresses: Vec<IpAddr>,
+    /// Pods that want the host's network get the node's, which `rootlet enter` shows.
+    within: bool,
     paths: Paths,
     /// By pod. The node process takes the list as a whole.
     published: Mutex<BTreeMap<String, Vec<Publication>>>,
@@ -25,8 +27,8 @@ pub struct HostPorts {
 
 impl HostPorts {
     /// Over the node process of `paths`.
-    pub fn new(control: Control, addresses: Vec<IpAddr>, paths: Paths) -> Self {
-        Self { control, addresses, paths, published: Mutex::default() }
+    pub fn new(control: Control, addresses: Vec<IpAddr>, within: bool, paths: Paths) -> Self {
+        Self { control, addresses, within, paths, published: Mutex::default() }
     }
 
     /// A cluster of the same name has a service proxy, whose business the host's ports are.
@@ -39,11 +41,15 @@ impl HostPorts {
         if wanted.is_empty() && !published.contains_key(id) || self.proxied() {
             return Ok(());
         }
-        if wanted.is_empty() {
-            published.remove(id);
-        } else {
+        let before = published.remove(id).unwrap_or_default();
+        if !wanted.is_empty() {
             published.insert(id.to_owned(), wanted.clone());
         }
+        // In the node's network they are on loopback too, for who is there.
+        let old = before.iter().filter_map(on_loopback).map(|(frontend, _)| frontend);
+        let changed: Vec<_> = wanted.iter().filter_map(on_loopback).collect();
+        let gone = old.filter(|old| changed.iter().all(|(new, _)| new != old)).collect();
+        self.control.change_services(ServiceChange { changed, gone }).await?;
         let all: Vec<Publication> = published.values().flatten().cloned().collect();
         let answers = self.control.publish(all.clone()).await?;
         let refused = all.iter().zip(answers).find_map(|(publication, answer)| {
@@ -57,6 +63,16 @@ impl HostPorts {
         self.control.publish(others).await?;
         Err(Error::Failed(message))
     }
+}
+
+/// A port of the loopback device as a service of the node's network.
+fn on_loopback(publication: &Publication) -> Option<(Frontend, Backend)> {
+    let (host, target) = (publication.host, publication.target);
+    let address = if host.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { host.ip() };
+    (address == IpAddr::from(Ipv4Addr::LOCALHOST) && target.is_ipv4()).then(|| {
+        let frontend = Frontend { address, protocol: publication.protocol, port: host.port() };
+        (frontend, Backend { endpoints: vec![target], ..Backend::default() })
+    })
 }
 
 /// What is to be published for a pod with these addresses.
@@ -111,8 +127,15 @@ impl Network for HostPorts {
     }
 
     async fn node_netns(&self) -> Result<Option<OwnedFd>, Error> {
+        if self.within {
+            return self.pods_netns().await;
+        }
         // This process is in the host's network.
         Ok(None)
+    }
+
+    async fn pods_netns(&self) -> Result<Option<OwnedFd>, Error> {
+        Ok(Some(self.control.node_netns().await?))
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {

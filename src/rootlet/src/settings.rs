@@ -40,6 +40,9 @@ pub struct Settings {
     /// Flags of the kubelet.
     #[serde(default)]
     pub kubelet: Kubelet,
+    /// Of a runtime alone: pods that want the host's network get the node's.
+    #[serde(default)]
+    pub host_network_within: bool,
     /// Where the configuration of CNI plugins is, if pods get their network by them.
     #[serde(default)]
     pub cni_conf_dir: Option<PathBuf>,

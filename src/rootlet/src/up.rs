@@ -158,6 +158,7 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
             (asked, _) => asked.to_vec(),
         },
         kubelet: member::checked(&arguments.kubelet)?,
+        host_network_within: false,
         cni_conf_dir: arguments
             .cni_conf_dir
             .as_ref()

@@ -121,6 +121,10 @@ pub trait Network: Send + Sync + 'static {
     /// The node's own network namespace, for pods with `hostNetwork`; `None` when it is that of this
     /// process.
     async fn node_netns(&self) -> Result<Option<OwnedFd>, Error>;
+    /// The network namespace from which pods are reached; `None` when it is that of this process.
+    async fn pods_netns(&self) -> Result<Option<OwnedFd>, Error> {
+        self.node_netns().await
+    }
     /// Sets the addresses pods get.
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error>;
     /// Whether a pod would be attached; an error says why not.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_cri::v1;
 
+use crate::apparmor;
 use crate::cdi;
 use crate::error::Error;
 use crate::oci::launch::{LAUNCH, Launch, ROOTFS, Root, STATE, UserRequest, Volume};
@@ -590,7 +591,7 @@ fn check(config: &v1::ContainerConfig) -> Result<(), Error> {
             group.value
         )));
     }
-    app_armor_profile(&security)?;
+    apparmor::profile(&security)?;
     for mount in &config.mounts {
         let path = &mount.container_path;
         let refuse = |what: &str| Err(Error::InvalidArgument(format!("mount {path:?}: {what}")));
@@ -613,25 +614,6 @@ fn check(config: &v1::ContainerConfig) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// The AppArmor profile to enter; one of the node by its name, since only root could load another.
-pub fn app_armor_profile(
-    security: &v1::LinuxContainerSecurityContext,
-) -> Result<Option<String>, Error> {
-    use v1::security_profile::ProfileType;
-    let profile = security.apparmor.as_ref().filter(|_| !security.privileged);
-    let Some(profile) = profile.filter(|own| own.profile_type() == ProfileType::Localhost) else {
-        return Ok(None);
-    };
-    let name = profile.localhost_ref.strip_prefix("localhost/").unwrap_or(&profile.localhost_ref);
-    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
-    if enabled.is_ok_and(|answer| answer.starts_with('Y')) {
-        return Ok(Some(name.to_owned()));
-    }
-    Err(Error::FailedPrecondition(format!(
-        "AppArmor profile {name:?}: this kernel does not use AppArmor"
-    )))
 }
 
 #[cfg(test)]

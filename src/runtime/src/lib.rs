@@ -9,6 +9,7 @@
 //!
 //! Start at [`Runtime`] in `runtime.rs`, then `sandbox.rs`, `container.rs`, `shim/pod.rs`, `oci/`.
 
+mod apparmor;
 mod backend;
 mod capability;
 mod cdi;

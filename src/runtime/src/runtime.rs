@@ -63,7 +63,7 @@ impl Runtime {
                 .map_err(Error::io("make runtime directory"))?;
         }
         let cgroups = Cgroups::new(config.cgroup_root.clone());
-        let (listener, streams) = streaming::bind().await?;
+        let (listeners, streams) = streaming::bind(config.network.as_ref()).await?;
         let runtime = Self(Arc::new(Inner {
             config,
             state: State::default(),
@@ -75,7 +75,7 @@ impl Runtime {
         }));
         runtime.recover().await;
         runtime.sweep().await;
-        tokio::spawn(streaming::serve(runtime.clone(), listener));
+        tokio::spawn(streaming::serve(runtime.clone(), listeners));
         Ok(runtime)
     }
 

@@ -66,7 +66,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Value, Error> {
     if security.no_new_privs {
         process["noNewPrivileges"] = true.into();
     }
-    if let Some(profile) = crate::container::app_armor_profile(&security)? {
+    if let Some(profile) = crate::apparmor::profile(&security)? {
         process["apparmorProfile"] = profile.into();
     }
     let linux_resources = inputs.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());

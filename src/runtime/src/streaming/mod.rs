@@ -12,7 +12,9 @@ mod spdy;
 mod websocket;
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,8 +24,10 @@ use hyper::body::Incoming;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use k8s_cri::v1;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::net::TcpListener;
 
+use crate::backend::Network;
 use crate::error::Error;
 use crate::runtime::Runtime;
 
@@ -31,6 +35,8 @@ use crate::runtime::Runtime;
 const TOKEN_TTL: Duration = Duration::from_mins(1);
 /// URLs that may wait to be used.
 const TOKENS_MAX: usize = 1000;
+/// How many ports are tried until one is free on both loopbacks.
+const PORT_TRIES: u32 = 10;
 
 /// The first part of the path of port-forward URLs.
 const PORT_FORWARD: &str = "portforward";
@@ -79,16 +85,57 @@ impl Streams {
     }
 }
 
-/// Binds the server's socket on loopback.
-pub async fn bind() -> Result<(TcpListener, Streams), Error> {
+/// Binds the server's sockets: on the host's loopback, and with the same port on that of the pods' network, where who
+/// calls from among them looks for it.
+pub async fn bind(network: &dyn Network) -> Result<(Vec<TcpListener>, Streams), Error> {
     let failed = "listen for streaming sessions";
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(Error::io(failed))?;
-    let address = listener.local_addr().map_err(Error::io(failed))?;
-    Ok((listener, Streams { address, waiting: Mutex::default() }))
+    let node = network.pods_netns().await?;
+    let mut tries = 0;
+    loop {
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(Error::io(failed))?;
+        let address = listener.local_addr().map_err(Error::io(failed))?;
+        let streams = Streams { address, waiting: Mutex::default() };
+        let Some(node) = &node else { return Ok((vec![listener], streams)) };
+        let node = node.try_clone().map_err(Error::io(failed))?;
+        match bind_within(node, address).await {
+            Ok(within) => return Ok((vec![listener, within], streams)),
+            // A pod in the node's network may have this port.
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < PORT_TRIES => {
+                tries += 1;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "streaming sessions cannot be asked for among the pods");
+                return Ok((vec![listener], streams));
+            }
+        }
+    }
 }
 
-/// Serves until the runtime's tasks are ended.
-pub async fn serve(runtime: Runtime, listener: TcpListener) {
+/// A socket at `address` in a network namespace: it belongs to that of the thread that makes it, whichever uses it
+/// (network_namespaces(7)).
+async fn bind_within(namespace: OwnedFd, address: SocketAddr) -> io::Result<TcpListener> {
+    let (answer, bound) = tokio::sync::oneshot::channel();
+    // A thread of its own: one of the pool would take others' work there.
+    std::thread::Builder::new().name("streaming-socket".into()).spawn(move || {
+        let bind = || -> io::Result<_> {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let _ = answer.send(bind());
+    })?;
+    TcpListener::from_std(bound.await.map_err(io::Error::other)??)
+}
+
+/// Serves on all of the sockets until the runtime's tasks are ended.
+pub async fn serve(runtime: Runtime, listeners: Vec<TcpListener>) {
+    let serving = listeners.into_iter().map(|listener| serve_one(&runtime, listener));
+    futures::future::join_all(serving).await;
+}
+
+async fn serve_one(runtime: &Runtime, listener: TcpListener) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             // Out of descriptors, most likely: some will come back.
