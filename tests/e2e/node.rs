@@ -117,6 +117,13 @@ fn usage_is_told_to_kubectl_top_and_to_scrapers() {
         cluster.kubectl_ok(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy{path}")])
     };
     let summary: Value = serde_json::from_str(&get("/stats/summary")).expect("it is JSON");
+    let own = &summary["node"]["systemContainers"];
+    for (index, name) in ["kubelet", "pods"].into_iter().enumerate() {
+        assert_eq!(own[index]["name"], name);
+        assert!(own[index]["memory"]["workingSetBytes"].as_u64() > Some(0), "{own}");
+        assert!(own[index]["cpu"]["usageCoreNanoSeconds"].as_u64() > Some(0), "{own}");
+    }
+    assert!(summary["node"]["network"]["interfaces"].is_array(), "{summary}");
     let stats = summary["pods"]
         .as_array()
         .and_then(|pods| pods.iter().find(|p| p["podRef"]["name"] == "busy"));

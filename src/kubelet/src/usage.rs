@@ -29,11 +29,21 @@ pub struct Usage {
     pub pods: Vec<cri::PodSandboxStats>,
     /// CPU time of the node, nanoseconds since its boot.
     pub node_cpu_ns: u64,
-    /// Billionths of a CPU in use, by id of sandbox or container; the node's under the empty id.
+    /// CPU time of all pods that run, nanoseconds.
+    pub pods_cpu_ns: u64,
+    /// CPU time of this process, nanoseconds.
+    pub own_cpu_ns: u64,
+    /// Billionths of a CPU in use, by id of sandbox or container; the node's under the empty id, and those of [`PODS`] and
+    /// [`OWN`].
     pub nano_cores: HashMap<String, u64>,
     /// Over how long.
     pub window: Duration,
 }
+
+/// In the place of an id: all pods.
+pub const PODS: &str = "pods";
+/// In the place of an id: this process.
+pub const OWN: &str = "kubelet";
 
 struct Look {
     at: Instant,
@@ -106,17 +116,21 @@ async fn look(context: &Context) -> Result<(Look, Usage), crate::cri::Error> {
     let cpu = |cpu: Option<&cri::CpuUsage>| {
         cpu.and_then(|c| c.usage_core_nano_seconds.as_ref()).map(|v| v.value)
     };
-    let mut cpu_ns = HashMap::from([(String::new(), node_cpu_ns)]);
+    let own_cpu_ns = machine::own_cpu_ns();
+    let mut cpu_ns = HashMap::from([(String::new(), node_cpu_ns), (OWN.to_owned(), own_cpu_ns)]);
+    let mut pods_cpu_ns = 0;
     for pod in &pods {
         let Some(linux) = &pod.linux else { continue };
         let id = pod.attributes.as_ref().map(|a| a.id.clone()).unwrap_or_default();
+        pods_cpu_ns += cpu(linux.cpu.as_ref()).unwrap_or(0);
         cpu_ns.extend(cpu(linux.cpu.as_ref()).map(|ns| (id, ns)));
         for container in &linux.containers {
             let id = container.attributes.as_ref().map(|a| a.id.clone()).unwrap_or_default();
             cpu_ns.extend(cpu(container.cpu.as_ref()).map(|ns| (id, ns)));
         }
     }
-    let usage = Usage { pods, node_cpu_ns, ..Usage::default() };
+    cpu_ns.insert(PODS.to_owned(), pods_cpu_ns);
+    let usage = Usage { pods, node_cpu_ns, pods_cpu_ns, own_cpu_ns, ..Usage::default() };
     Ok((Look { at: Instant::now(), cpu_ns }, usage))
 }
 

@@ -117,6 +117,60 @@ pub fn cpu_ns() -> u64 {
     busy * 1_000_000_000 / rustix::param::clock_ticks_per_second()
 }
 
+/// CPU time of this process, nanoseconds.
+pub fn own_cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Memory of this process that is resident, bytes (proc_pid_statm(5)).
+pub fn own_memory_bytes() -> u64 {
+    let resident = line("/proc/self/statm");
+    let pages = resident.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// What went through a network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Interface {
+    pub name: String,
+    pub rx_bytes: u64,
+    pub rx_errors: u64,
+    pub tx_bytes: u64,
+    pub tx_errors: u64,
+}
+
+/// The machine's interfaces but for loopback; first the one through which the default route leads, if there is one.
+pub fn interfaces() -> Vec<Interface> {
+    let read =
+        |name: &str| fs::read_to_string(format!("/proc/self/net/{name}")).unwrap_or_default();
+    interfaces_of(&read("dev"), &read("route"))
+}
+
+fn interfaces_of(dev: &str, route: &str) -> Vec<Interface> {
+    let to_everywhere = route.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let name = fields.next()?;
+        (fields.next()? == "00000000").then_some(name)
+    });
+    let read = |line: &str| {
+        let (name, counters) = line.split_once(':')?;
+        let counters: Vec<u64> =
+            counters.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        let at = |index: usize| counters.get(index).copied().unwrap_or(0);
+        Some(Interface {
+            name: name.trim().to_owned(),
+            rx_bytes: at(0),
+            rx_errors: at(2),
+            tx_bytes: at(8),
+            tx_errors: at(10),
+        })
+    };
+    let mut all: Vec<_> = dev.lines().filter_map(read).filter(|own| own.name != "lo").collect();
+    all.sort_by_key(|own| Some(own.name.as_str()) != to_everywhere);
+    all
+}
+
 /// When the machine booted.
 pub fn boot_time() -> Option<jiff::Timestamp> {
     let text = fs::read_to_string("/proc/stat").ok()?;
@@ -132,4 +186,31 @@ pub fn pids() -> (u64, u64) {
     let tasks = loadavg.split_whitespace().nth(3).and_then(|f| f.split_once('/'));
     let now = tasks.and_then(|(_, all)| all.parse().ok()).unwrap_or(0);
     (most.into_iter().flatten().min().unwrap_or(0), now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interface_of_the_default_route_comes_first() {
+        let dev = "Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:     100      10    0    0    0     0          0         0      100      10    0    0    0     0       0          0
+  wlan0:      1       2    3    4    5     6          7         8        9      10   11   12   13    14      15         16
+   eth0:     21      22   23    0    0     0          0         0       29      30   31    0    0     0       0          0";
+        let route =
+            "Iface\tDestination\tGateway\neth0\t0000A8C0\t00000000\neth0\t00000000\t0100A8C0";
+        let of = |name: &str, rx_bytes, rx_errors, tx_bytes, tx_errors| Interface {
+            name: name.to_owned(),
+            rx_bytes,
+            rx_errors,
+            tx_bytes,
+            tx_errors,
+        };
+        let expected = [of("eth0", 21, 23, 29, 31), of("wlan0", 1, 3, 9, 11)];
+        assert_eq!(interfaces_of(dev, route), expected);
+        assert_eq!(interfaces_of(dev, "")[0].name, "wlan0");
+        assert!(interfaces_of("", "").is_empty());
+    }
 }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::{Shared, json as answer, refuse};
 use crate::context::Context;
 use crate::node::machine;
-use crate::usage::Usage;
+use crate::usage::{self, Usage};
 use crate::{labels, pod, sandbox, volumes};
 
 /// `/runningpods/`: what the runtime runs, as pods.
@@ -104,13 +104,71 @@ fn make(context: &Context, usage: &Usage, pods: &[Arc<Pod>], bare: bool, image_f
             "swapUsageBytes": machine::meminfo("SwapTotal").saturating_sub(machine::meminfo("SwapFree")),
         },
     });
+    node["systemContainers"] = system_containers(usage, started, now);
     if !bare {
+        node["network"] = node_network(now);
         node["fs"] = fs(now, disk.as_ref(), None);
         node["runtime"] = json!({"imageFs": image_fs, "containerFs": fs(now, disk.as_ref(), None)});
         let (most, now_used) = machine::pids();
         node["rlimit"] = json!({"time": now, "maxpid": most, "curproc": now_used});
     }
     json!({"node": node, "pods": pods})
+}
+
+/// What the node's own programs and all pods take: the kubelet is this process, with all that it does beside.
+fn system_containers(usage: &Usage, started: Timestamp, now: Timestamp) -> Value {
+    let memory = |of: fn(&cri::MemoryUsage) -> Option<&cri::UInt64Value>| -> u64 {
+        let all = usage.pods.iter().filter_map(|pod| pod.linux.as_ref()?.memory.as_ref());
+        all.filter_map(of).map(|value| value.value).sum()
+    };
+    let own = machine::own_memory_bytes();
+    let container = |name: &str, cpu_ns: u64, memory: Value| {
+        json!({
+            "name": name,
+            "startTime": started,
+            "cpu": {
+                "time": now,
+                "usageNanoCores": usage.nano_cores.get(name).copied().unwrap_or(0),
+                "usageCoreNanoSeconds": cpu_ns,
+            },
+            "memory": memory,
+        })
+    };
+    json!([
+        container(
+            usage::OWN,
+            usage.own_cpu_ns,
+            json!({"time": now, "usageBytes": own, "workingSetBytes": own, "rssBytes": own}),
+        ),
+        container(
+            usage::PODS,
+            usage.pods_cpu_ns,
+            json!({
+                "time": now,
+                "usageBytes": memory(|m| m.usage_bytes.as_ref()),
+                "workingSetBytes": memory(|m| m.working_set_bytes.as_ref()),
+                "rssBytes": memory(|m| m.rss_bytes.as_ref()),
+            }),
+        ),
+    ])
+}
+
+/// What went through the machine's interfaces.
+fn node_network(now: Timestamp) -> Value {
+    let one = |own: &machine::Interface| {
+        json!({
+            "name": own.name,
+            "rxBytes": own.rx_bytes,
+            "rxErrors": own.rx_errors,
+            "txBytes": own.tx_bytes,
+            "txErrors": own.tx_errors,
+        })
+    };
+    let all = machine::interfaces();
+    let mut out = all.first().map_or_else(|| json!({"name": ""}), one);
+    out["time"] = json!(now);
+    out["interfaces"] = all.iter().map(one).collect();
+    out
 }
 
 async fn image_fs(context: &Context) -> Value {
