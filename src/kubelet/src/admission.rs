@@ -70,6 +70,11 @@ pub fn selects(of: &Pod, node: &Node<'_>, others: &[Arc<Pod>]) -> Result<(), Wai
     Ok(())
 }
 
+/// Whether a refusal is one for what is written on the node.
+pub fn is_of_marks(refusal: &Waiting) -> bool {
+    matches!(refusal.reason.as_str(), "NodeAffinity" | "TaintToleration")
+}
+
 /// Whether the pod may stay where these taints are.
 fn endures(of: &Pod, taints: &[Taint]) -> bool {
     taints.iter().all(|taint| taint.effect != "NoExecute" || tolerates(of, taint))

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use client::{Informer, Recorder, object_reference};
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::{Api, Client};
@@ -26,6 +26,7 @@ use crate::eviction::{Pressure, is_critical};
 use crate::fields::Facts;
 use crate::image::Getting;
 use crate::objects::Objects;
+use crate::own_node::OwnNode;
 use crate::pod::{self, Kind};
 use crate::pods::Workers;
 use crate::preemption;
@@ -125,7 +126,9 @@ pub struct Context {
     pub counters: Counters,
     /// What of it pods may use.
     pub allocatable: RwLock<BTreeMap<String, Quantity>>,
-    /// The node's labels.
+    /// The node's object.
+    pub own_node: OwnNode,
+    /// The labels with which the node registers.
     pub node_labels: BTreeMap<String, String>,
     /// Who ends pods that make room for others.
     pub workers: Workers,
@@ -160,23 +163,23 @@ impl Context {
         self.recorder.warning(reference(of, container), reason, message);
     }
 
-    /// The node's labels and taints as they are now: others may have changed them.
-    pub async fn marks(&self) -> Marks {
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        match nodes.get(&self.node_name).await {
-            Ok(node) => {
-                let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
-                Marks { labels: node.metadata.labels.unwrap_or_default(), taints }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the node's labels and taints cannot be read");
-                Marks { labels: self.node_labels.clone(), taints: Vec::new() }
+    /// Takes the pod in, or says why not; one that `runs` already is not asked again.
+    pub async fn take(&self, of: &Arc<Pod>, runs: bool) -> Result<Admission, Waiting> {
+        if runs {
+            return self.admit(of, true, &Marks::default());
+        }
+        if let Some(seen) = self.own_node.seen() {
+            match self.admit(of, false, &seen) {
+                // Whoever bound the pod may have seen what the watch has not told yet.
+                Err(refusal) if admission::is_of_marks(&refusal) => {}
+                answer => return answer,
             }
         }
+        let now = self.own_node.now(&self.node_labels).await;
+        self.admit(of, false, &now)
     }
 
-    /// Takes the pod in, or says why not; one that `runs` already is not asked again.
-    pub fn admit(&self, of: &Arc<Pod>, runs: bool, marks: &Marks) -> Result<Admission, Waiting> {
+    fn admit(&self, of: &Arc<Pod>, runs: bool, marks: &Marks) -> Result<Admission, Waiting> {
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         if !runs && self.ending.is_asked() {
             return Err(shutdown::refusal());

@@ -38,6 +38,7 @@ mod node;
 mod objects;
 mod observe;
 mod pod;
+mod own_node;
 mod pods;
 mod preemption;
 mod prepare;
@@ -272,6 +273,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         images,
         drivers: config.drivers,
         devices,
+    let own_node = own_node::OwnNode::watch(&config.client, &config.node_name);
         claims,
         node_changed: tokio::sync::Notify::new(),
         staging: tokio::sync::Mutex::default(),
@@ -298,3 +300,4 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     );
     Ok(())
 }
+        own_node,

@@ -13,7 +13,6 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::admission::Marks;
 use crate::background::Background;
 use crate::backoff::Backoffs;
 use crate::context::{Admission, Context};
@@ -420,8 +419,7 @@ impl Worker {
             });
             return;
         }
-        let marks = if running { Marks::default() } else { self.context.marks().await };
-        match self.context.admit(&self.pod, running, &marks) {
+        match self.context.take(&self.pod, running).await {
             Ok(Admission::Now) => {
                 if let Err(refusal) = self.context.devices.allocate(&self.pod).await {
                     self.refuse(refusal);

@@ -118,6 +118,7 @@ impl Node {
             allocatable: RwLock::default(),
             node_labels: BTreeMap::new(),
             workers: self.workers.clone(),
+            own_node: crate::own_node::OwnNode::watch(&self.api.client(), "n"),
             admitted: Mutex::new(HashMap::new()),
             ending: crate::shutdown::Ending::default(),
             clock: self.runtime.clock,
