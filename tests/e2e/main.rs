@@ -20,6 +20,7 @@ mod host_ports;
 mod hosts;
 mod hygiene;
 mod ingress;
+mod kubelet;
 mod kustomize;
 mod lifecycle;
 mod living;

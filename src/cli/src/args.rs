@@ -148,6 +148,16 @@ pub enum Component {
 /// Flags of a kubelet, of a cluster's own node or of one that joins another.
 #[derive(Args, Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Kubelet {
+    /// Upstream's file for kubelets, a KubeletConfiguration of version v1beta1; flags have the last word.
+    #[arg(long, value_name = "FILE")]
+    pub kubelet_config: Option<PathBuf>,
+    /// Folder of further such files, `*.conf`: they are merged into the first in the order of their names.
+    #[arg(long, value_name = "DIR")]
+    pub kubelet_config_dir: Option<PathBuf>,
+    /// What these files say together, for the process that runs the kubelet.
+    #[arg(skip)]
+    #[serde(default)]
+    pub configuration: serde_json::Value,
     /// Pods the node takes [default: 110].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_pods: Option<u32>,
@@ -358,9 +368,9 @@ pub struct Agent {
     /// Addresses of the cluster's DNS [default: those of the Service kube-system/kube-dns].
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     pub cluster_dns: Vec<std::net::IpAddr>,
-    /// Domain of the cluster's names.
-    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
-    pub cluster_domain: String,
+    /// Domain of the cluster's names [default: cluster.local].
+    #[arg(long, value_name = "DOMAIN")]
+    pub cluster_domain: Option<String>,
     /// Authority of those who may call the kubelet [default: the kubeconfig's].
     #[arg(long, value_name = "FILE")]
     pub client_ca_file: Option<PathBuf>,

@@ -18,12 +18,24 @@ struct Entry {
 }
 
 /// Back-offs by key.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Backoffs {
     entries: HashMap<String, Entry>,
+    most: Duration,
+}
+
+impl Default for Backoffs {
+    fn default() -> Self {
+        Self::up_to(MAX)
+    }
 }
 
 impl Backoffs {
+    /// None yet; none will be longer than `most`.
+    pub fn up_to(most: Duration) -> Self {
+        Self { entries: HashMap::new(), most }
+    }
+
     /// The delay in force and when it is over, if `key` is still held back at `now` counted from
     /// `since`, the moment of the last failure.
     pub fn held_until(
@@ -34,7 +46,7 @@ impl Backoffs {
     ) -> Option<(Duration, Timestamp)> {
         let entry = self.entries.get(key)?;
         // What is yet to come was before the clock was set back; how long ago that is, nobody knows.
-        if expired(since, entry.last_update) || now < since {
+        if self.expired(since, entry.last_update) || now < since {
             return None;
         }
         let until = since + signed(entry.delay);
@@ -44,23 +56,23 @@ impl Backoffs {
     /// Records another failure of `key` and returns the delay it earned.
     pub fn next(&mut self, key: &str, since: Timestamp, now: Timestamp) -> Duration {
         let entry = match self.entries.get(key) {
-            Some(entry) if !expired(since, entry.last_update) => {
-                Entry { delay: (entry.delay * 2).min(MAX), last_update: now }
+            Some(entry) if !self.expired(since, entry.last_update) => {
+                Entry { delay: (entry.delay * 2).min(self.most), last_update: now }
             }
-            _ => Entry { delay: INITIAL, last_update: now },
+            _ => Entry { delay: INITIAL.min(self.most), last_update: now },
         };
         self.entries.insert(key.to_owned(), entry);
         entry.delay
+    }
+
+    fn expired(&self, since: Timestamp, last_update: Timestamp) -> bool {
+        since.duration_since(last_update) > signed(self.most * 2)
     }
 
     /// Forgets `key`.
     pub fn reset(&mut self, key: &str) {
         self.entries.remove(key);
     }
-}
-
-fn expired(since: Timestamp, last_update: Timestamp) -> bool {
-    since.duration_since(last_update) > signed(MAX * 2)
 }
 
 fn signed(duration: Duration) -> SignedDuration {

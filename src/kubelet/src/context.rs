@@ -17,6 +17,7 @@ use crate::admission::{self, Marks, Security};
 use crate::certificates::Certificates;
 use crate::claims::InUse;
 use crate::clock::Clock;
+use crate::configuration::Limits;
 use crate::counters::Counters;
 use crate::cri::Cri;
 use crate::csi::Drivers;
@@ -100,8 +101,8 @@ pub struct Context {
     pub machine: Machine,
     /// Most processes of a pod.
     pub pod_pids_limit: Option<u32>,
-    /// What of the node is kept from pods, by resource.
-    pub system_reserved: BTreeMap<String, Quantity>,
+    /// What of the node is kept from pods: resources, each as often as somebody keeps some.
+    pub reserved: Vec<(String, Quantity)>,
     /// What of a security context the node can give.
     pub security: Security,
     /// How it gets images.
@@ -120,6 +121,8 @@ pub struct Context {
     pub thresholds: Thresholds,
     /// Whether it is.
     pub pressure: Pressure,
+    /// Bounds that are configured.
+    pub limits: Limits,
     /// What of it is used.
     pub usage: Sampler,
     /// What happened, counted.

@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod provider;
+mod rate;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -25,6 +26,7 @@ use crate::pod::{self, Kind};
 use crate::status::Waiting;
 use access::{Access, Origin, Owner, Verdict};
 use provider::Providers;
+use rate::Rate;
 
 /// How the node gets images.
 pub struct Getting {
@@ -33,12 +35,21 @@ pub struct Getting {
     /// Pulls at the same time, where that is limited.
     turns: Option<Semaphore>,
     most: Option<u32>,
+    /// How many may begin in a second, where that is limited.
+    rate: Option<Rate>,
 }
 
 impl Getting {
-    /// Of the kubelet whose files are in `root`; `most` pulls at the same time.
-    pub fn new(root: &Path, providers: Providers, most: Option<u32>) -> Self {
+    /// Of the kubelet whose files are in `root`; `most` pulls at the same time, and so many in a second, or at once after
+    /// a pause, as `rate` says.
+    pub fn new(
+        root: &Path,
+        providers: Providers,
+        most: Option<u32>,
+        rate: Option<(u32, u32)>,
+    ) -> Self {
         Self {
+            rate: rate.map(|(a_second, at_once)| Rate::new(a_second, at_once)),
             providers,
             access: Access::open(root.join("image_manager")),
             turns: most.map(|most| Semaphore::new(most as usize)),
@@ -313,6 +324,9 @@ async fn attempt(context: &Context, of: &Pod, image: &str) -> Result<CameAs, Str
             auth,
             sandbox_config: None,
         };
+        if context.images.rate.as_ref().is_some_and(|rate| !rate.admits()) {
+            return Err("pull QPS exceeded".into());
+        }
         match context.cri.pull_image(request).await {
             Ok(answer) => {
                 let request = cri::ImageStatusRequest { image: Some(spec(image)), verbose: false };

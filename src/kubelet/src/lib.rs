@@ -16,6 +16,7 @@ mod certificates;
 mod claims;
 mod clock;
 mod conditions;
+mod configuration;
 mod container;
 mod context;
 mod counters;
@@ -37,8 +38,8 @@ mod logs;
 mod node;
 mod objects;
 mod observe;
-mod pod;
 mod own_node;
+mod pod;
 mod pods;
 mod preemption;
 mod prepare;
@@ -76,6 +77,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+pub use configuration::{
+    Configuration, Error as ConfigurationError, Limits, read as read_configuration,
+};
 pub use context::Dialer;
 pub use cri::{Cri, Error as CriError};
 pub use shutdown::{Ending, Periods};
@@ -165,6 +169,8 @@ pub struct Config {
     pub pod_pids_limit: Option<u32>,
     /// What of the node is kept from pods, as upstream's `--system-reserved`: `cpu=500m,memory=1Gi`.
     pub system_reserved: Option<String>,
+    /// The same for Kubernetes' own programs, as upstream's `kubeReserved`.
+    pub kube_reserved: Option<String>,
     /// Sysctls that pods may set beside the safe ones, as upstream's `--allowed-unsafe-sysctls`.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Below what the node is under pressure, as upstream's `--eviction-hard`; none for the defaults.
@@ -174,6 +180,10 @@ pub struct Config {
     pub image_credential_providers: Option<(PathBuf, PathBuf)>,
     /// Images pulled at the same time, as upstream's `maxParallelImagePulls`; none for no limit.
     pub max_parallel_image_pulls: Option<u32>,
+    /// Most pods for each processor, as upstream's `podsPerCore`.
+    pub pods_per_core: Option<u32>,
+    /// Bounds that have defaults.
+    pub limits: Limits,
     /// Where CSI drivers that have registered are written down.
     pub drivers: Arc<plugin::Drivers>,
     /// How long pods have when the node ends.
@@ -219,32 +229,51 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
             .map_err(|source| Error::Directory { path: path.clone(), source })?;
     }
     let thresholds = match &config.eviction_hard {
-        Some(text) => eviction::threshold::parse(text).map_err(Error::Eviction)?,
+        Some(text) => {
+            let told = eviction::threshold::parse(text).map_err(Error::Eviction)?;
+            let mut all = eviction::threshold::Thresholds::new();
+            if config.limits.merge_thresholds {
+                all = eviction::threshold::defaults();
+            }
+            all.extend(told);
+            all
+        }
         None => eviction::threshold::defaults(),
     };
-    let system_reserved = reserved(config.system_reserved.as_deref().unwrap_or_default())?;
+    let mut kept = Vec::new();
+    for text in [&config.system_reserved, &config.kube_reserved] {
+        kept.extend(reserved(text.as_deref().unwrap_or_default())?);
+    }
     let providers = match &config.image_credential_providers {
         Some((file, folder)) => image::provider::Providers::read(file, folder)?,
         None => image::provider::Providers::default(),
     };
-    let images = image::Getting::new(&config.root_dir, providers, config.max_parallel_image_pulls);
+    let images = image::Getting::new(
+        &config.root_dir,
+        providers,
+        config.max_parallel_image_pulls,
+        config.limits.pulls,
+    );
     let version = k8s_cri::v1::VersionRequest { version: "v1".into() };
     let runtime_name = config.cri.version(version).await.map_err(Error::Runtime)?.runtime_name;
     let listen = server::Listen::new(config.listen, &config.tls)?;
+    let machine = node::machine::read();
+    let of_cores = config.pods_per_core.map(|pods| pods.saturating_mul(machine.cpus as u32));
+    let max_pods = of_cores.map_or(config.max_pods, |most| most.min(config.max_pods));
     let settings = node::Settings {
         taints: config.taints,
         port: listen.port(),
-        max_pods: config.max_pods,
+        max_pods,
         kubelet_version: VERSION.into(),
     };
     let mut node_labels = node::well_known_labels(&config.node_name);
     node_labels.extend(config.labels);
     let workers = pods::Workers::default();
     let woken = workers.clone();
-    let machine = node::machine::read();
-    let capacity = node::machine::capacity(&machine, &config.root_dir, config.max_pods);
+    let capacity = node::machine::capacity(&machine, &config.root_dir, max_pods);
     let devices = device::Devices::new(&config.root_dir);
     let claims = claims::InUse::new(&config.root_dir);
+    let own_node = own_node::OwnNode::watch(&config.client, &config.node_name);
     let context = Arc::new(Context {
         recorder: Recorder::new(config.client.clone(), "kubelet", &config.node_name),
         objects: Objects::new(&config.client, Arc::new(move |uid: &str| woken.wake(uid))),
@@ -265,7 +294,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         dialer: config.dialer,
         machine,
         pod_pids_limit: config.pod_pids_limit,
-        system_reserved,
+        reserved: kept,
         security: admission::Security {
             sysctls: config.allowed_unsafe_sysctls,
             apparmor: node::machine::line("/sys/module/apparmor/parameters/enabled") == "Y",
@@ -273,15 +302,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         images,
         drivers: config.drivers,
         devices,
-    let own_node = own_node::OwnNode::watch(&config.client, &config.node_name);
         claims,
         node_changed: tokio::sync::Notify::new(),
         staging: tokio::sync::Mutex::default(),
         thresholds,
-        pressure: eviction::Pressure::default(),
+        pressure: eviction::Pressure::lasting(config.limits.pressure),
+        limits: config.limits,
         usage: usage::Sampler::default(),
         counters: counters::Counters::default(),
         allocatable: RwLock::new(capacity),
+        own_node,
         node_labels,
         workers: workers.clone(),
         admitted: Mutex::new(HashMap::new()),
@@ -300,4 +330,3 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     );
     Ok(())
 }
-        own_node,

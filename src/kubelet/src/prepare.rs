@@ -87,7 +87,7 @@ impl Worker {
         now: Timestamp,
         next: &mut Timestamp,
     ) -> Option<(String, cri::PodSandboxConfig)> {
-        let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let host = std::fs::read_to_string(&self.context.limits.resolv_conf).unwrap_or_default();
         let host = ResolvConf::parse(&host);
         let cluster =
             Cluster { servers: &self.context.cluster_dns, domain: &self.context.cluster_domain };

@@ -241,6 +241,7 @@ impl Worker {
         let reported = in_api.status.clone().unwrap_or_default();
         let reporter = Reporter::new(context.clone(), &in_api, reported.clone());
         let resize = Progress::of(&reported);
+        let backoff = Backoffs::up_to(context.limits.restart_pause);
         Self {
             context,
             update,
@@ -259,7 +260,7 @@ impl Worker {
             local: Local::default(),
             waiting: HashMap::new(),
             messages: HashMap::new(),
-            backoff: Backoffs::default(),
+            backoff,
             approved: HashMap::new(),
             retry_at: HashMap::new(),
             looked: Timestamp::MIN,

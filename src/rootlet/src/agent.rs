@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::member::Member;
+use crate::node::DOMAIN;
 use crate::paths::Paths;
 use crate::settings::Settings;
 use crate::{control, cri, daemon, lock, logging, member, up, userns};
@@ -51,7 +52,7 @@ pub fn agent(arguments: &Agent) -> anyhow::Result<std::convert::Infallible> {
     if let Some(file) = &mut arguments.proxy_kubeconfig {
         *file = whole("--proxy-kubeconfig", file)?;
     }
-    arguments.kubelet = member::checked(&arguments.kubelet)?;
+    arguments.kubelet = member::checked(&arguments.kubelet, &[])?;
     let paths = Paths::of(&arguments.cluster.name)?;
     paths.create()?;
     let held = lock::wait(&paths.lock("up")).context("cannot lock the node's folder")?;
@@ -277,9 +278,12 @@ async fn config(
         None => access.way_there()?,
     };
     let listen = listen(node_ip, arguments.port)?;
-    let client_ca_pem = match &arguments.client_ca_file {
-        Some(file) => std::fs::read_to_string(file)
-            .with_context(|| format!("--client-ca-file: cannot read {}", file.display()))?,
+    let configured = member::configuration(&arguments.kubelet)?;
+    let client_ca_file = arguments.client_ca_file.as_ref().or(configured.client_ca_file.as_ref());
+    let client_ca_pem = match client_ca_file {
+        Some(file) => std::fs::read_to_string(file).with_context(|| {
+            format!("the authority of the kubelet's callers: cannot read {}", file.display())
+        })?,
         None => access.ca_pem.context(
             "the kubeconfig names no authority of the cluster; give that of the kubelet's callers with \
              --client-ca-file",
@@ -291,9 +295,9 @@ async fn config(
         &[node_name.clone(), node_ip.to_string()],
     )?;
     let cri = cri::client(runtime, arguments.container_runtime_endpoint.as_deref())?;
-    let cluster_dns = match &arguments.cluster_dns[..] {
-        [] => cluster_dns(&client).await,
-        asked => asked.to_vec(),
+    let cluster_dns = match (&arguments.cluster_dns[..], &configured.cluster_dns[..]) {
+        ([], []) => cluster_dns(&client).await,
+        ([], asked) | (asked, _) => asked.to_vec(),
     };
     let member = Member {
         node_name,
@@ -303,7 +307,11 @@ async fn config(
         listen,
         tls: kubelet::Tls { cert_pem: pair.cert_pem, key_pem: pair.key_pem, client_ca_pem },
         cluster_dns,
-        cluster_domain: arguments.cluster_domain.clone(),
+        cluster_domain: arguments
+            .cluster_domain
+            .clone()
+            .or(configured.cluster_domain)
+            .unwrap_or_else(|| DOMAIN.into()),
         node_ip,
         dialer: dialer(paths).await?,
         labels: arguments.node_labels.iter().cloned().collect::<BTreeMap<_, _>>(),

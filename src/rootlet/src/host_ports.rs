@@ -1,5 +1,5 @@
 //! The pods' network for a runtime that has no service proxy beside it: the ports of the host that pods
-//! ask for are published here, and pods in the host's network are in that of the machine.
+//! ask for are published here, and pods in the host's network are in that of the machine or of the node.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

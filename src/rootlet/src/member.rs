@@ -36,6 +36,7 @@ impl Member {
     pub fn config(self, flags: &Kubelet, paths: &Paths) -> kubelet::Config {
         // What is mistyped was told before.
         let shutdown_periods = shutdown_periods(flags).unwrap_or_default();
+        let configured = configuration(flags).unwrap_or_default();
         let flags = flags.clone();
         kubelet::Config {
             node_name: self.node_name,
@@ -52,20 +53,29 @@ impl Member {
             node_ip: self.node_ip,
             dialer: self.dialer,
             labels: self.labels,
-            taints: Vec::new(),
-            max_pods: flags.max_pods.unwrap_or(MAX_PODS),
-            static_pods: flags.pod_manifest_path,
-            pod_pids_limit: flags.pod_max_pids,
-            system_reserved: flags.system_reserved,
-            allowed_unsafe_sysctls: flags.allowed_unsafe_sysctls,
+            taints: configured.taints,
+            max_pods: flags.max_pods.or(configured.max_pods).unwrap_or(MAX_PODS),
+            pods_per_core: configured.pods_per_core,
+            static_pods: flags.pod_manifest_path.or(configured.static_pods),
+            pod_pids_limit: flags.pod_max_pids.or(configured.pod_pids_limit),
+            system_reserved: flags.system_reserved.or(configured.system_reserved),
+            kube_reserved: configured.kube_reserved,
+            allowed_unsafe_sysctls: if flags.allowed_unsafe_sysctls.is_empty() {
+                configured.allowed_unsafe_sysctls
+            } else {
+                flags.allowed_unsafe_sysctls
+            },
             shutdown_periods,
             ending: self.ending,
             drivers: self.drivers,
-            eviction_hard: flags.eviction_hard,
+            eviction_hard: flags.eviction_hard.or(configured.eviction_hard),
             image_credential_providers: flags
                 .image_credential_provider_config
                 .zip(flags.image_credential_provider_bin_dir),
-            max_parallel_image_pulls: flags.max_parallel_image_pulls,
+            max_parallel_image_pulls: flags
+                .max_parallel_image_pulls
+                .or(configured.max_parallel_image_pulls),
+            limits: configured.limits,
         }
     }
 }
@@ -73,29 +83,71 @@ impl Member {
 /// Upstream's default.
 const MAX_PODS: u32 = 110;
 
+/// What the files of `--kubelet-config` say; nothing where there are none.
+///
+/// # Errors
+/// They say what cannot be, or what this kubelet does not do.
+pub fn configuration(
+    flags: &Kubelet,
+) -> Result<kubelet::Configuration, kubelet::ConfigurationError> {
+    if flags.configuration.is_null() {
+        return Ok(kubelet::Configuration::default());
+    }
+    kubelet::Configuration::of(&flags.configuration)
+}
+
 /// How long pods have when the node ends.
 ///
 /// # Errors
 /// What the flags say is no such thing.
 pub fn shutdown_periods(flags: &Kubelet) -> anyhow::Result<kubelet::Periods> {
-    let periods = kubelet::Periods::parse(
-        flags.shutdown_grace_period.as_deref(),
-        flags.shutdown_grace_period_critical_pods.as_deref(),
-        flags.shutdown_grace_period_by_pod_priority.as_deref(),
+    let own = (
+        flags.shutdown_grace_period.clone(),
+        flags.shutdown_grace_period_critical_pods.clone(),
+        flags.shutdown_grace_period_by_pod_priority.clone(),
     );
+    let (whole, critical, by_priority) = match own {
+        (None, None, None) => configuration(flags).unwrap_or_default().shutdown,
+        own => own,
+    };
+    let periods =
+        kubelet::Periods::parse(whole.as_deref(), critical.as_deref(), by_priority.as_deref());
     periods.map_err(|error| anyhow::anyhow!("--shutdown-grace-period: {error}"))
 }
 
-/// The flags as a process in another folder can use them; what is mistyped is told before anything starts.
-pub fn checked(flags: &Kubelet) -> anyhow::Result<Kubelet> {
+/// Reads the files of `--kubelet-config`, and tells what of them is without effect.
+fn read_configuration(flags: &mut Kubelet, unused: &[&str]) -> anyhow::Result<()> {
+    let (file, folder) = (flags.kubelet_config.take(), flags.kubelet_config_dir.take());
+    if file.is_none() && folder.is_none() {
+        return Ok(());
+    }
+    flags.configuration = kubelet::read_configuration(file.as_deref(), folder.as_deref())?;
+    let configured = configuration(flags)?;
+    let unused = unused.iter().filter(|pointer| flags.configuration.pointer(pointer).is_some());
+    let unused = unused.map(|pointer| pointer.trim_start_matches('/').replace('/', "."));
+    let without_effect: Vec<String> = unused.chain(configured.without_effect).collect();
+    if !without_effect.is_empty() {
+        eprintln!("note: --kubelet-config: without effect here: {}", without_effect.join(", "));
+    }
+    Ok(())
+}
+
+/// What a kubelet's configuration says of the cluster it belongs to, which our own cluster says itself.
+pub const OF_THE_CLUSTER: [&str; 3] =
+    ["/authentication/x509/clientCAFile", "/clusterDNS", "/clusterDomain"];
+
+/// The flags as a process in another folder can use them; what is mistyped is told before anything starts. `unused` are
+/// places in a configuration's file that have no effect for this node.
+pub fn checked(flags: &Kubelet, unused: &[&str]) -> anyhow::Result<Kubelet> {
     if let Some(thresholds) = &flags.eviction_hard {
         kubelet::check_eviction_hard(thresholds).context("--eviction-hard")?;
     }
     if let Some(reserved) = &flags.system_reserved {
         kubelet::check_system_reserved(reserved).context("--system-reserved")?;
     }
-    shutdown_periods(flags)?;
     let mut flags = flags.clone();
+    read_configuration(&mut flags, unused).context("--kubelet-config")?;
+    shutdown_periods(&flags)?;
     for path in
         [&mut flags.image_credential_provider_config, &mut flags.image_credential_provider_bin_dir]
             .into_iter()
@@ -109,6 +161,8 @@ pub fn checked(flags: &Kubelet) -> anyhow::Result<Kubelet> {
         kubelet::check_image_credential_providers(config, folder)
             .context("--image-credential-provider-config")?;
     }
+    let of_file = configuration(&flags)?.static_pods;
+    flags.pod_manifest_path = flags.pod_manifest_path.or(of_file);
     if let Some(folder) = &mut flags.pod_manifest_path {
         *folder = std::path::absolute(&folder).context("--pod-manifest-path")?;
     }

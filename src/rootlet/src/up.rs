@@ -157,7 +157,7 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
             ([], None) => crate::settings::loopback(),
             (asked, _) => asked.to_vec(),
         },
-        kubelet: member::checked(&arguments.kubelet)?,
+        kubelet: member::checked(&arguments.kubelet, &member::OF_THE_CLUSTER)?,
         host_network_within: false,
         cni_conf_dir: arguments
             .cni_conf_dir

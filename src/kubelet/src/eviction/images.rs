@@ -9,18 +9,10 @@ use std::time::Duration;
 use k8s_cri::v1 as cri;
 use tokio::time::Instant;
 
+use crate::configuration::ImageLimits;
 use crate::context::Context;
 use crate::node::machine;
 
-/// Above this share of the disk images are collected.
-pub const HIGH_PERCENT: u64 = 85;
-/// Down to this.
-pub const LOW_PERCENT: u64 = 80;
-/// A laptop's disk is not ours alone: on a large one it is enough that so much is free.
-const HIGH_FREE_BYTES: u64 = 1 << 30;
-const LOW_FREE_BYTES: u64 = 2 << 30;
-/// An image is kept at least this long.
-const MINIMUM_AGE: Duration = Duration::from_mins(2);
 /// How often the disk is looked at.
 const PERIOD: Duration = Duration::from_mins(5);
 
@@ -44,12 +36,16 @@ pub async fn place(context: &Context) -> Option<PathBuf> {
 }
 
 /// Bytes to free, if the disk is too full.
-fn wanted(disk: &machine::Disk) -> u64 {
-    let free = |percent: u64, at_most: u64| (disk.bytes / 100 * (100 - percent)).min(at_most);
-    if disk.available_bytes >= free(HIGH_PERCENT, HIGH_FREE_BYTES) {
+fn wanted(disk: &machine::Disk, limits: &ImageLimits) -> u64 {
+    let free = |percent: u64, at_most: Option<u64>| {
+        (disk.bytes / 100 * (100 - percent)).min(at_most.unwrap_or(u64::MAX))
+    };
+    let (high, low) = limits.percent;
+    let (begin, end) = limits.free_bytes.unzip();
+    if disk.available_bytes >= free(high, begin) {
         return 0;
     }
-    free(LOW_PERCENT, LOW_FREE_BYTES).saturating_sub(disk.available_bytes)
+    free(low, end).saturating_sub(disk.available_bytes)
 }
 
 impl Images {
@@ -60,10 +56,13 @@ impl Images {
         }
         self.looked = Some(Instant::now());
         let disk = machine::disk(place.unwrap_or(&context.root_dir));
-        let mut missing = if all { u64::MAX } else { disk.as_ref().map_or(0, wanted) };
+        let limits = &context.limits.images;
+        let needed = disk.as_ref().map_or(0, |disk| wanted(disk, limits));
+        let mut missing = if all { u64::MAX } else { needed };
         let Some(unused) = self.unused(context).await else { return };
-        for image in unused {
-            if missing == 0 {
+        for (last_used, image) in unused {
+            // The rest was used later still.
+            if missing == 0 && limits.maximum_age.is_none_or(|age| last_used.elapsed() <= age) {
                 return;
             }
             let spec = cri::ImageSpec { image: image.id.clone(), ..Default::default() };
@@ -84,7 +83,8 @@ impl Images {
         }
     }
 
-    async fn unused(&mut self, context: &Context) -> Option<Vec<cri::Image>> {
+    /// The images that may go, with when each was last used; the least recently used first.
+    async fn unused(&mut self, context: &Context) -> Option<Vec<(Instant, cri::Image)>> {
         let images =
             context.cri.list_images(cri::ListImagesRequest { filter: None }).await.ok()?.images;
         let request = cri::ListContainersRequest { filter: None };
@@ -107,18 +107,19 @@ impl Images {
                 std::iter::once(&image.id).chain(&image.repo_digests).chain(&image.repo_tags);
             if image.pinned || names.into_iter().any(|name| in_use.contains(name.as_str())) {
                 record.last_used = now;
-            } else if now.duration_since(record.first_seen) >= MINIMUM_AGE {
+            } else if now.duration_since(record.first_seen) >= context.limits.images.minimum_age {
                 out.push((record.last_used, image));
             }
         }
         out.sort_by_key(|(last_used, _)| *last_used);
-        Some(out.into_iter().map(|(_, image)| image).collect())
+        Some(out)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::configuration::Limits;
 
     #[test]
     fn as_much_is_freed_as_the_disk_needs() {
@@ -129,9 +130,17 @@ mod tests {
             inodes: 0,
             inodes_free: 0,
         };
-        assert_eq!(wanted(&disk(4, 1000)), 0);
-        assert_eq!(wanted(&disk(4, 600)) >> 20, 219, "down to four fifths");
-        assert_eq!(wanted(&disk(500, 1100)), 0, "a large disk may be nearly full");
-        assert_eq!(wanted(&disk(500, 1000)) >> 20, 1048);
+        let usual = Limits::default().images;
+        let strict = ImageLimits { percent: (50, 40), free_bytes: None, ..usual.clone() };
+        for (limits, disk, want_mib, why) in [
+            (&usual, disk(4, 1000), 0, "there is room"),
+            (&usual, disk(4, 600), 219, "down to four fifths"),
+            (&usual, disk(500, 1100), 0, "a large disk may be nearly full"),
+            (&usual, disk(500, 1000), 1048, "but not quite"),
+            (&strict, disk(500, 256 << 10), 0, "less than half is used"),
+            (&strict, disk(500, 245 << 10), 56_320, "down to two fifths, of a large disk too"),
+        ] {
+            assert_eq!(wanted(&disk, limits) >> 20, want_mib, "{why}");
+        }
     }
 }

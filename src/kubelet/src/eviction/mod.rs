@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{Pod, Taint};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::configuration::Limits;
 use crate::context::Context;
 use crate::counters::Counters;
 use crate::node::machine;
@@ -27,25 +28,33 @@ use crate::{admission, labels, pod, resources, sandbox, volumes};
 use rank::Candidate;
 use threshold::{Reading, Signal, Thresholds};
 
-pub use images::{HIGH_PERCENT as IMAGES_HIGH_PERCENT, LOW_PERCENT as IMAGES_LOW_PERCENT};
 pub use rank::is_critical;
 
 /// How often the node is looked at.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Pressure is told this long after it was last seen, so that the node does not swing.
-const TRANSITION: Duration = Duration::from_mins(5);
-
 /// What the node is short of, for those who take pods in or report the node.
-#[derive(Default)]
 pub struct Pressure {
     /// By condition, when it was last seen.
     seen: Mutex<HashMap<&'static str, Instant>>,
+    /// It is told this long after that, so that the node does not swing.
+    lasts: Duration,
+}
+
+impl Default for Pressure {
+    fn default() -> Self {
+        Self::lasting(Limits::default().pressure)
+    }
 }
 
 impl Pressure {
+    /// None yet; each will be told so long.
+    pub fn lasting(lasts: Duration) -> Self {
+        Self { seen: Mutex::default(), lasts }
+    }
+
     /// Whether the condition is in force.
     pub fn is(&self, condition: &str) -> bool {
-        self.lock().get(condition).is_some_and(|at| at.elapsed() < TRANSITION)
+        self.lock().get(condition).is_some_and(|at| at.elapsed() < self.lasts)
     }
 
     fn note(&self, signals: &[Signal]) {

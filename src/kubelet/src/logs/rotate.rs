@@ -1,4 +1,4 @@
-//! Log rotation: a file grows to 10 MiB and five are kept.
+//! Log rotation: a file grows to so many bytes, and so many are kept.
 //!
 //! Source of behaviour: `pkg/kubelet/logs/container_log_manager.go` (without compression, so that
 //! what is being read stays readable).
@@ -7,22 +7,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_cri::v1 as cri;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 
-/// A file larger than this is rotated.
-pub const MAX_BYTES: u64 = 10 << 20;
-/// Files of one container, the one in use included.
-pub const MAX_FILES: usize = 5;
-const PERIOD: Duration = Duration::from_secs(10);
-
 /// Rotates the logs of running containers until `shutdown`.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
-    let mut ticks = tokio::time::interval(PERIOD);
+    let mut ticks = tokio::time::interval(context.limits.log_period);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -38,9 +31,10 @@ async fn round(context: &Context) -> Result<(), crate::cri::Error> {
     // Looking at the directory is cheap; the runtime is only asked when something is too large.
     let logs = context.pod_log_dir.clone();
     let root = context.root_dir.clone();
+    let most = context.limits.log_bytes;
     let look = move || {
         super::links::sweep(&root, &logs);
-        too_large(&logs)
+        too_large(&logs, most)
     };
     let large = tokio::task::spawn_blocking(look).await.unwrap_or_default();
     if large.is_empty() {
@@ -60,7 +54,7 @@ async fn round(context: &Context) -> Result<(), crate::cri::Error> {
             continue;
         }
         let stamp = context.clock.now().strftime("%Y%m%d-%H%M%S").to_string();
-        match rotate(&path, &stamp) {
+        match rotate(&path, &stamp, context.limits.log_files) {
             Ok(moved) => {
                 let request = cri::ReopenContainerLogRequest { container_id: container.id };
                 if let Err(error) = context.cri.reopen_container_log(request).await {
@@ -75,13 +69,13 @@ async fn round(context: &Context) -> Result<(), crate::cri::Error> {
     Ok(())
 }
 
-fn too_large(logs: &Path) -> Vec<PathBuf> {
+fn too_large(logs: &Path, most: u64) -> Vec<PathBuf> {
     let mut out = Vec::new();
     for pod in fs::read_dir(logs).into_iter().flatten().flatten() {
         for container in fs::read_dir(pod.path()).into_iter().flatten().flatten() {
             for file in fs::read_dir(container.path()).into_iter().flatten().flatten() {
                 let current = file.path().extension().is_some_and(|e| e == "log");
-                if current && file.metadata().is_ok_and(|m| m.len() > MAX_BYTES) {
+                if current && file.metadata().is_ok_and(|m| m.len() > most) {
                     out.push(file.path());
                 }
             }
@@ -90,10 +84,10 @@ fn too_large(logs: &Path) -> Vec<PathBuf> {
     out
 }
 
-/// Moves the file aside and drops the oldest ones. Returns where it went.
-fn rotate(path: &Path, stamp: &str) -> io::Result<PathBuf> {
+/// Moves the file aside and drops the oldest ones, so that with the next one there are `most`. Returns where it went.
+fn rotate(path: &Path, stamp: &str, most: usize) -> io::Result<PathBuf> {
     let mut old = rotated(path);
-    while old.len() + 2 > MAX_FILES {
+    while !old.is_empty() && old.len() + 2 > most {
         fs::remove_file(old.remove(0))?;
     }
     let mut moved = path.as_os_str().to_owned();
@@ -137,18 +131,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn five_files_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let log = dir.path().join("0.log");
-        for round in 0..8 {
-            fs::write(&log, round.to_string()).unwrap();
-            rotate(&log, &format!("2026010{round}-000000")).unwrap();
+    fn so_many_files_are_kept() {
+        for (most, oldest) in [(2, "7"), (3, "6"), (5, "4")] {
+            let dir = tempfile::tempdir().unwrap();
+            let log = dir.path().join("0.log");
+            for round in 0..8 {
+                fs::write(&log, round.to_string()).unwrap();
+                rotate(&log, &format!("2026010{round}-000000"), most).unwrap();
+            }
+            fs::write(&log, "now").unwrap();
+            let old = rotated(&log);
+            assert_eq!(old.len(), most - 1);
+            assert_eq!(fs::read_to_string(&old[0]).unwrap(), oldest);
+            remove(&log);
+            assert!(rotated(&log).is_empty() && !log.exists());
         }
-        fs::write(&log, "now").unwrap();
-        let old = rotated(&log);
-        assert_eq!(old.len(), MAX_FILES - 1);
-        assert_eq!(fs::read_to_string(&old[0]).unwrap(), "4");
-        remove(&log);
-        assert!(rotated(&log).is_empty() && !log.exists());
     }
 }

@@ -19,7 +19,6 @@ use crate::status::whole_seconds;
 use crate::{quantity, restart_all};
 
 /// Images told at most, the largest first, with at most five names each (upstream's defaults).
-const MAX_IMAGES: usize = 50;
 const MAX_IMAGE_NAMES: usize = 5;
 /// What is looked up for each status.
 #[derive(Default)]
@@ -99,7 +98,7 @@ pub fn make(
     );
     let devices = context.devices.amounts();
     capacity.extend(devices.iter().map(|(name, (all, _))| (name.clone(), all.clone())));
-    let mut allocatable = allocatable(&capacity, &context.thresholds, &context.system_reserved);
+    let mut allocatable = allocatable(&capacity, &context.thresholds, &context.reserved);
     allocatable.extend(devices.into_iter().map(|(name, (_, usable))| (name, usable)));
     let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     NodeStatus {
@@ -113,7 +112,7 @@ pub fn make(
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(settings.port) }),
         }),
-        images: Some(images(&seen.images)),
+        images: Some(images(&seen.images, context.limits.status_images)),
         node_info: Some(NodeSystemInfo {
             architecture: machine::architecture().into(),
             boot_id: machine::line("/proc/sys/kernel/random/boot_id"),
@@ -156,7 +155,7 @@ pub fn is_extended(name: &str) -> bool {
 fn allocatable(
     capacity: &BTreeMap<String, Quantity>,
     thresholds: &Thresholds,
-    reserved: &BTreeMap<String, Quantity>,
+    reserved: &[(String, Quantity)],
 ) -> BTreeMap<String, Quantity> {
     let mut out = capacity.clone();
     if let Some(memory) = out.get_mut("memory")
@@ -186,10 +185,10 @@ fn allocatable(
     out
 }
 
-fn images(images: &[cri::Image]) -> Vec<ContainerImage> {
+fn images(images: &[cri::Image], most: Option<usize>) -> Vec<ContainerImage> {
     let mut sorted: Vec<&cri::Image> = images.iter().collect();
     sorted.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.id.cmp(&b.id)));
-    let told = sorted.into_iter().take(MAX_IMAGES).map(|image| {
+    let told = sorted.into_iter().take(most.unwrap_or(usize::MAX)).map(|image| {
         let names: Vec<String> = image
             .repo_digests
             .iter()
@@ -328,13 +327,16 @@ mod tests {
     fn what_is_reserved_is_not_allocatable() {
         let quantities = |list: &[(&str, &str)]| {
             let list = list.iter().map(|(k, v)| ((*k).to_owned(), Quantity((*v).to_owned())));
-            list.collect::<BTreeMap<_, _>>()
+            list.collect::<Vec<_>>()
         };
-        let capacity = quantities(&[("cpu", "2"), ("memory", "1Gi"), ("pods", "110")]);
-        let reserved = quantities(&[("cpu", "500m"), ("memory", "24Mi"), ("nothing", "1")]);
+        let capacity = [("cpu", "2"), ("memory", "1Gi"), ("pods", "110")];
+        let capacity = BTreeMap::from_iter(quantities(&capacity));
+        let reserved = [("cpu", "200m"), ("cpu", "300m"), ("memory", "24Mi"), ("nothing", "1")];
+        let reserved = quantities(&reserved);
         let thresholds = crate::eviction::threshold::defaults();
         let left = allocatable(&capacity, &thresholds, &reserved);
-        let expected = quantities(&[("cpu", "1500m"), ("memory", "943718400"), ("pods", "110")]);
+        let expected = [("cpu", "1500m"), ("memory", "943718400"), ("pods", "110")];
+        let expected = BTreeMap::from_iter(quantities(&expected));
         assert_eq!(left, expected);
     }
 }

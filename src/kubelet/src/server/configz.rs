@@ -7,11 +7,19 @@ use axum::response::Response;
 use serde_json::json;
 
 use super::{Shared, json as answer};
+use crate::backoff::go_duration;
+
+/// Bytes as a quantity.
+fn size(bytes: u64) -> String {
+    let units = [(1 << 30, "Gi"), (1 << 20, "Mi"), (1 << 10, "Ki")];
+    let unit = units.into_iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
+    unit.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
+}
 
 /// What of upstream's configuration this kubelet has, with its values.
 pub async fn serve(State(shared): State<Shared>) -> Response {
     let context = &shared.context;
-    let pulls = context.images.most();
+    let (pulls, limits) = (context.images.most(), &context.limits);
     let most = context.allocatable().get("pods").and_then(crate::quantity::value).unwrap_or(110);
     answer(&json!({"kubeletconfig": {
         "kind": "KubeletConfiguration",
@@ -33,12 +41,20 @@ pub async fn serve(State(shared): State<Shared>) -> Response {
         "maxParallelImagePulls": pulls,
         "imagePullCredentialsVerificationPolicy": "NeverVerifyPreloadedImages",
         "evictionHard": crate::eviction::written(context),
-        "evictionPressureTransitionPeriod": "5m0s",
-        "containerLogMaxSize": "10Mi",
-        "containerLogMaxFiles": 5,
-        "imageGCHighThresholdPercent": crate::eviction::IMAGES_HIGH_PERCENT,
-        "imageGCLowThresholdPercent": crate::eviction::IMAGES_LOW_PERCENT,
-        "imageMinimumGCAge": "2m0s",
+        "evictionPressureTransitionPeriod": go_duration(limits.pressure),
+        "containerLogMaxSize": size(limits.log_bytes),
+        "containerLogMaxFiles": limits.log_files,
+        "containerLogMonitorInterval": go_duration(limits.log_period),
+        "imageGCHighThresholdPercent": limits.images.percent.0,
+        "imageGCLowThresholdPercent": limits.images.percent.1,
+        "imageMinimumGCAge": go_duration(limits.images.minimum_age),
+        "imageMaximumGCAge": limits.images.maximum_age.map_or_else(|| "0s".into(), go_duration),
+        "registryPullQPS": limits.pulls.map_or(0, |(a_second, _)| a_second),
+        "registryBurst": limits.pulls.map(|(_, at_once)| at_once),
+        "crashLoopBackOff": {"maxContainerRestartPeriod": go_duration(limits.restart_pause)},
+        "nodeStatusMaxImages": limits.status_images.map_or(-1, |most| most as i64),
+        "resolvConf": limits.resolv_conf.display().to_string(),
+        "allowedUnsafeSysctls": context.security.sysctls,
         "failSwapOn": false,
         "enforceNodeAllocatable": ["pods"],
     }}))
