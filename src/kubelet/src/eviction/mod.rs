@@ -34,9 +34,9 @@ pub use rank::is_critical;
 const PERIOD: Duration = Duration::from_secs(10);
 /// What the node is short of, for those who take pods in or report the node.
 pub struct Pressure {
-    /// By condition, when it was last seen.
-    seen: Mutex<HashMap<&'static str, Instant>>,
-    /// It is told this long after that, so that the node does not swing.
+    /// By condition, when it was last seen, and whether at the last look.
+    seen: Mutex<HashMap<&'static str, (Instant, bool)>>,
+    /// It is told this long after that, so that the node does not swing, and at least until the next look.
     lasts: Duration,
 }
 
@@ -54,13 +54,16 @@ impl Pressure {
 
     /// Whether the condition is in force.
     pub fn is(&self, condition: &str) -> bool {
-        self.lock().get(condition).is_some_and(|at| at.elapsed() < self.lasts)
+        self.lock().get(condition).is_some_and(|(at, still)| *still || at.elapsed() < self.lasts)
     }
 
     fn note(&self, signals: &[Signal]) {
         let mut seen = self.lock();
+        for (_, still) in seen.values_mut() {
+            *still = false;
+        }
         for signal in signals {
-            seen.insert(signal.condition(), Instant::now());
+            seen.insert(signal.condition(), (Instant::now(), true));
         }
     }
 
@@ -81,7 +84,7 @@ impl Pressure {
         Err(Waiting { reason: "Evicted".into(), message })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<&'static str, Instant>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<&'static str, (Instant, bool)>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -250,6 +253,8 @@ mod tests {
         pressure.note(&[Signal::NodeDisk]);
         assert!(pressure.admit(&of("Burstable", "x")).is_err());
         tokio::time::sleep(Duration::from_mins(6)).await;
+        assert!(pressure.admit(&best_effort).is_err(), "it has not been looked again");
+        pressure.note(&[]);
         assert!(pressure.admit(&best_effort).is_ok());
     }
 }
