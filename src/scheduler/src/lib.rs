@@ -26,7 +26,6 @@ pub mod owners;
 mod pictures;
 pub mod plugins;
 pub mod pod;
-mod preempting;
 pub mod preemption;
 pub mod queue;
 mod report;

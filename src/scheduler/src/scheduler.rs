@@ -1,6 +1,8 @@
 //! The loop: takes in what the API server tells, decides about one pod after the other, and has the
 //! decisions written while it goes on. Nothing here waits for a request.
 
+mod preempting;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use self::preempting::Preempting;
 use crate::binding::{Binding, Refusal, waits_for_devices};
 use crate::cache::Cache;
 use crate::extended_resources::{self, Extended, IN_MEMORY};
@@ -25,13 +28,11 @@ use crate::framework::{Event, Point, Profile, Profiles};
 use crate::late_binding::{Promise, promises, reserved};
 use crate::nominator::Nominator;
 use crate::pictures::{Owner, Pictures};
-use crate::plugins::{Reservation, give_back, late_claims, plan};
+use crate::plugins::{Reservation, late_claims, plan};
 use crate::pod::PodInfo;
-use crate::preempting::Preempting;
-use crate::preemption::{self, Preemption, View, preempt};
 use crate::queue::{Queue, Waiting};
 use crate::report::{self, Unscheduled};
-use crate::schedule::{Failure, Placement, Rotation, Unfit, best, find, schedule};
+use crate::schedule::{Failure, Placement, Rotation, best, find, schedule};
 use crate::volumes::{StorageChange, Told};
 
 /// How many decisions may be on their way to the API server at once.
@@ -613,19 +614,6 @@ impl Scheduler {
         self.give_up(waiting, &refusal.to_string());
     }
 
-    /// The last one to make way for a pod has been asked to: the pod gets the turn that it missed meanwhile. Where
-    /// that failed it is free to go elsewhere.
-    fn finish_eviction(&mut self, by: &Arc<PodInfo>, failed: bool) {
-        let Some(end) = self.preempting.asked(&by.uid, failed) else { return };
-        if end.failed {
-            self.nominator.remove(&by.uid);
-            self.clear_nomination(Arc::clone(by));
-        }
-        if end.failed || end.held {
-            self.queue.retry(&self.profiles, &by.uid);
-        }
-    }
-
     fn record_failure(&self, pod: &PodInfo, message: &str) {
         let Some(recorder) = self.recorder(pod) else { return };
         let (object, reason) = (object_reference(&*pod.pod), ("FailedScheduling", "Scheduling"));
@@ -639,54 +627,6 @@ impl Scheduler {
         self.record_failure(&pod, message);
         let message = message.to_owned();
         self.tell(pod, Unscheduled { reason: "SchedulerError", message }, None);
-    }
-
-    async fn preempt(&mut self, waiting: Waiting, mut unfit: Unfit, extenders: &[&Extender]) {
-        let profiles = Arc::clone(&self.profiles);
-        let Some(profile) = profiles.of(&waiting.pod) else { return };
-        let budgets = self.budgets.store().state();
-        let pod = Arc::clone(&waiting.pod);
-        let start = self.rotation.below(self.cache.cluster.nodes().len());
-        let (cluster, nominated) = (&self.cache.cluster, self.nominator.nominated());
-        let view = View { profile, cluster, nominated, budgets: &budgets, start };
-        let devices = profile
-            .asks(Point::PostFilter, "DynamicResources")
-            .then(|| give_back(&pod, cluster, &unfit));
-        let (devices, claim) = devices.unwrap_or_default();
-        let asked: Vec<&&Extender> = extenders.iter().filter(|e| e.preempts()).collect();
-        let outcome = if asked.is_empty() {
-            preempt(view, &pod, &unfit)
-        } else {
-            match preemption::candidates(view, &pod, &unfit) {
-                Ok(candidates) => agreed(&pod, candidates, &asked).await,
-                Err(outcome) => outcome,
-            }
-        };
-        let node = match outcome {
-            Preemption::Helpless(message) => {
-                unfit.post_filter = together(devices, message);
-                if pod.nominated_node().is_some() {
-                    self.nominator.remove(&pod.uid);
-                    self.clear_nomination(Arc::clone(&pod));
-                }
-                None
-            }
-            Preemption::Ineligible(message) => {
-                unfit.post_filter = together(devices, message);
-                None
-            }
-            Preemption::Nominate { node, victims } => {
-                for lesser in self.nominator.nominate(Arc::clone(&pod), &node) {
-                    self.clear_nomination(lesser);
-                }
-                self.evict(&pod, &node, victims);
-                Some(node)
-            }
-        };
-        if let Some(claim) = claim {
-            self.deallocate(claim);
-        }
-        self.reject(waiting, Failure::Unfit(unfit), node);
     }
 
     /// Has a claim give its devices back.
@@ -712,26 +652,6 @@ impl Scheduler {
             }
             Written::Told
         });
-    }
-
-    fn evict(&mut self, pod: &Arc<PodInfo>, node: &str, mut victims: Vec<Arc<PodInfo>>) {
-        victims.retain(|victim| !victim.is_terminating());
-        self.preempting.begin(&pod.uid, victims.len());
-        for victim in victims {
-            let message = format!("Preempted by pod {} on node {node}", pod.uid);
-            if let Some(recorder) = self.recorder(pod) {
-                let (object, by) = (object_reference(&*victim.pod), object_reference(&*pod.pod));
-                recorder.action(object, Some(by), "Normal", ("Preempted", "Preempting"), message);
-            }
-            let (client, by) = (self.client.clone(), Arc::clone(pod));
-            self.writes.spawn(async move {
-                let outcome = report::evict(client, &victim, by.scheduler_name()).await;
-                if let Err(error) = &outcome {
-                    tracing::warn!(pod = victim.key(), %error, "a preempted pod could not be removed");
-                }
-                Written::Evicted { by, failed: outcome.is_err() }
-            });
-        }
     }
 
     /// Gives the pod back to the queue and says why it has no node.
@@ -782,40 +702,10 @@ impl Scheduler {
     }
 }
 
-/// What the plugins have to say that were asked when no node was left.
-fn together(first: &str, second: String) -> String {
-    match (first.is_empty(), second.is_empty()) {
-        (true, _) => second,
-        (false, true) => first.to_owned(),
-        (false, false) => format!("{first}, {second}"),
-    }
-}
-
 /// Namespace and name.
 fn claim_key(claim: &ResourceClaim) -> (String, String) {
     let meta = &claim.metadata;
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
-}
-
-/// What is left of `candidates` when the extenders have agreed.
-async fn agreed(
-    pod: &PodInfo,
-    mut candidates: Vec<preemption::Candidate>,
-    extenders: &[&&Extender],
-) -> Preemption {
-    for extender in extenders {
-        match extender.preempt(pod, &candidates).await {
-            Ok(left) => candidates = left,
-            Err(error) if extender.is_ignorable() => {
-                tracing::warn!(%error, "an extender that can be ignored has failed");
-            }
-            Err(error) => return Preemption::Helpless(format!("preemption: {error}")),
-        }
-        if candidates.is_empty() {
-            break;
-        }
-    }
-    preemption::choose(candidates)
 }
 
 /// Something changed that a decision looks at.
