@@ -84,11 +84,11 @@ fn add_facts(made: &mut Field, of: &Structural) {
     if of.kind == "object" && of.atomic_map {
         made.atomic_map = Some(true);
     }
-    let values = match &of.additional {
+    let values: Option<&Structural> = match &of.additional {
         Some(Additional::Of(values)) if of.kind == "object" => Some(values),
-        _ => of.items.as_ref().filter(|_| of.kind == "array"),
+        _ => of.items.as_deref().filter(|_| of.kind == "array"),
     };
-    let is_nested = |of: &&Box<Structural>| {
+    let is_nested = |of: &&Structural| {
         of.kind == "array"
             || of.kind == "object"
                 && (of.atomic_map || matches!(of.additional, Some(Additional::Of(_))))
