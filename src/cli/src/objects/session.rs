@@ -107,9 +107,9 @@ fn request_timeout(text: &str) -> Result<Option<Duration>, Error> {
     match seconds.or_else(|| apimachinery::time::duration(text)) {
         Some(Duration::ZERO) => Ok(None),
         Some(time) => Ok(Some(time)),
-        None => Err(Error::wrong(format!(
-            "Invalid timeout value. Timeout must be a single integer in seconds, or an integer followed by a corresponding time unit (e.g. 1s | 2m | 3h)"
-        ))),
+        None => Err(Error::wrong(
+            "Invalid timeout value. Timeout must be a single integer in seconds, or an integer followed by a corresponding time unit (e.g. 1s | 2m | 3h)",
+        )),
     }
 }
 

@@ -253,7 +253,7 @@ async fn wait(
     };
     if let Some(object) = until.holds(check).await? {
         // What was never there was not deleted.
-        return Ok(Some(object).filter(|object| object.is_object()));
+        return Ok(Some(object).filter(Value::is_object));
     }
     let what = format!("{}/{name}", one.resource.plural);
     Err(match condition {
