@@ -482,6 +482,8 @@ fn a_class_of_attributes_stays_while_a_claim_refers_to_it() {
         if held { Ok(()) } else { Err(class.to_string()) }
     });
     cluster.apply(&claim.to_string());
+    // Controllers know the claim, so that the class's end does not overtake it.
+    cluster.event("fast", "WaitForFirstConsumer");
     cluster.kubectl_ok(&["delete", "volumeattributesclass", "gold", "--wait=false"]);
     let going = cluster.get(&["volumeattributesclass", "gold"]).expect("it is in use");
     assert!(going["metadata"]["deletionTimestamp"].is_string(), "{going}");

@@ -142,12 +142,16 @@ impl Clause<'_> {
     }
 }
 
+/// Clauses that are read: sorting takes the square of their number.
+const CLAUSES_MAX: usize = 64;
+
 /// The clauses of the first `Accept` header, in order; none for what is no clause.
 ///
 /// Source: `ParseAccept` of `github.com/munnerz/goautoneg`. That order is none in which one could sort: which clause
-/// comes first depends on the steps, so these are the same.
+/// comes first depends on the steps, so these are the same, up to the twelve clauses that Go sorts by insertion.
 pub fn clauses(header: &str) -> Vec<Clause<'_>> {
-    let mut list: Vec<Clause<'_>> = header.split(',').filter_map(clause).collect();
+    let mut list: Vec<Clause<'_>> =
+        header.split(',').filter_map(clause).take(CLAUSES_MAX).collect();
     for end in 1..list.len() {
         let mut at = end;
         while at > 0 && list[at].precedes(&list[at - 1]) {

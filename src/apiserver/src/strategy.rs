@@ -201,7 +201,7 @@ fn template_generation(object: &mut Value, old: Option<&Value>) {
         None => told(object).unwrap_or(0).max(1),
         Some(old) => {
             let changed = object["spec"]["template"] != old["spec"]["template"];
-            told(old).unwrap_or(0) + i64::from(changed)
+            told(old).unwrap_or(0_i64).wrapping_add(i64::from(changed))
         }
     };
     let annotations = meta::metadata_mut(object).entry("annotations").or_insert_with(|| json!({}));

@@ -52,7 +52,8 @@ pub fn field(pod: &Pod, path: &str, facts: &Facts) -> Result<String, Error> {
         "metadata.uid" => pod::uid(pod).into(),
         "metadata.labels" => lines(pod.metadata.labels.as_ref()),
         "metadata.annotations" => lines(pod.metadata.annotations.as_ref()),
-        "spec.nodeName" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
+        // The second is an old name of it.
+        "spec.nodeName" | "spec.host" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
         "spec.serviceAccountName" => {
             spec.and_then(|s| s.service_account_name.clone()).unwrap_or_default()
         }

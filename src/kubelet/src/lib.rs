@@ -221,6 +221,14 @@ pub enum Error {
     Server(#[from] server::Error),
 }
 
+fn thresholds(config: &Config) -> Result<eviction::threshold::Thresholds, Error> {
+    use eviction::threshold::{Thresholds, defaults, parse};
+    let Some(text) = &config.eviction_hard else { return Ok(defaults()) };
+    let mut all = if config.limits.merge_thresholds { defaults() } else { Thresholds::new() };
+    all.extend(parse(text).map_err(Error::Eviction)?);
+    Ok(all)
+}
+
 /// Runs the kubelet until `shutdown`. Containers are left running; the next kubelet finds them.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
     let links = logs::links::folder(&config.root_dir);
@@ -228,18 +236,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         std::fs::create_dir_all(path)
             .map_err(|source| Error::Directory { path: path.clone(), source })?;
     }
-    let thresholds = match &config.eviction_hard {
-        Some(text) => {
-            let told = eviction::threshold::parse(text).map_err(Error::Eviction)?;
-            let mut all = eviction::threshold::Thresholds::new();
-            if config.limits.merge_thresholds {
-                all = eviction::threshold::defaults();
-            }
-            all.extend(told);
-            all
-        }
-        None => eviction::threshold::defaults(),
-    };
+    let thresholds = thresholds(&config)?;
     let mut kept = Vec::new();
     for text in [&config.system_reserved, &config.kube_reserved] {
         kept.extend(reserved(text.as_deref().unwrap_or_default())?);

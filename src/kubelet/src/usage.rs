@@ -33,15 +33,12 @@ pub struct Usage {
     pub pods_cpu_ns: u64,
     /// CPU time of this process, nanoseconds.
     pub own_cpu_ns: u64,
-    /// Billionths of a CPU in use, by id of sandbox or container; the node's under the empty id, and those of [`PODS`] and
-    /// [`OWN`].
+    /// Billionths of a CPU in use, by id of sandbox or container; the node's under the empty id, and that of [`OWN`].
     pub nano_cores: HashMap<String, u64>,
     /// Over how long.
     pub window: Duration,
 }
 
-/// In the place of an id: all pods.
-pub const PODS: &str = "pods";
 /// In the place of an id: this process.
 pub const OWN: &str = "kubelet";
 
@@ -129,7 +126,6 @@ async fn look(context: &Context) -> Result<(Look, Usage), crate::cri::Error> {
             cpu_ns.extend(cpu(container.cpu.as_ref()).map(|ns| (id, ns)));
         }
     }
-    cpu_ns.insert(PODS.to_owned(), pods_cpu_ns);
     let usage = Usage { pods, node_cpu_ns, pods_cpu_ns, own_cpu_ns, ..Usage::default() };
     Ok((Look { at: Instant::now(), cpu_ns }, usage))
 }

@@ -45,23 +45,24 @@ impl HostPorts {
         if !wanted.is_empty() {
             published.insert(id.to_owned(), wanted.clone());
         }
-        // In the node's network they are on loopback too, for who is there.
-        let old = before.iter().filter_map(on_loopback).map(|(frontend, _)| frontend);
-        let changed: Vec<_> = wanted.iter().filter_map(on_loopback).collect();
-        let gone = old.filter(|old| changed.iter().all(|(new, _)| new != old)).collect();
-        self.control.change_services(ServiceChange { changed, gone }).await?;
         let all: Vec<Publication> = published.values().flatten().cloned().collect();
         let answers = self.control.publish(all.clone()).await?;
         let refused = all.iter().zip(answers).find_map(|(publication, answer)| {
             wanted.contains(publication).then_some(())?;
             Some((publication, answer?))
         });
-        let Some((publication, refused)) = refused else { return Ok(()) };
-        let message = format!("host port {}: {}", publication.host, refused.message);
-        published.remove(id);
-        let others = published.values().flatten().cloned().collect();
-        self.control.publish(others).await?;
-        Err(Error::Failed(message))
+        if let Some((publication, refused)) = refused {
+            let message = format!("host port {}: {}", publication.host, refused.message);
+            published.remove(id);
+            let others = published.values().flatten().cloned().collect();
+            self.control.publish(others).await?;
+            return Err(Error::Failed(message));
+        }
+        // In the node's network they are on loopback too, for who is there.
+        let old = before.iter().filter_map(on_loopback).map(|(frontend, _)| frontend);
+        let changed: Vec<_> = wanted.iter().filter_map(on_loopback).collect();
+        let gone = old.filter(|old| changed.iter().all(|(new, _)| new != old)).collect();
+        Ok(self.control.change_services(ServiceChange { changed, gone }).await?)
     }
 }
 

@@ -516,9 +516,11 @@ fn configuration(
     let of_class = classes.into_iter().flat_map(|(class, names)| {
         let class = devices.classes.get(class);
         let configs = class.and_then(|class| class.spec.config.clone()).unwrap_or_default();
+        // None stands for all of them.
+        let names = (names.len() < wish.requests.len()).then_some(names);
         configs.into_iter().map(move |config| DeviceAllocationConfiguration {
             opaque: config.opaque,
-            requests: Some(names.clone()),
+            requests: names.clone(),
             source: "FromClass".into(),
         })
     });
@@ -534,12 +536,7 @@ fn configuration(
         requests: config.requests.clone(),
         source: "FromClaim".into(),
     });
-    let mut all: Vec<_> = of_class.chain(own).collect();
-    for config in &mut all {
-        // None stands for all of them.
-        config.requests.take_if(|names| names.len() == wish.requests.len());
-    }
-    all
+    of_class.chain(own).collect()
 }
 
 /// Tells the share of a device that the claim gets by its result of this number from all others: in the

@@ -227,6 +227,14 @@ impl Queue {
         }
     }
 
+    /// As [`Self::retry`], where something went wrong: it serves its back-off to the end.
+    pub fn retry_errored(&mut self, profiles: &Profiles, uid: &str) {
+        if let Some(mut waiting) = self.remove(uid) {
+            waiting.errored = true;
+            self.admit(profiles, waiting);
+        }
+    }
+
     /// Moves those whose back-off is over, or who have waited too long, to be tried.
     fn ripen(&mut self, profiles: &Profiles) {
         let now = Instant::now();

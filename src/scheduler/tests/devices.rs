@@ -221,7 +221,7 @@ fn devices_are_set_up_as_class_and_claim_say() {
     let wanted = json!({
         "requests": [{"name": "r", "exactly": exact}, {"name": "s", "firstAvailable": first}],
         "config": [said("all", &[]), said("r", &["r"]), said("s", &["s"]),
-            said("many", &["s/many"]), said("few", &["s/few"])]});
+            said("many", &["s/many"]), said("few", &["s/few"]), said("both", &["s/many", "s/few"])]});
     let wish = Wish::new(claim("c", wanted, json!(null)), &devices).expect("a right claim");
     let on = NodeInfo::new(node("b", json!({})));
     let result = allocate(&[wish], &devices, &devices.taken(), &on).expect("devices").remove(0);
@@ -241,6 +241,7 @@ fn devices_are_set_up_as_class_and_claim_say() {
         "FromClaim r: r",
         "FromClaim s: s",
         "FromClaim few: s/few",
+        "FromClaim both: s/many+s/few",
     ];
     assert_eq!(told, want);
 }

@@ -197,7 +197,7 @@ impl Node<'_, '_> {
                 let micro = *shape == Shape::MicroTime;
                 let layout = if micro { Layout::Micros } else { Layout::Seconds };
                 match Moment::read(text, layout) {
-                    Ok(moment) => Some(moment.write(layout).into()),
+                    Ok(moment) => Some(moment.kept().write(layout).into()),
                     Err(error) => {
                         walk.fail(|_| error);
                         None

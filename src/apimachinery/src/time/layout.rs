@@ -30,6 +30,8 @@ pub struct Moment {
 }
 
 const DAY: i64 = 86_400;
+/// The beginning of the year 0, and the last second of the clock with which typed objects are read.
+const KEPT: (i64, i64) = (-62_167_219_200, 253_402_207_200);
 
 impl Moment {
     /// Reads a time, as Go does.
@@ -51,6 +53,12 @@ impl Moment {
         }
         let time = i64::from(hour) * 3600 + i64::from(minute) * 60 + i64::from(second);
         Ok(Self { seconds: days_until(year, month, day) * DAY + time - offset, nanos })
+    }
+
+    /// The nearest time that can be stored and read again.
+    #[must_use]
+    pub fn kept(self) -> Self {
+        Self { seconds: self.seconds.clamp(KEPT.0, KEPT.1), ..self }
     }
 
     /// Writes it in UTC.
@@ -212,6 +220,17 @@ mod tests {
         ] {
             let moment = Moment::read(text, layout).expect(text);
             assert_eq!(moment.write(layout), want, "{text}");
+        }
+        for (text, want) in [
+            ("9999-12-31T23:59:59-01:00", "9999-12-30T22:00:00Z"),
+            ("0000-01-01T00:00:00+01:00", "0000-01-01T00:00:00Z"),
+            ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z"),
+        ] {
+            let kept = Moment::read(text, Seconds).expect(text).kept().write(Seconds);
+            assert_eq!(kept, want, "{text}");
+            assert!(
+                Moment::read(&kept, Seconds).is_ok() && kept.parse::<jiff::Timestamp>().is_ok()
+            );
         }
         for second in [0, -1, 951_782_400, 4_107_542_399, -62_135_596_800] {
             let moment = Moment { seconds: second, nanos: 0 };

@@ -3,8 +3,6 @@
 //!
 //! Source: `k8s.io/apiserver/pkg/admission/plugin/resourcequota`.
 
-use std::collections::BTreeSet;
-
 use apimachinery::quantity::Quantity;
 use apimachinery::quota::{self, Usage};
 use apimachinery::{Status, meta};
@@ -158,8 +156,7 @@ async fn take(
             return Ok(None);
         }
         let (hard, mut used) = (amounts(&spec["hard"]), amounts(&quota["status"]["used"]));
-        let counted: BTreeSet<&String> = used.keys().collect();
-        let unknown = wanted.keys().filter(|key| !counted.contains(*key));
+        let unknown = wanted.keys().filter(|key| !used.contains_key(*key));
         let unknown: Vec<&str> = unknown.map(String::as_str).collect();
         if !unknown.is_empty() {
             // Until the controller has counted, nobody knows what is left.

@@ -377,6 +377,11 @@ pub fn field_reference(reference: &Value, path: &Path, known: &[&str], errors: &
         let detail = format!("error converting fieldPath: field label {why}: {field}");
         Error::invalid(&at, field, detail)
     };
+    if version != "v1" {
+        let detail = format!("error converting fieldPath: unsupported pod version: {version}");
+        errors.push(Error::invalid(&at, field, detail));
+        return;
+    }
     let subscript = field.strip_suffix("']").and_then(|field| field.split_once("['"));
     if let Some((parent, key)) = subscript.filter(|(parent, _)| !parent.is_empty()) {
         match parent {
@@ -386,11 +391,6 @@ pub fn field_reference(reference: &Value, path: &Path, known: &[&str], errors: &
             "metadata.labels" => mistakes(errors, path, key, names::qualified_name(key)),
             _ => errors.push(unknown("does not support subscript")),
         }
-        return;
-    }
-    if version != "v1" {
-        let detail = format!("error converting fieldPath: unsupported pod version: {version}");
-        errors.push(Error::invalid(&at, field, detail));
         return;
     }
     if !REFERABLE.contains(&field) {

@@ -83,9 +83,10 @@ pub fn validate_update(new: &Value, old: &Value, errors: &mut ErrorList) {
     validate(new, &Path::new("metadata"), errors);
 }
 
-/// An integer as Go prints it.
+/// An integer without a plus sign; zeros may lead only behind a minus sign, as upstream has it.
 fn is_cost(text: &str) -> bool {
-    text.parse::<i32>().is_ok_and(|cost| cost.to_string() == text || text == "-0")
+    let begins = text == "0" || text.starts_with(|first| matches!(first, '-' | '1'..='9'));
+    begins && text.parse::<i32>().is_ok()
 }
 
 fn seccomp_profile(profile: &str, path: &Path, errors: &mut ErrorList) {

@@ -172,7 +172,7 @@ impl Api {
             };
             return Error::Refused { doing: String::new(), refusal: Box::new(refusal) };
         }
-        unreached(error, &self.server).unwrap_or_else(|deepest| {
+        unreached(error, &self.server, |deepest| {
             Error::Plain(format!("Unable to connect to the server: {deepest}"))
         })
     }
@@ -183,15 +183,19 @@ impl Api {
     }
 }
 
-/// That nobody listens at `server`; else the deepest reason why it was not reached.
-pub fn unreached(error: &dyn std::error::Error, server: &str) -> Result<Error, String> {
+/// That nobody listens at `server`; else what `otherwise` makes of the deepest reason why it was not reached.
+pub fn unreached(
+    error: &dyn std::error::Error,
+    server: &str,
+    otherwise: impl FnOnce(String) -> Error,
+) -> Error {
     let chain = chain(error);
     if chain.iter().any(|text| text.contains("onnection refused")) {
-        return Ok(Error::Plain(format!(
+        return Error::Plain(format!(
             "The connection to the server {server} was refused - did you specify the right host or port?"
-        )));
+        ));
     }
-    Err(chain.last().cloned().unwrap_or_default())
+    otherwise(chain.last().cloned().unwrap_or_default())
 }
 
 fn unusable(error: http::Error) -> Error {

@@ -420,8 +420,8 @@ impl Applying<'_> {
     /// Deletes the object, and creates it when it is gone.
     async fn anew(&self, target: &Target<'_>, object: Value) -> Result<Value, Error> {
         let body = (JSON, removal(self.flags)?.to_string().into_bytes());
-        let gone = target.request(Method::DELETE, &Query::default(), Some(body)).await?;
         let patience = wait::timeout(&self.flags.timeout)?;
+        let gone = target.request(Method::DELETE, &Query::default(), Some(body)).await?;
         let uid = delete::uid(&gone)
             .or_else(|| gone["details"]["uid"].as_str())
             .unwrap_or_default()

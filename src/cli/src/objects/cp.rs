@@ -90,12 +90,12 @@ pub async fn run(session: &Session, flags: &Cp) -> Result<(), Error> {
             let inside = Inside::find(session, flags, namespace, &pod).await?;
             let mut left = flags.retries;
             loop {
-                let outcome = inside.pull(&path, &to).await;
-                // What the container's tar says it would say again.
-                if left == 0 || matches!(outcome, Ok(()) | Err(Error::Exit { .. })) {
-                    return outcome;
+                match inside.pull(&path, &to).await {
+                    Err(broken) if broken.again && left != 0 => {
+                        left = left.saturating_sub(1).max(-1);
+                    }
+                    outcome => return outcome.map_err(|broken| broken.error),
                 }
-                left = left.saturating_sub(1).max(-1);
             }
         }
         (Place::Pod { .. }, Place::Pod { .. }) => {
@@ -189,8 +189,8 @@ impl<'a> Inside<'a> {
         packed.map_err(|error| Error::Wrong(format!("cannot read {shown}: {error}")))
     }
 
-    async fn pull(&self, from: &str, to: &Path) -> Result<(), Error> {
-        let (reader, mut writer) = pipe()?;
+    async fn pull(&self, from: &str, to: &Path) -> Result<(), Broken> {
+        let (reader, mut writer) = pipe().map_err(|error| Broken { error, again: false })?;
         let prefix = inner(from);
         let target = to.to_owned();
         let unpacking = thread::spawn(move || unpack(reader, &prefix, &target));
@@ -206,9 +206,22 @@ impl<'a> Inside<'a> {
         let outcome = carry(self.session, &self.path(&["tar", "cf", "-", from], false), ends).await;
         let unpacked =
             unpacking.join().unwrap_or_else(|_| Err(io::Error::other("unpacking panicked")));
-        unpacked.map_err(|error| Error::wrong(error.to_string()))?;
-        outcome
+        // What the server, the container's tar or this machine's disk says it would say again.
+        let again = !matches!(outcome, Ok(()) | Err(Error::Exit { .. } | Error::Refused { .. }));
+        let outcome = match (outcome, unpacked) {
+            (Err(refused @ Error::Refused { .. }), _) => Err(refused),
+            (_, Err(error)) => Err(Error::wrong(error.to_string())),
+            (outcome, Ok(())) => outcome,
+        };
+        outcome.map_err(|error| Broken { error, again })
     }
+}
+
+/// Why not all came.
+struct Broken {
+    error: Error,
+    /// Another attempt may go further.
+    again: bool,
 }
 
 fn pipe() -> Result<(io::PipeReader, PipeWriter), Error> {

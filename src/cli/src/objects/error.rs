@@ -111,7 +111,10 @@ fn unknown(code: u16, body: &str) -> String {
         404 => "the server could not find the requested resource",
         405 => "the server does not allow this method on the requested resource",
         409 => "the server reported a conflict",
-        415 => "the server was unable to respond with a content type that the client supports",
+        406 | 415 if !body.is_empty() => body,
+        406 => "the server was unable to respond with a content type that the client supports",
+        415 => "unknown",
+        422 => "the server rejected our request due to an error in our request",
         429 => "the server has received too many requests and has asked us to try again later",
         503 => "the server is currently unable to handle the request",
         504 => {

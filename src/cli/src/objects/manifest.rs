@@ -281,7 +281,7 @@ async fn fetch(url: &str) -> Result<String, Error> {
         let response = client.send(request.map_err(|e| failed(e.to_string()))?).await;
         let response = response.map_err(|error| {
             let host = uri.authority().map_or("", http::uri::Authority::as_str);
-            unreached(&error, host).unwrap_or_else(&failed)
+            unreached(&error, host, failed)
         })?;
         let status = response.status();
         if status.is_redirection()

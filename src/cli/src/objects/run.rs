@@ -159,9 +159,10 @@ fn is_reference(image: &str) -> bool {
     let (rest, digest) = image.split_once('@').map_or((image, None), |(a, b)| (a, Some(b)));
     let (host, rest) = match rest.split_once('/') {
         Some((host, path))
-            if host.contains(['.', ':'])
+            if host.contains(':')
                 || host == "localhost"
-                || host.contains(char::is_uppercase) =>
+                || host.contains(char::is_uppercase)
+                || host.contains('.') && !host.contains('_') =>
         {
             (Some(host), path)
         }
@@ -466,7 +467,15 @@ mod tests {
     #[test]
     fn images_are_called_so_or_not() {
         let digest = format!("a@sha256:{}", "0a".repeat(32));
-        let good = ["a", "a/b:1.2", "localhost:5000/a", "GHCR.io/a/b_c", "1.2.3.4:5/x", &digest];
+        let good = [
+            "a",
+            "a/b:1.2",
+            "localhost:5000/a",
+            "GHCR.io/a/b_c",
+            "1.2.3.4:5/x",
+            "a_b.c/d:1",
+            &digest,
+        ];
         let bad = ["A", "a:", "a b", "a//b", "-a", "a@sha256:xyz", "a:b:c", "http://a/b", "a:-x"];
         for (names, want) in [(&good[..], true), (&bad[..], false)] {
             for name in names {

@@ -50,7 +50,7 @@ struct Written {
     container_log_max_size: Option<String>,
     container_log_monitor_interval: Option<String>,
     crash_loop_back_off: CrashLoop,
-    eviction_hard: BTreeMap<String, String>,
+    eviction_hard: Option<BTreeMap<String, String>>,
     eviction_pressure_transition_period: Option<String>,
     #[serde(rename = "imageGCHighThresholdPercent")]
     image_gc_high_threshold_percent: Option<i64>,
@@ -244,11 +244,29 @@ pub fn read(file: Option<&Path>, folder: Option<&Path>) -> Result<Value, Error> 
     for path in file.iter().copied().chain(files.iter().map(PathBuf::as_path)) {
         let text = std::fs::read_to_string(path)
             .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let document =
+        let mut document =
             document(&text).map_err(|reason| Error::Invalid { path: path.to_owned(), reason })?;
+        // As upstream: of the file itself, not of those that are merged into it.
+        if file == Some(path) {
+            let failed = |source| Error::Read { path: path.to_owned(), source };
+            let whole = std::path::absolute(path).map_err(failed)?;
+            resolve(&mut document, whole.parent().unwrap_or(Path::new("/")));
+        }
         merge(&mut merged, document);
     }
     Ok(merged)
+}
+
+/// Fields that name files, which are relative to the folder of the configuration's file.
+const PATHS: [&str; 3] = ["/staticPodPath", "/resolvConf", "/authentication/x509/clientCAFile"];
+
+fn resolve(document: &mut Value, folder: &Path) {
+    for pointer in PATHS {
+        let Some(value) = document.pointer_mut(pointer) else { continue };
+        let Some(text) = value.as_str().filter(|text| !text.is_empty()) else { continue };
+        // An absolute path takes the folder's place.
+        *value = folder.join(text).to_string_lossy().into_owned().into();
+    }
 }
 
 fn document(text: &str) -> Result<Value, String> {
@@ -313,7 +331,7 @@ impl Configuration {
             static_pods: path(&written.static_pod_path),
             system_reserved: reserved("systemReserved", &written.system_reserved)?,
             kube_reserved: reserved("kubeReserved", &written.kube_reserved)?,
-            eviction_hard: thresholds(&written.eviction_hard)?,
+            eviction_hard: thresholds(written.eviction_hard.as_ref())?,
             max_parallel_image_pulls: parallel(&written)?,
             shutdown: shutdown(&written)?,
             client_ca_file: client_ca_file.and_then(path),
@@ -405,11 +423,12 @@ fn reserved(name: &str, map: &BTreeMap<String, String>) -> Result<Option<String>
     Ok(text)
 }
 
-fn thresholds(map: &BTreeMap<String, String>) -> Result<Option<String>, Error> {
-    let text = pairs(map, "<");
-    eviction::threshold::parse(text.as_deref().unwrap_or_default())
-        .map_err(|error| wrong(format!("evictionHard: {error}")))?;
-    Ok(text)
+/// An empty map stands for no thresholds, none for the defaults.
+fn thresholds(map: Option<&BTreeMap<String, String>>) -> Result<Option<String>, Error> {
+    let Some(map) = map else { return Ok(None) };
+    let text = pairs(map, "<").unwrap_or_default();
+    eviction::threshold::parse(&text).map_err(|error| wrong(format!("evictionHard: {error}")))?;
+    Ok(Some(text))
 }
 
 fn parallel(written: &Written) -> Result<Option<u32>, Error> {

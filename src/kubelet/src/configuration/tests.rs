@@ -165,6 +165,13 @@ fn later_files_are_merged_into_earlier_ones() {
     let read = Configuration::of(&read(Some(&main), Some(folder.path())).unwrap()).unwrap();
     assert_eq!((read.max_pods, read.pod_pids_limit), (Some(3), None));
     assert_eq!(read.eviction_hard.unwrap(), "memory.available<1Gi,nodefs.available<5%");
+    // None, not the defaults.
+    assert_eq!(of("evictionHard: {}").unwrap().eviction_hard.unwrap(), "");
+    // Names of files are relative to the file that has them.
+    let main = write("main.yaml", "staticPodPath: pods\nresolvConf: /etc/resolv.conf");
+    let read = super::read(Some(&main), None).unwrap();
+    assert_eq!(read["staticPodPath"], folder.path().join("pods").to_str().unwrap());
+    assert_eq!(read["resolvConf"], "/etc/resolv.conf");
     std::fs::write(folder.path().join("40.conf"), "maxPods: 3").unwrap();
     let error = super::read(None, Some(folder.path())).unwrap_err().to_string();
     assert!(error.contains("40.conf: no kind"), "{error}");

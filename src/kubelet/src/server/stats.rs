@@ -122,13 +122,17 @@ fn system_containers(usage: &Usage, started: Timestamp, now: Timestamp) -> Value
         all.filter_map(of).map(|value| value.value).sum()
     };
     let own = machine::own_memory_bytes();
-    let container = |name: &str, cpu_ns: u64, memory: Value| {
+    let rate = |id: &str| usage.nano_cores.get(id).copied().unwrap_or(0);
+    // Of those that run now: the rate of their sum would fall with each that ends.
+    let of_pods = usage.pods.iter().filter_map(|pod| pod.attributes.as_ref());
+    let of_pods: u64 = of_pods.map(|attributes| rate(&attributes.id)).sum();
+    let container = |name: &str, (cpu_ns, nano_cores): (u64, u64), memory: Value| {
         json!({
             "name": name,
             "startTime": started,
             "cpu": {
                 "time": now,
-                "usageNanoCores": usage.nano_cores.get(name).copied().unwrap_or(0),
+                "usageNanoCores": nano_cores,
                 "usageCoreNanoSeconds": cpu_ns,
             },
             "memory": memory,
@@ -137,12 +141,12 @@ fn system_containers(usage: &Usage, started: Timestamp, now: Timestamp) -> Value
     json!([
         container(
             usage::OWN,
-            usage.own_cpu_ns,
+            (usage.own_cpu_ns, rate(usage::OWN)),
             json!({"time": now, "usageBytes": own, "workingSetBytes": own, "rssBytes": own}),
         ),
         container(
-            usage::PODS,
-            usage.pods_cpu_ns,
+            "pods",
+            (usage.pods_cpu_ns, of_pods),
             json!({
                 "time": now,
                 "usageBytes": memory(|m| m.usage_bytes.as_ref()),

@@ -148,8 +148,8 @@ impl Scheduler {
         if end.failed {
             self.nominator.remove(&by.uid);
             self.clear_nomination(Arc::clone(by));
-        }
-        if end.failed || end.held {
+            self.queue.retry_errored(&self.profiles, &by.uid);
+        } else if end.held {
             self.queue.retry(&self.profiles, &by.uid);
         }
     }

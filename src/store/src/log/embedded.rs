@@ -157,6 +157,7 @@ impl Embedded {
             create(path, cache_bytes)?;
         }
         let journal = journal_of(path);
+        let made = !journal.exists();
         // Secrets are in it.
         let medium = File::options()
             .create(true)
@@ -166,6 +167,10 @@ impl Embedded {
             .mode(0o600)
             .open(&journal)
             .map_err(|source| io_error(&journal, "open", source))?;
+        if made {
+            // What it holds is durable only if its name is.
+            sync_folder(&journal).map_err(|source| io_error(&journal, "create", source))?;
+        }
         let files = Files {
             open: opener(path, cache_bytes),
             journal: Box::new(medium),
@@ -344,8 +349,12 @@ fn create(path: &Path, cache_bytes: usize) -> Result<(), Error> {
     create_tables(txn).map_err(making)?;
     database.close().map_err(|error| making(error.into()))?;
     std::fs::rename(&unfinished, path).map_err(failed)?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    sync_folder(path).map_err(failed)
+}
+
+/// Makes the file's name durable.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// The current values and leases that redb's records make up, and the journal's round.
