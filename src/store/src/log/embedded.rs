@@ -201,6 +201,11 @@ impl Embedded {
             Error::Corrupt { detail, .. } => shared.damaged(&format!("its journal: {detail}")),
             other => other,
         })?;
+        let first = commits.iter().flat_map(|commit| &commit.records).next();
+        if first.is_some_and(|record| record.position.revision <= current.revision) {
+            // A build that knows of no journal has written meanwhile.
+            return Err(shared.damaged("its journal goes on from an earlier revision"));
+        }
         let mut log = Self {
             shared,
             open: files.open,

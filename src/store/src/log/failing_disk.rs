@@ -8,12 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures::StreamExt;
 use proptest::prelude::*;
-use redb::{Builder, StorageBackend};
+use redb::{Builder, StorageBackend, TableDefinition};
 
 use super::embedded::{Embedded, Files};
 use super::journal::Medium;
+use super::{Position, Record};
 use crate::local::Local;
-use crate::{Error, Options, Range, Store, Txn, TxnOutcome};
+use crate::{Error, EventKind, KeyValue, Options, Range, Store, Txn, TxnOutcome};
 
 /// The unit in which a power cut tears a write.
 const SECTOR: usize = 512;
@@ -406,6 +407,29 @@ proptest! {
             }
         });
     }
+}
+
+/// Somebody who knows of no journal has written to the database: what is in the journal must not come over that.
+#[test]
+fn a_journal_of_an_earlier_state_is_told() {
+    runtime().block_on(async {
+        let disk = Disk::default();
+        let store = open(&disk).expect("a new store");
+        store.put("a", "1").await.expect("healthy");
+        let crashed = disk.after_power_cut(|| true);
+        let database = Builder::new().create_with_backend(crashed.clone()).expect("a database");
+        let records: TableDefinition<(u64, u32), &[u8]> = TableDefinition::new("records");
+        let kv = KeyValue { key: "a".into(), value: "2".into(), ..KeyValue::default() };
+        let position = Position::first(2);
+        let mut bytes = Vec::new();
+        Record { position, previous: None, kind: EventKind::Put, kv }.encode_into(&mut bytes);
+        let txn = database.begin_write().expect("healthy");
+        txn.open_table(records).expect("a table").insert((2, 0), &bytes[..]).expect("healthy");
+        txn.commit().expect("healthy");
+        database.close().expect("healthy");
+        let error = open(&crashed).err().expect("another state");
+        assert!(matches!(&error, Error::Corrupt { detail, .. } if detail.contains("journal")));
+    });
 }
 
 /// Bytes flipped anywhere in a closed file: the store opens as it was, or says which file is
