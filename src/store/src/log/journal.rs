@@ -19,6 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::embedded::io_error;
+use super::record::take;
 use super::{Commit, Position, Record};
 use crate::{Error, LeaseId};
 
@@ -243,12 +244,6 @@ fn decode(payload: &[u8]) -> Result<Commit, &'static str> {
         commit.revoked.push(LeaseId::from_le_bytes(take(&mut rest)?));
     }
     Ok(commit)
-}
-
-fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], &'static str> {
-    let (head, tail) = rest.split_first_chunk::<N>().ok_or("frame cut short")?;
-    *rest = tail;
-    Ok(*head)
 }
 
 #[cfg(test)]

@@ -99,7 +99,8 @@ impl Record {
     }
 }
 
-fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], &'static str> {
+/// The next bytes, which are no longer part of the rest.
+pub(super) fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], &'static str> {
     let (head, tail) = rest.split_first_chunk::<N>().ok_or("record cut short")?;
     *rest = tail;
     Ok(*head)
