@@ -2,10 +2,9 @@
 # The part of tests/vm.sh where root has forbidden user namespaces, in the machine, as an ordinary user. FOLDER holds the
 # programs.
 set -euo pipefail
-place=$1
+place=$1 name=forbidden work=$1
 . "$place/vm-wait.sh"
-fail() { echo "FAIL  $*"; exit 1; }
-said=$("$place/rootlet" up --name forbidden 2>&1) && fail "it came up: $said"
+said=$(rootlet up 2>&1) && fail "it came up: $said"
 [[ $said == *"user namespace"*"rootlet doctor"* ]] || fail "rootlet up: $said"
 ok "up says that there are no user namespaces and to ask doctor"
 said=$("$place/rootlet" doctor 2>&1) && fail "doctor is content: $said"

@@ -1,19 +1,10 @@
 #!/usr/bin/env bash
 # The part of tests/vm.sh that runs in the machine: FOLDER holds the programs.
 set -euo pipefail
-place=$1
+place=$1 name=vm
 work=$(mktemp -d "$HOME/vm.XXXXXX")
 cp "$place/rootlet" "$work/"
-kc="$work/kubeconfig"
-rootlet() { "$work/rootlet" "$@" --name vm; }
-kubectl() { "$place/kubectl" --kubeconfig "$kc" "$@"; }
 . "$place/vm-wait.sh"
-fail() {
-    echo "FAIL  $*"
-    kubectl get pods -o wide || true
-    tail -20 "$HOME/.local/share/rootlet/vm/daemon.log" || true
-    exit 1
-}
 trap 'rootlet delete >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
 field() { kubectl get pod "$1" -o "jsonpath={$2}"; }
 pod() { # NAME RESOURCES SCRIPT

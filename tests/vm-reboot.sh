@@ -6,19 +6,9 @@
 #   tests/vm-reboot.sh FOLDER flood     says the name of each object that is acknowledged, until the power fails
 #   tests/vm-reboot.sh FOLDER lost      none of those named in FOLDER/acknowledged is lost
 set -euo pipefail
-place=$1 part=$2
-work=$HOME/reboot kc=$HOME/reboot/kubeconfig
-unit=rootlet-reboot.service
-rootlet() { "$work/rootlet" "$@" --name reboot; }
-kubectl() { "$place/kubectl" --kubeconfig "$kc" "$@"; }
+place=$1 name=reboot part=$2
+work=$HOME/reboot
 . "$place/vm-wait.sh"
-fail() {
-    echo "FAIL  $*"
-    systemctl --user status "$unit" --no-pager || true
-    kubectl get pods,nodes -o wide || true
-    tail -20 "$HOME/.local/share/rootlet/reboot/daemon.log" || true
-    exit 1
-}
 ready() { kubectl get deployment web -o 'jsonpath={.status.readyReplicas}'; }
 starts() { kubectl exec deployment/web -- sh -c 'wc -l </data/starts'; }
 running() { kubectl get pods -l power=cut --field-selector status.phase=Running -o name | wc -l; }

@@ -2,19 +2,10 @@
 # The part of tests/vm.sh about SCTP, as an ordinary user of a machine whose kernel has it: FOLDER holds the
 # programs.
 set -euo pipefail
-place=$1
+place=$1 name=sctp
 work=$(mktemp -d "$HOME/vm.XXXXXX")
 cp "$place/rootlet" "$work/"
-kc="$work/kubeconfig"
-rootlet() { "$work/rootlet" "$@" --name sctp; }
-kubectl() { "$place/kubectl" --kubeconfig "$kc" "$@"; }
 . "$place/vm-wait.sh"
-fail() {
-    echo "FAIL  $*"
-    kubectl get pods,services,endpointslices,events -o wide || true
-    tail -20 "$HOME/.local/share/rootlet/sctp/daemon.log" || true
-    exit 1
-}
 trap 'rootlet delete >/dev/null 2>&1 || true; rm -rf "$work"' EXIT
 mkdir "$work/tools" && cp "$place/associate" "$work/tools/"
 pod() { # NAME COMMAND, in JSON

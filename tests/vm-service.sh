@@ -3,19 +3,9 @@
 #   tests/vm-service.sh FOLDER install     then the user's manager is restarted, as a reboot does
 #   tests/vm-service.sh FOLDER after
 set -euo pipefail
-place=$1 part=$2
-work=$HOME/service kc=$HOME/service/kubeconfig
-unit=rootlet-svc.service
-rootlet() { "$work/rootlet" "$@" --name svc; }
-kubectl() { "$place/kubectl" --kubeconfig "$kc" "$@"; }
+place=$1 name=svc part=$2
+work=$HOME/service
 . "$place/vm-wait.sh"
-fail() {
-    echo "FAIL  $*"
-    systemctl --user status "$unit" --no-pager || true
-    journalctl --user -u "$unit" --no-pager | tail -20 || true
-    tail -20 "$HOME/.local/share/rootlet/svc/daemon.log" || true
-    exit 1
-}
 daemon() { cat "$XDG_RUNTIME_DIR/rootlet/svc/daemon.pid"; }
 cgroup() { sed -n 's/^0:://p' "/proc/$1/cgroup"; }
 ready() { kubectl get deployment web -o 'jsonpath={.status.readyReplicas}'; }

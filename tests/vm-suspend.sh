@@ -3,18 +3,9 @@
 #   tests/vm-suspend.sh FOLDER before   then root suspends the machine for longer than a node may be silent
 #   ~/suspend/vm-suspend.sh ~/suspend after
 set -euo pipefail
-place=$1 part=$2
-work=$HOME/suspend kc=$HOME/suspend/kubeconfig
-rootlet() { "$work/rootlet" "$@" --name suspend; }
-kubectl() { "$place/kubectl" --kubeconfig "$kc" "$@"; }
+place=$1 name=suspend part=$2
+work=$HOME/suspend
 . "$place/vm-wait.sh"
-fail() {
-    echo "FAIL  $*"
-    kubectl get pods,nodes -o wide || true
-    kubectl get events || true
-    tail -20 "$HOME/.local/share/rootlet/suspend/daemon.log" || true
-    exit 1
-}
 pods() { kubectl get pods -o 'jsonpath={range .items[*]}{.metadata.uid} {.status.containerStatuses[0].restartCount}, {end}'; }
 in_client() { kubectl exec client -- sh -c "$1"; }
 # What the Service answers, by its name.

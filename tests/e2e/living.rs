@@ -456,6 +456,32 @@ fn delete_leaves_the_machine_as_it_was() {
 }
 
 #[test]
+fn the_folder_that_a_cluster_was_started_in_is_left() {
+    let cluster = Cluster::prepared();
+    let folder = cluster.path("stick");
+    fs::create_dir_all(folder.join("kept")).expect("it can be made");
+    let manifest = "{apiVersion: v1, kind: ConfigMap, metadata: {name: kept}}";
+    fs::write(folder.join("kept/map.yaml"), manifest).expect("it can be written");
+    fs::write(folder.join("registries.yaml"), "mirrors: {}").expect("it can be written");
+    let mut up = cluster.command("rootlet");
+    let words = ["up", "--name", &cluster.name, "--kubeconfig", "../kubeconfig"];
+    let flags = ["--registries", "registries.yaml", "--manifests", "kept"];
+    let said = run(up.args(words).args(flags).current_dir(&folder));
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    cluster.load_busybox();
+    cluster.kubectl_ok(&["run", "stays", "--image", BUSYBOX, "--", "sleep", "86420"]);
+    cluster.pod_ready("stays");
+    // What was named by a relative path is found all the same.
+    eventually("the manifest is applied", || cluster.get(&["configmap", "kept"]));
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let here = entries.filter_map(|entry| fs::read_link(entry.path().join("cwd")).ok());
+    let here: Vec<PathBuf> = here.filter(|place| place.starts_with(&folder)).collect();
+    assert!(here.is_empty(), "somebody holds {here:?}");
+    let node = format!("/proc/{}/cwd", holder(&cluster, "node"));
+    assert_eq!(fs::read_link(node).ok(), Some(PathBuf::from("/")), "it can be seen");
+}
+
+#[test]
 fn pods_come_back_after_a_reboot_and_data_may_move() {
     let cluster = Cluster::prepared();
     cluster.up(&[]);

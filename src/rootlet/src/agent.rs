@@ -44,13 +44,9 @@ struct Order {
 /// Carries out `rootlet agent`: joins the namespaces that the pods live in, and runs the kubelet there.
 pub fn agent(arguments: &Agent) -> anyhow::Result<std::convert::Infallible> {
     let mut arguments = arguments.clone();
-    let whole = |flag: &str, file: &Path| {
-        std::fs::canonicalize(file)
-            .with_context(|| format!("{flag}: cannot read {}", file.display()))
-    };
-    arguments.kubeconfig = whole("--kubeconfig", &arguments.kubeconfig)?;
+    arguments.kubeconfig = up::whole("--kubeconfig", &arguments.kubeconfig)?;
     if let Some(file) = &mut arguments.proxy_kubeconfig {
-        *file = whole("--proxy-kubeconfig", file)?;
+        *file = up::whole("--proxy-kubeconfig", file)?;
     }
     arguments.kubelet = member::checked(&arguments.kubelet, &[])?;
     let paths = Paths::of(&arguments.cluster.name)?;

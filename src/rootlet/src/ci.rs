@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::control::{self, Client};
 use crate::paths::Paths;
-use crate::{lock, up};
+use crate::{lock, up, userns};
 
 /// Exit codes of shells for commands that cannot be run.
 const NOT_EXECUTABLE: u8 = 126;
@@ -171,8 +171,9 @@ impl Drop for Guard {
 
 /// The guard's process: waits for the end of its parent.
 pub fn guard(name: &str) -> anyhow::Result<()> {
-    let _ = std::io::stdin().read(&mut [0]);
     let paths = Paths::of(name)?;
+    userns::detach()?;
+    let _ = std::io::stdin().read(&mut [0]);
     if !paths.data.exists() && !paths.run.exists() {
         return Ok(());
     }

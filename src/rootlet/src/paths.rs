@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -36,8 +36,8 @@ impl Paths {
         };
         let paths = Self {
             name: name.to_owned(),
-            data: data.join("rootlet").join(name),
-            run: run.join("rootlet").join(name),
+            data: absolute(data.join("rootlet").join(name))?,
+            run: absolute(run.join("rootlet").join(name))?,
         };
         let length = paths.run.as_os_str().len();
         if length > SOCKET_FOLDER_MAX {

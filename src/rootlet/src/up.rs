@@ -126,19 +126,22 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
     let known = Settings::read(&paths.settings())?;
     controllers::check(&arguments.controllers).context("--controllers")?;
     let registries = match &arguments.registries {
-        Some(file) => Some(
-            std::fs::canonicalize(file)
-                .with_context(|| format!("--registries: cannot read {}", file.display()))?,
-        ),
+        Some(file) => Some(whole("--registries", file)?),
         None => default_registries(),
     };
     let scheduler_config = match &arguments.scheduler_config {
         Some(file) => {
             scheduler_config(file)?;
-            Some(std::fs::canonicalize(file)?)
+            Some(whole("--scheduler-config", file)?)
         }
         None => None,
     };
+    let conf_dir = arguments.cni_conf_dir.as_ref();
+    let manifests = arguments.manifests.as_ref().map(|dir| {
+        std::fs::read_dir(dir)
+            .with_context(|| format!("--manifests: cannot read {}", dir.display()))?;
+        whole("--manifests", dir)
+    });
     Ok(Settings {
         ephemeral: arguments.ephemeral,
         store: store_address(arguments, known.as_ref())?,
@@ -159,28 +162,13 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
         },
         kubelet: member::checked(&arguments.kubelet, &member::OF_THE_CLUSTER)?,
         host_network_within: false,
-        cni_conf_dir: arguments
-            .cni_conf_dir
-            .as_ref()
-            .map(|dir| {
-                let absolute = std::fs::canonicalize(dir);
-                absolute.with_context(|| format!("--cni-conf-dir: cannot read {}", dir.display()))
-            })
-            .transpose()?,
+        cni_conf_dir: conf_dir.map(|dir| whole("--cni-conf-dir", dir)).transpose()?,
         cni_bin_dirs: match &arguments.cni_bin_dir[..] {
             [] => ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).to_vec(),
-            asked => asked.to_vec(),
+            asked => asked.iter().map(std::path::absolute).collect::<Result<_, _>>()?,
         },
         ingress: arguments.ingress,
-        manifests: arguments
-            .manifests
-            .as_ref()
-            .map(|dir| {
-                let folder = std::fs::canonicalize(dir)
-                    .and_then(|folder| std::fs::read_dir(&folder).map(|_| folder));
-                folder.with_context(|| format!("--manifests: cannot read {}", dir.display()))
-            })
-            .transpose()?,
+        manifests: manifests.transpose()?,
         kubelet_port: known.as_ref().and_then(|known| known.kubelet_port),
         access: arguments
             .access
@@ -195,6 +183,11 @@ pub fn settings(arguments: &cli::args::Up, paths: Paths) -> anyhow::Result<Setti
         disabled: arguments.disable.clone(),
         paths,
     })
+}
+
+/// What `flag` names, for a process that works in another folder.
+pub fn whole(flag: &str, file: &Path) -> anyhow::Result<PathBuf> {
+    std::fs::canonicalize(file).with_context(|| format!("{flag}: cannot read {}", file.display()))
 }
 
 /// Reads the scheduler's configuration.
@@ -213,13 +206,8 @@ fn store_address(
         let known = known.and_then(|known| known.store.clone());
         return Ok(known.filter(|_| !arguments.ephemeral));
     };
-    // The daemon works in another folder.
     let file = |flag: &str, file: &Option<PathBuf>| {
-        let whole = file.as_ref().map(|file| {
-            std::fs::canonicalize(file)
-                .with_context(|| format!("{flag}: cannot read {}", file.display()))
-        });
-        whole.transpose()
+        file.as_ref().map(|file| whole(flag, file)).transpose()
     };
     // What is mistyped is told before anything is started.
     let nowhere: store::etcd::Dial =
@@ -240,7 +228,7 @@ fn default_registries() -> Option<PathBuf> {
         None => home().ok()?.join(".config"),
     };
     let file = folder.join("rootlet/registries.yaml");
-    file.exists().then_some(file)
+    std::path::absolute(file).ok().filter(|file| file.exists())
 }
 
 /// Starts a cluster's daemon again, unless somebody else has.

@@ -92,8 +92,7 @@ pub fn is_root() -> bool {
 /// same program in them, so that the process image belongs to the namespace. Standard input and output
 /// speak with [`supervise`].
 pub fn enter_new(arguments: &[&str]) -> anyhow::Result<std::convert::Infallible> {
-    // What the new namespaces change is for this process alone; a terminal's signals are not for it.
-    let _ = rustix::process::setsid();
+    detach()?;
     if !is_root() {
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
@@ -139,8 +138,16 @@ pub fn enter_new(arguments: &[&str]) -> anyhow::Result<std::convert::Infallible>
 /// In a new process: joins the namespaces of process `pid`, and executes `arguments` of this same
 /// program in them.
 pub fn enter_existing(pid: u32, arguments: &[&str]) -> anyhow::Result<std::convert::Infallible> {
-    let _ = rustix::process::setsid();
+    detach()?;
     join(pid, arguments)
+}
+
+/// Leaves what belongs to the caller: a terminal, whose signals are not for a process that stays, and the folder it was
+/// called in, whose file system could not be unmounted as long as the process lives.
+pub fn detach() -> anyhow::Result<()> {
+    // It fails where this process leads a group already.
+    let _ = rustix::process::setsid();
+    rustix::process::chdir("/").context("cannot leave the folder I was called in")
 }
 
 /// The same for a process that stays in the foreground of its terminal.

@@ -61,6 +61,8 @@ fn at<T, E: Into<io::Error>>(
 
 fn boot(control: &Socket) -> Result<pod::Pod, BootError> {
     at("setsid", rustix::process::setsid())?;
+    // A runtime in the foreground has its caller's folder, and the pod outlives it.
+    at("leave the caller's folder", rustix::process::chdir("/"))?;
     at("become subreaper", nix::sys::prctl::set_child_subreaper(true))?;
     let _ = rustix::thread::set_name(c"rootlet-shim");
     let (boot, descriptors): (Boot, _) =
