@@ -450,7 +450,7 @@ mod tests {
         assert_eq!(decoded.warnings, ["unknown field \"spec.containers[0].foo\""]);
         assert_eq!(
             decoded.value,
-            json!({"kind": "Pod", "metadata": {"name": "a", "annotations": {"on": "true"}}, "status": {},
+            json!({"kind": "Pod", "metadata": {"name": "a", "annotations": {"true": "true"}}, "status": {},
                 "spec": {"hostNetwork": true, "priority": 8,
                     "containers": [{"name": "b", "args": ["1", "2"], "resources": {}}]}})
         );

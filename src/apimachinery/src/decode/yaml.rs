@@ -69,12 +69,62 @@ impl<'de> DeserializeSeed<'de> for Node<'_> {
     }
 }
 
-/// A key: YAML allows numbers and booleans there, JSON only text.
+/// A key: YAML allows numbers and booleans there, JSON only text. Go's text for their values is the key.
 struct Key(String);
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
-        String::deserialize(reader).map(Self)
+        reader.deserialize_any(KeyText).map(Self)
+    }
+}
+
+struct KeyText;
+
+impl Visitor<'_> for KeyText {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map key that is text, a number or a boolean")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<String, E> {
+        Ok(value.to_string())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<String, E> {
+        Ok(value.to_string())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<String, E> {
+        Ok(value.to_string())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<String, E> {
+        Ok(go_shortest(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<String, E> {
+        Ok(value.to_owned())
+    }
+}
+
+/// `strconv.FormatFloat(value, 'g', -1, 32)`, with YAML's names for what is no number.
+fn go_shortest(value: f64) -> String {
+    let value = value as f32;
+    if value.is_nan() {
+        return ".nan".to_owned();
+    }
+    if value.is_infinite() {
+        return if value > 0.0 { ".inf" } else { "-.inf" }.to_owned();
+    }
+    let scientific = format!("{value:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
+    match exponent.parse::<i32>() {
+        // Go's bounds; it writes two digits at the least.
+        Ok(power) if !(-4..6).contains(&power) => {
+            format!("{digits}e{}{:02}", if power < 0 { '-' } else { '+' }, power.abs())
+        }
+        _ => value.to_string(),
     }
 }
 
@@ -149,6 +199,39 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn keys_are_the_text_of_their_values() {
+        // What kubectl 1.35 sends of these.
+        for (key, want) in [
+            ("on", "true"),
+            ("y", "true"),
+            ("No", "false"),
+            ("\"no\"", "no"),
+            ("name", "name"),
+            ("8080", "8080"),
+            ("017", "15"),
+            ("0x10", "16"),
+            ("1_0", "10"),
+            ("+2", "2"),
+            ("-1", "-1"),
+            ("1.0", "1"),
+            ("1.5", "1.5"),
+            (".5", "0.5"),
+            ("1e3", "1000"),
+            ("1e10", "1e+10"),
+            ("123456789012.5", "1.2345679e+11"),
+            ("0.0001", "0.0001"),
+            ("0.00001", "1e-05"),
+            (".inf", ".inf"),
+            (".nan", ".nan"),
+            ("2001-01-01", "2001-01-01"),
+        ] {
+            let (value, strict) = parse(&format!("{key}: x")).expect("parses");
+            assert_eq!((value, strict.len()), (json!({ want: "x" }), 0), "{key}");
+        }
+        assert!(parse("{~: x}").is_err());
+    }
 
     #[test]
     fn json_is_parsed_as_such_where_yaml_would_see_the_same() {
