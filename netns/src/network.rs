@@ -73,6 +73,9 @@ pub struct AttachRequest {
     /// The address that it is to have; None is the next that is free.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
+    /// Whether it is an error that the interface is there already.
+    #[serde(default)]
+    pub anew: bool,
 }
 
 /// Limits in bits a second; None is none.
@@ -246,6 +249,7 @@ impl Network {
                     member: label.member,
                     bandwidth: Bandwidth::default(),
                     address: None,
+                    anew: false,
                 };
                 let pod = self.pod(request, label.address, label.namespace);
                 self.pods.insert(pod.attachment.id.clone(), pod);
@@ -433,6 +437,10 @@ impl Network {
         let inode = inode_of(&namespace)?;
         if let Some(pod) = self.pods.get(&request.id) {
             if pod.namespace == inode && pod.attachment.ifname == request.ifname {
+                if request.anew {
+                    let there = format!("the interface {} is there already", request.ifname);
+                    return Err(Error::Invalid(there));
+                }
                 let attachment = self.told_of(&pod.attachment);
                 self.name(&request.id, request.member)?;
                 return Ok(attachment);

@@ -216,6 +216,9 @@ fn other_runtimes_get_interfaces_through_cni() {
     let address = result["ips"][0]["address"].as_str().expect("it has an address").to_owned();
     assert!(address.starts_with("10.42.0.") && address.ends_with("/32"), "{result}");
     assert_eq!(cni("CHECK", &json!({"prevResult": result})).0, Some(0));
+    let (code, error) = cni("ADD", &Value::Null);
+    assert_eq!(code, Some(1), "the interface is there already: {error}");
+    assert_eq!(cni("CHECK", &json!({"prevResult": result})).0, Some(0));
     let web = cluster.pod_ready("web");
     let url = format!("http://{}:8080/", web["status"]["podIP"].as_str().unwrap_or_default());
     let got = foreign.run(&["busybox", "wget", "-qO-", &url]);

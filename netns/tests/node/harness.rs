@@ -96,6 +96,7 @@ impl Pod {
             member: Some(id.into()),
             bandwidth: Bandwidth::default(),
             address: None,
+            anew: false,
         };
         control.attach(request, self.namespace.as_fd()).await.unwrap()
     }

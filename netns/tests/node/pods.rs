@@ -183,6 +183,7 @@ fn bandwidth_is_limited_in_each_direction() {
                 member: None,
                 bandwidth: Bandwidth { ingress_bps, egress_bps },
                 address: None,
+                anew: false,
             };
             control.attach(request, pod.namespace.as_fd()).await.unwrap();
             let (sent, received) = pod.run(move || {

@@ -148,6 +148,7 @@ fn policies_hold_before_a_pods_first_packet() {
             member: Some("late".into()),
             bandwidth: Bandwidth::default(),
             address: None,
+            anew: false,
         };
         let namespace = late.namespace.try_clone().unwrap();
         let waiting = control.clone();

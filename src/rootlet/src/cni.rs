@@ -227,6 +227,9 @@ impl Call {
             let message = "invalid characters in containerID";
             return Err(failure(INVALID_ENVIRONMENT, message, container));
         }
+        if let Some(mistake) = interface_mistake(&ifname) {
+            return Err(failure(INVALID_ENVIRONMENT, mistake, ifname));
+        }
         let id = id_of(&network, &container, &ifname);
         match command {
             "ADD" => Ok(Self::Add { id, ifname, namespace: variable("CNI_NETNS") }),
@@ -236,6 +239,22 @@ impl Call {
                 None => Err(failure(INVALID_CONFIGURATION, "required prevResult missing", "")),
             },
         }
+    }
+}
+
+/// What is wrong with the name of an interface (`ValidateInterfaceName` of libcni).
+fn interface_mistake(name: &str) -> Option<&'static str> {
+    const BYTES_MAX: usize = 15;
+    if name.is_empty() {
+        Some("interface name is empty")
+    } else if name.len() > BYTES_MAX {
+        Some("interface name is too long")
+    } else if matches!(name, "." | "..") {
+        Some("interface name is . or ..")
+    } else if name.contains(|c: char| matches!(c, '/' | ':') || c.is_whitespace()) {
+        Some("interface name contains / or : or whitespace characters")
+    } else {
+        None
     }
 }
 
@@ -316,6 +335,9 @@ fn request(id: &str, ifname: &str, wishes: &Wishes) -> Result<AttachRequest, Fai
             egress_bps: rate(wishes.bandwidth.egress_rate),
         },
         address,
+        // "If an interface of the requested name already exists in the container, the plugin MUST return
+        // with an error."
+        anew: true,
     })
 }
 
@@ -466,6 +488,22 @@ mod tests {
         assert!(missing.message.contains("CNI_NETNS"), "{}", missing.message);
         let no_list = parse(r#"{"cniVersion": "1.1.0", "name": "n"}"#, "GC").unwrap();
         assert_eq!(Call::of("GC", &no_list).err().unwrap().code, INVALID_CONFIGURATION);
+    }
+
+    #[test]
+    fn interfaces_have_names_that_the_kernel_takes() {
+        for (name, good) in [
+            ("eth0", true),
+            ("", false),
+            ("fifteen-letters", true),
+            ("sixteen-letters.", false),
+            ("..", false),
+            ("a/b", false),
+            ("a:1", false),
+            ("a b", false),
+        ] {
+            assert_eq!(interface_mistake(name).is_none(), good, "{name:?}");
+        }
     }
 
     #[test]

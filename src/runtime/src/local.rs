@@ -156,6 +156,7 @@ impl Network for netns::Control {
                 egress_bps: pod.egress_bps,
             },
             address: None,
+            anew: false,
         };
         let attachment = Self::attach(self, request, netns).await?;
         Ok([Some(attachment.address), attachment.address6].into_iter().flatten().collect())
