@@ -11,13 +11,14 @@
 //! | `gateway/` | egress: TCP, UDP, ping; connections held until the outside answers |
 //! | `attention` | how long a thread of the gateway waits before it sleeps |
 //! | `control/` | the socket between the node process and its clients |
-//! | `publish` | the way in: ports of the host |
+//! | `publish`, `clients` | the way in: ports of the host, and who comes in by them |
 //! | `ruleset`, `services`, `policy` | nf_tables rules, and what changes in them |
 //! | `conntrack` | flows to forget |
 //! | `nft/`, `link`, `netlink` | encoders |
 
 mod attention;
 mod cidr;
+mod clients;
 mod conntrack;
 mod control;
 mod error;

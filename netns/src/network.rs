@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::clients::{self, Clients, Lent};
 use crate::conntrack;
 use crate::family::{Family, octets};
 use crate::ipam::Ipam;
@@ -19,7 +20,7 @@ use crate::netlink::{Requests, Socket};
 use crate::nft::{self, Batch, Element};
 use crate::policy::{Policies, PolicyTable};
 use crate::ruleset::{
-    self, ADOPTED, AFFINITY, CLUSTER, CROWDED, HAIRPIN, LOOPBACK_SERVICES,
+    self, ADOPTED, AFFINITY, CLIENTS, CLUSTER, CROWDED, HAIRPIN, LOOPBACK_SERVICES,
     LOOPBACK_SERVICES_PREFIX, PENDING, PODS, Parameters, QueueBy, Ranges, TABLE,
 };
 use crate::services::{self, Balance, ServiceChange, ServiceTable, Withdrawn};
@@ -182,6 +183,8 @@ pub(crate) struct Network {
     policies: Policies,
     /// What an earlier life knew and this one has yet to be told.
     awaited: Awaited,
+    /// From outside, with flows.
+    clients: Clients,
     lock_ports: bool,
 }
 
@@ -205,6 +208,7 @@ impl Network {
             policy_table: None,
             policies: Policies::default(),
             awaited: Awaited::default(),
+            clients: Clients::default(),
             lock_ports: true,
             shape,
         };
@@ -296,6 +300,7 @@ impl Network {
         self.services = ServiceTable::default();
         self.balances.clear();
         self.policies = Policies::default();
+        self.clients = Clients::default();
         batch.commit(&self.netfilter)
     }
 
@@ -305,6 +310,31 @@ impl Network {
         let mut batch = Batch::new(TABLE);
         batch.add_elements(&family.name(CROWDED), &[Element::Key(octets(pod))]);
         batch.commit(&self.netfilter)
+    }
+
+    /// Has answers to a client from outside come back to this namespace's sockets; None for an address of the
+    /// cluster's own, where they do anyway.
+    pub fn admit_client(&mut self, client: IpAddr) -> Result<Option<Lent>, Error> {
+        let family = Family::of(client);
+        let Some(ranges) = self.shape.ranges.iter().find(|ranges| ranges.family() == family) else {
+            return Ok(None);
+        };
+        let adopted = || self.adopted.values().flat_map(|pod| &pod.addresses);
+        if [ranges.pods, ranges.services].iter().any(|range| range.contains(client))
+            || adopted().any(|address| *address == client)
+        {
+            return Ok(None);
+        }
+        if let Some(lent) = self.clients.lend(client) {
+            return Ok(Some(lent));
+        }
+        let mut batch = Batch::new(TABLE);
+        for gone in self.clients.forget(Instant::now()) {
+            batch.delete_elements(&Family::of(gone).name(CLIENTS), &[clients::element(gone)]);
+        }
+        batch.add_elements(&family.name(CLIENTS), &[clients::element(client)]);
+        batch.commit(&self.netfilter)?;
+        Ok(Some(self.clients.add(client)))
     }
 
     /// Whether policies have yet to learn of a pod of this name.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,9 +14,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clients::{self, Lent};
 use crate::network::Network;
 use crate::relay::{Buffer, relay, reset_on_close};
-use crate::ruleset::MARK_PUBLISHED;
+use crate::ruleset::{MARK_CLIENT, MARK_PUBLISHED};
 use crate::thread::NetnsThread;
 use crate::{Cidr, Error, Protocol};
 
@@ -27,7 +28,7 @@ const CLIENTS: usize = 4096;
 const QUEUED: usize = 64;
 const IDLE: Duration = Duration::from_mins(2);
 
-/// A port of the host and where it leads. Connections that go through it come, for the pods, from
+/// A port of the host and where it leads. What this machine itself sends through it comes, for the pods, from
 /// the node's own address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publication {
@@ -42,6 +43,10 @@ pub struct Publication {
     /// Clients that may use it; None is everybody. Others' connections are reset, their datagrams dropped.
     #[serde(default)]
     pub allowed: Option<Vec<Cidr>>,
+    /// Whether pods see the addresses of other machines that use it, and policies judge them by those. If not,
+    /// the node stands for them; endpoints are chosen by them all the same.
+    #[serde(default)]
+    pub keeps_client: bool,
 }
 
 impl Publication {
@@ -205,12 +210,14 @@ async fn accept(
             reset_on_close(&client);
             continue;
         }
-        let (target, node) = (publication.target, surroundings.node.clone());
+        let (origin, node) = (Origin::of(source, &publication), surroundings.node.clone());
+        let target = publication.target;
         spawn(&surroundings, &token, async move {
-            match connect(&node, target).await {
-                Ok(server) => {
+            match connect(&node, origin, target).await {
+                Ok((server, lent)) => {
                     let _ = (client.set_nodelay(true), server.set_nodelay(true));
                     relay(client, server).await;
+                    drop(lent);
                 }
                 Err(error) => {
                     tracing::debug!(%target, error = error.chain(), "nobody takes a connection");
@@ -221,18 +228,45 @@ async fn accept(
     }
 }
 
+/// As whom something goes on in the node network.
+#[derive(Clone, Copy)]
+struct Origin {
+    client: Option<IpAddr>,
+    kept: bool,
+}
+
+impl Origin {
+    fn of(client: SocketAddr, publication: &Publication) -> Self {
+        let client = clients::outside(client, publication.target);
+        Self { client, kept: publication.keeps_client }
+    }
+
+    /// A socket for it.
+    fn socket(
+        self,
+        network: &mut Network,
+        target: SocketAddr,
+        kind: Type,
+    ) -> io::Result<(Socket, Option<Lent>)> {
+        let socket = Socket::new(Domain::for_address(target), kind.nonblocking().cloexec(), None)?;
+        let lent = self.client.and_then(|client| clients::bind(network, &socket, client));
+        let kept = self.kept && lent.is_some();
+        socket.set_mark(if kept { MARK_CLIENT } else { MARK_PUBLISHED })?;
+        Ok((socket, lent))
+    }
+}
+
 /// A connection within the node network.
-async fn connect(node: &NetnsThread<Network>, target: SocketAddr) -> Result<TcpStream, Error> {
+async fn connect(
+    node: &NetnsThread<Network>,
+    origin: Origin,
+    target: SocketAddr,
+) -> Result<(TcpStream, Option<Lent>), Error> {
     let failed = |e| Error::system(format!("connect to {target}"), e);
-    let domain = Domain::for_address(target);
-    let kind = Type::STREAM.nonblocking().cloexec();
-    let make = move || -> io::Result<Socket> {
-        let socket = Socket::new(domain, kind, None)?;
-        socket.set_mark(MARK_PUBLISHED)?;
-        Ok(socket)
-    };
-    let socket = node.run(move |_| make()).await?.map_err(failed)?;
-    TcpSocket::from_std_stream(socket.into()).connect(target).await.map_err(failed)
+    let make = move |network: &mut Network| origin.socket(network, target, Type::STREAM);
+    let (socket, lent) = node.run(make).await?.map_err(failed)?;
+    let connection = TcpSocket::from_std_stream(socket.into()).connect(target).await;
+    Ok((connection.map_err(failed)?, lent))
 }
 
 type Clients = Arc<Mutex<HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>>>;
@@ -270,8 +304,9 @@ async fn receive(
         drop(table);
         let (host, clients, node) =
             (Arc::clone(&host), Arc::clone(&clients), surroundings.node.clone());
+        let (origin, target) = (Origin::of(client, &publication), publication.target);
         spawn(&surroundings, &token, async move {
-            if let Err(error) = carry(&node, &host, client, publication.target, queue).await {
+            if let Err(error) = carry(&node, &host, (client, origin), target, queue).await {
                 tracing::debug!(%client, error = error.chain(), "a flow from the host failed");
             }
             clients.lock().expect("never held across a panic").remove(&client);
@@ -282,20 +317,18 @@ async fn receive(
 async fn carry(
     node: &NetnsThread<Network>,
     host: &UdpSocket,
-    client: SocketAddr,
+    (client, origin): (SocketAddr, Origin),
     target: SocketAddr,
     mut queue: mpsc::Receiver<Vec<u8>>,
 ) -> Result<(), Error> {
     let failed = |e| Error::system(format!("carry datagrams to {target}"), e);
-    let make = move || -> io::Result<std::net::UdpSocket> {
-        let domain = Domain::for_address(target);
-        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), None)?;
-        socket.set_mark(MARK_PUBLISHED)?;
+    let make = move |network: &mut Network| {
+        let (socket, lent) = origin.socket(network, target, Type::DGRAM)?;
         socket.connect(&target.into())?;
-        Ok(socket.into())
+        Ok((socket, lent))
     };
-    let inside = node.run(move |_| make()).await?.map_err(failed)?;
-    let inside = UdpSocket::from_std(inside).map_err(failed)?;
+    let (inside, _lent) = node.run(make).await?.map_err(failed)?;
+    let inside = UdpSocket::from_std(inside.into()).map_err(failed)?;
     loop {
         tokio::select! {
             datagram = queue.recv() => match datagram {

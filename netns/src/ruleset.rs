@@ -43,6 +43,9 @@ pub(crate) const CROWDED: &str = "crowded";
 pub(crate) const CLUSTER: &str = "cluster";
 /// Addresses of pods that others attached.
 pub(crate) const ADOPTED: &str = "adopted";
+/// Addresses of clients that came in through the host's ports: what is answered to them stays in the node's
+/// network.
+pub(crate) const CLIENTS: &str = "clients";
 /// Where new connections end until services and policies are told after a takeover. They are dropped,
 /// so that their first packet is repeated, and neither refused nor let through unjudged.
 pub(crate) const PENDING: &str = "pending";
@@ -62,6 +65,7 @@ const NAT_PREROUTING: &str = "nat-prerouting";
 const NAT_OUTPUT: &str = "nat-output";
 const NAT_POSTROUTING: &str = "nat-postrouting";
 const FILTER_INPUT: &str = "filter-input";
+const FILTER_OUTPUT: &str = "filter-output";
 const FILTER_FORWARD: &str = "filter-forward";
 
 /// Connections, and datagrams of flows that are new, of one pod to the outside: so many a second, and so
@@ -95,8 +99,10 @@ pub const LOOPBACK_SERVICES: Ipv4Addr = Ipv4Addr::new(127, 64, 0, 0);
 pub const LOOPBACK_SERVICES_PREFIX: u8 = 10;
 const LOOPBACK_SERVICES_MASK: [u8; 4] = [255, 192, 0, 0];
 
-/// What the node process lets in from the host has this mark.
+/// What the node process lets in from the host has this mark; pods see the node.
 pub(crate) const MARK_PUBLISHED: u32 = 0x7003;
+/// The same, where pods see the client.
+pub(crate) const MARK_CLIENT: u32 = 0x7004;
 /// The gateway's verdicts on a connection that it held, as marks of the packet.
 pub(crate) const MARK_REFUSED: u32 = 0x7001;
 pub(crate) const MARK_UNREACHABLE: u32 = 0x7002;
@@ -195,6 +201,7 @@ fn sets(batch: &mut Batch) {
             (HAIRPIN, plain, 2 * address, Data::None, None),
             (CLUSTER, SetFlags::INTERVAL, address, Data::None, None),
             (ADOPTED, plain, address, Data::None, None),
+            (CLIENTS, plain, address, Data::None, None),
             (SERVICES, plain, frontend, Data::Verdict, None),
             (FOR_PODS, plain, frontend, Data::Verdict, None),
             (GUARDED, plain, frontend, Data::Verdict, None),
@@ -229,6 +236,7 @@ fn chains(batch: &mut Batch) {
         (NAT_OUTPUT, Kind::Nat, Hook::Output, -100),
         (NAT_POSTROUTING, Kind::Nat, Hook::Postrouting, 100),
         (FILTER_INPUT, Kind::Filter, Hook::Input, 0),
+        (FILTER_OUTPUT, Kind::Filter, Hook::Output, 0),
         (FILTER_FORWARD, Kind::Filter, Hook::Forward, 0),
     ];
     for (name, kind, hook, priority) in chains {
@@ -260,9 +268,27 @@ fn to_cluster(family: Family) -> Rule {
     rule.lookup(&family.name(CLUSTER), R0, false)
 }
 
+fn to_client(rule: Rule, family: Family) -> Rule {
+    rule.destination(family, R0).lookup(&family.name(CLIENTS), R0, false)
+}
+
+/// What answers a client. What a pod begins with the same address is as other traffic to the outside.
+fn answers_client(family: Family) -> Rule {
+    to_client(Rule::new().family(family).connection_state(STATE_KNOWN), family)
+}
+
+fn marked(rule: Rule, how: Compare, mark: u32) -> Rule {
+    rule.meta(Meta::Mark, R0).compare(R0, how, &mark.to_ne_bytes())
+}
+
+fn not_tcp(family: Family) -> Rule {
+    let rule = Rule::new().family(family).meta(Meta::TransportProtocol, R0);
+    rule.compare(R0, Compare::NotEqual, &[libc::IPPROTO_TCP as u8])
+}
+
 /// Where only a connection's first packet is of concern, the others take the short way.
 fn begun_before(family: Family) -> Rule {
-    Rule::new().family(family).tcp_later().accept()
+    Rule::new().family(family).tcp_later()
 }
 
 fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
@@ -288,6 +314,16 @@ fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
         batch.rule(chain, &to_external(family).accept());
         let inside = to_cluster(family).source(family, R0);
         batch.rule(chain, &inside.lookup(&family.name(CLUSTER), R0, false).accept());
+        if chain == RAW_OUTPUT {
+            for mark in [MARK_PUBLISHED, MARK_CLIENT] {
+                let let_in = marked(Rule::new().family(family), Compare::Equal, mark);
+                batch.rule(chain, &let_in.accept());
+            }
+        }
+        // A connection's first packet is no answer.
+        for answer in [begun_before(family), not_tcp(family)] {
+            batch.rule(chain, &to_client(answer, family).accept());
+        }
         batch.rule(chain, &Rule::new().family(family).notrack());
     }
 }
@@ -295,22 +331,19 @@ fn raw(batch: &mut Batch, parameters: &Parameters, family: Family) {
 /// What pods may send beyond the cluster. A connection is judged once, when it begins, as inside
 /// the cluster: so it outlives a change of policy.
 fn leave(batch: &mut Batch, parameters: &Parameters, family: Family) {
-    batch.rule(LEAVE, &begun_before(family));
+    batch.rule(LEAVE, &begun_before(family).accept());
+    batch.rule(LEAVE, &answers_client(family).accept());
     batch.rule(LEAVE, &to_cluster(family).accept());
     batch.rule(LEAVE, &to_external(family).accept());
     let egress = |rule: Rule| rule.source(family, R0).verdict_map(&family.name(EGRESS), R0);
     let syn = || Rule::new().family(family).tcp_syn();
-    let other = || {
-        let rule = Rule::new().family(family).meta(Meta::TransportProtocol, R0);
-        rule.compare(R0, Compare::NotEqual, &[libc::IPPROTO_TCP as u8])
-    };
     if parameters.takeover {
-        for rule in [syn(), other()] {
+        for rule in [syn(), not_tcp(family)] {
             batch.rule(LEAVE, &rule.jump(PENDING));
         }
     }
     batch.rule(LEAVE, &egress(syn()));
-    batch.rule(LEAVE, &egress(other()));
+    batch.rule(LEAVE, &egress(not_tcp(family)));
 }
 
 /// All pods share the gateway's queue and its sockets for new flows. What one pod begins beyond its share
@@ -319,7 +352,8 @@ fn fair(batch: &mut Batch, parameters: &Parameters, family: Family) {
     if !parameters.fair {
         return;
     }
-    batch.rule(FAIR, &begun_before(family));
+    batch.rule(FAIR, &begun_before(family).accept());
+    batch.rule(FAIR, &answers_client(family).accept());
     batch.rule(FAIR, &to_cluster(family).accept());
     batch.rule(FAIR, &to_external(family).accept());
     let begun = Rule::new().family(family).tcp_syn().source(family, R0);
@@ -339,7 +373,7 @@ fn hold(batch: &mut Batch, parameters: &Parameters, family: Family) {
     let Some(by) = parameters.hold else {
         return;
     };
-    batch.rule(HOLD, &begun_before(family));
+    batch.rule(HOLD, &begun_before(family).accept());
     batch.rule(HOLD, &to_cluster(family).accept());
     batch.rule(HOLD, &to_external(family).accept());
     let crowded = Rule::new().family(family).source(family, R0);
@@ -353,6 +387,7 @@ fn hold(batch: &mut Batch, parameters: &Parameters, family: Family) {
 }
 
 fn intercept(batch: &mut Batch, parameters: &Parameters, family: Family) {
+    batch.rule(INTERCEPT, &answers_client(family).accept());
     batch.rule(INTERCEPT, &to_cluster(family).accept());
     batch.rule(INTERCEPT, &to_external(family).accept());
     let to = |prefix: &[u8], mask: &[u8]| {
@@ -380,10 +415,8 @@ fn intercept(batch: &mut Batch, parameters: &Parameters, family: Family) {
     for (mark, reject) in
         [(MARK_REFUSED, Reject::TcpReset), (MARK_UNREACHABLE, Reject::HostUnreachable)]
     {
-        let marked = Rule::new().family(family).meta(Meta::Mark, R0);
-        let marked = marked.compare(R0, Compare::Equal, &mark.to_ne_bytes());
-        let marked = marked.transport(libc::IPPROTO_TCP);
-        batch.rule(INTERCEPT, &marked.reject(reject));
+        let held = marked(Rule::new().family(family), Compare::Equal, mark);
+        batch.rule(INTERCEPT, &held.transport(libc::IPPROTO_TCP).reject(reject));
     }
     for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
         let port = R0.after(family.registers());
@@ -408,8 +441,8 @@ fn nat(batch: &mut Batch, ranges: &Ranges) {
     // What the node process lets in from the host begins in this namespace, as does what pods on the node's
     // network begin.
     let any = || Rule::new().family(family);
-    let from_pod = any().meta(Meta::Mark, R0);
-    let from_pod = from_pod.compare(R0, Compare::NotEqual, &MARK_PUBLISHED.to_ne_bytes());
+    let from_pod = marked(any(), Compare::NotEqual, MARK_PUBLISHED);
+    let from_pod = marked(from_pod, Compare::NotEqual, MARK_CLIENT);
     for (chain, rule, map) in [
         (NAT_PREROUTING, any(), FOR_PODS),
         (NAT_PREROUTING, any(), SERVICES),
@@ -419,6 +452,11 @@ fn nat(batch: &mut Batch, ranges: &Ranges) {
         let service = frontend(rule, family, R0);
         batch.rule(chain, &service.verdict_map(&family.name(map), R0));
     }
+    // Which client it is was of concern for the choice of an endpoint alone.
+    let let_in = marked(any(), Compare::Equal, MARK_PUBLISHED).source(family, R0);
+    let let_in = let_in.lookup(&family.name(CLUSTER), R0, true);
+    let let_in = let_in.immediate(R0, &octets(ranges.gateway)).snat(family, R0);
+    batch.rule(NAT_POSTROUTING, &let_in);
     let translated = || {
         let status = Rule::new().family(family).connection_status(R0);
         status.mask(R0, &STATUS_DNAT.to_ne_bytes()).compare(R0, Compare::NotEqual, &[0; 4])
@@ -488,6 +526,14 @@ fn filter(batch: &mut Batch, parameters: &Parameters, ranges: &Ranges) {
     batch.rule(FILTER_FORWARD, &itself.accept());
     let from = Rule::new().family(family).source(family, R0);
     batch.rule(FILTER_FORWARD, &from.verdict_map(&family.name(EGRESS), R0));
-    let to = Rule::new().family(family).destination(family, R0);
-    batch.rule(FILTER_FORWARD, &to.verdict_map(&family.name(INGRESS), R0));
+    let to = || Rule::new().family(family).destination(family, R0);
+    batch.rule(FILTER_FORWARD, &to().verdict_map(&family.name(INGRESS), R0));
+    // The node itself may reach every pod; a client from outside is not the node.
+    let own = marked(Rule::new().family(family), Compare::NotEqual, MARK_CLIENT);
+    batch.rule(FILTER_OUTPUT, &own.accept());
+    batch.rule(FILTER_OUTPUT, &state(STATE_KNOWN).accept());
+    if parameters.takeover {
+        batch.rule(FILTER_OUTPUT, &Rule::new().family(family).jump(PENDING));
+    }
+    batch.rule(FILTER_OUTPUT, &to().verdict_map(&family.name(INGRESS), R0));
 }

@@ -4,6 +4,7 @@
 //! the host ("inner" tests below); pods are network namespaces with a thread in them. Nothing of
 //! the machine's own network is used.
 
+mod clients;
 mod egress;
 mod fairness;
 mod harness;

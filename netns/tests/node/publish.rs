@@ -41,6 +41,7 @@ fn ports_of_the_host_lead_to_pods() {
             target: (address, 80).into(),
             served: true,
             allowed: None,
+            keeps_client: false,
         };
         let udp = Publication {
             host: host(1, 5353),
@@ -48,6 +49,7 @@ fn ports_of_the_host_lead_to_pods() {
             target: (address, 53).into(),
             served: true,
             allowed: None,
+            keeps_client: false,
         };
         let taken = TcpListener::bind(host(1, 0)).unwrap();
         let clash = Publication { host: taken.local_addr().unwrap(), ..tcp.clone() };

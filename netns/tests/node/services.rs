@@ -307,7 +307,8 @@ fn pods_may_have_other_endpoints_than_everybody() {
             let services = [(frontend, backend)].into();
             control.apply_services(ServiceTable { services }).await.unwrap();
             let (protocol, served) = (Protocol::Tcp, !outside.is_empty());
-            let published = Publication { host, protocol, target, served, allowed: None };
+            let published =
+                Publication { host, protocol, target, served, allowed: None, keeps_client: false };
             assert_eq!(control.publish(vec![published]).await.unwrap(), [None]);
         };
         let names = |ask: &dyn Fn() -> String| -> BTreeSet<String> {

@@ -105,6 +105,8 @@ pub fn wanted(
     let mut entries = Vec::new();
     let addresses = own_addresses(services, &settings.place);
     for service in ordered(services) {
+        let Some(spec) = &service.spec else { continue };
+        let keeps_client = spec.external_traffic_policy.as_deref() == Some("Local");
         let mut add = |purpose, host, port: &ServicePort, target: SocketAddr| {
             let Some(protocol) = protocol(port.protocol.as_deref()) else { return };
             let frontend = Frontend { address: target.ip(), protocol, port: target.port() };
@@ -112,10 +114,9 @@ pub fn wanted(
             let served = backend.is_some_and(|backend| !backend.endpoints.is_empty());
             let balanced = matches!(purpose, Purpose::LoadBalancer | Purpose::Substitute);
             let allowed = balanced.then(|| source_ranges(service, &settings.place)).flatten();
-            let publication = Publication { host, protocol, target, served, allowed };
+            let publication = Publication { host, protocol, target, served, allowed, keeps_client };
             entries.push(Entry { object: object_reference(&**service), purpose, publication });
         };
-        let Some(spec) = &service.spec else { continue };
         let own = service.uid().and_then(|uid| addresses.get(&uid).copied());
         for port in spec.ports.iter().flatten() {
             if let Some(number) = node_port(port) {
@@ -225,6 +226,8 @@ fn host_ports(pod: &Pod, settings: &Settings) -> Vec<Entry> {
                 target: port.target,
                 served: true,
                 allowed: None,
+                // As with the CNI's plugin `portmap`.
+                keeps_client: true,
             },
         }));
     }
@@ -406,6 +409,18 @@ mod tests {
         ];
         for (entries, want) in cases {
             assert_eq!(told(&entries), want);
+        }
+    }
+
+    #[test]
+    fn clients_are_kept_where_traffic_stays_on_the_node() {
+        for (policy, want) in [("Cluster", false), ("Local", true)] {
+            let ports = json!([{"port": 80, "nodePort": 30080}]);
+            let spec = json!({"type": "LoadBalancer", "clusterIP": "10.43.0.9", "ports": ports,
+                "externalTrafficPolicy": policy});
+            let entries = plain(&[service("lb", &spec)], &[]);
+            let told: Vec<_> = entries.iter().map(|e| e.publication.keeps_client).collect();
+            assert_eq!(told, [want; 2], "{policy}");
         }
     }
 

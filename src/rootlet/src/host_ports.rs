@@ -102,6 +102,7 @@ fn publications(
                 target: SocketAddr::new(*target, port.container_port),
                 served: true,
                 allowed: None,
+                keeps_client: true,
             });
         }
     }
