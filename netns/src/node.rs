@@ -101,6 +101,7 @@ impl Node {
     /// namespace and a writable /proc/sys/net.
     pub async fn start(config: NodeConfig) -> Result<Self, Error> {
         raise_descriptor_limit();
+        gateway::keep_spare();
         let gateway = v4(config.gateway).ok_or_else(|| Error::Range {
             cidr: config.pod_cidr.to_string(),
             gateway: config.gateway.to_string(),

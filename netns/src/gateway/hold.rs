@@ -15,9 +15,9 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 
-use super::Flows;
 use super::first_packet::{Key, read_packet};
 use super::tcp::PLAIN;
+use super::{Flows, has_no_descriptors};
 use crate::attention::stir;
 use crate::netlink::{Requests, Socket, messages};
 use crate::network::Network;
@@ -174,6 +174,7 @@ impl Answer {
     /// What the outside's answer means for the pod.
     fn to(error: &io::Error) -> Self {
         match error.kind() {
+            _ if has_no_descriptors(error) => Self::Refuse,
             io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Self::Refuse,
             io::ErrorKind::HostUnreachable
             | io::ErrorKind::NetworkUnreachable

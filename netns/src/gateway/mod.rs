@@ -8,14 +8,19 @@ mod tcp;
 mod udp;
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
+use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+
+use crate::relay::reset_on_close;
 
 pub(crate) use front::{Front, count as fronts};
 pub(crate) use hold::{Held, open as open_queue, serve as serve_queue};
@@ -45,12 +50,52 @@ impl Told {
 }
 
 static NOT_ACCEPTED: Told = Told(Mutex::new(None));
+static NO_DESCRIPTORS: Told = Told(Mutex::new(None));
+/// A descriptor that is given up for a connection that is then refused.
+static SPARE: Mutex<Option<File>> = Mutex::new(None);
+
+fn spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Keeps a descriptor for the time when there are no more.
+pub(crate) fn keep_spare() {
+    let mut kept = SPARE.lock().expect("never held across a panic");
+    *kept = kept.take().or_else(spare);
+}
+
+/// Whether an error says that this process, or the machine, has all the descriptors that it may have.
+fn has_no_descriptors(error: &io::Error) -> bool {
+    let none = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    if none && NO_DESCRIPTORS.again(Instant::now()) {
+        tracing::warn!(%error, "no descriptors are left: new connections are refused (ulimit -Hn says how many there are)");
+    }
+    none
+}
+
+/// Refuses a connection that waits, as there are no descriptors to take it. Says whether there was one.
+fn refuse(listener: &TcpListener) -> bool {
+    let mut kept = SPARE.lock().expect("never held across a panic");
+    drop(kept.take());
+    let waiting = listener.poll_accept(&mut TaskContext::from_waker(Waker::noop()));
+    let refused = if let Poll::Ready(Ok((stream, _))) = waiting {
+        reset_on_close(&stream);
+        true
+    } else {
+        false
+    };
+    *kept = spare();
+    refused
+}
 
 /// Accepts the next connection, whatever goes wrong on the way; with who made it.
 pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
+            Err(error) if has_no_descriptors(&error) && refuse(listener) => {
+                tokio::task::yield_now().await;
+            }
             Err(error) => {
                 if NOT_ACCEPTED.again(Instant::now()) {
                     tracing::warn!(%error, "cannot accept connections, which have to wait");

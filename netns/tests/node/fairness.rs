@@ -1,14 +1,17 @@
 //! One pod floods the gateway; another is served all the same.
 
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::harness::{HOST, Pod, echo, run, serve, start};
+use crate::harness::{HOST, Pod, TIMEOUT, echo, run, serve, start};
 
 /// How often the modest pod asks.
 const ASKED: usize = 30;
@@ -183,5 +186,57 @@ fn shared_sockets_are_chosen_by_the_sender_alone() {
         let used: Vec<usize> = counts.into_iter().filter(|count| *count > 0).collect();
         assert_eq!(used.len(), 2, "a socket for each pod: {used:?}");
         assert!(used.contains(&ASKED), "all that the modest one sent: {used:?}");
+    });
+}
+
+/// Without descriptors there is nothing to carry a connection with; whoever begins one is told, and need not wait.
+#[test]
+fn connections_without_descriptors_are_refused() {
+    run("fairness::connections_without_descriptors_are_refused", async {
+        let (_node, control, _dir) = start().await;
+        let pod = Pod::new();
+        let address = pod.attach(&control, "pod").await.address;
+        let inside = pod.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
+        let outside = TcpListener::bind((HOST, 0)).unwrap();
+        let server = outside.local_addr().unwrap();
+        let host = SocketAddr::from(([127, 0, 0, 1], 8080));
+        let published = netns::Publication {
+            host,
+            protocol: netns::Protocol::Tcp,
+            target: (address, 80).into(),
+            served: true,
+            allowed: None,
+            keeps_client: false,
+        };
+        assert_eq!(control.publish(vec![published]).await.unwrap(), [None]);
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, 512, hard).unwrap();
+        let told = |socket: &Socket, server: SocketAddr| {
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+            let connected = socket.connect_timeout(&server.into(), TIMEOUT);
+            let read = connected.and_then(|()| Read::read(&mut { socket }, &mut [0; 4]));
+            read.map_err(|error| error.kind())
+        };
+        let client = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        // Where one is left, half a connection can be made.
+        for left in [0, 1] {
+            let clients = [(pod.run(client), server), (client(), host)];
+            for (socket, server) in clients {
+                let mut taken: Vec<File> =
+                    std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+                taken.truncate(taken.len() - left);
+                let told = told(&socket, server);
+                let kinds = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
+                assert!(
+                    told.is_err_and(|kind| kinds.contains(&kind)),
+                    "{left}, {server}: {told:?}"
+                );
+            }
+        }
+        serve(inside, "inside");
+        serve(outside, "outside");
+        for (socket, server) in [(pod.run(client), server), (client(), host)] {
+            assert_eq!(told(&socket, server), Ok(4), "{server}");
+        }
     });
 }
