@@ -13,6 +13,7 @@ mod cron;
 mod csi;
 mod devices;
 mod flowcontrol;
+mod ip;
 mod job;
 mod metadata;
 mod network;
@@ -55,7 +56,7 @@ pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
     match (group, plural) {
         ("", "pods") => pod::validate(object, &mut errors),
-        ("", "services") => service::validate(object, &mut errors),
+        ("", "services") => service::validate(object, None, &mut errors),
         ("", "configmaps") => core::config_map(object, &mut errors),
         ("", "secrets") => core::secret(object, &mut errors),
         ("", "nodes") => core::node(object, &mut errors),
@@ -81,7 +82,7 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
     match (group, plural) {
         ("networking.k8s.io", "ingresses") => network::ingress(object, old, errors),
         ("networking.k8s.io", "ingressclasses") => network::ingress_class(object, old, errors),
-        ("networking.k8s.io", "networkpolicies") => network::network_policy(object, errors),
+        ("networking.k8s.io", "networkpolicies") => network::network_policy(object, old, errors),
         ("discovery.k8s.io", "endpointslices") => network::endpoint_slice(object, old, errors),
         ("", "persistentvolumeclaims") => {
             storage::claim_spec(&object["spec"], &Path::new("spec"), errors);
@@ -183,7 +184,7 @@ pub fn validate_update(ctx: &RequestContext, object: &Value, old: &Value) -> Err
     match (group, plural) {
         ("", "pods") => pod_update::validate(object, old, &mut errors),
         ("", "services") => {
-            service::validate(object, &mut errors);
+            service::validate(object, Some(old), &mut errors);
             service::validate_update(object, old, &mut errors);
         }
         ("", "configmaps") => {

@@ -212,6 +212,7 @@ fn range(text: &str, path: &Path, texts: &mut Texts) {
     }
 }
 
+/// In the order of `pkg/api/service/warnings.go`.
 fn service(service: &Value, texts: &mut Texts) {
     let (spec, path) = (&service["spec"], Path::new("spec"));
     let (old, new) =
@@ -219,18 +220,13 @@ fn service(service: &Value, texts: &mut Texts) {
     if meta::annotation(service, old).is_some() {
         texts.push(format!("annotation {old} is deprecated, please use {new} instead"));
     }
-    let kind = spec["type"].text();
-    if kind == "ExternalName" && !spec["externalIPs"].items().is_empty() {
-        texts.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".into());
-    }
-    if kind != "ExternalName" && !spec["externalName"].text().is_empty() {
-        texts.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".into());
-    }
-    if spec["clusterIP"] == "None" {
+    let (kind, external) = (spec["type"].text(), !spec["externalIPs"].items().is_empty());
+    let headless = spec["clusterIP"] == "None";
+    if headless {
         if !spec["loadBalancerIP"].text().is_empty() {
             texts.push("spec.loadBalancerIP is ignored for headless services".into());
         }
-        if !spec["externalIPs"].items().is_empty() {
+        if external {
             texts.push("spec.externalIPs is ignored for headless services".into());
         }
         if spec["sessionAffinity"] == "ClientIP" {
@@ -244,9 +240,27 @@ fn service(service: &Value, texts: &mut Texts) {
     for (index, ip) in spec["externalIPs"].texts().enumerate() {
         address(ip, &path.child("externalIPs").index(index), texts);
     }
+    if external && !headless && kind != "ExternalName" {
+        texts.push(
+            "spec.externalIPs is deprecated and may no longer be implemented in some clusters"
+                .into(),
+        );
+    }
     address(spec["loadBalancerIP"].text(), &path.child("loadBalancerIP"), texts);
     for (index, text) in spec["loadBalancerSourceRanges"].texts().enumerate() {
         range(text, &path.child("loadBalancerSourceRanges").index(index), texts);
+    }
+    if external && kind == "ExternalName" {
+        texts.push("spec.externalIPs is ignored when spec.type is \"ExternalName\"".into());
+    }
+    if kind != "ExternalName" && !spec["externalName"].text().is_empty() {
+        texts.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".into());
+    }
+    if spec["trafficDistribution"] == "PreferClose" {
+        texts.push(
+            "spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\""
+                .into(),
+        );
     }
 }
 
@@ -400,8 +414,17 @@ mod tests {
         assert_eq!(
             service(json!({"type": "ClusterIP", "externalIPs": ["fd00:0::1"]})),
             [
-                "spec.externalIPs[0]: IPv6 address \"fd00:0::1\" should be in RFC 5952 canonical format (\"fd00::1\")"
+                "spec.externalIPs[0]: IPv6 address \"fd00:0::1\" should be in RFC 5952 canonical format (\"fd00::1\")",
+                "spec.externalIPs is deprecated and may no longer be implemented in some clusters"
             ]
+        );
+        assert_eq!(
+            service(json!({"type": "ExternalName", "externalIPs": ["192.0.2.1"]})),
+            ["spec.externalIPs is ignored when spec.type is \"ExternalName\""]
+        );
+        assert_eq!(
+            service(json!({"type": "ClusterIP", "trafficDistribution": "PreferClose"})),
+            ["spec.trafficDistribution: \"PreferClose\" is deprecated; use \"PreferSameZone\""]
         );
         assert_eq!(
             service(json!({"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.0.0.1/8"]})),

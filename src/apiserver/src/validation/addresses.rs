@@ -9,11 +9,9 @@ use apimachinery::{meta, names};
 use serde_json::Value;
 
 use super::core::immutable;
-use super::network::cidr;
-use super::{mistakes, pod, required_one_of};
+use super::ip::cidr;
+use super::{ip, mistakes, required_one_of};
 use crate::zero::Zero;
-
-const CIDR: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
 
 /// The reservation of an address, new (`old` is absent) or changed.
 pub fn ip_address(object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
@@ -24,7 +22,7 @@ pub fn ip_address(object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
     }
     let (name, at) = (meta::name(object), Path::new("metadata").child("name"));
     match name.parse::<IpAddr>() {
-        Err(_) => pod::ip(name, &at, errors),
+        Err(_) => ip::address(name, &at, errors),
         Ok(ip) if ip.to_string() != name => {
             let detail = format!("must be in canonical form ({:?})", ip.to_string());
             errors.push(Error::invalid(&at, name, detail));
@@ -69,7 +67,7 @@ pub fn service_cidr(object: &Value, old: Option<&Value>, errors: &mut ErrorList)
         errors.push(Error::invalid(&path, object["spec"].clone(), detail));
     } else {
         let bad = list.texts().zip(parsed).enumerate().filter(|(_, (_, parsed))| parsed.is_none());
-        errors.extend(bad.map(|(i, (text, _))| Error::invalid(&path.index(i), text, CIDR)));
+        errors.extend(bad.map(|(i, (text, _))| Error::invalid(&path.index(i), text, ip::RANGE)));
     }
 }
 
@@ -135,7 +133,7 @@ pub fn endpoints(object: &Value, errors: &mut ErrorList) {
 }
 
 fn endpoint_address(address: &Value, path: &Path, errors: &mut ErrorList) {
-    pod::ip(address["ip"].text(), &path.child("ip"), errors);
+    ip::address(address["ip"].text(), &path.child("ip"), errors);
     let hostname = address["hostname"].text();
     if !hostname.is_empty() {
         mistakes(errors, &path.child("hostname"), hostname, names::dns_label(hostname));

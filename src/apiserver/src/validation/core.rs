@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-use super::{affinity, container, label_selector, mistakes, one_of};
+use super::{affinity, container, ip, label_selector, mistakes, one_of};
 use crate::zero::Zero;
 
 /// ConfigMaps and Secrets hold no more.
@@ -134,14 +134,7 @@ pub fn node(node: &Value, errors: &mut ErrorList) {
     let cidrs = spec["podCIDRs"].items();
     let path = path.child("podCIDRs");
     for (index, cidr) in cidrs.iter().enumerate() {
-        let text = cidr.text();
-        let valid = text.split_once('/').is_some_and(|(ip, bits)| {
-            ip.parse::<std::net::IpAddr>().is_ok() && bits.parse::<u8>().is_ok_and(|b| b <= 128)
-        });
-        if !valid {
-            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-            errors.push(Error::invalid(&path.index(index), text, detail));
-        }
+        ip::range(cidr.text(), std::iter::empty(), &path.index(index), errors);
     }
     if cidrs.len() < 2 {
         return;

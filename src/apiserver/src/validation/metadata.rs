@@ -14,8 +14,8 @@ type NameRule = fn(&str) -> Vec<String>;
 
 fn name_rule(resource: &Resource) -> NameRule {
     match (resource.group.as_str(), resource.plural.as_str()) {
-        ("", "namespaces") => names::dns_label,
-        ("", "services") => names::dns_1035_label,
+        // Of services since `RelaxedServiceNameValidation` (KEP-5311).
+        ("", "namespaces" | "services") => names::dns_label,
         ("rbac.authorization.k8s.io", _) => names::path_segment,
         // Names of theirs are made of others' names, and checked by nobody upstream.
         ("", "events") | ("events.k8s.io", _) => |_| Vec::new(),
@@ -146,9 +146,10 @@ mod tests {
             ),
             (
                 "services",
-                json!({"name": "1a"}),
-                Some("metadata.name: Invalid value: \"1a\": a DNS-1035 label must"),
+                json!({"name": "a.b"}),
+                Some("metadata.name: Invalid value: \"a.b\": must not contain dots"),
             ),
+            ("services", json!({"name": "1a"}), None),
             (
                 "namespaces",
                 json!({"name": "a.b"}),

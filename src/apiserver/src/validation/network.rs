@@ -9,7 +9,8 @@ use apimachinery::names;
 use serde_json::Value;
 
 use super::core::immutable;
-use super::{label_selector, mistakes, one_of};
+use super::ip::cidr;
+use super::{ip, label_selector, mistakes, one_of};
 use crate::zero::Zero;
 
 const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
@@ -147,7 +148,7 @@ fn service_backend(service: &Value, path: &Path, errors: &mut ErrorList) {
     if name.is_empty() {
         errors.push(Error::required(&at.child("name"), ""));
     } else {
-        mistakes(errors, &at.child("name"), name, names::dns_1035_label(name));
+        mistakes(errors, &at.child("name"), name, names::dns_label(name));
     }
     let (name, number) = (service["port"]["name"].text(), service["port"]["number"].int());
     let at = at.child("port");
@@ -214,8 +215,8 @@ pub fn ingress_class(class: &Value, old: Option<&Value>, errors: &mut ErrorList)
     }
 }
 
-/// A network policy.
-pub fn network_policy(policy: &Value, errors: &mut ErrorList) {
+/// A network policy, new (`old` is absent) or changed.
+pub fn network_policy(policy: &Value, old: Option<&Value>, errors: &mut ErrorList) {
     let (spec, path) = (&policy["spec"], Path::new("spec"));
     label_selector(errors, &path.child("podSelector"), &spec["podSelector"]);
     for (direction, other) in [("ingress", "from"), ("egress", "to")] {
@@ -225,7 +226,7 @@ pub fn network_policy(policy: &Value, errors: &mut ErrorList) {
                 policy_port(port, &at.child("ports").index(index), errors);
             }
             for (index, peer) in rule[other].items().iter().enumerate() {
-                policy_peer(peer, &at.child(other).index(index), errors);
+                policy_peer(peer, old, &at.child(other).index(index), errors);
             }
         }
     }
@@ -277,7 +278,7 @@ fn policy_port(port: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn policy_peer(peer: &Value, path: &Path, errors: &mut ErrorList) {
+fn policy_peer(peer: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
     let mut selectors = 0;
     for key in ["podSelector", "namespaceSelector"] {
         if peer[key].is_set() {
@@ -295,16 +296,8 @@ fn policy_peer(peer: &Value, path: &Path, errors: &mut ErrorList) {
         _ => {}
     }
     if block.is_set() {
-        ip_block(block, &path.child("ipBlock"), errors);
+        ip_block(block, old, &path.child("ipBlock"), errors);
     }
-}
-
-/// An address and how many of its bits count; `None` when the text is no such thing.
-pub fn cidr(text: &str) -> Option<(IpAddr, u32)> {
-    let (address, bits) = text.split_once('/')?;
-    let address: IpAddr = address.parse().ok()?;
-    let bits: u32 = bits.parse().ok()?;
-    (bits <= if address.is_ipv4() { 32 } else { 128 }).then_some((address, bits))
 }
 
 /// The address' first `bits`, and whether it is IPv6.
@@ -316,23 +309,30 @@ fn network(address: IpAddr, bits: u32) -> (bool, u128) {
     (width == 128, number.checked_shr(width - bits).unwrap_or(0))
 }
 
-fn ip_block(block: &Value, path: &Path, errors: &mut ErrorList) {
-    const DETAIL: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+/// All ranges of a network policy.
+fn ranges(policy: &Value) -> impl Iterator<Item = &str> {
+    let rules = |direction: &str, peers: &'static str| {
+        let rules = policy["spec"][direction].items().iter();
+        rules.flat_map(move |rule| rule[peers].items())
+    };
+    let peers = rules("ingress", "from").chain(rules("egress", "to"));
+    let blocks = peers.map(|peer| &peer["ipBlock"]);
+    blocks.flat_map(|block| std::iter::once(block["cidr"].text()).chain(block["except"].texts()))
+}
+
+fn ip_block(block: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
+    let kept = || old.into_iter().flat_map(ranges);
     let text = block["cidr"].text();
     if text.is_empty() {
         errors.push(Error::required(&path.child("cidr"), ""));
         return;
     }
-    let Some((whole, bits)) = cidr(text) else {
-        errors.push(Error::invalid(&path.child("cidr"), text, DETAIL));
-        return;
-    };
+    ip::range(text, kept(), &path.child("cidr"), errors);
+    let Some((whole, bits)) = cidr(text) else { return };
     for (index, text) in block["except"].texts().enumerate() {
         let at = path.child("except").index(index);
-        let Some((part, part_bits)) = cidr(text) else {
-            errors.push(Error::invalid(&at, text, DETAIL));
-            continue;
-        };
+        ip::range(text, kept(), &at, errors);
+        let Some((part, part_bits)) = cidr(text) else { continue };
         let inside =
             whole.is_ipv4() == part.is_ipv4() && network(whole, bits) == network(part, bits);
         if !inside || bits >= part_bits {
@@ -379,7 +379,7 @@ fn addresses(endpoint: &Value, kind: &str, path: &Path, errors: &mut ErrorList) 
     for (index, text) in endpoint["addresses"].texts().enumerate() {
         let at = path.index(index);
         match (kind, text.parse::<IpAddr>()) {
-            ("IPv4" | "IPv6", Err(_)) => super::pod::ip(text, &at, errors),
+            ("IPv4" | "IPv6", Err(_)) => ip::address(text, &at, errors),
             ("IPv4", Ok(IpAddr::V6(_))) => {
                 errors.push(Error::invalid(&at, text, "must be an IPv4 address"));
             }
@@ -494,13 +494,16 @@ mod tests {
             (peer(json!({"podSelector": {}, "ipBlock": {"cidr": "1.2.3.0/24"}})), format!("{peer_at}: Forbidden: may not specify both ipBlock and another peer")),
             (peer(json!({"ipBlock": {}})), format!("{peer_at}.ipBlock.cidr: Required value")),
             (peer(json!({"ipBlock": {"cidr": "1.2.3"}})), format!("{peer_at}.ipBlock.cidr: Invalid value: \"1.2.3\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)")),
+            (peer(json!({"ipBlock": {"cidr": "1.2.3.4/24"}})), format!("{peer_at}.ipBlock.cidr: Invalid value: \"1.2.3.4/24\": must not have bits set beyond the prefix length")),
             (peer(json!({"ipBlock": {"cidr": "1.2.3.0/24", "except": ["1.2.3.0/28"]}})), String::new()),
             (peer(json!({"ipBlock": {"cidr": "1.2.3.0/24", "except": ["1.2.3.0/24"]}})), format!("{peer_at}.ipBlock.except[0]: Invalid value: \"1.2.3.0/24\": must be a strict subset of `cidr`")),
             (peer(json!({"ipBlock": {"cidr": "1.2.3.0/24", "except": ["1.2.4.0/28"]}})), format!("{peer_at}.ipBlock.except[0]: Invalid value: \"1.2.4.0/28\": must be a strict subset of `cidr`")),
             (json!({"spec": {"policyTypes": ["Both"]}}), "spec.policyTypes[0]: Unsupported value: \"Both\": supported values: \"Egress\", \"Ingress\"".into()),
         ] {
-            assert_eq!(told(|e| network_policy(&object, e)).join("; "), want);
+            assert_eq!(told(|e| network_policy(&object, None, e)).join("; "), want);
         }
+        let old = peer(json!({"ipBlock": {"cidr": "1.2.3.4/24", "except": ["1.2.3.5/28"]}}));
+        assert_eq!(told(|e| network_policy(&old, Some(&old), e)), [""; 0], "it was there before");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Rules for pods and pod templates (`ValidatePodCreate`, `ValidatePodSpec`).
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::{meta, names};
@@ -11,7 +10,7 @@ use super::container::{self, List, Pod};
 use super::security::{app_armor, id, seccomp};
 use super::volume::Volumes;
 use super::{
-    affinity, metadata, mistakes, pod_annotations, pod_resources, required_one_of, restart,
+    affinity, ip, metadata, mistakes, pod_annotations, pod_resources, required_one_of, restart,
 };
 use crate::zero::Zero;
 
@@ -294,7 +293,7 @@ fn dns(spec: &Value, path: &Path, errors: &mut ErrorList) {
         ));
     }
     for (index, server) in servers.iter().enumerate() {
-        ip(server.text(), &at.child("nameservers").index(index), errors);
+        ip::address(server.text(), &at.child("nameservers").index(index), errors);
     }
     let searches = config["searches"].items();
     if searches.len() > MAX_SEARCHES {
@@ -324,17 +323,9 @@ fn dns(spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-/// An address, IPv4 or IPv6.
-pub fn ip(text: &str, path: &Path, errors: &mut ErrorList) {
-    if text.parse::<IpAddr>().is_err() {
-        let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-        errors.push(Error::invalid(path, text, detail));
-    }
-}
-
 fn host_aliases(aliases: &[Value], path: &Path, errors: &mut ErrorList) {
     for (index, alias) in aliases.iter().enumerate() {
-        ip(alias["ip"].text(), &path.index(index).child("ip"), errors);
+        ip::address(alias["ip"].text(), &path.index(index).child("ip"), errors);
         for (at, name) in alias["hostnames"].texts().enumerate() {
             let path = path.index(index).child("hostnames").index(at);
             mistakes(errors, &path, name, names::dns_subdomain(name));

@@ -4,19 +4,21 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use apimachinery::field::{Error, ErrorList, Path};
-use apimachinery::names;
+use apimachinery::{meta, names};
 use serde_json::Value;
 
 use super::addresses::non_special;
 use super::container::port_reference;
-use super::network::cidr;
-use super::{metadata, mistakes, one_of, pod, required_one_of};
+use super::{ip, metadata, mistakes, one_of, required_one_of};
 use crate::zero::Zero;
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 
-/// A Service, new or changed.
-pub fn validate(service: &Value, errors: &mut ErrorList) {
+/// The older way to say who may use a load balancer.
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+/// A Service, new (`old` is absent) or changed.
+pub fn validate(service: &Value, old: Option<&Value>, errors: &mut ErrorList) {
     let (spec, path) = (&service["spec"], Path::new("spec"));
     let kind = spec["type"].text();
     let headless = spec["clusterIP"] == "None" || spec["clusterIPs"][0] == "None";
@@ -53,6 +55,7 @@ pub fn validate(service: &Value, errors: &mut ErrorList) {
     affinity(spec, &path, errors);
     addresses(spec, &path, errors);
     load_balancer(spec, &path, errors);
+    source_ranges(service, old, &path, errors);
     traffic(spec, &path, errors);
 }
 
@@ -78,22 +81,39 @@ fn affinity(spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-/// What only Services of type `LoadBalancer` have.
-fn load_balancer(spec: &Value, path: &Path, errors: &mut ErrorList) {
-    const ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
-    let kind = spec["type"].text();
-    let at = path.child("loadBalancerSourceRanges");
-    let ranges = spec["loadBalancerSourceRanges"].items();
-    if !ranges.is_empty() && kind != "LoadBalancer" {
-        errors.push(Error::forbidden(&at, ONLY));
-    }
-    for (index, range) in ranges.iter().enumerate() {
-        let text = range.text().trim();
-        if cidr(text).is_none() {
-            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-            errors.push(Error::invalid(&at.index(index), text, detail));
+const ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
+
+/// Who may use a load balancer, by the field, or else by the annotation (`ValidateService`).
+fn source_ranges(service: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
+    let had = old.and_then(|old| meta::annotation(old, SOURCE_RANGES)).unwrap_or_default();
+    let kept = || {
+        let field = old.into_iter().flat_map(|old| old["spec"]["loadBalancerSourceRanges"].texts());
+        field.chain(had.split(',')).map(str::trim)
+    };
+    let balanced = service["spec"]["type"] == "LoadBalancer";
+    let ranges = &service["spec"]["loadBalancerSourceRanges"];
+    if !ranges.items().is_empty() {
+        let at = path.child("loadBalancerSourceRanges");
+        if !balanced {
+            errors.push(Error::forbidden(&at, ONLY));
+        }
+        for (index, text) in ranges.texts().enumerate() {
+            ip::range(text.trim(), kept(), &at.index(index), errors);
+        }
+    } else if let Some(noted) = meta::annotation(service, SOURCE_RANGES) {
+        let at = Path::new("metadata").child("annotations").key(SOURCE_RANGES);
+        if !balanced {
+            errors.push(Error::forbidden(&at, ONLY));
+        }
+        for text in noted.trim().split(',').filter(|_| !noted.trim().is_empty()) {
+            ip::range(text.trim(), kept(), &at, errors);
         }
     }
+}
+
+/// What only Services of type `LoadBalancer` have.
+fn load_balancer(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let kind = spec["type"].text();
     let at = path.child("allocateLoadBalancerNodePorts");
     match (kind == "LoadBalancer", spec["allocateLoadBalancerNodePorts"].is_set()) {
         (false, true) => errors.push(Error::forbidden(&at, ONLY)),
@@ -199,7 +219,7 @@ fn families(spec: &Value, path: &Path, errors: &mut ErrorList) {
 fn addresses(spec: &Value, path: &Path, errors: &mut ErrorList) {
     for (index, address) in spec["clusterIPs"].texts().enumerate() {
         if address != "None" {
-            pod::ip(address, &path.child("clusterIPs").index(index), errors);
+            ip::address(address, &path.child("clusterIPs").index(index), errors);
         }
     }
     if spec["clusterIP"].text().is_empty() && !spec["clusterIPs"].items().is_empty() {
@@ -211,11 +231,11 @@ fn addresses(spec: &Value, path: &Path, errors: &mut ErrorList) {
         let detail = "first value must match `clusterIP`";
         errors.push(Error::invalid(&path.child("clusterIPs"), spec["clusterIPs"].clone(), detail));
     } else if first.is_empty() && !single.is_empty() && single != "None" {
-        pod::ip(single, &path.child("clusterIP"), errors);
+        ip::address(single, &path.child("clusterIP"), errors);
     }
     for (index, address) in spec["externalIPs"].texts().enumerate() {
         let at = path.child("externalIPs").index(index);
-        pod::ip(address, &at, errors);
+        ip::address(address, &at, errors);
         non_special(address, &at, errors);
     }
 }
@@ -367,7 +387,41 @@ mod tests {
                 "spec.trafficDistribution: Unsupported value: \"Far\": supported values: \"PreferClose\", \"PreferSameNode\", \"PreferSameZone\"",
             ),
         ] {
-            assert_eq!(told(|e| validate(&made(extra.clone()), e)).join("; "), want);
+            assert_eq!(told(|e| validate(&made(extra.clone()), None, e)).join("; "), want);
+        }
+    }
+
+    #[test]
+    fn source_ranges_are_ranges_unless_they_were_there_before() {
+        let by_field = |kind: &str, range: &str| json!({"spec": {"type": kind, "loadBalancerSourceRanges": [range]}});
+        let by_note = |kind: &str, ranges: &str| json!({"metadata": {"annotations": {SOURCE_RANGES: ranges}}, "spec": {"type": kind}});
+        let (field, note) =
+            ("spec.loadBalancerSourceRanges", format!("metadata.annotations[{SOURCE_RANGES}]"));
+        let beyond =
+            "Invalid value: \"10.0.0.1/8\": must not have bits set beyond the prefix length";
+        let balanced = "LoadBalancer";
+        for (service, old, want) in [
+            (by_field(balanced, " 10.0.0.0/8 "), None, String::new()),
+            (by_field(balanced, "10.0.0.1/8"), None, format!("{field}[0]: {beyond}")),
+            (
+                by_field(balanced, "10.0.0.1/8"),
+                Some(by_field(balanced, "10.0.0.1/8")),
+                String::new(),
+            ),
+            (by_field("NodePort", "10.0.0.0/8"), None, format!("{field}: Forbidden: {ONLY}")),
+            (by_note(balanced, "10.0.0.0/8, 192.0.2.0/24"), None, String::new()),
+            (by_note(balanced, " "), None, String::new()),
+            (by_note(balanced, "fd00::/8,10.0.0.1/8"), None, format!("{note}: {beyond}")),
+            (
+                by_note(balanced, "10.0.0.1/8"),
+                Some(by_note(balanced, "fd00::/8,10.0.0.1/8")),
+                String::new(),
+            ),
+            (by_note("ClusterIP", "10.0.0.0/8"), None, format!("{note}: Forbidden: {ONLY}")),
+        ] {
+            let path = Path::new("spec");
+            let got = told(|e| source_ranges(&service, old.as_ref(), &path, e)).join("; ");
+            assert_eq!(got, want);
         }
     }
 
@@ -429,7 +483,7 @@ mod tests {
                     spec[key] = "Cluster".into();
                 }
             }
-            let got = told(|e| validate(&json!({"spec": spec}), e));
+            let got = told(|e| validate(&json!({"spec": spec}), None, e));
             assert_eq!(got.first().map(String::as_str), want, "{got:?}");
         }
     }

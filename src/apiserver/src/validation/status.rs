@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::core::immutable;
 use super::job::count_indexes;
-use super::{certificates, devices, mistakes, non_negative, omitted, pod, quota};
+use super::{certificates, devices, ip, mistakes, non_negative, omitted, quota};
 use crate::attributes::RequestContext;
 use crate::zero::Zero;
 
@@ -159,7 +159,7 @@ fn load_balancer(status: &Value, path: &Path, errors: &mut ErrorList) {
     for (index, ingress) in status["ingress"].items().iter().enumerate() {
         let (ip, name) = (ingress["ip"].text(), ingress["hostname"].text());
         if !ip.is_empty() {
-            pod::ip(ip, &path.index(index).child("ip"), errors);
+            ip::address(ip, &path.index(index).child("ip"), errors);
         }
         let at = path.index(index).child("hostname");
         if !name.is_empty() {
@@ -228,7 +228,7 @@ fn pod_status(object: &Value, old: &Value, errors: &mut ErrorList) {
     for list in ["podIPs", "hostIPs"] {
         let addresses = status[list].items();
         for (index, one) in addresses.iter().enumerate() {
-            pod::ip(one["ip"].text(), &path.child(list).index(index), errors);
+            ip::address(one["ip"].text(), &path.child(list).index(index), errors);
         }
         let families = |v6: bool| {
             let parsed = addresses.iter().filter_map(|a| a["ip"].text().parse::<IpAddr>().ok());
