@@ -259,14 +259,15 @@ fn ports_of_the_host_lead_to_pods() {
     let message = cluster.event("clash", "PortConflict");
     assert!(message.contains(&format!("127.0.0.1:{clash}")), "{message}");
     drop(taken);
+    let mine = |host| get(host).and_then(|t| t.ends_with("mine\n").then_some(()).ok_or(t));
+    let given_back = SocketAddr::from(([127, 0, 0, 1], clash));
+    eventually("the port that was given back", || mine(given_back));
     let free = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let port = free.local_addr().expect("it is bound").port();
     drop(free);
     cluster.apply(&pod("hosted", port));
     let host = SocketAddr::from(([127, 0, 0, 1], port));
-    eventually("the host port", || {
-        get(host).and_then(|t| t.ends_with("mine\n").then_some(()).ok_or(t))
-    });
+    eventually("the host port", || mine(host));
     cluster.kubectl_ok(&["delete", "pod", "hosted"]);
     eventually("the port's return", || TcpListener::bind(host).map_err(|e| e.to_string()));
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::{Change, Informer, Key, Recorder};
 use futures::{Stream, StreamExt};
@@ -20,6 +21,8 @@ use crate::table::HostPort;
 use crate::tables::Tables;
 use crate::{Config, RETRY, SETTLE};
 
+/// What the host refused may be had later: a port was given back, an address came with another network.
+const AGAIN: Duration = Duration::from_secs(5);
 /// The component that events name.
 const COMPONENT: &str = "service-controller";
 /// Of the event about a health check port that could not be had (`pkg/proxy/healthcheck`).
@@ -68,6 +71,7 @@ pub(crate) async fn follow(config: Config) {
                 keeper.forget();
                 lost.set(control.until_lost());
             }
+            () = tokio::time::sleep(AGAIN), if keeper.is_refused() => {}
         }
         tokio::time::sleep(SETTLE).await;
         while let Some(Some(changed)) = futures::FutureExt::now_or_never(changes.next()) {
@@ -136,6 +140,9 @@ struct Keeper {
     /// The pods that have host ports.
     hosted: BTreeMap<Key, Arc<Pod>>,
     published: Option<(Vec<Publication>, Vec<Option<Refused>>)>,
+    /// The load balancers, by uid, that could not have their own address. What stands in for it stays in place
+    /// while that is tried again.
+    homeless: BTreeSet<String>,
     forwards: Option<Vec<Forward>>,
     /// Complaints that were told and still hold.
     told: BTreeSet<(String, &'static str, String)>,
@@ -160,6 +167,7 @@ impl Keeper {
             concerned: BTreeMap::new(),
             hosted: BTreeMap::new(),
             published: None,
+            homeless: BTreeSet::new(),
             forwards: None,
             told: BTreeSet::new(),
             balanced: BTreeMap::new(),
@@ -172,6 +180,12 @@ impl Keeper {
         self.applied = false;
         self.published = None;
         self.forwards = None;
+    }
+
+    /// Whether there are ports that could not be had.
+    fn is_refused(&self) -> bool {
+        let answers = self.published.iter().flat_map(|(_, answers)| answers);
+        answers.flatten().next().is_some()
     }
 
     /// Takes up a change. The store is what counts: it may be further than the change that is told.
@@ -245,11 +259,12 @@ impl Keeper {
         }
         self.apply().await?;
         self.check_health().await;
-        let mut entries = self.wanted(&services, &pods, &BTreeSet::new());
+        let mut entries = self.wanted(&services, &pods);
         let mut answers = self.publish(&entries).await?;
         let homeless = publish::without_own_address(&entries, &answers);
-        if !homeless.is_empty() {
-            entries = self.wanted(&services, &pods, &homeless);
+        if homeless != self.homeless {
+            self.homeless = homeless;
+            entries = self.wanted(&services, &pods);
             answers = self.publish(&entries).await?;
         }
         self.tell(&services, &entries, &answers).await;
@@ -268,13 +283,8 @@ impl Keeper {
         Ok(())
     }
 
-    fn wanted(
-        &self,
-        services: &[Arc<Service>],
-        pods: &[Arc<Pod>],
-        homeless: &BTreeSet<String>,
-    ) -> Vec<Entry> {
-        publish::wanted(services, pods, self.tables.table(), &self.settings, homeless)
+    fn wanted(&self, services: &[Arc<Service>], pods: &[Arc<Pod>]) -> Vec<Entry> {
+        publish::wanted(services, pods, self.tables.table(), &self.settings, &self.homeless)
     }
 
     async fn publish(&mut self, entries: &[Entry]) -> Result<Vec<Option<Refused>>, netns::Error> {
@@ -285,7 +295,7 @@ impl Keeper {
         {
             return Ok(answers.clone());
         }
-        // Ports that could not be had are tried again whenever anything changes.
+        // Ports that could not be had are tried again, whenever anything changes and now and then.
         let answers = self.config.control.publish(wanted.clone()).await?;
         self.published = Some((wanted, answers.clone()));
         Ok(answers)
