@@ -92,7 +92,9 @@ fn pods_reach_out_and_each_other() {
     client(&cluster, "client");
     let ports = json!([{"name": "http", "port": 80, "targetPort": "http"},
         {"name": "other", "port": 81, "targetPort": 8080}]);
-    cluster.apply(&service("web", &json!({"selector": {"app": "web"}, "ports": ports})));
+    for name in ["web", "1web"] {
+        cluster.apply(&service(name, &json!({"selector": {"app": "web"}, "ports": ports})));
+    }
     cluster.apply(&service(
         "direct",
         &json!({"selector": {"app": "web"}, "clusterIP": "None", "ports": [
@@ -105,7 +107,7 @@ fn pods_reach_out_and_each_other() {
     let ip = web["status"]["podIP"].as_str().expect("it has an address").to_owned();
 
     assert_eq!(sh_ok(&cluster, "client", &format!("wget -qO- http://{ip}:8080/")), "hello\n");
-    for name in ["web", "web.default", "web.default.svc.cluster.local", "alias"] {
+    for name in ["web", "web.default", "web.default.svc.cluster.local", "1web", "alias"] {
         let got = sh_ok(&cluster, "client", &format!("wget -qO- http://{name}/"));
         assert_eq!(got, "hello\n", "{name}");
     }
