@@ -161,6 +161,19 @@ fn get(port: u16) -> Result<String, String> {
     Ok(text)
 }
 
+/// The parent of the process with this command line: of a container's, its pod's shim.
+fn parent_of(command: &str) -> Pid {
+    let entries = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let found = entries.filter_map(|entry| {
+        let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let status = std::fs::read_to_string(entry.path().join("status")).ok()?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        (line.trim_end() == command).then(|| parent.trim().parse().ok())?
+    });
+    Pid::from_raw(found.last().expect("it runs"))
+}
+
 #[test]
 fn the_runtime_runs_alone() {
     let cluster = Cluster::prepared();
@@ -212,6 +225,30 @@ fn the_runtime_runs_alone() {
     assert_eq!(client.pods()[0].state(), v1::PodSandboxState::SandboxReady);
     assert_eq!(client.exec(&container, "echo again"), "again\n");
     eventually("the published port again", || get(port));
+
+    // What ends while it is away takes its ports along, outside and within.
+    let lost = free_port();
+    let mut other = pod(&logs);
+    other.metadata.get_or_insert_default().uid = "other".to_owned();
+    other.port_mappings =
+        vec![v1::PortMapping { container_port: 80, host_port: lost.into(), ..Default::default() }];
+    let script = "mkdir /www; echo served >/www/index.html; httpd -p 80 -h /www; exec sleep 543210";
+    client.run(other, script);
+    eventually("the other port", || get(lost));
+    let within = |port: u16| {
+        let connect = format!("exec 3<>/dev/tcp/127.0.0.1/{port}");
+        cluster.rootlet_with(&["enter"], &["bash", "-c", &connect]).code == Some(0)
+    };
+    assert!(within(port) && within(lost));
+    server.end(Signal::SIGTERM);
+    kill(parent_of("sleep 543210"), Signal::SIGKILL).unwrap();
+    let (server, url) = Foreground::start(&cluster, &["cri"]);
+    let mut client = Client::connect(&url);
+    assert!(get(lost).is_err(), "nobody answers any more");
+    assert!(!within(lost), "nor within");
+    assert!(within(port), "the one that lives on is there");
+    let gone = client.pods().into_iter().find(|of| of.state() != v1::PodSandboxState::SandboxReady);
+    client.remove(&gone.expect("it is known").id);
     client.remove(&web);
     assert!(get(port).is_err(), "the port is free");
     server.end(Signal::SIGINT);

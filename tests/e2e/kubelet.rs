@@ -211,3 +211,50 @@ fn a_full_disk_keeps_pods_away_until_there_is_room() {
     inside(&cluster, &["rm", &filler]);
     cluster.pod_ready("waits");
 }
+
+#[test]
+fn a_shortage_that_lasts_ends_pods_and_a_short_one_does_not() {
+    let cluster = Cluster::prepared();
+    let wrong = configuration(&cluster, "wrong.yaml", "evictionSoft: {memory.available: 1Gi}");
+    let answer = cluster.rootlet(&["up", "--kubelet-config", &wrong]);
+    assert!(answer.err.contains("grace period must be specified"), "{answer:?}");
+    // All memory is too little, for a quarter of a minute.
+    let file = configuration(
+        &cluster,
+        "kubelet.yaml",
+        "evictionHard: {pid.available: 1%}
+evictionSoft: {memory.available: 100%}
+evictionSoftGracePeriod: {memory.available: 15s}
+evictionMaxPodGracePeriod: 20
+evictionMinimumReclaim: {memory.available: 64Mi}
+providerID: test://here",
+    );
+    cluster.up(&["--ephemeral", "--kubelet-config", &file]);
+    cluster.load_busybox();
+    let some = json!({"resources": {"requests": {"memory": "1Mi"}}});
+    let script = "trap 'sleep 2; exit 7' TERM; while :; do sleep 0.1; done";
+    cluster.apply_all(&[pod("held", &json!({"containers": [container("c", script, &some)]}))]);
+    cluster.pod_ready("held");
+    let node = format!("rootlet-{}", cluster.name);
+    cluster.event(&node, "NodeHasInsufficientMemory");
+    let held = cluster.get(&["pod", "held"]).expect("it is there");
+    assert_eq!(held["status"]["phase"], "Running", "told at once, acted upon later");
+    let held = cluster.pod_phase("held", "Failed");
+    assert_eq!(held["status"]["reason"], "Evicted");
+    let message = held["status"]["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("The node was low on resource: memory."), "{message}");
+    // It had more than the second that pods have which are ended at once.
+    let ended = &held["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(ended["exitCode"], 7, "{ended}");
+    let told = cluster.event(&node, "EvictionThresholdMet");
+    assert_eq!(told, "Attempting to reclaim memory");
+    let path = format!("/api/v1/nodes/{node}/proxy");
+    let metrics = cluster.kubectl_ok(&["get", "--raw", &format!("{path}/metrics")]);
+    let line = "kubelet_evictions{eviction_signal=\"memory.available\"} 1";
+    assert!(metrics.lines().any(|found| found == line), "{metrics}");
+    let told = cluster.kubectl_ok(&["get", "--raw", &format!("{path}/configz")]);
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!(told["kubeletconfig"]["evictionSoftGracePeriod"]["memory.available"], "15s");
+    let node = cluster.get(&["node", &node]).expect("the node is there");
+    assert_eq!(node["spec"]["providerID"], "test://here");
+}

@@ -97,6 +97,44 @@ fn a_running_pod_is_resized() {
 }
 
 #[test]
+fn a_running_pod_as_a_whole_is_resized() {
+    let cluster = Cluster::ephemeral();
+    let whole = json!({"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"cpu": "100m"}});
+    let spec = json!({"resources": whole});
+    cluster.apply(&pod("web", "exec sleep 1000", &spec, &json!({})));
+    let told = cluster.pod_ready("web");
+    assert_eq!(told["status"]["resources"], whole);
+    assert_eq!(told["status"]["allocatedResources"], whole["requests"]);
+    assert_eq!(told["status"]["qosClass"], "Burstable");
+    let resize = |resources: Value| {
+        let patch = json!({"spec": {"resources": resources}}).to_string();
+        cluster.kubectl_ok(&["patch", "pod", "web", "--subresource", "resize", "-p", &patch]);
+    };
+    resize(json!({"requests": {"cpu": "60m"}, "limits": {"cpu": "200m"}}));
+    let pending = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions
+            .into_iter()
+            .find(|c| c["type"].as_str().is_some_and(|t| t.starts_with("PodResize")))
+    };
+    let told = cluster.pod("web", "larger", |pod| {
+        pod["status"]["resources"]["limits"]["cpu"] == "200m" && pending(pod).is_none()
+    });
+    assert_eq!(told["status"]["allocatedResources"], json!({"cpu": "60m", "memory": "32Mi"}));
+    let of_container = &told["status"]["containerStatuses"][0];
+    assert_eq!(
+        (&of_container["restartCount"], &of_container["resources"]),
+        (&json!(0), &json!({}))
+    );
+    let done = cluster.event("web", "ResizeCompleted");
+    assert!(done.starts_with("Pod resize completed: "), "{done}");
+    resize(json!({"requests": {"cpu": "1k"}, "limits": {"cpu": "1k"}}));
+    let told = cluster.pod("web", "too large", |pod| pending(pod).is_some());
+    assert_eq!(pending(&told).expect("it was just there")["reason"], "Infeasible");
+    assert_eq!(told["status"]["resources"]["limits"]["cpu"], "200m");
+}
+
+#[test]
 fn usage_is_told_to_kubectl_top_and_to_scrapers() {
     let cluster = Cluster::ephemeral();
     cluster.apply(&pod("busy", "while true; do :; done", &json!({}), &json!({})));
@@ -135,11 +173,57 @@ fn usage_is_told_to_kubectl_top_and_to_scrapers() {
         ("/metrics/resource", "pod_memory_working_set_bytes{namespace=\"default\",pod=\"busy\"}"),
         ("/metrics/cadvisor", "container_memory_working_set_bytes{container=\"main\""),
         ("/metrics", "kubelet_running_pods 1"),
+        ("/metrics", "kubelet_runtime_operations_total{operation_type=\"run_podsandbox\"} 1"),
         ("/configz", "\"kubeletconfig\""),
     ] {
         assert!(get(path).contains(sample), "{path}: {}", get(path));
     }
+    assert!(summary["node"]["memory"]["pageFaults"].as_u64() > Some(0), "{summary}");
+    let told = get("/metrics/cadvisor");
+    let of_pod = |name: &&str| {
+        told.lines().any(|line| {
+            line.starts_with(&format!("{name}{{"))
+                && ["container=\"main\"", "namespace=\"default\"", "pod=\"busy\""]
+                    .iter()
+                    .all(|label| line.contains(label))
+        })
+    };
+    let missing: Vec<&str> = OF_CONTAINERS.into_iter().filter(|name| !of_pod(name)).collect();
+    assert!(missing.is_empty(), "{missing:?} of {told}");
+    let kinds = told.lines().filter(|line| line.starts_with("# TYPE "));
+    let (all, mut distinct): (Vec<_>, Vec<_>) = kinds.map(|line| (line, line)).unzip();
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(all.len(), distinct.len(), "each family once");
 }
+
+/// What upstream's suite of nodes looks for of each container, but for what only a cgroup tells.
+const OF_CONTAINERS: [&str; 24] = [
+    "container_cpu_system_seconds_total",
+    "container_cpu_usage_seconds_total",
+    "container_cpu_user_seconds_total",
+    "container_file_descriptors",
+    "container_fs_limit_bytes",
+    "container_fs_usage_bytes",
+    "container_last_seen",
+    "container_memory_cache",
+    "container_memory_failcnt",
+    "container_memory_failures_total",
+    "container_memory_mapped_file",
+    "container_memory_max_usage_bytes",
+    "container_memory_rss",
+    "container_memory_swap",
+    "container_memory_usage_bytes",
+    "container_memory_working_set_bytes",
+    "container_oom_events_total",
+    "container_processes",
+    "container_sockets",
+    "container_spec_cpu_period",
+    "container_spec_cpu_shares",
+    "container_spec_memory_limit_bytes",
+    "container_start_time_seconds",
+    "container_threads",
+];
 
 #[test]
 fn what_the_node_cannot_give_is_refused_aloud() {

@@ -292,7 +292,13 @@ fn an_image_is_a_volume_and_what_it_lacks_is_told() {
     assert_eq!(cluster.last_words("whole"), "bin\netc\nroot\ntmp\nrefused\n");
     assert_eq!(cluster.last_words("part"), "run\n");
     let message = cluster.event("no-part", "Failed");
+    assert!(message.contains("ImageVolumeMountFailed: "), "{message}");
     assert!(message.contains("\"none\" is not in image"), "{message}");
+    let told = cluster.get(&["pod", "whole"]).expect("it is there");
+    let told = &told["status"]["containerStatuses"][0];
+    let mount = told["volumeMounts"].as_array().into_iter().flatten();
+    let mount = mount.into_iter().find(|m| m["mountPath"] == "/v").expect("it is mounted");
+    assert_eq!(mount["volumeStatus"]["image"]["imageRef"], told["imageID"], "{mount}");
     cluster.event("no-image", "ErrImageNeverPull");
 }
 

@@ -186,9 +186,9 @@ fn initialized(pod: &Pod, status: &PodStatus, phase: &str) -> PodCondition {
             Some(_) => {}
         }
     }
-    // Once regular containers run, initialization is history, whatever a sidecar does now.
+    // Once a regular container has begun, initialization is history, whatever a sidecar does now.
     let begun = status.container_statuses.iter().flatten().any(|s| {
-        s.state.as_ref().is_some_and(|s| s.running.is_some())
+        s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
             || s.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
     });
     let mut messages = Vec::new();

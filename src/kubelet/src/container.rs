@@ -9,6 +9,7 @@ use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use plugin::device::Edits;
 
+use crate::resources::Basis;
 use crate::{env, labels, pod, resources, sandbox};
 
 const MASKED_PATHS: [&str; 11] = [
@@ -91,8 +92,8 @@ pub struct Input<'a> {
     pub devices: Vec<cri::Device>,
     /// For an ephemeral container: the container whose processes it sees.
     pub target_id: Option<String>,
-    /// The node's memory, for the out-of-memory score.
-    pub memory_capacity: i64,
+    /// What limits follow from.
+    pub basis: Basis,
 }
 
 /// The path of the log below the pod's log directory.
@@ -233,7 +234,7 @@ fn linux(input: &Input<'_>) -> Result<cri::LinuxContainerConfig, Error> {
         ..Default::default()
     };
     Ok(cri::LinuxContainerConfig {
-        resources: Some(resources::for_container(pod, container, input.memory_capacity)),
+        resources: Some(resources::for_container(pod, container, input.basis)),
         security_context: Some(security),
     })
 }

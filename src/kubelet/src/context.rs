@@ -22,8 +22,7 @@ use crate::counters::Counters;
 use crate::cri::Cri;
 use crate::csi::Drivers;
 use crate::device::Devices;
-use crate::eviction::threshold::Thresholds;
-use crate::eviction::{Pressure, is_critical};
+use crate::eviction::{Pressure, Rules, is_critical};
 use crate::fields::Facts;
 use crate::image::Getting;
 use crate::objects::Objects;
@@ -31,6 +30,7 @@ use crate::own_node::OwnNode;
 use crate::pod::{self, Kind};
 use crate::pods::Workers;
 use crate::preemption;
+use crate::resources::Basis;
 use crate::shutdown::{self, Ending};
 use crate::status::Waiting;
 use crate::token::Tokens;
@@ -50,6 +50,8 @@ pub struct Machine {
     pub cpus: usize,
     /// Memory, bytes.
     pub memory_bytes: u64,
+    /// Swap, bytes.
+    pub swap_bytes: u64,
 }
 
 /// That the node takes a pod.
@@ -118,7 +120,7 @@ pub struct Context {
     /// Held while a driver's volume is brought or given back.
     pub staging: tokio::sync::Mutex<()>,
     /// Below what the node is under pressure.
-    pub thresholds: Thresholds,
+    pub thresholds: Rules,
     /// Whether it is.
     pub pressure: Pressure,
     /// Bounds that are configured.
@@ -164,6 +166,25 @@ impl Context {
         message: impl Into<String>,
     ) {
         self.recorder.warning(reference(of, container), reason, message);
+    }
+
+    /// What limits of containers follow from.
+    pub fn basis(&self) -> Basis {
+        Basis {
+            memory_bytes: i64::try_from(self.machine.memory_bytes).unwrap_or(i64::MAX),
+            swap_bytes: i64::try_from(self.machine.swap_bytes).unwrap_or(i64::MAX),
+            terms: self.limits.terms,
+        }
+    }
+
+    /// The node, for events about it.
+    pub fn own_reference(&self) -> ObjectReference {
+        ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(self.node_name.clone()),
+            uid: Some(self.node_name.clone()),
+            ..ObjectReference::default()
+        }
     }
 
     /// Takes the pod in, or says why not; one that `runs` already is not asked again.

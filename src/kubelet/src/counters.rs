@@ -37,14 +37,36 @@ pub struct Counters {
     pub sandboxes: AtomicU64,
     /// Sandboxes that could not be started.
     pub sandbox_errors: AtomicU64,
-    /// Pods ended for what they hold or what the node lacks.
-    pub evictions: AtomicU64,
+    /// Pods ended for what they hold or what the node lacks, by upstream's name of that.
+    evictions: Mutex<BTreeMap<&'static str, u64>>,
+    /// Pods that the node did not take, by reason.
+    refusals: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Counters {
     /// Adds one.
     pub fn add(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a pod that was ended for `signal`.
+    pub fn evicted(&self, signal: &'static str) {
+        *lock(&self.evictions).entry(signal).or_default() += 1;
+    }
+
+    /// Counts a pod that the node did not take.
+    pub fn refused(&self, reason: &str) {
+        *lock(&self.refusals).entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// Refusals so far, by reason.
+    pub fn refusals(&self) -> BTreeMap<String, u64> {
+        lock(&self.refusals).clone()
+    }
+
+    /// Evictions so far, by signal.
+    pub fn evictions(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.evictions).clone()
     }
 
     /// Counts the result of a probe.
@@ -57,20 +79,20 @@ impl Counters {
             kind,
             result,
         };
-        *self.lock().entry(key).or_default() += 1;
+        *lock(&self.probes).entry(key).or_default() += 1;
     }
 
     /// The results of probes so far.
     pub fn probes(&self) -> BTreeMap<Probed, u64> {
-        self.lock().clone()
+        lock(&self.probes).clone()
     }
 
     /// The pod with this uid is gone.
     pub fn forget(&self, uid: &str) {
-        self.lock().retain(|key, _| key.uid != uid);
+        lock(&self.probes).retain(|key, _| key.uid != uid);
     }
+}
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Probed, u64>> {
-        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,7 +2,9 @@
 //!
 //! Source of behaviour: the CRI API (`runtime.v1`), <https://github.com/kubernetes/cri-api>.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use hyper_util::rt::TokioIo;
@@ -72,7 +74,11 @@ impl Error {
 pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    counts: Arc<Counts>,
 }
+
+/// By method, how often it was called, and how often that failed.
+type Counts = Mutex<BTreeMap<&'static str, (u64, u64)>>;
 
 macro_rules! calls {
     ($($client:ident . $method:ident ( $request:ident ) -> $response:ident;)*) => {
@@ -83,8 +89,11 @@ macro_rules! calls {
                 request: cri::$request,
             ) -> BoxFuture<'static, Result<cri::$response, Error>> {
                 let mut client = self.$client.clone();
+                let counts = self.counts.clone();
                 Box::pin(async move {
-                    match client.$method(request).await {
+                    let answer = client.$method(request).await;
+                    count(&counts, stringify!($method), answer.is_err());
+                    match answer {
                         Ok(response) => Ok(response.into_inner()),
                         Err(status) => Err(Error::Refused {
                             operation: stringify!($method),
@@ -148,7 +157,13 @@ impl Cri {
             runtime: RuntimeServiceClient::new(runtime)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(images).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            counts: Arc::default(),
         }
+    }
+
+    /// By method, how often it was called so far, and how often that failed.
+    pub fn calls(&self) -> BTreeMap<&'static str, (u64, u64)> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     calls! {
@@ -165,6 +180,9 @@ impl Cri {
         runtime.list_containers(ListContainersRequest) -> ListContainersResponse;
         runtime.container_status(ContainerStatusRequest) -> ContainerStatusResponse;
         runtime.update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
+        runtime.update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+        runtime.list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
+        runtime.list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
         runtime.reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         runtime.exec_sync(ExecSyncRequest) -> ExecSyncResponse;
         runtime.exec(ExecRequest) -> ExecResponse;
@@ -196,6 +214,13 @@ impl Cri {
             }
         })
     }
+}
+
+fn count(counts: &Counts, method: &'static str, failed: bool) {
+    let mut counts = counts.lock().unwrap_or_else(PoisonError::into_inner);
+    let (calls, failures) = counts.entry(method).or_default();
+    *calls += 1;
+    *failures += u64::from(failed);
 }
 
 fn detached<S>(service: S) -> Channel

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use crate::labels;
 use crate::observe::{Observed, PodView, State};
 use crate::pod::{self, Kind, RestartPolicy};
+use crate::resources::Basis;
 use crate::{resize, restart_all};
 
 /// Results of the probes of one container, absent until known.
@@ -33,8 +34,8 @@ pub struct Local {
     pub hooks: std::collections::HashSet<String>,
     /// Containers being stopped.
     pub stopping: std::collections::HashSet<String>,
-    /// The node's memory, bytes.
-    pub memory_capacity: i64,
+    /// What limits follow from.
+    pub basis: Basis,
 }
 
 impl Local {
@@ -218,8 +219,7 @@ fn regular(pod: &Pod, container: &Container, view: &PodView, local: &Local) -> V
     let results = local.probe(&observed.id);
     let (message, grace_seconds, always) = if changed(container, observed) {
         (format!("Container {} definition changed", container.name), None, true)
-    } else if resize::step(pod, container, observed, local.memory_capacity) == resize::Step::Restart
-    {
+    } else if resize::step(pod, container, observed, local.basis) == resize::Step::Restart {
         (format!("Container {} resize requires restart", container.name), None, true)
     } else if results.liveness == Some(false) {
         let grace =

@@ -41,6 +41,7 @@ pub fn view(containers: &[&str]) -> PodView {
             termination_log: None,
             user: None,
             resources: None,
+            image_volumes: Vec::new(),
         }
     });
     PodView { sandboxes: vec![sandbox(true, 0)], containers: containers.collect() }

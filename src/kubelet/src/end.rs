@@ -105,11 +105,11 @@ impl Worker {
     }
 
     fn grace_seconds(&self) -> i64 {
-        if self.failure.as_ref().is_some_and(|f| f.reason == "Evicted") {
-            return EVICTION_GRACE_SECONDS;
-        }
         if let Some(seconds) = self.grace {
             return seconds;
+        }
+        if self.failure.as_ref().is_some_and(|f| f.reason == "Evicted") {
+            return EVICTION_GRACE_SECONDS;
         }
         let mut seconds = pod::grace_period_seconds(&self.pod);
         if self.pod.spec.is_none() {

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::background::Background;
 use crate::backoff::{Backoffs, go_duration};
+use crate::configuration::Limits;
 use crate::container::ImageUser;
 use crate::context::Context;
 use crate::credentials;
@@ -41,17 +42,12 @@ pub struct Getting {
 
 impl Getting {
     /// Of the kubelet whose files are in `root`; `most` pulls at the same time, and so many in a second, or at once after
-    /// a pause, as `rate` says.
-    pub fn new(
-        root: &Path,
-        providers: Providers,
-        most: Option<u32>,
-        rate: Option<(u32, u32)>,
-    ) -> Self {
+    /// a pause, as its limits say.
+    pub fn new(root: &Path, providers: Providers, most: Option<u32>, limits: &Limits) -> Self {
         Self {
-            rate: rate.map(|(a_second, at_once)| Rate::new(a_second, at_once)),
+            rate: limits.pulls.map(|(a_second, at_once)| Rate::new(a_second, at_once)),
             providers,
-            access: Access::open(root.join("image_manager")),
+            access: Access::open(root.join("image_manager"), limits.verification.clone()),
             turns: most.map(|most| Semaphore::new(most as usize)),
             most,
         }

@@ -31,6 +31,7 @@ mod env;
 mod env_file;
 mod eviction;
 mod fields;
+mod file;
 mod hooks;
 mod image;
 mod labels;
@@ -82,6 +83,7 @@ pub use configuration::{
 };
 pub use context::Dialer;
 pub use cri::{Cri, Error as CriError};
+pub use file::Error as FileError;
 pub use shutdown::{Ending, Periods};
 
 use clock::Clock;
@@ -116,6 +118,12 @@ pub fn check_system_reserved(text: &str) -> Result<(), Error> {
 /// Checks the configuration of plugins that know registry credentials, and that the plugins are there.
 pub fn check_image_credential_providers(config: &Path, folder: &Path) -> Result<(), Error> {
     image::provider::Providers::read(config, folder).map(drop).map_err(Error::Providers)
+}
+
+/// Whether the machine has swap (proc(5), swaps): the first line is a heading.
+#[must_use]
+pub fn swaps() -> bool {
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }
 
 fn reserved(text: &str) -> Result<BTreeMap<String, Quantity>, Error> {
@@ -212,7 +220,7 @@ pub enum Error {
     Reserved(String),
     /// The plugins for registry credentials cannot be used.
     #[error("image credential providers")]
-    Providers(#[from] image::provider::Error),
+    Providers(#[from] file::Error),
     /// A threshold is not one.
     #[error("eviction thresholds: {0}")]
     Eviction(String),
@@ -221,36 +229,74 @@ pub enum Error {
     Server(#[from] server::Error),
 }
 
-fn thresholds(config: &Config) -> Result<eviction::threshold::Thresholds, Error> {
+fn thresholds(config: &Config) -> Result<eviction::Rules, Error> {
     use eviction::threshold::{Thresholds, defaults, parse};
-    let Some(text) = &config.eviction_hard else { return Ok(defaults()) };
-    let mut all = if config.limits.merge_thresholds { defaults() } else { Thresholds::new() };
-    all.extend(parse(text).map_err(Error::Eviction)?);
-    Ok(all)
+    let hard = match &config.eviction_hard {
+        None => defaults(),
+        Some(text) => {
+            let limits = &config.limits;
+            let mut all = if limits.merge_thresholds { defaults() } else { Thresholds::new() };
+            all.extend(parse(text).map_err(Error::Eviction)?);
+            all
+        }
+    };
+    Ok(eviction::Rules { hard, soft: config.limits.soft.clone() })
+}
+
+/// What goes to single tasks of the kubelet, and not to all.
+struct Parts {
+    settings: node::Settings,
+    listen: server::Listen,
+    periods: Periods,
+    workers: pods::Workers,
 }
 
 /// Runs the kubelet until `shutdown`. Containers are left running; the next kubelet finds them.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    let (context, Parts { settings, listen, periods, workers }) = context(config).await?;
+    tokio::join!(
+        node::run(context.clone(), settings, shutdown.clone()),
+        pods::run(context.clone(), workers.clone(), shutdown.clone()),
+        logs::rotate::run(context.clone(), shutdown.clone()),
+        csi::run(context.clone(), shutdown.clone()),
+        device::run(context.clone(), shutdown.clone()),
+        eviction::run(context.clone(), workers.clone(), shutdown.clone()),
+        server::run(context.clone(), workers.clone(), listen, shutdown.clone()),
+        shutdown::run(context, workers, periods, shutdown.clone()),
+    );
+    Ok(())
+}
+
+/// Makes what of the kubelet is on the disk.
+fn folders(config: &Config) -> Result<(), Error> {
     let links = logs::links::folder(&config.root_dir);
     for path in [&config.root_dir, &config.pod_log_dir, &links] {
         std::fs::create_dir_all(path)
             .map_err(|source| Error::Directory { path: path.clone(), source })?;
     }
-    let thresholds = thresholds(&config)?;
+    Ok(())
+}
+
+fn kept(config: &Config) -> Result<Vec<(String, Quantity)>, Error> {
     let mut kept = Vec::new();
     for text in [&config.system_reserved, &config.kube_reserved] {
         kept.extend(reserved(text.as_deref().unwrap_or_default())?);
     }
+    Ok(kept)
+}
+
+fn images(config: &Config) -> Result<image::Getting, Error> {
     let providers = match &config.image_credential_providers {
         Some((file, folder)) => image::provider::Providers::read(file, folder)?,
         None => image::provider::Providers::default(),
     };
-    let images = image::Getting::new(
-        &config.root_dir,
-        providers,
-        config.max_parallel_image_pulls,
-        config.limits.pulls,
-    );
+    let most = config.max_parallel_image_pulls;
+    Ok(image::Getting::new(&config.root_dir, providers, most, &config.limits))
+}
+
+async fn context(config: Config) -> Result<(Arc<Context>, Parts), Error> {
+    folders(&config)?;
+    let (thresholds, reserved, images) = (thresholds(&config)?, kept(&config)?, images(&config)?);
     let version = k8s_cri::v1::VersionRequest { version: "v1".into() };
     let runtime_name = config.cri.version(version).await.map_err(Error::Runtime)?.runtime_name;
     let listen = server::Listen::new(config.listen, &config.tls)?;
@@ -268,15 +314,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
     let workers = pods::Workers::default();
     let woken = workers.clone();
     let capacity = node::machine::capacity(&machine, &config.root_dir, max_pods);
-    let devices = device::Devices::new(&config.root_dir);
-    let claims = claims::InUse::new(&config.root_dir);
-    let own_node = own_node::OwnNode::watch(&config.client, &config.node_name);
-    let context = Arc::new(Context {
+    let context = Context {
         recorder: Recorder::new(config.client.clone(), "kubelet", &config.node_name),
         objects: Objects::new(&config.client, Arc::new(move |uid: &str| woken.wake(uid))),
         tokens: Tokens::new(config.client.clone()),
         certificates: certificates::Certificates::new(config.client.clone()),
         services: config.informers.get::<Service>(),
+        devices: device::Devices::new(&config.root_dir),
+        claims: claims::InUse::new(&config.root_dir),
+        own_node: own_node::OwnNode::watch(&config.client, &config.node_name),
         node_name: config.node_name,
         node_ip: config.node_ip,
         root_dir: config.root_dir,
@@ -291,15 +337,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         dialer: config.dialer,
         machine,
         pod_pids_limit: config.pod_pids_limit,
-        reserved: kept,
+        reserved,
         security: admission::Security {
             sysctls: config.allowed_unsafe_sysctls,
             apparmor: node::machine::line("/sys/module/apparmor/parameters/enabled") == "Y",
         },
         images,
         drivers: config.drivers,
-        devices,
-        claims,
         node_changed: tokio::sync::Notify::new(),
         staging: tokio::sync::Mutex::default(),
         thresholds,
@@ -308,22 +352,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         usage: usage::Sampler::default(),
         counters: counters::Counters::default(),
         allocatable: RwLock::new(capacity),
-        own_node,
         node_labels,
         workers: workers.clone(),
         admitted: Mutex::new(HashMap::new()),
         ending: config.ending,
         clock: Clock::System,
-    });
-    tokio::join!(
-        node::run(context.clone(), settings, shutdown.clone()),
-        pods::run(context.clone(), workers.clone(), shutdown.clone()),
-        logs::rotate::run(context.clone(), shutdown.clone()),
-        csi::run(context.clone(), shutdown.clone()),
-        device::run(context.clone(), shutdown.clone()),
-        eviction::run(context.clone(), workers.clone(), shutdown.clone()),
-        server::run(context.clone(), workers.clone(), listen, shutdown.clone()),
-        shutdown::run(context, workers, config.shutdown_periods, shutdown.clone()),
-    );
-    Ok(())
+    };
+    let parts = Parts { settings, listen, periods: config.shutdown_periods, workers };
+    Ok((Arc::new(context), parts))
 }

@@ -59,6 +59,73 @@ async fn a_restarted_kubelet_finds_its_pods() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_restarted_kubelet_takes_nothing_back_that_its_probes_have_not_seen() {
+    let node = Node::new();
+    let kubelet = node.start();
+    // Each is made by the runtime and succeeds.
+    let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 30});
+    let mut spec = busybox();
+    spec["containers"][0]["startupProbe"] = probe.clone();
+    spec["containers"][0]["readinessProbe"] = probe;
+    node.submit(spec);
+    let ready = "/status/containerStatuses/0/ready";
+    let before = node.until("ready", ready, true).await;
+    kubelet.stop().await;
+    // From now on none does, which takes three of them to believe.
+    node.runtime.world.lock().unwrap().exec_exit_code = 1;
+    let kubelet = node.start();
+    let told = node.until("not ready any more", ready, false).await;
+    assert_eq!(told["status"]["containerStatuses"][0]["started"], true);
+    assert_eq!(told["status"]["containerStatuses"][0]["restartCount"], 0);
+    let since = |pod: &Value| {
+        let conditions = pod["status"]["conditions"].as_array().unwrap();
+        let found = conditions.iter().find(|c| c["type"] == "Ready").unwrap();
+        found["lastTransitionTime"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap()
+    };
+    let lasted = since(&told).duration_since(since(&before));
+    assert!(lasted >= jiff::SignedDuration::from_secs(60), "{lasted}");
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_renewed_in_the_files_of_a_running_pod() {
+    let node = Node::new();
+    let kubelet = node.start();
+    let mut spec = busybox();
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "t", "mountPath": "/t"}]);
+    spec["volumes"] = json!([{"name": "t", "projected": {"sources": [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 600}}]}}]);
+    node.submit(spec);
+    node.until("running", "/status/phase", "Running").await;
+    let began = node.runtime.clock.now();
+    let folder = node.dir.path().join("root/pods/u1/volumes/kubernetes.io~projected/t");
+    let token = || std::fs::read_to_string(folder.join("token")).unwrap();
+    let set = || std::fs::read_link(folder.join("..data")).unwrap();
+    let age = || node.runtime.clock.now().duration_since(began).as_secs();
+    let changed = async |from: &str| {
+        while token() == from {
+            assert!(age() < 3_000, "{from} is still there");
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    };
+    let (first, set_of_first) = (token(), set());
+    changed(&first).await;
+    // At four fifths of its life, by another set of files in one step.
+    assert!((480..490).contains(&age()), "{}", age());
+    assert_ne!(set(), set_of_first);
+    let second = token();
+    // Where there are no new ones, it stays as long as it is good, and longer than there is nothing better.
+    node.api.refuse_tokens(true);
+    tokio::time::sleep(std::time::Duration::from_secs(550)).await;
+    assert_eq!(token(), second);
+    assert!(!node.api.events().iter().any(|event| event.starts_with("FailedMount")));
+    node.api.refuse_tokens(false);
+    changed(&second).await;
+    assert!((1030..1060).contains(&age()), "{}", age());
+    kubelet.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_others_write_over_a_status_is_told_again() {
     let node = Node::new();
     let kubelet = node.start();

@@ -75,6 +75,8 @@ pub struct Observed {
     pub user: Option<(i64, i64, Vec<i64>)>,
     /// The limits in force.
     pub resources: Option<cri::LinuxContainerResources>,
+    /// Where images are mounted, and the images as the runtime knows them.
+    pub image_volumes: Vec<(String, String)>,
 }
 
 impl Observed {
@@ -212,6 +214,11 @@ fn container(status: cri::ContainerStatus, sandbox_id: String) -> Observed {
         .get(labels::RESTART_COUNT)
         .and_then(|count| count.parse().ok())
         .unwrap_or(metadata.attempt);
+    let image_volumes = status.mounts.into_iter().filter_map(|mount| {
+        let image = mount.image.filter(|image| !image.image_ref.is_empty())?;
+        Some((mount.container_path, image.image_ref))
+    });
+    let image_volumes = image_volumes.collect();
     let image_ref = if status.image_ref.is_empty() { status.image_id } else { status.image_ref };
     Observed {
         id: status.id,
@@ -239,6 +246,7 @@ fn container(status: cri::ContainerStatus, sandbox_id: String) -> Observed {
         termination_log,
         user: status.user.and_then(|u| u.linux).map(|u| (u.uid, u.gid, u.supplemental_groups)),
         resources: status.resources.and_then(|r| r.linux),
+        image_volumes,
     }
 }
 
@@ -274,6 +282,7 @@ pub mod testing {
             termination_log: None,
             user: None,
             resources: None,
+            image_volumes: Vec::new(),
         }
     }
 }

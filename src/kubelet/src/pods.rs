@@ -79,6 +79,14 @@ impl Workers {
         self.lock().values().map(Handle::current).collect()
     }
 
+    /// Whether a container of the pod with this uid runs, as far as was told.
+    pub fn runs(&self, uid: &str) -> bool {
+        let of = self.lock().get(uid).map(Handle::current);
+        let Some(status) = of.and_then(|of| of.status.clone()) else { return false };
+        let lists = [&status.init_container_statuses, &status.container_statuses];
+        lists.into_iter().flatten().flatten().any(crate::status::is_running)
+    }
+
     /// How each of them stands.
     pub fn standing(&self) -> Vec<Standing> {
         self.lock().values().map(Handle::standing).collect()

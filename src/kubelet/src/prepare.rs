@@ -97,9 +97,7 @@ impl Worker {
             .unwrap_or(0);
         let logs = &self.context.pod_log_dir;
         let mut config = sandbox::config(&self.pod, attempt, logs, &host, &cluster);
-        if let Some(limit) = self.context.pod_pids_limit {
-            sandbox::limit_processes(&mut config, limit);
-        }
+        config.linux.get_or_insert_default().resources = Some(self.sandbox_limits());
         if actions.create_sandbox.is_none() {
             return self.view.ready_sandbox().map(|s| (s.id.clone(), config));
         }

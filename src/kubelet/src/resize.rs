@@ -20,18 +20,21 @@ use serde_json::json;
 
 use crate::observe::{Observed, State};
 use crate::pod::{self, Kind};
+use crate::resources::Basis;
 use crate::status::Waiting;
 use crate::worker::Worker;
-use crate::{quantity, resources, volumes};
+use crate::{quantity, resources, sandbox, volumes};
 
 /// The condition of a resize that is not granted.
 pub const PENDING: &str = "PodResizePending";
 /// The condition of one that is granted and not yet in force.
 pub const IN_PROGRESS: &str = "PodResizeInProgress";
+/// What the node tells that it can do: give a pod as a whole other resources while it runs.
+pub const FEATURE: &str = "InPlacePodLevelResourcesVerticalScaling";
 /// How soon a resize that does not fit is tried again.
 const RETRY: SignedDuration = SignedDuration::from_secs(10);
 
-/// The resources granted to each container, by name.
+/// The resources granted to each container, by name; those of the pod as a whole under none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Allocation(BTreeMap<String, ResourceRequirements>);
 
@@ -39,9 +42,10 @@ impl Allocation {
     /// What the spec of `of` asks for.
     pub fn wanted(of: &Pod) -> Self {
         let containers = pod::init_containers(of).iter().chain(pod::containers(of));
-        Self(
-            containers.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect(),
-        )
+        let containers =
+            containers.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default()));
+        let whole = of.spec.as_ref().and_then(|spec| spec.resources.clone());
+        Self(containers.chain(whole.map(|whole| (String::new(), whole))).collect())
     }
 
     /// The allocation an earlier kubelet has left, if any.
@@ -63,6 +67,10 @@ impl Allocation {
     pub fn apply(&self, of: &Pod) -> Pod {
         let mut out = of.clone();
         let Some(spec) = &mut out.spec else { return out };
+        if spec.resources.is_some() {
+            // An allocation that was written before the pod had some says nothing of it.
+            spec.resources = self.0.get("").cloned().or(spec.resources.take());
+        }
         let lists = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
         for container in lists {
             if let Some(granted) = self.0.get(&container.name) {
@@ -138,12 +146,12 @@ pub enum Step {
 }
 
 /// Compares what is in force with what is granted.
-pub fn step(of: &Pod, container: &Container, observed: &Observed, memory_capacity: i64) -> Step {
+pub fn step(of: &Pod, container: &Container, observed: &Observed, basis: Basis) -> Step {
     if observed.state != State::Running {
         return Step::Done;
     }
     let Some(actual) = &observed.resources else { return Step::Done };
-    let granted = resources::for_container(of, container, memory_capacity);
+    let granted = resources::for_container(of, container, basis);
     let cpu = |r: &cri::LinuxContainerResources| (r.cpu_shares, r.cpu_quota.max(0));
     let cpu_changed = cpu(actual) != cpu(&granted);
     let memory_changed =
@@ -172,42 +180,40 @@ pub fn step(of: &Pod, container: &Container, observed: &Observed, memory_capacit
     Step::Update(Box::new(update))
 }
 
-/// The resources in force, as the API tells them.
-pub fn in_force(granted: &Container, observed: &Observed) -> Option<ResourceRequirements> {
-    let mut out = granted.resources.clone();
+/// The resources in force, as the API tells them: as they were asked for, where that is what was made of it.
+pub fn in_force(
+    of: &Pod,
+    container: &Container,
+    observed: &Observed,
+    basis: Basis,
+) -> Option<ResourceRequirements> {
+    let mut out = container.resources.clone();
     let Some(actual) = observed.resources.as_ref().filter(|_| observed.state == State::Running)
     else {
         return out;
     };
+    let granted = resources::for_container(of, container, basis);
     let resources = out.get_or_insert_default();
     let limits = resources.limits.get_or_insert_default();
-    let set = |list: &mut BTreeMap<String, Quantity>, name: &str, value: Option<String>| {
-        let Some(value) = value.map(Quantity) else {
-            list.remove(name);
-            return;
-        };
-        let same = list.get(name).and_then(quantity::milli) == quantity::milli(&value);
-        if !same {
-            list.insert(name.to_owned(), value);
-        }
+    let mut set = |name: &str, value: Option<String>| match value {
+        Some(value) => drop(limits.insert(name.to_owned(), Quantity(value))),
+        None => drop(limits.remove(name)),
     };
-    let cpu_limit = (actual.cpu_quota > 0)
-        .then(|| format!("{}m", actual.cpu_quota * 1_000 / actual.cpu_period.max(1)));
-    // The kernel has no finer steps than a hundredth: a smaller limit is told as it was asked for.
-    let smallest = limits.get("cpu").and_then(quantity::milli).is_some_and(|m| m < 10);
-    if !(smallest && actual.cpu_quota == 1_000) {
-        set(limits, "cpu", cpu_limit);
+    if actual.cpu_quota.max(0) != granted.cpu_quota {
+        let milli = |quota: i64| quota * 1_000 / actual.cpu_period.max(1);
+        set("cpu", (actual.cpu_quota > 0).then(|| format!("{}m", milli(actual.cpu_quota))));
     }
-    let memory = Some(actual.memory_limit_in_bytes).filter(|bytes| *bytes > 0);
-    set(limits, "memory", memory.map(|bytes| bytes.to_string()));
+    if actual.memory_limit_in_bytes.max(0) != granted.memory_limit_in_bytes {
+        let bytes = actual.memory_limit_in_bytes;
+        set("memory", (bytes > 0).then(|| bytes.to_string()));
+    }
     if limits.is_empty() {
         resources.limits = None;
     }
-    if let Some(request) = resources.requests.as_mut().and_then(|r| r.get_mut("cpu")) {
-        let wanted = quantity::milli(request).unwrap_or(0);
-        if resources::cpu_shares(wanted) != actual.cpu_shares {
-            request.0 = format!("{}m", (actual.cpu_shares * 1_000 + 1_023) / 1_024);
-        }
+    if actual.cpu_shares != granted.cpu_shares
+        && let Some(request) = resources.requests.as_mut().and_then(|r| r.get_mut("cpu"))
+    {
+        request.0 = format!("{}m", (actual.cpu_shares * 1_000 + 1_023) / 1_024);
     }
     (*resources != ResourceRequirements::default()).then(|| resources.clone())
 }
@@ -291,6 +297,7 @@ impl Worker {
         }
         self.allocation = Some(wanted);
         self.pod = self.desired.clone();
+        self.limits_due = self.pod.spec.as_ref().is_some_and(|spec| spec.resources.is_some());
         self.resize.pending = None;
         self.resize.in_progress = true;
         self.resize.error = None;
@@ -321,8 +328,7 @@ impl Worker {
                 continue;
             }
             let Some(observed) = self.view.latest(&container.name).cloned() else { continue };
-            let capacity = self.context.machine.memory_bytes as i64;
-            match step(&self.pod, &container, &observed, capacity) {
+            match step(&self.pod, &container, &observed, self.context.basis()) {
                 Step::Done => {}
                 // The decision core stops it.
                 Step::Restart => behind = true,
@@ -343,6 +349,11 @@ impl Worker {
                 }
             }
         }
+        // Last, since what changes of containers moves the limits of the whole as well.
+        if !behind && let Some(error) = self.limit_sandbox().await {
+            behind = true;
+            problem = Some(format!("failed to resize the pod: {error}"));
+        }
         let before = std::mem::replace(&mut self.resize.in_progress, behind);
         if let Some(problem) = &problem {
             *next = (*next).min(now + RETRY);
@@ -359,10 +370,35 @@ impl Worker {
     }
 }
 
+impl Worker {
+    /// What all of the pod may use.
+    pub(crate) fn sandbox_limits(&self) -> cri::LinuxContainerResources {
+        sandbox::limits(&self.pod, self.context.basis(), self.context.pod_pids_limit)
+    }
+
+    /// Brings the limits of the pod as a whole in line with the allocation, where that is due. Returns what went wrong.
+    async fn limit_sandbox(&mut self) -> Option<String> {
+        let sandbox = self.view.ready_sandbox().filter(|_| self.limits_due)?;
+        let request = cri::UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            overhead: None,
+            resources: Some(self.sandbox_limits()),
+        };
+        match self.context.cri.update_pod_sandbox_resources(request).await {
+            Ok(_) => {
+                self.limits_due = false;
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::observe::testing;
+    use crate::resources::Terms;
 
     fn with(resources: &serde_json::Value, policy: &str) -> Pod {
         serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "resources": resources,
@@ -370,8 +406,14 @@ mod tests {
         .unwrap()
     }
 
+    const BASIS: Basis = Basis {
+        memory_bytes: 1 << 33,
+        swap_bytes: 0,
+        terms: Terms { cpu_period_us: Some(100_000), swap: false, single_process_ends: false },
+    };
+
     fn running(of: &Pod) -> Observed {
-        let resources = resources::for_container(of, &pod::containers(of)[0], 1 << 33);
+        let resources = resources::for_container(of, &pod::containers(of)[0], BASIS);
         Observed { resources: Some(resources), ..testing::container("c", State::Running) }
     }
 
@@ -387,7 +429,7 @@ mod tests {
         let before = running(&with(&small, "NotRequired"));
         let after = |resources, policy| {
             let of = with(resources, policy);
-            step(&of, &pod::containers(&of)[0], &before, 1 << 33)
+            step(&of, &pod::containers(&of)[0], &before, BASIS)
         };
         let update = |step| match step {
             Step::Update(r) => (r.cpu_shares, r.cpu_quota, r.memory_limit_in_bytes),
@@ -411,7 +453,7 @@ mod tests {
             "",
         );
         let told = |granted: &Pod, actual: &Pod| {
-            let told = in_force(&pod::containers(granted)[0], &running(actual));
+            let told = in_force(granted, &pod::containers(granted)[0], &running(actual), BASIS);
             serde_json::to_value(told).unwrap()
         };
         assert_eq!(
@@ -422,6 +464,25 @@ mod tests {
             told(&large, &small),
             json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "200m", "memory": "67108864"}})
         );
+    }
+
+    #[test]
+    fn what_the_pod_as_a_whole_was_given_is_kept() {
+        let of = |cpu: &str| -> Pod {
+            serde_json::from_value(json!({"spec": {"resources": {"limits": {"cpu": cpu}},
+                "containers": [{"name": "c"}]}}))
+            .unwrap()
+        };
+        let granted = Allocation::wanted(&of("1"));
+        assert_ne!(granted, Allocation::wanted(&of("2")));
+        assert_eq!(granted.apply(&of("2")), of("1"));
+        // The container is limited with it; what it asked for itself, nothing, is told.
+        let one = of("1");
+        let container = &pod::containers(&one)[0];
+        let observed = running(&one);
+        assert_eq!(observed.resources.as_ref().unwrap().cpu_quota, 100_000);
+        assert_eq!(in_force(&one, container, &observed, BASIS), None);
+        assert!(matches!(step(&of("2"), container, &observed, BASIS), Step::Update(_)));
     }
 
     #[test]

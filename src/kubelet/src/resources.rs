@@ -24,6 +24,16 @@ pub fn qos_class(pod: &Pod) -> &'static str {
     }
     let mut best_effort = true;
     let mut guaranteed = true;
+    if let Some(whole) = of_pod(pod) {
+        // What is asked for the pod as a whole counts instead of the containers'.
+        for resource in ["cpu", "memory"] {
+            let request = read(whole.requests.as_ref(), resource);
+            let limit = read(whole.limits.as_ref(), resource);
+            best_effort &= request.is_none() && limit.is_none();
+            guaranteed &= limit.is_some() && (request.is_none() || request == limit);
+        }
+        return class(best_effort, guaranteed);
+    }
     for container in pod::init_containers(pod).iter().chain(pod::containers(pod)) {
         for resource in ["cpu", "memory"] {
             let request = request_milli(container, resource);
@@ -32,6 +42,10 @@ pub fn qos_class(pod: &Pod) -> &'static str {
             guaranteed &= limit.is_some() && (request.is_none() || request == limit);
         }
     }
+    class(best_effort, guaranteed)
+}
+
+fn class(best_effort: bool, guaranteed: bool) -> &'static str {
     match (best_effort, guaranteed) {
         (true, _) => "BestEffort",
         (_, true) => "Guaranteed",
@@ -82,24 +96,87 @@ fn of_pod(pod: &Pod) -> Option<&ResourceRequirements> {
     pod.spec.as_ref()?.resources.as_ref()
 }
 
+/// What of the node and its configuration the limits of containers follow from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Basis {
+    /// The node's memory, bytes.
+    pub memory_bytes: i64,
+    /// Its swap, bytes.
+    pub swap_bytes: i64,
+    /// What is configured.
+    pub terms: Terms,
+}
+
+/// How containers are limited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The period of quotas of processor time, microseconds; none where there are no quotas.
+    pub cpu_period_us: Option<i64>,
+    /// Burstable pods may swap, each container in proportion to the memory it asks for.
+    pub swap: bool,
+    /// Out of memory, one process of a container ends and not all.
+    pub single_process_ends: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { cpu_period_us: Some(100_000), swap: false, single_process_ends: false }
+    }
+}
+
+impl Basis {
+    /// The quota of processor time that is a limit of thousandths, and its period.
+    fn quota(self, limit: i128) -> (i64, i64) {
+        let Some(period) = self.terms.cpu_period_us else { return (0, 0) };
+        let quota = i64::try_from(limit * i128::from(period) / 1_000).unwrap_or(i64::MAX);
+        // The kernel knows no less than a millisecond.
+        (quota.max(1_000), period)
+    }
+
+    /// How much of its memory a container may have swapped out, bytes.
+    fn swap(self, pod: &Pod, container: &Container) -> i64 {
+        let request = request_milli(container, "memory");
+        let fixed = request.is_none() || request == limit_milli(container, "memory");
+        if !self.terms.swap || fixed || is_critical(pod) || qos_class(pod) != "Burstable" {
+            return 0;
+        }
+        let asked = request.unwrap_or(0) / 1_000;
+        let part = asked * i128::from(self.swap_bytes) / i128::from(self.memory_bytes.max(1));
+        i64::try_from(part).unwrap_or(0)
+    }
+}
+
+/// A limit of the container, or else of its pod as a whole.
+fn limit_or_whole(pod: &Pod, container: &Container, resource: &str) -> Option<i128> {
+    let whole = || read(of_pod(pod).and_then(|r| r.limits.as_ref()), resource);
+    limit_milli(container, resource).or_else(whole)
+}
+
 /// The container's resources as CRI carries them.
 pub fn for_container(
     pod: &Pod,
     container: &Container,
-    memory_capacity: i64,
+    basis: Basis,
 ) -> cri::LinuxContainerResources {
     let mut out = cri::LinuxContainerResources {
-        oom_score_adj: oom_score_adj(pod, container, memory_capacity),
+        oom_score_adj: oom_score_adj(pod, container, basis.memory_bytes),
         ..Default::default()
     };
-    let cpu_limit = limit_milli(container, "cpu");
+    let cpu_limit = limit_or_whole(pod, container, "cpu");
     out.cpu_shares = cpu_shares(request_milli(container, "cpu").or(cpu_limit).unwrap_or(0));
     if let Some(limit) = cpu_limit {
-        out.cpu_period = 100_000;
-        out.cpu_quota = i64::try_from(limit * 100).unwrap_or(i64::MAX).max(1_000);
+        (out.cpu_quota, out.cpu_period) = basis.quota(limit);
     }
-    if let Some(limit) = limit_milli(container, "memory") {
+    let swap = basis.swap(pod, container);
+    if let Some(limit) = limit_or_whole(pod, container, "memory") {
         out.memory_limit_in_bytes = i64::try_from(limit / 1_000).unwrap_or(i64::MAX);
+        out.memory_swap_limit_in_bytes = out.memory_limit_in_bytes.saturating_add(swap);
+    }
+    let ends = if basis.terms.single_process_ends { "0" } else { "1" };
+    for (file, value) in
+        [("memory.oom.group", ends.to_owned()), ("memory.swap.max", swap.to_string())]
+    {
+        out.unified.insert(file.to_owned(), value);
     }
     let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
     for (name, amount) in limits.into_iter().flatten() {
@@ -114,7 +191,7 @@ pub fn for_container(
 }
 
 /// The sum of the pod's resources, for the sandbox.
-pub fn for_sandbox(pod: &Pod) -> cri::LinuxContainerResources {
+pub fn for_sandbox(pod: &Pod, basis: Basis) -> cri::LinuxContainerResources {
     let sum = |f: &dyn Fn(&Container) -> Option<i128>| -> Option<i128> {
         let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c));
         pod::containers(pod)
@@ -129,8 +206,7 @@ pub fn for_sandbox(pod: &Pod) -> cri::LinuxContainerResources {
     };
     let whole = |resource: &str| read(of_pod(pod).and_then(|r| r.limits.as_ref()), resource);
     if let Some(limit) = whole("cpu").or_else(|| sum(&|c| limit_milli(c, "cpu"))) {
-        out.cpu_period = 100_000;
-        out.cpu_quota = i64::try_from(limit * 100).unwrap_or(i64::MAX).max(1_000);
+        (out.cpu_quota, out.cpu_period) = basis.quota(limit);
     }
     if let Some(limit) = whole("memory").or_else(|| sum(&|c| limit_milli(c, "memory"))) {
         out.memory_limit_in_bytes = i64::try_from(limit / 1_000).unwrap_or(i64::MAX);
@@ -143,8 +219,12 @@ pub fn cpu_shares(milli: i128) -> i64 {
     i64::try_from(milli * 1024 / 1000).unwrap_or(262_144).clamp(2, 262_144)
 }
 
+fn is_critical(pod: &Pod) -> bool {
+    pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0) >= 2_000_000_000
+}
+
 fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> i64 {
-    if pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0) >= 2_000_000_000 {
+    if is_critical(pod) {
         return -997;
     }
     match qos_class(pod) {
@@ -152,10 +232,32 @@ fn oom_score_adj(pod: &Pod, container: &Container, memory_capacity: i64) -> i64 
         "BestEffort" => return 1000,
         _ => {}
     }
-    let request = request_milli(container, "memory").unwrap_or(0) / 1_000;
-    let adjust =
-        1000 - i64::try_from(1000 * request / i128::from(memory_capacity.max(1))).unwrap_or(1000);
-    adjust.clamp(3, 999)
+    let request = |c: &Container| request_milli(c, "memory").unwrap_or(0) / 1_000;
+    let share = unclaimed_share(pod);
+    let adjust = |request: i128| {
+        let part = 1000 * (request + share) / i128::from(memory_capacity.max(1));
+        1000 - i64::try_from(part).unwrap_or(1000)
+    };
+    let mut score = adjust(request(container));
+    if pod::is_sidecar(container)
+        && pod::init_containers(pod).iter().any(|c| c.name == container.name)
+    {
+        // A sidecar outlives those it is there for.
+        let least = pod::containers(pod).iter().map(request).min().unwrap_or(0);
+        score = score.min(adjust(least));
+    }
+    score.clamp(3, 999)
+}
+
+/// What of the memory asked for the pod as a whole no container asks for, evenly for each of them.
+fn unclaimed_share(pod: &Pod) -> i128 {
+    let Some(whole) = read(of_pod(pod).and_then(|r| r.requests.as_ref()), "memory") else {
+        return 0;
+    };
+    let sidecars = pod::init_containers(pod).iter().filter(|c| pod::is_sidecar(c));
+    let all: Vec<&Container> = pod::containers(pod).iter().chain(sidecars).collect();
+    let claimed: i128 = all.iter().map(|c| request_milli(c, "memory").unwrap_or(0)).sum();
+    (whole - claimed).max(0) / 1_000 / (all.len().max(1) as i128)
 }
 
 fn page_size(bytes: i64) -> String {
@@ -178,6 +280,55 @@ mod tests {
         pod(serde_json::json!({"spec": {"containers": [{"name": "c", "resources": resources}]}}))
     }
 
+    fn basis() -> Basis {
+        Basis { memory_bytes: 1 << 33, swap_bytes: 1 << 32, terms: Terms::default() }
+    }
+
+    #[test]
+    fn what_is_asked_for_the_pod_counts_for_its_containers() {
+        let of = pod(serde_json::json!({"spec": {
+            "resources": {"requests": {"memory": "4Gi"}, "limits": {"cpu": "1", "memory": "5Gi"}},
+            "initContainers": [{"name": "side", "restartPolicy": "Always"}],
+            "containers": [
+                {"name": "a", "resources": {"requests": {"memory": "1Gi"}}},
+                {"name": "b", "resources": {"limits": {"cpu": "500m", "memory": "1Gi"},
+                    "requests": {"memory": "1Gi"}}}]}}));
+        assert_eq!(qos_class(&of), "Burstable");
+        let told = |container: &Container| {
+            let r = for_container(&of, container, basis());
+            (r.cpu_quota, r.memory_limit_in_bytes >> 20, r.oom_score_adj)
+        };
+        // Two of four Gi are nobody's, so each has 682 Mi more; and the sidecar ends no earlier than the others.
+        assert_eq!(told(&pod::containers(&of)[0]), (100_000, 5120, 792));
+        assert_eq!(told(&pod::containers(&of)[1]), (50_000, 1024, 792));
+        assert_eq!(told(&pod::init_containers(&of)[0]), (100_000, 5120, 792));
+        let guaranteed = serde_json::json!({"spec": {"containers": [{"name": "c"}],
+            "resources": {"limits": {"cpu": "1", "memory": "1Gi"}}}});
+        assert_eq!(qos_class(&pod(guaranteed)), "Guaranteed");
+    }
+
+    #[test]
+    fn terms_of_limits() {
+        let limited = serde_json::json!({"requests": {"memory": "1Gi"}, "limits": {"cpu": "500m", "memory": "2Gi"}});
+        let fixed = serde_json::json!({"requests": {"memory": "1Gi"}, "limits": {"memory": "1Gi"}});
+        let swap = Terms { swap: true, ..Terms::default() };
+        let loose = Terms { cpu_period_us: None, single_process_ends: true, ..Terms::default() };
+        let short = Terms { cpu_period_us: Some(10_000), ..Terms::default() };
+        for (resources, terms, quota, swap, ends) in [
+            (&limited, Terms::default(), 50_000, 0, "1"),
+            (&limited, short, 5_000, 0, "1"),
+            (&limited, loose, 0, 0, "0"),
+            (&limited, swap, 50_000, 1 << 29, "1"),
+            (&fixed, swap, 0, 0, "1"),
+        ] {
+            let of = with(resources.clone());
+            let r = for_container(&of, &pod::containers(&of)[0], Basis { terms, ..basis() });
+            assert_eq!((r.cpu_quota, r.unified["memory.oom.group"].as_str()), (quota, ends));
+            assert_eq!(r.unified["memory.swap.max"], swap.to_string());
+            assert_eq!(r.memory_swap_limit_in_bytes - r.memory_limit_in_bytes, swap);
+        }
+    }
+
     #[test]
     fn classes() {
         for (resources, class) in [
@@ -196,7 +347,7 @@ mod tests {
     #[test]
     fn cri_resources() {
         let pod = with(serde_json::json!({"limits": {"cpu": "500m", "memory": "64Mi"}}));
-        let r = for_container(&pod, &pod.spec.as_ref().unwrap().containers[0], 1 << 33);
+        let r = for_container(&pod, &pod.spec.as_ref().unwrap().containers[0], basis());
         assert_eq!((r.cpu_quota, r.cpu_period, r.cpu_shares), (50_000, 100_000, 512));
         assert_eq!(r.memory_limit_in_bytes, 64 << 20);
         assert_eq!(r.oom_score_adj, -997);

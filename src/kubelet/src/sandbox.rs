@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1::{Pod, SeccompProfile};
 
 use crate::admission::sysctl_name;
 use crate::dns::{self, Cluster, ResolvConf};
-use crate::{labels, pod, resources};
+use crate::resources::{self, Basis};
+use crate::{labels, pod};
 
 /// Where the pod's logs are: `<logs>/<namespace>_<name>_<uid>`.
 pub fn log_directory(logs: &Path, pod: &Pod) -> PathBuf {
@@ -109,15 +110,17 @@ fn linux(pod: &Pod) -> cri::LinuxPodSandboxConfig {
         }),
         sysctls: sysctls.iter().map(|s| (sysctl_name(&s.name), s.value.clone())).collect(),
         overhead: None,
-        resources: Some(resources::for_sandbox(pod)),
+        resources: None,
     }
 }
 
-/// Limits how many processes the pod may have, all together.
-pub fn limit_processes(config: &mut cri::PodSandboxConfig, limit: u32) {
-    let linux = config.linux.get_or_insert_default();
-    let resources = linux.resources.get_or_insert_default();
-    resources.unified.insert("pids.max".into(), limit.to_string());
+/// What all of the pod may use, and how many processes it may have.
+pub fn limits(of: &Pod, basis: Basis, processes: Option<u32>) -> cri::LinuxContainerResources {
+    let mut resources = resources::for_sandbox(of, basis);
+    if let Some(processes) = processes {
+        resources.unified.insert("pids.max".into(), processes.to_string());
+    }
+    resources
 }
 
 /// How groups of the image's own files count.

@@ -190,7 +190,7 @@ impl Worker {
             mounts,
             devices,
             target_id: self.target_id(start),
-            memory_capacity: self.context.machine.memory_bytes as i64,
+            basis: self.context.basis(),
         })
         .map_err(|e| config_error(e.to_string()))?;
         let claimed = self.context.claims.edits(&self.pod, spec);

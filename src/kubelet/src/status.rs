@@ -7,8 +7,8 @@ use std::collections::{HashMap, HashSet};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP,
-    PodStatus, VolumeMountStatus,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, ImageVolumeStatus,
+    LinuxContainerUser, Pod, PodIP, PodStatus, VolumeMountStatus, VolumeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -81,6 +81,12 @@ pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
         extended_resource_claim_status: others.extended_resource_claim_status.clone(),
         ..PodStatus::default()
     };
+    // The pod is as it was granted.
+    if let Some(whole) = pod.spec.as_ref().and_then(|spec| spec.resources.clone()) {
+        status.allocated_resources.clone_from(&whole.requests);
+        let told = input.old.resources.clone().filter(|_| input.resize.in_progress);
+        status.resources = told.or(Some(whole));
+    }
     let ips = if pod::host_network(pod) {
         vec![input.host_ip.to_owned()]
     } else {
@@ -252,11 +258,11 @@ fn container_status(
     set_readiness(kind, container, &mut status, input);
     status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
     status.resources = match input.view.latest(&container.name) {
-        Some(observed) => resize::in_force(container, observed),
+        Some(observed) => resize::in_force(pod, container, observed, input.local.basis),
         None => container.resources.clone(),
     };
     status.stop_signal = container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());
-    status.volume_mounts = volume_mounts(container);
+    status.volume_mounts = volume_mounts(container, input.view.latest(&container.name));
     status.allocated_resources_status =
         input.devices.and_then(|devices| devices.health(pod::uid(pod), &container.name));
     status
@@ -386,7 +392,10 @@ fn set_readiness(
     }
 }
 
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(
+    container: &Container,
+    observed: Option<&Observed>,
+) -> Option<Vec<VolumeMountStatus>> {
     let mounts = container.volume_mounts.as_ref()?;
     let statuses = mounts.iter().map(|m| {
         let read_only = m.read_only.filter(|r| *r);
@@ -397,10 +406,17 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
             read_only,
             recursive_read_only: read_only
                 .map(|_| if recursive { "Enabled" } else { "Disabled" }.to_owned()),
-            volume_status: None,
+            volume_status: observed.and_then(|o| image_of(o, &m.mount_path)),
         }
     });
     Some(statuses.collect())
+}
+
+/// The image that is mounted there.
+fn image_of(observed: &Observed, path: &str) -> Option<VolumeStatus> {
+    let (_, image_ref) = observed.image_volumes.iter().find(|(at, _)| at == path)?;
+    let image = ImageVolumeStatus { image_ref: image_ref.clone() };
+    Some(VolumeStatus { image: Some(image) })
 }
 
 /// The API's times have whole seconds; comparing what is sent with what comes back needs the same.
@@ -428,7 +444,8 @@ fn ended(status: &ContainerStatus) -> Option<i32> {
     Some(status.last_state.as_ref()?.terminated.as_ref()?.exit_code)
 }
 
-fn is_running(status: &ContainerStatus) -> bool {
+/// Whether the container is told to run.
+pub fn is_running(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|s| s.running.is_some())
 }
 

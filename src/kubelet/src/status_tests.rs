@@ -30,6 +30,7 @@ fn observed(name: &str, state: State, exit_code: i32) -> Observed {
         termination_log: None,
         user: None,
         resources: None,
+        image_volumes: Vec::new(),
     }
 }
 
@@ -208,6 +209,36 @@ fn init_containers() {
     let regular = &status.container_statuses.as_ref().unwrap()[0];
     let waiting = regular.state.as_ref().unwrap().waiting.as_ref().unwrap();
     assert_eq!(waiting.reason.as_deref(), Some("PodInitializing"));
+}
+
+#[test]
+fn what_has_begun_stays_initialized_when_its_sidecar_ends() {
+    let pod = pod(json!({"spec": {"restartPolicy": "Never", "initContainers": [
+        {"name": "side", "restartPolicy": "Always"}], "containers": [{"name": "a"}]}}));
+    let ended = vec![observed("a", State::Exited, 4), observed("side", State::Exited, 1)];
+    let status = World { ending: true, ..World::new(ended) }.status(&pod);
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!(condition(&status, "Initialized"), "True");
+    let status = World::new(vec![observed("side", State::Exited, 1)]).status(&pod);
+    assert_eq!(
+        condition(&status, "Initialized"),
+        "False ContainersNotInitialized containers with incomplete status: [side]"
+    );
+}
+
+#[test]
+fn what_the_pod_has_as_a_whole_and_mounts_of_images_is_told() {
+    let whole = json!({"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}});
+    let pod = pod(json!({"spec": {"resources": whole, "containers": [{"name": "a",
+        "volumeMounts": [{"name": "i", "mountPath": "/i"}, {"name": "e", "mountPath": "/e"}]}]}}));
+    let mut running = observed("a", State::Running, 0);
+    running.image_volumes = vec![("/i".to_owned(), "reg.example/i@sha256:0".to_owned())];
+    let status = serde_json::to_value(World::new(vec![running]).status(&pod)).unwrap();
+    assert_eq!(status["resources"], whole);
+    assert_eq!(status["allocatedResources"], whole["requests"]);
+    let mounts = &status["containerStatuses"][0]["volumeMounts"];
+    assert_eq!(mounts[0]["volumeStatus"]["image"]["imageRef"], "reg.example/i@sha256:0");
+    assert_eq!(mounts[1]["volumeStatus"], serde_json::Value::Null);
 }
 
 #[test]

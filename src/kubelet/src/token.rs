@@ -15,6 +15,8 @@ use crate::pod;
 
 /// A token is renewed at this age at the latest.
 const MAX_AGE: SignedDuration = SignedDuration::from_hours(24);
+/// How soon a renewal that failed is tried again.
+const RETRY: SignedDuration = SignedDuration::from_secs(10);
 
 /// A token and when to renew it.
 #[derive(Clone, Debug)]
@@ -23,6 +25,7 @@ pub struct Token {
     pub token: String,
     /// When a new one is due.
     pub renew_at: Timestamp,
+    expires_at: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,7 +47,7 @@ impl Tokens {
         Self { client, kept: Mutex::default() }
     }
 
-    /// A token of the pod's service account, bound to the pod.
+    /// A token of the pod's service account, bound to the pod. One that cannot be renewed is used up.
     pub async fn get(
         &self,
         of: &Pod,
@@ -57,9 +60,24 @@ impl Tokens {
             audience: audience.filter(|a| !a.is_empty()).map(str::to_owned),
             expiration_seconds,
         };
-        if let Some(token) = self.lock().get(&key).filter(|t| now < t.renew_at) {
-            return Ok(token.clone());
+        let kept = self.lock().get(&key).cloned();
+        if let Some(token) = kept.clone().filter(|kept| now < kept.renew_at) {
+            return Ok(token);
         }
+        match self.request(of, &key, now).await {
+            Ok(token) => {
+                self.lock().insert(key, token.clone());
+                Ok(token)
+            }
+            Err(error) => {
+                let kept = kept.filter(|kept| now < kept.expires_at).ok_or(error)?;
+                tracing::warn!(pod = pod::full_name(of), "a token could not be renewed yet");
+                Ok(Token { renew_at: now + RETRY, ..kept })
+            }
+        }
+    }
+
+    async fn request(&self, of: &Pod, key: &Key, now: Timestamp) -> Result<Token, kube::Error> {
         let account =
             of.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
         let request = TokenRequest {
@@ -71,7 +89,7 @@ impl Tokens {
                     name: Some(pod::name(of).into()),
                     uid: Some(pod::uid(of).into()),
                 }),
-                expiration_seconds: Some(expiration_seconds),
+                expiration_seconds: Some(key.expiration_seconds),
             }),
             ..TokenRequest::default()
         };
@@ -79,14 +97,13 @@ impl Tokens {
         let response = api.create_token_request(account, &PostParams::default(), &request).await?;
         let status = response.status.unwrap_or_default();
         let life = status.expiration_timestamp.map_or_else(
-            || SignedDuration::from_secs(expiration_seconds),
+            || SignedDuration::from_secs(key.expiration_seconds),
             |at| at.0.duration_since(now),
         );
         // At four fifths of its life; one whose life is over at once is asked for again.
         let renew_at = now + (life * 4 / 5).min(MAX_AGE);
-        let token = Token { token: status.token.unwrap_or_default(), renew_at };
-        self.lock().insert(key, token.clone());
-        Ok(token)
+        let token = status.token.unwrap_or_default();
+        Ok(Token { token, renew_at, expires_at: now + life })
     }
 
     /// Forgets the tokens of the pod with this uid.

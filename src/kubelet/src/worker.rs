@@ -191,6 +191,8 @@ pub(crate) struct Worker {
     pub(crate) desired: Arc<Pod>,
     pub(crate) allocation: Option<Allocation>,
     pub(crate) resize: Progress,
+    /// The limits of the pod as a whole are to be changed.
+    pub(crate) limits_due: bool,
     /// The pod whose status is reported: as the API has it, or its mirror there.
     in_api: Arc<Pod>,
     mirror: Option<String>,
@@ -242,6 +244,8 @@ impl Worker {
         let reporter = Reporter::new(context.clone(), &in_api, reported.clone());
         let resize = Progress::of(&reported);
         let backoff = Backoffs::up_to(context.limits.restart_pause);
+        let local = Local { basis: context.basis(), ..Local::default() };
+        let probes = Probes::told(&reported);
         Self {
             context,
             update,
@@ -249,6 +253,8 @@ impl Worker {
             desired: pod.clone(),
             pod,
             allocation: None,
+            // An earlier kubelet may not have come to that.
+            limits_due: resize.in_progress,
             resize,
             in_api,
             mirror: mirror.and_then(|m| m.metadata.uid.clone()),
@@ -257,7 +263,7 @@ impl Worker {
             admitted: false,
             known: HashMap::new(),
             view: PodView::default(),
-            local: Local::default(),
+            local,
             waiting: HashMap::new(),
             messages: HashMap::new(),
             backoff,
@@ -267,7 +273,7 @@ impl Worker {
             restarting: restart_all::told(&reported),
             renewed: HashSet::new(),
             pulls: Pulls::default(),
-            probes: Probes::default(),
+            probes,
             stops: HashMap::new(),
             hooks: HashMap::new(),
             failure: None,
@@ -436,6 +442,7 @@ impl Worker {
 
     /// The node does not take the pod.
     fn refuse(&mut self, refusal: Waiting) {
+        self.context.counters.refused(&refusal.reason);
         self.context.warning(&self.pod, None, &refusal.reason, refusal.message.clone());
         self.failure =
             Some(Waiting { message: format!("Pod was rejected: {}", refusal.message), ..refusal });
@@ -484,7 +491,8 @@ impl Worker {
                 volumes::usage::over_limit(&root, &logs, &pod, &layers)
             })
             .await;
-            if let Ok(Some(message)) = measured {
+            if let Ok(Some((signal, message))) = measured {
+                self.context.counters.evicted(signal);
                 self.context.warning(&self.pod, None, "Evicted", message.clone());
                 self.failure = Some(Waiting { reason: "Evicted".into(), message });
             }
@@ -506,7 +514,6 @@ impl Worker {
 
     /// Brings a pod that should run one step on. Returns whether a container was started.
     async fn advance(&mut self, now: Timestamp, next: &mut Timestamp) -> bool {
-        self.local.memory_capacity = self.context.machine.memory_bytes as i64;
         if self.restart_all(now, next).await {
             return false;
         }

@@ -150,7 +150,7 @@ async fn serve(order: &Order) -> anyhow::Result<bool> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let own = match &arguments.container_runtime_endpoint {
-        None => Some(cri::open(settings).await?),
+        None => Some(cri::open(settings, arguments.proxy_kubeconfig.is_none()).await?),
         Some(_) => None,
     };
     let runtime = own.as_ref().map(|(runtime, _)| runtime.clone());

@@ -126,7 +126,7 @@ async fn serve(order: &Order) -> anyhow::Result<bool> {
     let (settings, paths) = (&order.settings, &order.settings.paths);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (runtime, images) = open(settings).await?;
+    let (runtime, images) = open(settings, true).await?;
     let serving = CancellationToken::new();
     let listener = listen(&order.listen)?;
     let server = tokio::spawn(serve_cri(runtime.clone(), listener, serving.clone()));
@@ -161,18 +161,16 @@ async fn serve(order: &Order) -> anyhow::Result<bool> {
     outcome.map(|()| alive > 0)
 }
 
-/// The runtime of a name, and its images.
-pub async fn open(settings: &Settings) -> anyhow::Result<(runtime::Runtime, images::Store)> {
+/// The runtime of a name, and its images; `alone` when no service proxy shares the node's network.
+pub async fn open(
+    settings: &Settings,
+    alone: bool,
+) -> anyhow::Result<(runtime::Runtime, images::Store)> {
     let images = daemon::open_images(settings)?;
     let control = netns::Control::connect(&settings.paths.node_socket())
         .await
         .context("cannot reach the node process")?;
-    let network = HostPorts::new(
-        control,
-        settings.publish.clone(),
-        settings.host_network_within,
-        settings.paths.clone(),
-    );
+    let network = HostPorts::new(control, settings, alone);
     let config = daemon::runtime_config(settings, images.clone(), Arc::new(network));
     let runtime =
         runtime::Runtime::open(config).await.context("cannot start the container runtime")?;

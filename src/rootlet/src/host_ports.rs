@@ -6,12 +6,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use async_trait::async_trait;
-use netns::{Backend, Control, Frontend, Publication, ServiceChange};
+use netns::{Backend, Control, Frontend, Publication, ServiceChange, ServiceTable};
 use runtime::{Error, HostPort, Network, NetworkPod, Protocol};
 use tokio::sync::Mutex;
 
 use crate::lock;
 use crate::paths::Paths;
+use crate::settings::Settings;
 
 /// The node's network, with host ports.
 pub struct HostPorts {
@@ -20,15 +21,24 @@ pub struct HostPorts {
     addresses: Vec<IpAddr>,
     /// Pods that want the host's network get the node's, which `rootlet enter` shows.
     within: bool,
+    /// The services of the node's network are these ports alone.
+    alone: bool,
     paths: Paths,
     /// By pod. The node process takes the list as a whole.
     published: Mutex<BTreeMap<String, Vec<Publication>>>,
 }
 
 impl HostPorts {
-    /// Over the node process of `paths`.
-    pub fn new(control: Control, addresses: Vec<IpAddr>, within: bool, paths: Paths) -> Self {
-        Self { control, addresses, within, paths, published: Mutex::default() }
+    /// Over the node process of `settings`; `alone` when no service proxy shares its network.
+    pub fn new(control: Control, settings: &Settings, alone: bool) -> Self {
+        Self {
+            control,
+            addresses: settings.publish.clone(),
+            within: settings.host_network_within,
+            alone,
+            paths: settings.paths.clone(),
+            published: Mutex::default(),
+        }
     }
 
     /// A cluster of the same name has a service proxy, whose business the host's ports are.
@@ -142,6 +152,23 @@ impl Network for HostPorts {
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), Error> {
         Network::set_pod_cidr(&self.control, cidr).await
+    }
+
+    /// Of pods that ended while there was no runtime nobody knows the ports: what the others have is all there is.
+    async fn collect(&self, valid: &[String]) -> Result<(), Error> {
+        Network::collect(&self.control, valid).await?;
+        if self.proxied() {
+            return Ok(());
+        }
+        let mut published = self.published.lock().await;
+        published.retain(|id, _| valid.contains(id));
+        let all: Vec<Publication> = published.values().flatten().cloned().collect();
+        let services = all.iter().filter_map(on_loopback).collect();
+        self.control.publish(all).await?;
+        if self.alone {
+            self.control.apply_services(ServiceTable { services }).await?;
+        }
+        Ok(())
     }
 }
 

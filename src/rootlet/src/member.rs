@@ -123,6 +123,11 @@ fn read_configuration(flags: &mut Kubelet, unused: &[&str]) -> anyhow::Result<()
     }
     flags.configuration = kubelet::read_configuration(file.as_deref(), folder.as_deref())?;
     let configured = configuration(flags)?;
+    if configured.fail_swap_on && kubelet::swaps() {
+        anyhow::bail!(
+            "failSwapOn: running with swap on is not supported, please disable swap or set failSwapOn to false"
+        );
+    }
     let unused = unused.iter().filter(|pointer| flags.configuration.pointer(pointer).is_some());
     let unused = unused.map(|pointer| pointer.trim_start_matches('/').replace('/', "."));
     let without_effect: Vec<String> = unused.chain(configured.without_effect).collect();

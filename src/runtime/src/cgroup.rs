@@ -17,6 +17,8 @@ pub struct Cgroups {
     root: Option<PathBuf>,
     /// What can be limited there.
     controllers: Vec<String>,
+    /// Whether the kernel can swap.
+    swap: bool,
 }
 
 /// The cgroup of one container.
@@ -37,7 +39,8 @@ impl Cgroups {
         let enabled = enabled.and_then(|file| std::fs::read_to_string(file).ok());
         let controllers =
             enabled.unwrap_or_default().split_whitespace().map(str::to_owned).collect();
-        Self { root, controllers }
+        let swap = root.as_deref().map(|root| directory(root).join("memory.swap.max"));
+        Self { swap: swap.is_some_and(|file| file.exists()), root, controllers }
     }
 
     /// Makes the cgroup of a pod, which the kubelet names, and those above it; limits the pod as a whole.
@@ -63,6 +66,20 @@ impl Cgroups {
         }
         self.weigh_classes(root, all);
         Ok(())
+    }
+
+    /// Changes what a pod may use as a whole.
+    pub fn change_pod(
+        &self,
+        sandbox: &SandboxRecord,
+        resources: &v1::LinuxContainerResources,
+    ) -> std::io::Result<()> {
+        let parent = sandbox.config.linux.as_ref().map_or("", |linux| linux.cgroup_parent.as_str());
+        let (Some(root), false) = (&self.root, parent.is_empty()) else { return Ok(()) };
+        let path = directory(root).join(parent.trim_start_matches('/'));
+        let known = self.known(resources);
+        fits(&path, "pod", known.memory_limit_in_bytes)?;
+        update(&path, &known)
     }
 
     /// Gives the classes of service their shares of the processors: best effort the least, burstable what its
@@ -115,7 +132,10 @@ impl Cgroups {
         if !self.has("hugetlb") {
             known.hugepage_limits.clear();
         }
-        known.unified.retain(|file, _| file.split('.').next().is_some_and(|name| self.has(name)));
+        known.unified.retain(|file, _| {
+            let controller = file.split('.').next().unwrap_or_default();
+            self.has(controller) && (self.swap || !file.starts_with("memory.swap."))
+        });
         known
     }
 
@@ -230,19 +250,21 @@ pub fn change(
         shift_pod(pod, old, new);
         return update(container, new);
     }
-    if to > 0 {
-        // The kernel would kill what does not fit.
-        let current = std::fs::read_to_string(container.join("memory.current")).unwrap_or_default();
-        let current: i64 = current.trim().parse().unwrap_or(0);
-        if current > to {
-            return Err(std::io::Error::other(format!(
-                "attempting to set the memory limit ({to}) below current usage ({current})"
-            )));
-        }
-    }
+    fits(container, "container", to)?;
     update(container, new)?;
     shift_pod(pod, old, new);
     Ok(())
+}
+
+/// Refuses a limit of memory that is used up already: the kernel would kill what does not fit.
+fn fits(directory: &Path, what: &str, limit: i64) -> std::io::Result<()> {
+    let current = std::fs::read_to_string(directory.join("memory.current")).unwrap_or_default();
+    match current.trim().parse::<i64>() {
+        Ok(current) if limit > 0 && current > limit => Err(std::io::Error::other(format!(
+            "attempting to set {what} memory limit ({limit}) below current usage ({current})"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn shift_pod(pod: &Path, old: &v1::LinuxContainerResources, new: &v1::LinuxContainerResources) {
@@ -350,7 +372,8 @@ mod tests {
     #[test]
     fn requests_become_oci_resources() {
         let controllers = ["cpu", "memory"].map(str::to_owned).to_vec();
-        let cgroups = Cgroups { root: Some("/user.slice/rootlet".into()), controllers };
+        let cgroups =
+            Cgroups { root: Some("/user.slice/rootlet".into()), controllers, swap: false };
         let request = v1::LinuxContainerResources {
             cpu_shares: 512,
             cpu_quota: 50_000,

@@ -460,9 +460,12 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Reply<v1::UpdatePodSandboxResourcesResponse> {
-        // The pod's own cgroup is the caller's; here its configuration follows.
         let request = request.into_inner();
         let sandbox = self.state().sandbox(&request.pod_sandbox_id)?;
+        if let Some(resources) = &request.resources {
+            let changed = self.cgroups().change_pod(&sandbox.record(), resources);
+            changed.map_err(Error::io("change the pod's resource limits"))?;
+        }
         sandbox.update(|record| {
             let linux = record.config.linux.get_or_insert_default();
             linux.overhead = request.overhead.or(linux.overhead.take());

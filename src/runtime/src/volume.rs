@@ -37,7 +37,7 @@ impl Runtime {
             let sub_path = mount.image_sub_path.clone();
             if !sub_path.is_empty() && !exists(&root, Path::new(&sub_path)) {
                 return Err(Error::InvalidArgument(format!(
-                    "image volume {:?}: {sub_path:?} is not in image {:?}",
+                    "ImageVolumeMountFailed: image volume {:?}: {sub_path:?} is not in image {:?}",
                     mount.container_path, spec.user_specified_image
                 )));
             }
@@ -54,12 +54,13 @@ impl Runtime {
         self.images().remove_snapshot(id).await
     }
 
-    /// The mounts of a container as its status tells them: image volumes with the image's id.
+    /// The mounts of a container as its status tells them: image volumes with the image they have, named like a
+    /// container's.
     pub(crate) fn mounts_of(&self, config: &v1::ContainerConfig) -> Vec<v1::Mount> {
         let mut mounts = config.mounts.clone();
         for spec in mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
             if let Some(image) = self.images().get(&spec.image) {
-                spec.image_ref = image.id;
+                spec.image_ref = image.digests.into_iter().next().unwrap_or(image.id);
             }
         }
         mounts

@@ -151,6 +151,9 @@ pub fn prepare_part(subresource: &str, pod: &mut Value, old: &Value) {
             None => drop(spec.remove("ephemeralContainers")),
         }
     } else {
+        if pod["spec"]["resources"].is_set() {
+            new["spec"]["resources"] = pod["spec"]["resources"].clone();
+        }
         for list in ["containers", "initContainers"] {
             let wanted = pod["spec"][list].items();
             let containers = new["spec"].get_mut(list).and_then(Value::as_array_mut);
@@ -303,11 +306,12 @@ mod tests {
         let old = json!({"metadata": {"name": "p"}, "spec": {
             "nodeName": "n", "containers": [{"name": "c", "image": "a"}]}});
         let mut new = json!({"metadata": {"name": "p"}, "spec": {"containers": [{
-            "name": "c", "image": "b", "resources": {"limits": {"cpu": "1"}}}]}});
+            "name": "c", "image": "b", "resources": {"limits": {"cpu": "1"}}}],
+            "resources": {"limits": {"cpu": "2"}}}});
         prepare_part("resize", &mut new, &old);
         assert_eq!(
             new["spec"],
-            json!({"nodeName": "n", "containers": [{
+            json!({"nodeName": "n", "resources": {"limits": {"cpu": "2"}}, "containers": [{
                 "name": "c", "image": "a", "resources": {"limits": {"cpu": "1"}}}]})
         );
     }

@@ -252,25 +252,16 @@ pub fn resize(new: &Value, old: &Value, errors: &mut ErrorList) {
         errors.push(Error::invalid(&path, class, detail));
     }
     let (mut munged, mut only) = (new["spec"].clone(), true);
+    only &=
+        amounts(&munged["resources"], &old["spec"]["resources"], &path.child("resources"), errors);
+    if munged.get("resources").is_some() {
+        munged["resources"] = old["spec"]["resources"].clone();
+    }
     for list in ["containers", "initContainers"] {
         let containers = munged.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
         for (index, (now, was)) in containers.zip(old["spec"][list].items()).enumerate() {
             let at = path.child(list).index(index).child("resources");
-            for kind in ["limits", "requests"] {
-                for name in ["cpu", "memory"] {
-                    let (new, old) = (&now["resources"][kind][name], &was["resources"][kind][name]);
-                    if old.is_set() && new.is_null() {
-                        let detail = format!("resource {kind} cannot be removed");
-                        errors.push(Error::forbidden(&at.child(kind).key(name), detail));
-                    }
-                }
-                let others = |of: &Value| -> Vec<(String, Value)> {
-                    let amounts = of["resources"][kind].entries();
-                    let other = amounts.filter(|(n, _)| !matches!(n.as_str(), "cpu" | "memory"));
-                    other.map(|(name, amount)| (name.clone(), amount.clone())).collect()
-                };
-                only &= others(now) == others(was);
-            }
+            only &= amounts(&now["resources"], &was["resources"], &at, errors);
             now["resources"] = was["resources"].clone();
         }
     }
@@ -280,9 +271,31 @@ pub fn resize(new: &Value, old: &Value, errors: &mut ErrorList) {
     }
 }
 
+/// Tells of amounts that are removed; whether only those of CPU and memory changed.
+fn amounts(now: &Value, was: &Value, at: &Path, errors: &mut ErrorList) -> bool {
+    let mut only = true;
+    for kind in ["limits", "requests"] {
+        for name in ["cpu", "memory"] {
+            if was[kind][name].is_set() && now[kind][name].is_null() {
+                let detail = format!("resource {kind} cannot be removed");
+                errors.push(Error::forbidden(&at.child(kind).key(name), detail));
+            }
+        }
+        let others = |of: &Value| -> Vec<(String, Value)> {
+            let other = of[kind].entries().filter(|(n, _)| !matches!(n.as_str(), "cpu" | "memory"));
+            other.map(|(name, amount)| (name.clone(), amount.clone())).collect()
+        };
+        only &= others(now) == others(was);
+    }
+    only
+}
+
 /// `old` with a null for resources where `new` has one, so that the two can be compared.
 fn munge_like(old: &Value, new: &Value) -> Value {
     let mut old = old.clone();
+    if old["resources"].is_null() && new.get("resources").is_some() {
+        old["resources"] = Value::Null;
+    }
     for list in ["containers", "initContainers"] {
         let containers = old.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten();
         for (container, other) in containers.zip(new[list].items()) {
@@ -334,6 +347,22 @@ mod tests {
             told(|e| resize(&pod(image, resources.clone()), &old, e)).join("; ")
         };
         assert_eq!(told("a", json!({"requests": {"cpu": "2", "memory": "1Gi"}})), "");
+        let of_pod = |was: Value, now: Value| {
+            let with = |resources: Value| {
+                let mut pod = old.clone();
+                pod["spec"]["resources"] = resources;
+                pod
+            };
+            crate::validation::told(|e| resize(&with(now.clone()), &with(was.clone()), e))
+                .join("; ")
+        };
+        let (one, two) = (json!({"requests": {"cpu": "1"}}), json!({"requests": {"cpu": "2"}}));
+        assert_eq!(of_pod(one.clone(), two.clone()), "");
+        assert_eq!(of_pod(Value::Null, two), "");
+        assert_eq!(
+            of_pod(one, json!({"requests": {"memory": "1Gi"}})),
+            "spec.resources.requests[cpu]: Forbidden: resource requests cannot be removed"
+        );
         assert_eq!(
             told("b", json!({"requests": {"cpu": "1"}})),
             "spec: Forbidden: only cpu and memory resources are mutable"

@@ -4,36 +4,26 @@
 //! Source: `k8s.io/kubelet/config/v1beta1`, `KubeletConfiguration`.
 
 /// Fields with the values that say what is so anyway, as JSON; any other is refused, since it would promise something.
-pub const FIXED: [(&str, &[&str]); 47] = [
+pub const FIXED: [(&str, &[&str]); 36] = [
     ("authorization.mode", &["\"Webhook\""]),
     ("authentication.anonymous.enabled", &["false"]),
     ("authentication.webhook.enabled", &["true"]),
     ("cgroupRoot", &["\"\""]),
     ("cgroupsPerQOS", &["true"]),
     ("containerRuntimeEndpoint", &["\"\""]),
-    ("cpuCFSQuota", &["true"]),
-    ("cpuCFSQuotaPeriod", &["\"0s\"", "\"100ms\""]),
     ("cpuManagerPolicy", &["\"\"", "\"none\""]),
     ("cpuManagerPolicyOptions", &["{}"]),
     ("enableControllerAttachDetach", &["true"]),
     ("enableDebuggingHandlers", &["true"]),
     ("enableServer", &["true"]),
     ("enforceNodeAllocatable", &["[]", "[\"pods\"]"]),
-    ("evictionMinimumReclaim", &["{}"]),
-    ("evictionSoft", &["{}"]),
-    ("evictionSoftGracePeriod", &["{}"]),
-    ("failSwapOn", &["false"]),
-    ("imagePullCredentialsVerificationPolicy", &["\"\"", "\"NeverVerifyPreloadedImages\""]),
     ("imageServiceEndpoint", &["\"\""]),
     ("kubeReservedCgroup", &["\"\""]),
     ("kubeletCgroups", &["\"\""]),
     ("localStorageCapacityIsolation", &["true"]),
     ("memoryManagerPolicy", &["\"\"", "\"None\""]),
     ("memoryReservationPolicy", &["\"\"", "\"None\""]),
-    ("memorySwap.swapBehavior", &["\"\"", "\"NoSwap\""]),
-    ("preloadedImagesVerificationAllowlist", &["[]"]),
     ("protectKernelDefaults", &["false"]),
-    ("providerID", &["\"\""]),
     ("qosReserved", &["{}"]),
     ("readOnlyPort", &["0"]),
     ("registerNode", &["true"]),
@@ -41,7 +31,6 @@ pub const FIXED: [(&str, &[&str]); 47] = [
     ("reservedSystemCPUs", &["\"\""]),
     ("runOnce", &["false"]),
     ("serverTLSBootstrap", &["false"]),
-    ("singleProcessOOMKill", &["false"]),
     ("staticPodURL", &["\"\""]),
     ("systemCgroups", &["\"\""]),
     ("systemReservedCgroup", &["\"\""]),
@@ -55,16 +44,15 @@ pub const FIXED: [(&str, &[&str]); 47] = [
 ];
 
 /// Objects whose fields [`FIXED`] names, with those that have no effect beside them.
-pub const NESTED: [(&str, &[&str]); 4] = [
+pub const NESTED: [(&str, &[&str]); 3] = [
     ("authentication", &["anonymous", "webhook", "x509"]),
     ("authorization", &["mode", "webhook"]),
-    ("memorySwap", &["swapBehavior"]),
     ("userNamespaces", &["idsPerPod"]),
 ];
 
 /// Fields without anything to act upon: how often things are done that are done when they change, names of other
 /// programs' places, and what concerns logs, profiles and rates of the kubelet itself.
-pub const WITHOUT_EFFECT: [&str; 50] = [
+pub const WITHOUT_EFFECT: [&str; 49] = [
     "address",
     "cgroupDriver",
     "configMapAndSecretChangeDetectionStrategy",
@@ -79,7 +67,6 @@ pub const WITHOUT_EFFECT: [&str; 50] = [
     "enableSystemLogQuery",
     "eventBurst",
     "eventRecordQPS",
-    "evictionMaxPodGracePeriod",
     "failCgroupV1",
     "featureGates",
     "fileCheckFrequency",

@@ -4,6 +4,7 @@
 //! configuration files of the Kubernetes documentation.
 
 mod fields;
+mod soft;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,9 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::{eviction, quantity};
+use crate::image::access::Verification;
+use crate::resources::Terms;
+use crate::{eviction, file, quantity};
 use fields::{FIXED, NESTED, WITHOUT_EFFECT};
 
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
@@ -23,12 +26,9 @@ const KIND: &str = "KubeletConfiguration";
 /// Why a configuration is none.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file or folder cannot be read.
-    #[error("read {path}")]
-    Read { path: PathBuf, source: std::io::Error },
-    /// It does not say what it should.
-    #[error("{path}: {reason}")]
-    Invalid { path: PathBuf, reason: String },
+    /// A file is none.
+    #[error(transparent)]
+    File(#[from] file::Error),
     /// What all of them say together cannot be.
     #[error("invalid configuration: {0}")]
     Wrong(String),
@@ -49,9 +49,18 @@ struct Written {
     container_log_max_files: Option<i64>,
     container_log_max_size: Option<String>,
     container_log_monitor_interval: Option<String>,
+    #[serde(rename = "cpuCFSQuota")]
+    cpu_cfs_quota: Option<bool>,
+    #[serde(rename = "cpuCFSQuotaPeriod")]
+    cpu_cfs_quota_period: Option<String>,
     crash_loop_back_off: CrashLoop,
     eviction_hard: Option<BTreeMap<String, String>>,
+    eviction_max_pod_grace_period: i64,
+    eviction_minimum_reclaim: BTreeMap<String, String>,
     eviction_pressure_transition_period: Option<String>,
+    eviction_soft: BTreeMap<String, String>,
+    eviction_soft_grace_period: BTreeMap<String, String>,
+    fail_swap_on: bool,
     #[serde(rename = "imageGCHighThresholdPercent")]
     image_gc_high_threshold_percent: Option<i64>,
     #[serde(rename = "imageGCLowThresholdPercent")]
@@ -60,13 +69,18 @@ struct Written {
     image_maximum_gc_age: Option<String>,
     #[serde(rename = "imageMinimumGCAge")]
     image_minimum_gc_age: Option<String>,
+    image_pull_credentials_verification_policy: String,
     kube_reserved: BTreeMap<String, String>,
     max_parallel_image_pulls: Option<i64>,
     max_pods: Option<i64>,
+    memory_swap: MemorySwap,
     merge_default_eviction_settings: Option<bool>,
     node_status_max_images: Option<i64>,
     pod_pids_limit: Option<i64>,
     pods_per_core: Option<i64>,
+    preloaded_images_verification_allowlist: Vec<String>,
+    #[serde(rename = "providerID")]
+    provider_id: String,
     register_with_taints: Vec<Taint>,
     registry_burst: Option<i64>,
     #[serde(rename = "registryPullQPS")]
@@ -76,31 +90,44 @@ struct Written {
     shutdown_grace_period: Option<String>,
     shutdown_grace_period_by_pod_priority: Vec<OfPriority>,
     shutdown_grace_period_critical_pods: Option<String>,
+    #[serde(rename = "singleProcessOOMKill")]
+    single_process_oom_kill: bool,
     static_pod_path: String,
     system_reserved: BTreeMap<String, String>,
 }
 
-const FOLLOWED: [&str; 30] = [
+const FOLLOWED: [&str; 42] = [
     "allowedUnsafeSysctls",
     "clusterDNS",
     "clusterDomain",
     "containerLogMaxFiles",
     "containerLogMaxSize",
     "containerLogMonitorInterval",
+    "cpuCFSQuota",
+    "cpuCFSQuotaPeriod",
     "crashLoopBackOff",
     "evictionHard",
+    "evictionMaxPodGracePeriod",
+    "evictionMinimumReclaim",
     "evictionPressureTransitionPeriod",
+    "evictionSoft",
+    "evictionSoftGracePeriod",
+    "failSwapOn",
     "imageGCHighThresholdPercent",
     "imageGCLowThresholdPercent",
     "imageMaximumGCAge",
     "imageMinimumGCAge",
+    "imagePullCredentialsVerificationPolicy",
     "kubeReserved",
     "maxParallelImagePulls",
     "maxPods",
+    "memorySwap",
     "mergeDefaultEvictionSettings",
     "nodeStatusMaxImages",
     "podPidsLimit",
     "podsPerCore",
+    "preloadedImagesVerificationAllowlist",
+    "providerID",
     "registerWithTaints",
     "registryBurst",
     "registryPullQPS",
@@ -109,6 +136,7 @@ const FOLLOWED: [&str; 30] = [
     "shutdownGracePeriod",
     "shutdownGracePeriodByPodPriority",
     "shutdownGracePeriodCriticalPods",
+    "singleProcessOOMKill",
     "staticPodPath",
     "systemReserved",
 ];
@@ -117,6 +145,12 @@ const FOLLOWED: [&str; 30] = [
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 struct CrashLoop {
     max_container_restart_period: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct MemorySwap {
+    swap_behavior: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -160,6 +194,14 @@ pub struct Limits {
     pub pressure: Duration,
     /// Merge thresholds of hard evictions with their defaults.
     pub merge_thresholds: bool,
+    /// Thresholds that are put up with for a while.
+    pub soft: eviction::Soft,
+    /// How containers are limited.
+    pub terms: Terms,
+    /// Which images have to be paid for with credentials though they are there.
+    pub verification: Verification,
+    /// The node's name at whoever provides it.
+    pub provider_id: Option<String>,
     /// The name servers and domains of the node's own.
     pub resolv_conf: PathBuf,
 }
@@ -182,6 +224,10 @@ impl Default for Limits {
             status_images: Some(50),
             pressure: Duration::from_mins(5),
             merge_thresholds: false,
+            soft: eviction::Soft::default(),
+            terms: Terms::default(),
+            verification: Verification::default(),
+            provider_id: None,
             resolv_conf: "/etc/resolv.conf".into(),
         }
     }
@@ -218,6 +264,8 @@ pub struct Configuration {
     pub cluster_domain: Option<String>,
     /// The authority of those who may call the kubelet.
     pub client_ca_file: Option<PathBuf>,
+    /// No start on a machine that swaps.
+    pub fail_swap_on: bool,
     /// Everything else.
     pub limits: Limits,
     /// Fields that say something that has no effect here.
@@ -228,11 +276,11 @@ pub struct Configuration {
 ///
 /// # Errors
 /// One cannot be read, or is no `KubeletConfiguration`.
-pub fn read(file: Option<&Path>, folder: Option<&Path>) -> Result<Value, Error> {
+pub fn read(file: Option<&Path>, folder: Option<&Path>) -> Result<Value, file::Error> {
     let mut merged = Value::Object(Map::new());
     let mut files: Vec<PathBuf> = Vec::new();
     if let Some(folder) = folder {
-        let failed = |source| Error::Read { path: folder.to_owned(), source };
+        let failed = |source| file::Error::Read { path: folder.to_owned(), source };
         for entry in std::fs::read_dir(folder).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if path.extension().is_some_and(|extension| extension == "conf") && !path.is_dir() {
@@ -243,12 +291,12 @@ pub fn read(file: Option<&Path>, folder: Option<&Path>) -> Result<Value, Error> 
     }
     for path in file.iter().copied().chain(files.iter().map(PathBuf::as_path)) {
         let text = std::fs::read_to_string(path)
-            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        let mut document =
-            document(&text).map_err(|reason| Error::Invalid { path: path.to_owned(), reason })?;
+            .map_err(|source| file::Error::Read { path: path.to_owned(), source })?;
+        let mut document = document(&text)
+            .map_err(|reason| file::Error::Invalid { path: path.to_owned(), reason })?;
         // As upstream: of the file itself, not of those that are merged into it.
         if file == Some(path) {
-            let failed = |source| Error::Read { path: path.to_owned(), source };
+            let failed = |source| file::Error::Read { path: path.to_owned(), source };
             let whole = std::path::absolute(path).map_err(failed)?;
             resolve(&mut document, whole.parent().unwrap_or(Path::new("/")));
         }
@@ -335,6 +383,7 @@ impl Configuration {
             max_parallel_image_pulls: parallel(&written)?,
             shutdown: shutdown(&written)?,
             client_ca_file: client_ca_file.and_then(path),
+            fail_swap_on: written.fail_swap_on,
             limits: limits(&written)?,
             without_effect: without_effect(merged),
             allowed_unsafe_sysctls: written.allowed_unsafe_sysctls,
@@ -514,8 +563,41 @@ fn limits(written: &Written) -> Result<Limits, Error> {
     }
     limits.merge_thresholds = written.merge_default_eviction_settings == Some(true);
     limits.pulls = pulls(written)?;
+    limits.soft = soft::read(written)?;
+    limits.terms = terms(written)?;
+    limits.provider_id = Some(written.provider_id.clone()).filter(|id| !id.is_empty());
+    limits.verification = Verification::parse(
+        &written.image_pull_credentials_verification_policy,
+        &written.preloaded_images_verification_allowlist,
+    )
+    .map_err(wrong)?;
     limits.images = images(written, limits.images)?;
     Ok(limits)
+}
+
+fn terms(written: &Written) -> Result<Terms, Error> {
+    let period = duration("cpuCFSQuotaPeriod", written.cpu_cfs_quota_period.as_deref())?
+        .unwrap_or(Duration::from_millis(100));
+    if !(Duration::from_millis(1)..=Duration::from_secs(1)).contains(&period) {
+        return Err(wrong(format!(
+            "cpuCFSQuotaPeriod {period:?} must be between 1ms and 1sec, inclusive"
+        )));
+    }
+    let quotas = written.cpu_cfs_quota != Some(false);
+    let swap = match written.memory_swap.swap_behavior.as_str() {
+        "" | "NoSwap" => false,
+        "LimitedSwap" => true,
+        other => {
+            return Err(wrong(format!(
+                "memorySwap.swapBehavior {other:?} must be one of: \"\", \"LimitedSwap\" or \"NoSwap\""
+            )));
+        }
+    };
+    Ok(Terms {
+        cpu_period_us: i64::try_from(period.as_micros()).ok().filter(|_| quotas),
+        swap,
+        single_process_ends: written.single_process_oom_kill,
+    })
 }
 
 /// Without a word of it pulls are not limited; upstream's defaults count once one of both is told.

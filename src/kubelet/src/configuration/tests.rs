@@ -1,6 +1,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::eviction::threshold::{Least, Signal};
 
 fn of(text: &str) -> Result<Configuration, String> {
     let value = document(&format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{text}"))?;
@@ -62,6 +63,17 @@ kubeReserved: {cpu: 100m}
 allowedUnsafeSysctls: ['kernel.msg*']
 evictionHard: {memory.available: 5%, nodefs.available: 1Gi}
 mergeDefaultEvictionSettings: true
+evictionSoft: {memory.available: 1Gi}
+evictionSoftGracePeriod: {memory.available: 1m30s}
+evictionMaxPodGracePeriod: 20
+evictionMinimumReclaim: {nodefs.available: 5%}
+cpuCFSQuotaPeriod: 20ms
+memorySwap: {swapBehavior: LimitedSwap}
+singleProcessOOMKill: true
+failSwapOn: true
+providerID: here://this
+imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages
+preloadedImagesVerificationAllowlist: [reg.example/base, 'reg.example/own/*']
 evictionPressureTransitionPeriod: 30s
 serializeImagePulls: false
 maxParallelImagePulls: 3
@@ -96,6 +108,20 @@ shutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 9}]
         status_images: None,
         pressure: Duration::from_secs(30),
         merge_thresholds: true,
+        soft: eviction::Soft {
+            thresholds: BTreeMap::from([(
+                Signal::Memory,
+                (Least::Amount(1 << 30), Duration::from_secs(90)),
+            )]),
+            most_grace_seconds: 20,
+            reclaim: BTreeMap::from([(Signal::NodeDisk, Least::Share(50))]),
+        },
+        terms: Terms { cpu_period_us: Some(20_000), swap: true, single_process_ends: true },
+        verification: Verification::Others(vec![
+            "reg.example/base".to_owned(),
+            "reg.example/own/*".to_owned(),
+        ]),
+        provider_id: text("here://this"),
         resolv_conf: "/run/systemd/resolve/resolv.conf".into(),
     };
     let expected = Configuration {
@@ -109,6 +135,7 @@ shutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 9}]
         max_parallel_image_pulls: Some(3),
         shutdown: (None, None, text("0=9")),
         taints: vec![serde_json::from_value(json!({"key": "a", "effect": "NoSchedule"})).unwrap()],
+        fail_swap_on: true,
         limits,
         ..Configuration::default()
     };
@@ -123,8 +150,20 @@ fn what_cannot_be_is_refused_with_the_fields_name() {
         ("crashLoopBackOff: {max: 1s}", "unknown field `max`"),
         ("cpuManagerPolicy: static", "cpuManagerPolicy: \"static\" is not supported"),
         ("authentication: {anonymous: {enabled: true}}", "authentication.anonymous.enabled: true"),
-        ("evictionSoft: {memory.available: 1Gi}", "evictionSoft"),
-        ("failSwapOn: true", "failSwapOn: true is not supported, only false"),
+        (
+            "evictionSoft: {memory.available: 1Gi}",
+            "grace period must be specified for the soft eviction threshold memory.available",
+        ),
+        ("evictionSoft: {memory.free: 1Gi}", "evictionSoft: unsupported eviction signal"),
+        (
+            "evictionMinimumReclaim: {memory.available: x}",
+            "evictionMinimumReclaim: memory.available",
+        ),
+        ("evictionSoftGracePeriod: {memory.available: x}", "invalid duration \"x\""),
+        ("cpuCFSQuotaPeriod: 2s", "must be between 1ms and 1sec, inclusive"),
+        ("memorySwap: {swapBehavior: Much}", "memorySwap.swapBehavior \"Much\" must be one of"),
+        ("imagePullCredentialsVerificationPolicy: Sometimes", "Sometimes"),
+        ("preloadedImagesVerificationAllowlist: [a]", "preloadedImagesVerificationAllowlist"),
         ("maxPods: -1", "maxPods -1 must not be a negative number"),
         ("maxPods: many", "maxPods: invalid type"),
         ("evictionHard: {memory.free: 1Gi}", "unsupported eviction signal"),

@@ -6,9 +6,10 @@
 
 mod images;
 mod rank;
+mod rules;
 pub mod threshold;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,18 +21,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::configuration::Limits;
 use crate::context::Context;
-use crate::counters::Counters;
 use crate::node::machine;
 use crate::pods::Workers;
 use crate::status::Waiting;
 use crate::{admission, labels, pod, resources, sandbox, volumes};
 use rank::Candidate;
+use rules::{Looks, Threshold};
 use threshold::{Reading, Signal, Thresholds};
 
 pub use rank::is_critical;
+pub use rules::{Rules, Soft};
 
 /// How often the node is looked at.
 const PERIOD: Duration = Duration::from_secs(10);
+/// How long the end of one pod is waited for before another is ended.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Seconds that a pod has to end which is ended at once.
+const HARD_GRACE_SECONDS: i64 = 1;
+
 /// What the node is short of, for those who take pods in or report the node.
 pub struct Pressure {
     /// By condition, when it was last seen, and whether at the last look.
@@ -57,7 +64,7 @@ impl Pressure {
         self.lock().get(condition).is_some_and(|(at, still)| *still || at.elapsed() < self.lasts)
     }
 
-    fn note(&self, signals: &[Signal]) {
+    fn note(&self, signals: &BTreeSet<Signal>) {
         let mut seen = self.lock();
         for (_, still) in seen.values_mut() {
             *still = false;
@@ -125,40 +132,64 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut images = images::Images::default();
     let place = images::place(&context).await;
+    let mut looks = Looks::default();
+    // The pod that was ended last, and when.
+    let mut victim: Option<(Arc<Pod>, Instant)> = None;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
         images.collect(&context, place.as_deref(), false).await;
-        let under = threshold::met(&context.thresholds, &readings(&context, place.as_deref()));
+        let now = readings(&context, place.as_deref());
+        let (under, due) = looks.look(&context.thresholds, &now, Instant::now());
         context.pressure.note(&under);
-        let Some(first) = under.first().copied() else { continue };
+        let Some(first) = due.first().copied() else { continue };
+        // Its end may be all that is needed.
+        victim.take_if(|(of, at)| at.elapsed() >= PATIENCE || !workers.runs(pod::uid(of)));
+        if victim.is_some() {
+            continue;
+        }
         tracing::warn!(signals = ?under, "the node is under pressure");
-        if first.condition() == "DiskPressure" {
+        let message = format!("Attempting to reclaim {}", first.signal.resource());
+        context.recorder.warning(context.own_reference(), "EvictionThresholdMet", message);
+        if first.signal.condition() == "DiskPressure" {
             images.collect(&context, place.as_deref(), true).await;
-            let now = threshold::met(&context.thresholds, &readings(&context, place.as_deref()));
-            if !now.contains(&first) {
+            if !context.thresholds.wants_more(&readings(&context, place.as_deref())) {
                 continue;
             }
         }
-        evict(&context, &workers, first, place.as_deref()).await;
+        let ended = evict(&context, &workers, first, place.as_deref()).await;
+        victim = ended.map(|of| (of, Instant::now()));
     }
 }
 
-/// Ends the pod that should go first.
-async fn evict(context: &Arc<Context>, workers: &Workers, signal: Signal, images: Option<&Path>) {
-    let Some(reading) = readings(context, images).get(&signal).copied() else { return };
-    let Some(least) = context.thresholds.get(&signal) else { return };
+/// Ends the pod that should go first; returns it.
+async fn evict(
+    context: &Arc<Context>,
+    workers: &Workers,
+    threshold: Threshold,
+    images: Option<&Path>,
+) -> Option<Arc<Pod>> {
+    let signal = threshold.signal;
+    let reading = readings(context, images).get(&signal).copied()?;
     let candidates = candidates(context, workers, signal).await;
     let Some(victim) = rank::order(signal, candidates).into_iter().next() else {
         tracing::warn!(signal = signal.name(), "under pressure, and no pod can be ended");
-        return;
+        return None;
     };
-    let message = rank::message(signal, reading, least.of(reading.capacity), &victim);
-    Counters::add(&context.counters.evictions);
+    let least = context.thresholds.least(threshold, reading.capacity);
+    let message = rank::message(signal, reading, least, &victim);
+    context.counters.evicted(signal.name());
     context.warning(&victim.pod, None, "Evicted", message.clone());
-    workers.evict(pod::uid(&victim.pod), Waiting { reason: "Evicted".into(), message });
+    let grace = if threshold.soft {
+        context.thresholds.soft.most_grace_seconds.min(pod::grace_period_seconds(&victim.pod))
+    } else {
+        HARD_GRACE_SECONDS
+    };
+    let why = Waiting { reason: "Evicted".into(), message };
+    workers.evict_within(pod::uid(&victim.pod), why, grace);
+    Some(victim.pod)
 }
 
 async fn candidates(context: &Arc<Context>, workers: &Workers, signal: Signal) -> Vec<Candidate> {
@@ -219,11 +250,6 @@ async fn candidates(context: &Arc<Context>, workers: &Workers, signal: Signal) -
     tokio::task::spawn_blocking(measure).await.unwrap_or_default()
 }
 
-/// The thresholds in force, as upstream's configuration writes them.
-pub fn written(context: &Context) -> BTreeMap<&'static str, String> {
-    threshold::written(&context.thresholds)
-}
-
 /// The part of `capacity` that is kept from pods.
 pub fn kept(thresholds: &Thresholds, signal: Signal, capacity: u64) -> u64 {
     thresholds.get(&signal).map_or(0, |least| least.of(capacity))
@@ -243,18 +269,18 @@ mod tests {
         };
         let best_effort = of("BestEffort", "x");
         assert!(pressure.admit(&best_effort).is_ok());
-        pressure.note(&[Signal::Memory]);
+        pressure.note(&BTreeSet::from([Signal::Memory]));
         let refusal = pressure.admit(&best_effort).unwrap_err();
         assert_eq!(refusal.message, "The node had condition: [MemoryPressure]. ");
         assert!(pressure.admit(&of("Burstable", "x")).is_ok());
         assert!(pressure.admit(&of("BestEffort", "node.kubernetes.io/memory-pressure")).is_ok());
         tokio::time::sleep(Duration::from_mins(4)).await;
         assert!(pressure.is("MemoryPressure"));
-        pressure.note(&[Signal::NodeDisk]);
+        pressure.note(&BTreeSet::from([Signal::NodeDisk]));
         assert!(pressure.admit(&of("Burstable", "x")).is_err());
         tokio::time::sleep(Duration::from_mins(6)).await;
         assert!(pressure.admit(&best_effort).is_err(), "it has not been looked again");
-        pressure.note(&[]);
+        pressure.note(&BTreeSet::new());
         assert!(pressure.admit(&best_effort).is_ok());
     }
 }

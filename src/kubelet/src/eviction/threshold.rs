@@ -110,35 +110,44 @@ pub fn parse(text: &str) -> Result<Thresholds, String> {
         let (name, value) = part
             .split_once('<')
             .ok_or_else(|| format!("{part:?} is no eviction threshold: signal<quantity"))?;
-        let (_, signal) = Signal::ALL
-            .iter()
-            .find(|(known, _)| *known == name.trim())
-            .ok_or_else(|| format!("unsupported eviction signal {name:?}"))?;
-        let wrong = || format!("{value:?} is no quantity and no percentage from 0% to 100%");
-        let least = if let Some(percent) = value.trim().strip_suffix('%') {
-            let permille = quantity::milli(&Quantity(percent.into())).ok_or_else(wrong)? / 100;
-            let permille = u64::try_from(permille).ok().filter(|p| *p <= 1000);
-            Least::Share(permille.ok_or_else(wrong)?)
-        } else {
-            let amount = quantity::value(&Quantity(value.trim().into())).ok_or_else(wrong)?;
-            Least::Amount(u64::try_from(amount).map_err(|_| wrong())?)
-        };
-        if out.insert(*signal, least).is_some() {
+        if out.insert(signal(name)?, least(value)?).is_some() {
             return Err(format!("duplicate eviction threshold for {name}"));
         }
     }
     Ok(out)
 }
 
-/// The thresholds in the words of upstream's configuration.
-pub fn written(thresholds: &Thresholds) -> BTreeMap<&'static str, String> {
-    let text = |least: &Least| match *least {
+/// The signal of upstream's name.
+pub fn signal(name: &str) -> Result<Signal, String> {
+    let found = Signal::ALL.iter().find(|(known, _)| *known == name.trim());
+    found.map(|(_, signal)| *signal).ok_or_else(|| format!("unsupported eviction signal {name:?}"))
+}
+
+/// A quantity, or a percentage.
+pub fn least(value: &str) -> Result<Least, String> {
+    let wrong = || format!("{value:?} is no quantity and no percentage from 0% to 100%");
+    if let Some(percent) = value.trim().strip_suffix('%') {
+        let permille = quantity::milli(&Quantity(percent.into())).ok_or_else(wrong)? / 100;
+        let permille = u64::try_from(permille).ok().filter(|p| *p <= 1000);
+        return permille.map(Least::Share).ok_or_else(wrong);
+    }
+    let amount = quantity::value(&Quantity(value.trim().into())).ok_or_else(wrong)?;
+    u64::try_from(amount).map(Least::Amount).map_err(|_| wrong())
+}
+
+/// A threshold in the words of upstream's configuration.
+pub fn text(least: Least) -> String {
+    match least {
         Least::Amount(amount) => quantity::binary(amount),
         Least::Share(permille) | Least::ShareUpTo(permille, _) => {
             format!("{}.{}%", permille / 10, permille % 10).replace(".0%", "%")
         }
-    };
-    thresholds.iter().map(|(signal, least)| (signal.name(), text(least))).collect()
+    }
+}
+
+/// Thresholds in the words of upstream's configuration.
+pub fn written(thresholds: &Thresholds) -> BTreeMap<&'static str, String> {
+    thresholds.iter().map(|(signal, least)| (signal.name(), text(*least))).collect()
 }
 
 /// What a signal shows.
@@ -150,18 +159,10 @@ pub struct Reading {
     pub capacity: u64,
 }
 
-/// The signals that are under their threshold.
-pub fn met(thresholds: &Thresholds, readings: &BTreeMap<Signal, Reading>) -> Vec<Signal> {
-    let under = |(signal, least): (&Signal, &Least)| {
-        let reading = readings.get(signal).filter(|r| r.capacity > 0)?;
-        (reading.available < least.of(reading.capacity)).then_some(*signal)
-    };
-    thresholds.iter().filter_map(under).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eviction::Rules;
 
     #[test]
     fn thresholds_are_read_and_written() {
@@ -183,7 +184,8 @@ mod tests {
                 (Signal::NodeDisk, Reading { available: free, capacity: size }),
                 (Signal::NodeInodes, Reading { available: inodes_free, capacity: inodes }),
             ]);
-            !met(&defaults(), &readings).is_empty()
+            let rules = Rules { hard: defaults(), ..Rules::default() };
+            rules.wants_more(&readings)
         };
         assert!(disk(1000, 99, 0, 0));
         assert!(!disk(1000, 101, 0, 0));

@@ -12,6 +12,8 @@ use kube::client::Body;
 use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
+use crate::clock::Clock;
+
 type Stream = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
 #[derive(Default)]
@@ -23,12 +25,38 @@ struct Objects {
 #[derive(Clone)]
 pub struct FakeApi {
     objects: Arc<Mutex<Objects>>,
+    /// Tokens given out; while it is set, no more are.
+    tokens: Arc<Mutex<(u32, bool)>>,
+    clock: Clock,
     changes: broadcast::Sender<(String, &'static str, Value)>,
 }
 
 impl FakeApi {
-    pub fn new() -> Self {
-        Self { objects: Arc::default(), changes: broadcast::channel(4096).0 }
+    pub fn new(clock: Clock) -> Self {
+        let (objects, tokens) = (Arc::default(), Arc::default());
+        Self { objects, tokens, clock, changes: broadcast::channel(4096).0 }
+    }
+
+    /// Whether requests for tokens fail.
+    pub fn refuse_tokens(&self, refuse: bool) {
+        self.tokens.lock().unwrap().1 = refuse;
+    }
+
+    /// A token that is another each time and expires when that was asked for.
+    fn token(&self, request: &Value) -> Response<Stream> {
+        let mut tokens = self.tokens.lock().unwrap();
+        if tokens.1 {
+            return failure(StatusCode::INTERNAL_SERVER_ERROR);
+        }
+        tokens.0 += 1;
+        let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap();
+        let at = self.clock.now() + jiff::SignedDuration::from_secs(seconds);
+        answer(
+            StatusCode::CREATED,
+            &json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
+                "spec": request["spec"],
+                "status": {"token": format!("token {}", tokens.0), "expirationTimestamp": at.to_string()}}),
+        )
     }
 
     pub fn client(&self) -> kube::Client {
@@ -135,12 +163,7 @@ impl FakeApi {
                 None => failure(StatusCode::NOT_FOUND),
             },
             Method::GET => self.list(&path, &query),
-            Method::POST if path.ends_with("/token") => answer(
-                StatusCode::CREATED,
-                &json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
-                    "spec": body["spec"],
-                    "status": {"token": "tok", "expirationTimestamp": "2100-01-01T00:00:00Z"}}),
-            ),
+            Method::POST if path.ends_with("/token") => self.token(&body),
             // A review, which is answered and not kept: nothing is allowed.
             Method::POST if body["metadata"]["name"].is_null() => {
                 let mut review = body;

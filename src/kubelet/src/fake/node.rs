@@ -54,9 +54,10 @@ impl Running {
 
 impl Node {
     pub fn new() -> Self {
+        let runtime = FakeRuntime::new();
         Self {
-            api: FakeApi::new(),
-            runtime: FakeRuntime::new(),
+            api: FakeApi::new(runtime.clock),
+            runtime,
             dir: tempfile::tempdir().unwrap(),
             static_pods: false,
             workers: Workers::default(),
@@ -69,7 +70,7 @@ impl Node {
 
     /// Starts a kubelet; its workers are told too.
     pub fn start_with_workers(&self) -> (Workers, Running) {
-        let context = self.context(Machine { cpus: 2, memory_bytes: 1 << 33 });
+        let context = self.context(Machine { cpus: 2, memory_bytes: 1 << 33, swap_bytes: 0 });
         let stop = CancellationToken::new();
         let task = tokio::spawn(pods::run(context, self.workers.clone(), stop.clone()));
         (self.workers.clone(), Running { stop, task })
@@ -105,14 +106,17 @@ impl Node {
                 &self.dir.path().join("root"),
                 crate::image::provider::Providers::default(),
                 None,
-                None,
+                &crate::configuration::Limits::default(),
             ),
             drivers: Arc::default(),
             devices: crate::device::Devices::new(&self.dir.path().join("root")),
             claims: crate::claims::InUse::new(&self.dir.path().join("root")),
             node_changed: tokio::sync::Notify::new(),
             staging: tokio::sync::Mutex::default(),
-            thresholds: crate::eviction::threshold::defaults(),
+            thresholds: crate::eviction::Rules {
+                hard: crate::eviction::threshold::defaults(),
+                soft: crate::eviction::Soft::default(),
+            },
             pressure: crate::eviction::Pressure::default(),
             limits: crate::configuration::Limits::default(),
             usage: crate::usage::Sampler::default(),

@@ -1,8 +1,7 @@
 //! Which pods may use which images. What the kubelet pulled with a pod's secret is for those who have that secret, or
 //! can pull it themselves; what came otherwise is for everybody.
 //!
-//! Source of behaviour: `pkg/kubelet/images/pullmanager` (KEP 2535), with its default policy,
-//! `NeverVerifyPreloadedImages`. The files are upstream's: `image_manager/pulling` and `image_manager/pulled`.
+//! Source of behaviour: `pkg/kubelet/images/pullmanager` (KEP 2535), with its policies. The files are upstream's: `image_manager/pulling` and `image_manager/pulled`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -16,6 +15,67 @@ use crate::csi::place::hex;
 /// Secrets and accounts remembered of one image.
 const MOST: usize = 100;
 const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
+
+/// Which images that are there may only be used by pods that have credentials for them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Verification {
+    /// None.
+    Never,
+    /// Those that the kubelet pulled.
+    #[default]
+    Pulled,
+    /// Those, and all others but for these: names without tags, or their beginnings with `/*`.
+    Others(Vec<String>),
+    /// All.
+    Always,
+}
+
+impl Verification {
+    /// Of upstream's name and list.
+    ///
+    /// # Errors
+    /// The name is of no policy, or the list not of this one.
+    pub fn parse(policy: &str, allowed: &[String]) -> Result<Self, String> {
+        let verification = match policy {
+            "NeverVerify" => Self::Never,
+            "" | "NeverVerifyPreloadedImages" => Self::Pulled,
+            "NeverVerifyAllowlistedImages" => Self::Others(allowed.to_vec()),
+            "AlwaysVerify" => Self::Always,
+            other => {
+                return Err(format!(
+                    "imagePullCredentialsVerificationPolicy {other:?} is not known"
+                ));
+            }
+        };
+        if !allowed.is_empty() && !matches!(verification, Self::Others(_)) {
+            return Err("preloadedImagesVerificationAllowlist cannot be set unless imagePullCredentialsVerificationPolicy is \"NeverVerifyAllowlistedImages\"".into());
+        }
+        Ok(verification)
+    }
+
+    /// Upstream's name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Never => "NeverVerify",
+            Self::Pulled => "NeverVerifyPreloadedImages",
+            Self::Others(_) => "NeverVerifyAllowlistedImages",
+            Self::Always => "AlwaysVerify",
+        }
+    }
+
+    /// Whether an image that the kubelet did not pull is for everybody.
+    fn trusts(&self, image: &str) -> bool {
+        let fits = |allowed: &String| match allowed.strip_suffix('*') {
+            Some(beginning) => beginning.ends_with('/') && bare(image).starts_with(beginning),
+            None => bare(image) == allowed,
+        };
+        match self {
+            Self::Never | Self::Pulled => true,
+            Self::Others(allowed) => allowed.iter().any(fits),
+            Self::Always => false,
+        }
+    }
+}
 
 /// Whose credentials are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,12 +166,13 @@ struct State {
 /// What the kubelet pulled, and with what.
 pub struct Access {
     folder: PathBuf,
+    verification: Verification,
     state: Mutex<State>,
 }
 
 impl Access {
     /// What an earlier kubelet left in `folder`.
-    pub fn open(folder: PathBuf) -> Self {
+    pub fn open(folder: PathBuf, verification: Verification) -> Self {
         let mut state = State::default();
         for record in read::<Record>(&folder.join("pulled")) {
             state.pulled.insert(record.image_ref.clone(), record);
@@ -119,7 +180,7 @@ impl Access {
         for intent in read::<Intent>(&folder.join("pulling")) {
             state.pulling.insert(intent.image, 0);
         }
-        Self { folder, state: Mutex::new(state) }
+        Self { folder, verification, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -165,11 +226,14 @@ impl Access {
 
     /// What a pod has to show to use `image`, which is there as `image_ref`.
     pub fn verdict(&self, image: &str, image_ref: &str) -> Verdict {
+        if self.verification == Verification::Never {
+            return Verdict::Open;
+        }
         let state = self.state();
         let Some(record) = state.pulled.get(image_ref) else {
-            // What the kubelet did not pull was brought for all pods.
-            let pulling = state.pulling.contains_key(image);
-            return if pulling { Verdict::Unknown } else { Verdict::Open };
+            // What the kubelet did not pull was brought for all pods, if nothing else is said.
+            let brought = !state.pulling.contains_key(image) && self.verification.trusts(image);
+            return if brought { Verdict::Open } else { Verdict::Unknown };
         };
         match record.credential_mapping.get(bare(image)) {
             None => Verdict::Unknown,
@@ -304,13 +368,13 @@ mod tests {
     #[test]
     fn a_private_image_is_for_those_who_can_pull_it() {
         let folder = tempfile::tempdir().unwrap();
-        let access = Access::open(folder.path().into());
+        let access = Access::open(folder.path().into(), Verification::Pulled);
         assert_eq!(access.verdict(IMAGE, "i"), Verdict::Open, "brought by somebody else");
         access.begin(IMAGE);
         assert_eq!(access.verdict(IMAGE, "i"), Verdict::Unknown, "in the middle of a pull");
         access.end(IMAGE, Some(("i", secret("1", "h"))));
         // What follows holds for the next kubelet as well.
-        let access = Access::open(folder.path().into());
+        let access = Access::open(folder.path().into(), Verification::Pulled);
         assert_eq!(access.verdict(IMAGE, "i"), Verdict::Private);
         assert_eq!(access.verdict("other/name:1", "i"), Verdict::Unknown);
         for (origins, expected) in [
@@ -327,15 +391,37 @@ mod tests {
         access.end(IMAGE, Some(("i", Origin::Node)));
         assert_eq!(access.verdict(IMAGE, "i"), Verdict::Open, "everybody can pull it");
         access.retain(&HashSet::new());
-        let access = Access::open(folder.path().into());
+        let access = Access::open(folder.path().into(), Verification::Pulled);
         assert!(access.state().pulled.is_empty());
+    }
+
+    #[test]
+    fn policies_say_what_is_verified() {
+        let folder = tempfile::tempdir().unwrap();
+        let others = |allowed: &str| Verification::Others(vec![allowed.to_owned()]);
+        let access = Access::open(folder.path().into(), Verification::Pulled);
+        access.begin(IMAGE);
+        access.end(IMAGE, Some(("pulled", secret("1", "h"))));
+        for (verification, of_pulled, of_brought) in [
+            (Verification::Never, Verdict::Open, Verdict::Open),
+            (Verification::Pulled, Verdict::Private, Verdict::Open),
+            (others("reg.example:5000/team/app"), Verdict::Private, Verdict::Open),
+            (others("reg.example:5000/*"), Verdict::Private, Verdict::Open),
+            (others("reg.example:5000/te*"), Verdict::Private, Verdict::Unknown),
+            (others("reg.example:5000/team"), Verdict::Private, Verdict::Unknown),
+            (Verification::Always, Verdict::Private, Verdict::Unknown),
+        ] {
+            let access = Access::open(folder.path().into(), verification);
+            let told = (access.verdict(IMAGE, "pulled"), access.verdict(IMAGE, "brought"));
+            assert_eq!(told, (of_pulled, of_brought), "{:?}", access.verification);
+        }
     }
 
     #[test]
     fn a_kubelet_that_ended_in_a_pull_does_not_give_it_away() {
         let folder = tempfile::tempdir().unwrap();
-        Access::open(folder.path().into()).begin(IMAGE);
-        let access = Access::open(folder.path().into());
+        Access::open(folder.path().into(), Verification::Pulled).begin(IMAGE);
+        let access = Access::open(folder.path().into(), Verification::Pulled);
         assert_eq!(access.verdict(IMAGE, "i"), Verdict::Unknown);
         access.begin(IMAGE);
         access.begin(IMAGE);

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::access::{Origin, Owner};
 use crate::context::Context;
+use crate::file::Error;
 use crate::{credentials, pod};
 
 /// How long a plugin may take.
@@ -29,17 +30,6 @@ const TOKEN_SECONDS: i64 = 600;
 const CONFIG_GROUP: &str = "kubelet.config.k8s.io/";
 const PLUGIN_GROUP: &str = "credentialprovider.kubelet.k8s.io/";
 const VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
-
-/// Why a configuration of plugins is none.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be read.
-    #[error("read {path}")]
-    Read { path: PathBuf, source: std::io::Error },
-    /// It does not say what it should.
-    #[error("{path}: {reason}")]
-    Invalid { path: PathBuf, reason: String },
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -11,7 +11,7 @@ use crate::context::Machine;
 /// Reads processors and memory.
 pub fn read() -> Machine {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    Machine { cpus, memory_bytes: meminfo("MemTotal") }
+    Machine { cpus, memory_bytes: meminfo("MemTotal"), swap_bytes: meminfo("SwapTotal") }
 }
 
 /// A field of `/proc/meminfo`, in bytes.
@@ -128,6 +128,27 @@ pub fn own_memory_bytes() -> u64 {
     let resident = line("/proc/self/statm");
     let pages = resident.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// Page faults of the machine since its boot, and those that had to read from a disk (proc_vmstat(5)).
+pub fn page_faults() -> (u64, u64) {
+    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|count| count.parse().ok()).unwrap_or(0)
+    };
+    (count("pgfault"), count("pgmajfault"))
+}
+
+/// The same of this process (proc_pid_stat(5), minflt and majflt).
+pub fn own_page_faults() -> (u64, u64) {
+    let stat = line("/proc/self/stat");
+    // The name, in brackets, may have spaces.
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let count = |index: usize| fields.get(index).and_then(|field| field.parse().ok()).unwrap_or(0);
+    let (minor, major): (u64, u64) = (count(7), count(9));
+    (minor + major, major)
 }
 
 /// What went through a network interface.

@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use k8s_cri::v1 as cri;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, ObjectReference, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -70,16 +70,11 @@ pub async fn run(context: Arc<Context>, settings: Settings, shutdown: Cancellati
         () = shutdown.cancelled() => return,
         node = register_until_done(&context, &settings) => node,
     };
-    let reference = ObjectReference {
-        kind: Some("Node".into()),
-        name: Some(context.node_name.clone()),
-        uid: Some(context.node_name.clone()),
-        ..ObjectReference::default()
-    };
-    context.recorder.normal(reference, "Starting", "Starting kubelet.");
+    context.recorder.normal(context.own_reference(), "Starting", "Starting kubelet.");
     let lease =
         tokio::spawn(lease::run(context.clone(), node.metadata.uid.clone(), shutdown.clone()));
-    let mut keeper = Keeper { context, settings, told: node, told_at: None, pod_cidr: None };
+    let mut keeper =
+        Keeper { context, settings, told: node, told_at: None, pod_cidr: None, introduced: false };
     let ending = keeper.context.ending.clone();
     let mut ended = false;
     loop {
@@ -126,6 +121,7 @@ async fn register(context: &Context, settings: &Settings) -> Result<Node, kube::
         },
         spec: Some(NodeSpec {
             taints: (!settings.taints.is_empty()).then(|| settings.taints.clone()),
+            provider_id: context.limits.provider_id.clone(),
             ..NodeSpec::default()
         }),
         status: Some(status::make(context, settings, None, &status::Seen::default())),
@@ -147,6 +143,8 @@ struct Keeper {
     told: Node,
     told_at: Option<tokio::time::Instant>,
     pod_cidr: Option<String>,
+    /// Its conditions have been told in events once.
+    introduced: bool,
 }
 
 impl Keeper {
@@ -182,9 +180,7 @@ impl Keeper {
         if !due && !status::differs(&old, &new) {
             return ready;
         }
-        if status::is_ready(&old) != ready {
-            self.tell_of_change(ready);
-        }
+        self.tell_of_changes(&old, &new);
         match self.tell(&api, &old, new).await {
             Ok(()) => {
                 self.told_at = Some(tokio::time::Instant::now());
@@ -244,16 +240,20 @@ impl Keeper {
         api.patch_status(name, &PatchParams::default(), &Patch::Strategic(body)).await.map(drop)
     }
 
-    fn tell_of_change(&self, ready: bool) {
-        let reference = ObjectReference {
-            kind: Some("Node".into()),
-            name: Some(self.context.node_name.clone()),
-            uid: Some(self.context.node_name.clone()),
-            ..ObjectReference::default()
-        };
-        let reason = if ready { "NodeReady" } else { "NodeNotReady" };
-        let message = format!("Node {} status is now: {reason}", self.context.node_name);
-        self.context.recorder.normal(reference, reason, message);
+    fn tell_of_changes(&mut self, old: &NodeStatus, new: &NodeStatus) {
+        let name = &self.context.node_name;
+        for reason in status::changes(old, new, !std::mem::replace(&mut self.introduced, true)) {
+            let message = format!("Node {name} status is now: {reason}");
+            self.context.recorder.normal(self.context.own_reference(), reason, message);
+        }
+        let boot = |status: &NodeStatus| status.node_info.as_ref().map(|info| info.boot_id.clone());
+        if let (Some(before), Some(now)) = (boot(old), boot(new))
+            && !before.is_empty()
+            && before != now
+        {
+            let message = format!("Node {name} has been rebooted, boot id: {now}");
+            self.context.recorder.warning(self.context.own_reference(), "Rebooted", message);
+        }
     }
 
     /// Tells the runtime the node's pod addresses once the controller has given them.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
-    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSystemInfo,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, NodeSwapStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -98,7 +98,7 @@ pub fn make(
     );
     let devices = context.devices.amounts();
     capacity.extend(devices.iter().map(|(name, (all, _))| (name.clone(), all.clone())));
-    let mut allocatable = allocatable(&capacity, &context.thresholds, &context.reserved);
+    let mut allocatable = allocatable(&capacity, &context.thresholds.hard, &context.reserved);
     allocatable.extend(devices.into_iter().map(|(name, (_, usable))| (name, usable)));
     let address = |type_: &str, address: String| NodeAddress { type_: type_.into(), address };
     NodeStatus {
@@ -123,7 +123,9 @@ pub fn make(
             machine_id: machine::line("/etc/machine-id"),
             operating_system: "linux".into(),
             os_image: machine::os_image(),
-            swap: None,
+            swap: Some(context.machine.swap_bytes)
+                .filter(|bytes| *bytes > 0)
+                .map(|bytes| NodeSwapStatus { capacity: i64::try_from(bytes).ok() }),
             system_uuid: machine::line("/etc/machine-id"),
         }),
         runtime_handlers: (!seen.handlers.is_empty()).then(|| {
@@ -139,7 +141,9 @@ pub fn make(
                 .collect()
         }),
         features: Some(NodeFeatures { supplemental_groups_policy: Some(seen.groups_policy) }),
-        declared_features: Some(vec![restart_all::FEATURE.to_owned()]),
+        declared_features: Some(
+            [crate::resize::FEATURE, restart_all::FEATURE].map(str::to_owned).to_vec(),
+        ),
         volumes_in_use: Some(csi::held(&context.root_dir)),
         ..NodeStatus::default()
     }
@@ -276,6 +280,31 @@ fn condition(
 /// Whether the status says Ready.
 pub fn is_ready(status: &NodeStatus) -> bool {
     status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// What changed from one status to another, in the words of events; of pressure also what it is `at_first`.
+pub fn changes(old: &NodeStatus, new: &NodeStatus, at_first: bool) -> Vec<&'static str> {
+    let find = |name: &str| {
+        let found = old.conditions.iter().flatten().find(|c| c.type_ == name);
+        found.map(|c| c.status == "True")
+    };
+    let told = new.conditions.iter().flatten().filter_map(|condition| {
+        let now = condition.status == "True";
+        let (yes, no) = match condition.type_.as_str() {
+            "MemoryPressure" => ("NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+            "DiskPressure" => ("NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+            "PIDPressure" => ("NodeHasInsufficientPID", "NodeHasSufficientPID"),
+            "Ready" => ("NodeReady", "NodeNotReady"),
+            _ => return None,
+        };
+        let before = find(&condition.type_);
+        let same = match condition.type_.as_str() {
+            "Ready" => before.unwrap_or(false) == now,
+            _ => before == Some(now) && !at_first,
+        };
+        (!same).then_some(if now { yes } else { no })
+    });
+    told.collect()
 }
 
 /// Whether the two differ in more than the time they were made.

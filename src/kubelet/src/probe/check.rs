@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{grpc, http};
+use crate::backoff::go_duration;
 use crate::context::Context;
 
 /// What a probe found.
@@ -106,10 +107,8 @@ async fn exec(
     timeout: Duration,
 ) -> Outcome {
     let too_long = || {
-        Outcome::Failure(format!(
-            "command timed out: {command:?} timed out after {}s",
-            timeout.as_secs()
-        ))
+        let (command, timeout) = (command.join(" "), go_duration(timeout));
+        Outcome::Failure(format!("command timed out: {command:?} timed out after {timeout}"))
     };
     let request = cri::ExecSyncRequest {
         container_id: target.container_id.clone(),

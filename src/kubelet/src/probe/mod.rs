@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, Probe};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -21,6 +21,7 @@ use crate::context::Context;
 use crate::decide::ProbeResults;
 use crate::observe::{PodView, State};
 use crate::pod::{self, Kind};
+use crate::status::is_running;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Purpose {
@@ -57,6 +58,20 @@ pub struct Probes {
 }
 
 impl Probes {
+    /// What an earlier kubelet told of the pod's containers holds until their probes say otherwise: that another one
+    /// has begun is no reason to keep requests away from them.
+    pub fn told(status: &PodStatus) -> Self {
+        let lists = [&status.init_container_statuses, &status.container_statuses];
+        let running = lists.into_iter().flatten().flatten().filter(|s| is_running(s));
+        let results = running.filter_map(|status| {
+            let (_, id) = status.container_id.as_deref()?.split_once("://")?;
+            let startup = status.started.filter(|started| *started);
+            let readiness = Some(status.ready).filter(|ready| *ready);
+            Some((id.to_owned(), ProbeResults { startup, readiness, liveness: None }))
+        });
+        Self { results: Arc::new(Mutex::new(results.collect())), ..Self::default() }
+    }
+
     /// Results by container id.
     pub fn results(&self) -> HashMap<String, ProbeResults> {
         lock(&self.results).clone()

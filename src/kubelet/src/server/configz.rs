@@ -2,12 +2,15 @@
 //!
 //! Source: `k8s.io/kubelet/config/v1beta1`.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::response::Response;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Shared, json as answer};
 use crate::backoff::go_duration;
+use crate::eviction::threshold::written;
 
 /// Bytes as a quantity.
 fn size(bytes: u64) -> String {
@@ -20,8 +23,12 @@ fn size(bytes: u64) -> String {
 pub async fn serve(State(shared): State<Shared>) -> Response {
     let context = &shared.context;
     let (pulls, limits) = (context.images.most(), &context.limits);
+    let thresholds = &limits.soft.thresholds;
+    let soft = thresholds.iter().map(|(signal, (least, _))| (*signal, *least)).collect();
+    let periods: BTreeMap<&str, String> =
+        thresholds.iter().map(|(signal, (_, of))| (signal.name(), go_duration(*of))).collect();
     let most = context.allocatable().get("pods").and_then(crate::quantity::value).unwrap_or(110);
-    answer(&json!({"kubeletconfig": {
+    let mut told = json!({
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "staticPodPath": context.static_pods.as_ref().map(|p| p.display().to_string()).unwrap_or_default(),
@@ -39,8 +46,8 @@ pub async fn serve(State(shared): State<Shared>) -> Response {
         "podPidsLimit": context.pod_pids_limit.map_or(-1, i64::from),
         "serializeImagePulls": pulls == Some(1),
         "maxParallelImagePulls": pulls,
-        "imagePullCredentialsVerificationPolicy": "NeverVerifyPreloadedImages",
-        "evictionHard": crate::eviction::written(context),
+        "imagePullCredentialsVerificationPolicy": limits.verification.name(),
+        "evictionHard": written(&context.thresholds.hard),
         "evictionPressureTransitionPeriod": go_duration(limits.pressure),
         "containerLogMaxSize": size(limits.log_bytes),
         "containerLogMaxFiles": limits.log_files,
@@ -57,5 +64,20 @@ pub async fn serve(State(shared): State<Shared>) -> Response {
         "allowedUnsafeSysctls": context.security.sysctls,
         "failSwapOn": false,
         "enforceNodeAllocatable": ["pods"],
-    }}))
+    });
+    let more = json!({
+        "evictionSoft": written(&soft),
+        "evictionSoftGracePeriod": periods,
+        "evictionMinimumReclaim": written(&limits.soft.reclaim),
+        "evictionMaxPodGracePeriod": limits.soft.most_grace_seconds,
+        "cpuCFSQuota": limits.terms.cpu_period_us.is_some(),
+        "cpuCFSQuotaPeriod": format!("{}ms", limits.terms.cpu_period_us.unwrap_or(100_000) / 1_000),
+        "memorySwap": {"swapBehavior": if limits.terms.swap { "LimitedSwap" } else { "NoSwap" }},
+        "singleProcessOOMKill": limits.terms.single_process_ends,
+        "providerID": limits.provider_id.as_deref().unwrap_or_default(),
+    });
+    if let (Some(told), Value::Object(more)) = (told.as_object_mut(), more) {
+        told.extend(more);
+    }
+    answer(&json!({ "kubeletconfig": told }))
 }

@@ -3,7 +3,7 @@
 //! Source of names and labels: `pkg/kubelet/metrics/collectors/resource_metrics.go`,
 //! `pkg/kubelet/metrics/metrics.go`, cAdvisor's `metrics/prometheus.go`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +14,7 @@ use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::Shared;
+use crate::counters::Counters;
 use crate::labels;
 use crate::node::machine;
 use crate::pod;
@@ -22,15 +23,21 @@ use crate::worker::Standing;
 
 /// Families of samples, each with its help and type.
 #[derive(Default)]
-struct Text(String);
+pub struct Text(String);
 
 impl Text {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
+    /// Begins a family.
+    pub fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
+    /// Whether the family was written.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains(&format!("# TYPE {name} "))
+    }
+
     /// One sample; `at` is its time in milliseconds, if it is not now.
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64, at: Option<i64>) {
+    pub fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64, at: Option<i64>) {
         self.0.push_str(name);
         for (index, (key, value)) in labels.iter().enumerate() {
             let _ = write!(self.0, "{}{key}=\"", if index == 0 { "{" } else { "," });
@@ -51,36 +58,42 @@ impl Text {
         self.0.push('\n');
     }
 
-    fn response(self) -> Response {
+    /// All that was written.
+    pub fn response(self) -> Response {
         ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], self.0).into_response()
     }
 }
 
-fn float(value: u64) -> f64 {
+/// A count as Prometheus has numbers.
+pub fn float(value: u64) -> f64 {
     value as f64
 }
 
-fn seconds(ns: u64) -> f64 {
+/// Seconds of nanoseconds.
+pub fn seconds(ns: u64) -> f64 {
     float(ns) / 1e9
 }
 
-fn number(value: Option<&cri::UInt64Value>) -> u64 {
+/// A number, or zero.
+pub fn number(value: Option<&cri::UInt64Value>) -> u64 {
     value.map_or(0, |v| v.value)
 }
 
 /// One container's measurements with its names.
-struct Row<'a> {
-    pod: &'a str,
-    namespace: &'a str,
-    container: &'a str,
-    stats: &'a cri::ContainerStats,
+pub struct Row<'a> {
+    pub pod: &'a str,
+    pub namespace: &'a str,
+    pub container: &'a str,
+    pub stats: &'a cri::ContainerStats,
 }
 
-fn label<'a>(labels: &'a HashMap<String, String>, key: &str) -> &'a str {
+/// A label, or nothing.
+pub fn label<'a>(labels: &'a HashMap<String, String>, key: &str) -> &'a str {
     labels.get(key).map(String::as_str).unwrap_or_default()
 }
 
-fn rows(usage: &Usage) -> Vec<Row<'_>> {
+/// The containers that were measured.
+pub fn rows(usage: &Usage) -> Vec<Row<'_>> {
     let containers =
         usage.pods.iter().filter_map(|p| p.linux.as_ref()).flat_map(|linux| &linux.containers);
     containers
@@ -101,7 +114,7 @@ fn milliseconds(ns: i64) -> Option<i64> {
 }
 
 /// When each running container was started, in seconds: by pod's uid and container.
-fn starts(pods: &[Arc<Pod>]) -> Vec<(&str, &str, &str, i64)> {
+pub fn starts(pods: &[Arc<Pod>]) -> Vec<(&str, &str, &str, i64)> {
     let mut out = Vec::new();
     for of in pods {
         let Some(status) = &of.status else { continue };
@@ -156,6 +169,7 @@ pub async fn resource(State(shared): State<Shared>) -> Response {
         let names = [("container", container), ("namespace", namespace), ("pod", of)];
         text.sample(start, &names, float(at.unsigned_abs()), None);
     }
+    swap(&mut text, &rows);
     node(&mut text, context.machine.memory_bytes, &usage);
     pods_usage(&mut text, &usage);
     let error = "resource_scrape_error";
@@ -163,6 +177,47 @@ pub async fn resource(State(shared): State<Shared>) -> Response {
     text.family(error, "gauge", help);
     text.sample(error, &[], f64::from(u8::from(failed)), None);
     text.response()
+}
+
+/// What containers may swap out, and what they have; nothing where that is not known.
+fn swap(text: &mut Text, rows: &[Row<'_>]) {
+    let metrics: [(&str, &str, fn(&cri::SwapUsage) -> Option<u64>); 2] = [
+        (
+            "container_swap_usage_bytes",
+            "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems",
+            |swap| swap.swap_usage_bytes.as_ref().map(|v| v.value),
+        ),
+        (
+            "container_swap_limit_bytes",
+            "[ALPHA] Current amount of the container swap limit in bytes. Reported only on non-windows systems",
+            |swap| {
+                let free = swap.swap_available_bytes.as_ref()?.value;
+                Some(free + swap.swap_usage_bytes.as_ref().map_or(0, |v| v.value))
+            },
+        ),
+    ];
+    for (name, help, read) in metrics {
+        text.family(name, "gauge", help);
+        for row in rows {
+            let Some(swap) = &row.stats.swap else { continue };
+            let Some(value) = read(swap) else { continue };
+            let names =
+                [("container", row.container), ("namespace", row.namespace), ("pod", row.pod)];
+            text.sample(name, &names, float(value), milliseconds(swap.timestamp));
+        }
+    }
+    let pods = "pod_swap_usage_bytes";
+    let help = "[ALPHA] Current amount of the pod swap usage in bytes. Reported only on non-windows systems";
+    text.family(pods, "gauge", help);
+    let mut sums: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for row in rows {
+        let used = row.stats.swap.as_ref().and_then(|swap| swap.swap_usage_bytes.as_ref());
+        let Some(used) = used else { continue };
+        *sums.entry((row.namespace, row.pod)).or_default() += used.value;
+    }
+    for ((namespace, of), bytes) in sums {
+        text.sample(pods, &[("namespace", namespace), ("pod", of)], float(bytes), None);
+    }
 }
 
 fn node(text: &mut Text, memory_bytes: u64, usage: &Usage) {
@@ -177,6 +232,12 @@ fn node(text: &mut Text, memory_bytes: u64, usage: &Usage) {
     text.family(memory, "gauge", "[STABLE] Current working set of the node in bytes");
     let used = memory_bytes.saturating_sub(machine::meminfo("MemAvailable"));
     text.sample(memory, &[], float(used), None);
+    let swap = "node_swap_usage_bytes";
+    let help =
+        "[ALPHA] Current swap usage of the node in bytes. Reported only on non-windows systems";
+    text.family(swap, "gauge", help);
+    let used = machine::meminfo("SwapTotal").saturating_sub(machine::meminfo("SwapFree"));
+    text.sample(swap, &[], float(used), None);
 }
 
 fn pods_usage(text: &mut Text, usage: &Usage) {
@@ -207,144 +268,6 @@ fn pods_usage(text: &mut Text, usage: &Usage) {
         let memory = linux.memory.as_ref()?;
         Some((float(number(memory.working_set_bytes.as_ref())), memory.timestamp))
     });
-}
-
-/// Name, type and help of a metric that each container has, and how it is read.
-type OfContainer =
-    (&'static str, &'static str, &'static str, fn(&cri::ContainerStats) -> Option<f64>);
-
-const OF_CONTAINERS: &[OfContainer] = &[
-    (
-        "container_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed in seconds.",
-        |s| Some(seconds(number(s.cpu.as_ref()?.usage_core_nano_seconds.as_ref()))),
-    ),
-    (
-        "container_memory_usage_bytes",
-        "gauge",
-        "Current memory usage in bytes, including all memory regardless of when it was accessed",
-        |s| Some(float(number(s.memory.as_ref()?.usage_bytes.as_ref()))),
-    ),
-    ("container_memory_working_set_bytes", "gauge", "Current working set in bytes.", |s| {
-        Some(float(number(s.memory.as_ref()?.working_set_bytes.as_ref())))
-    }),
-    ("container_memory_rss", "gauge", "Size of RSS in bytes.", |s| {
-        Some(float(number(s.memory.as_ref()?.rss_bytes.as_ref())))
-    }),
-    (
-        "container_fs_usage_bytes",
-        "gauge",
-        "Number of bytes that are consumed by the container on this filesystem.",
-        |s| Some(float(number(s.writable_layer.as_ref()?.used_bytes.as_ref()))),
-    ),
-    ("container_fs_inodes_total", "gauge", "Number of Inodes", |s| {
-        Some(float(number(s.writable_layer.as_ref()?.inodes_used.as_ref())))
-    }),
-];
-
-/// `/metrics/cadvisor`.
-pub async fn cadvisor(State(shared): State<Shared>) -> Response {
-    let context = &shared.context;
-    let usage = context.usage.usage(context).await.unwrap_or_default();
-    let pods = shared.workers.current();
-    let mut text = Text::default();
-    text.family("cadvisor_version_info", "gauge", "A metric with a constant '1' value labeled by kernel version, OS version, docker version, cadvisor version & cadvisor revision.");
-    let (kernel, system) = (machine::line("/proc/sys/kernel/osrelease"), machine::os_image());
-    let about = [
-        ("cadvisorRevision", ""),
-        ("cadvisorVersion", ""),
-        ("dockerVersion", ""),
-        ("kernelVersion", kernel.as_str()),
-        ("osVersion", system.as_str()),
-    ];
-    text.sample("cadvisor_version_info", &about, 1.0, None);
-    let rows = rows(&usage);
-    let image = |row: &Row<'_>| {
-        let of =
-            pods.iter().find(|p| pod::name(p) == row.pod && pod::namespace(p) == row.namespace);
-        of.and_then(|of| pod::find_container(of, row.container))
-            .and_then(|(_, c)| c.image)
-            .unwrap_or_default()
-    };
-    for (name, kind, help, read) in OF_CONTAINERS {
-        text.family(name, kind, help);
-        for row in &rows {
-            let Some(value) = read(row.stats) else { continue };
-            let image = image(row);
-            let id = row.stats.attributes.as_ref().map(|a| a.id.as_str()).unwrap_or_default();
-            let mut names = vec![("container", row.container)];
-            if name.starts_with("container_cpu") {
-                names.push(("cpu", "total"));
-            }
-            names.extend([
-                ("id", id),
-                ("image", &image),
-                ("name", id),
-                ("namespace", row.namespace),
-                ("pod", row.pod),
-            ]);
-            text.sample(name, &names, value, None);
-        }
-    }
-    start_times(&mut text, &pods);
-    network(&mut text, &usage);
-    text.family("machine_cpu_cores", "gauge", "Number of logical CPU cores.");
-    text.sample("machine_cpu_cores", &[], float(context.machine.cpus as u64), None);
-    text.family("machine_memory_bytes", "gauge", "Amount of memory installed on the machine.");
-    text.sample("machine_memory_bytes", &[], float(context.machine.memory_bytes), None);
-    text.response()
-}
-
-fn start_times(text: &mut Text, pods: &[Arc<Pod>]) {
-    let name = "container_start_time_seconds";
-    text.family(name, "gauge", "Start time of the container since unix epoch in seconds.");
-    for (namespace, of, container, at) in starts(pods) {
-        let names = [("container", container), ("namespace", namespace), ("pod", of)];
-        text.sample(name, &names, float(at.unsigned_abs()), None);
-    }
-}
-
-fn network(text: &mut Text, usage: &Usage) {
-    type Read = fn(&cri::NetworkInterfaceUsage) -> Option<&cri::UInt64Value>;
-    let families: [(&str, &str, Read); 4] = [
-        ("container_network_receive_bytes_total", "Cumulative count of bytes received", |i| {
-            i.rx_bytes.as_ref()
-        }),
-        (
-            "container_network_receive_errors_total",
-            "Cumulative count of errors encountered while receiving",
-            |i| i.rx_errors.as_ref(),
-        ),
-        ("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", |i| {
-            i.tx_bytes.as_ref()
-        }),
-        (
-            "container_network_transmit_errors_total",
-            "Cumulative count of errors encountered while transmitting",
-            |i| i.tx_errors.as_ref(),
-        ),
-    ];
-    for (name, help, read) in families {
-        text.family(name, "counter", help);
-        for stats in &usage.pods {
-            let (Some(attributes), Some(linux)) = (&stats.attributes, &stats.linux) else {
-                continue;
-            };
-            let Some(network) = &linux.network else { continue };
-            for interface in network.default_interface.iter().chain(&network.interfaces) {
-                let names = [
-                    ("id", attributes.id.as_str()),
-                    ("image", ""),
-                    ("interface", interface.name.as_str()),
-                    ("name", attributes.id.as_str()),
-                    ("namespace", label(&attributes.labels, labels::POD_NAMESPACE)),
-                    ("pod", label(&attributes.labels, labels::POD_NAME)),
-                ];
-                text.sample(name, &names, float(number(read(interface))), None);
-            }
-        }
-    }
 }
 
 /// `/metrics/probes`.
@@ -458,8 +381,9 @@ pub async fn own(State(shared): State<Shared>) -> Response {
         }
     }
     pods(&mut text, &shared.workers.standing());
+    let pods_now = shared.workers.current();
     let counters = &context.counters;
-    let own: [(&str, &str, &AtomicU64); 5] = [
+    let own: [(&str, &str, &AtomicU64); 4] = [
         (
             "kubelet_started_containers_total",
             "[ALPHA] Cumulative number of containers started",
@@ -480,17 +404,66 @@ pub async fn own(State(shared): State<Shared>) -> Response {
             "[ALPHA] Cumulative number of errors when starting pods",
             &counters.sandbox_errors,
         ),
-        (
-            "kubelet_evictions",
-            "[ALPHA] Cumulative number of pod evictions by eviction signal",
-            &counters.evictions,
-        ),
     ];
     for (name, help, counter) in own {
         text.family(name, "counter", help);
         text.sample(name, &[], float(counter.load(Ordering::Relaxed)), None);
     }
+    more(&mut text, counters);
+    calls(&mut text, &context.cri.calls());
+    let root = context.root_dir.clone();
+    let claimed = tokio::task::spawn_blocking(move || {
+        let mut text = Text::default();
+        super::claims::write(&mut text, &root, &pods_now);
+        text
+    });
+    text.0.push_str(&claimed.await.unwrap_or_default().0);
     text.response()
+}
+
+/// What is counted by more than the node.
+fn more(text: &mut Text, counters: &Counters) {
+    let evictions = "kubelet_evictions";
+    text.family(
+        evictions,
+        "counter",
+        "[ALPHA] Cumulative number of pod evictions by eviction signal",
+    );
+    for (signal, count) in counters.evictions() {
+        text.sample(evictions, &[("eviction_signal", signal)], float(count), None);
+    }
+    let refusals = "kubelet_admission_rejections_total";
+    text.family(
+        refusals,
+        "counter",
+        "[ALPHA] Cumulative number pod admission rejections by the Kubelet.",
+    );
+    for (reason, count) in counters.refusals() {
+        text.sample(refusals, &[("reason", reason.as_str())], float(count), None);
+    }
+}
+
+/// The calls of the runtime, and those that failed.
+fn calls(text: &mut Text, calls: &BTreeMap<&'static str, (u64, u64)>) {
+    let operation = |method: &str| method.replace("pod_sandbox", "podsandbox");
+    let total = "kubelet_runtime_operations_total";
+    text.family(
+        total,
+        "counter",
+        "[ALPHA] Cumulative number of runtime operations by operation type.",
+    );
+    for (method, (count, _)) in calls {
+        text.sample(total, &[("operation_type", &operation(method))], float(*count), None);
+    }
+    let errors = "kubelet_runtime_operations_errors_total";
+    text.family(
+        errors,
+        "counter",
+        "[ALPHA] Cumulative number of runtime operation errors by operation type.",
+    );
+    for (method, (_, failed)) in calls.iter().filter(|(_, (_, failed))| *failed > 0) {
+        text.sample(errors, &[("operation_type", &operation(method))], float(*failed), None);
+    }
 }
 
 #[cfg(test)]

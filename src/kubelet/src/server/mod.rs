@@ -3,10 +3,13 @@
 //! Source of behaviour: `pkg/kubelet/server/server.go`.
 
 mod auth;
+mod cadvisor;
+mod claims;
 mod configz;
 mod logs;
 mod metrics;
 mod node_logs;
+mod pressure;
 mod stats;
 mod streaming;
 
@@ -175,7 +178,7 @@ fn router(shared: Shared) -> Router {
         .route("/portForward/{namespace}/{pod}/{uid}", forward)
         .route("/configz", get(configz::serve))
         .route("/metrics", get(metrics::own))
-        .route("/metrics/cadvisor", get(metrics::cadvisor))
+        .route("/metrics/cadvisor", get(cadvisor::serve))
         .route("/metrics/probes", get(metrics::probes))
         .route("/metrics/resource", get(metrics::resource))
         .route("/stats/summary", get(stats::summary))

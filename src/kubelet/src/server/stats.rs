@@ -14,11 +14,11 @@ use k8s_cri::v1 as cri;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Map, Value, json};
 
-use super::{Shared, json as answer, refuse};
+use super::{Shared, json as answer, pressure, refuse};
 use crate::context::Context;
 use crate::node::machine;
 use crate::usage::{self, Usage};
-use crate::{labels, pod, sandbox, volumes};
+use crate::{labels, pod, quantity, sandbox, volumes};
 
 /// `/runningpods/`: what the runtime runs, as pods.
 pub async fn running_pods(State(shared): State<Shared>) -> Response {
@@ -90,13 +90,18 @@ fn make(context: &Context, usage: &Usage, pods: &[Arc<Pod>], bare: bool, image_f
             "time": now,
             "usageNanoCores": usage.nano_cores.get(""),
             "usageCoreNanoSeconds": usage.node_cpu_ns,
+            "psi": pressure::of_machine("cpu"),
         },
+        "io": {"time": now, "psi": pressure::of_machine("io")},
         "memory": {
             "time": now,
+            "psi": pressure::of_machine("memory"),
             "availableBytes": available,
             "usageBytes": total.saturating_sub(machine::meminfo("MemFree")),
             "workingSetBytes": total.saturating_sub(available),
             "rssBytes": machine::meminfo("AnonPages"),
+            "pageFaults": machine::page_faults().0,
+            "majorPageFaults": machine::page_faults().1,
         },
         "swap": {
             "time": now,
@@ -104,7 +109,10 @@ fn make(context: &Context, usage: &Usage, pods: &[Arc<Pod>], bare: bool, image_f
             "swapUsageBytes": machine::meminfo("SwapTotal").saturating_sub(machine::meminfo("SwapFree")),
         },
     });
-    node["systemContainers"] = system_containers(usage, started, now);
+    let allocatable = context.allocatable();
+    let of_pods = allocatable.get("memory").and_then(quantity::value).unwrap_or(0);
+    node["systemContainers"] =
+        system_containers(usage, u64::try_from(of_pods).unwrap_or(0), started, now);
     if !bare {
         node["network"] = node_network(now);
         node["fs"] = fs(now, disk.as_ref(), None);
@@ -116,12 +124,18 @@ fn make(context: &Context, usage: &Usage, pods: &[Arc<Pod>], bare: bool, image_f
 }
 
 /// What the node's own programs and all pods take: the kubelet is this process, with all that it does beside.
-fn system_containers(usage: &Usage, started: Timestamp, now: Timestamp) -> Value {
+fn system_containers(
+    usage: &Usage,
+    of_pods_bytes: u64,
+    started: Timestamp,
+    now: Timestamp,
+) -> Value {
     let memory = |of: fn(&cri::MemoryUsage) -> Option<&cri::UInt64Value>| -> u64 {
         let all = usage.pods.iter().filter_map(|pod| pod.linux.as_ref()?.memory.as_ref());
         all.filter_map(of).map(|value| value.value).sum()
     };
     let own = machine::own_memory_bytes();
+    let own_faults = machine::own_page_faults();
     let rate = |id: &str| usage.nano_cores.get(id).copied().unwrap_or(0);
     // Of those that run now: the rate of their sum would fall with each that ends.
     let of_pods = usage.pods.iter().filter_map(|pod| pod.attributes.as_ref());
@@ -142,7 +156,14 @@ fn system_containers(usage: &Usage, started: Timestamp, now: Timestamp) -> Value
         container(
             usage::OWN,
             (usage.own_cpu_ns, rate(usage::OWN)),
-            json!({"time": now, "usageBytes": own, "workingSetBytes": own, "rssBytes": own}),
+            json!({
+                "time": now,
+                "usageBytes": own,
+                "workingSetBytes": own,
+                "rssBytes": own,
+                "pageFaults": own_faults.0,
+                "majorPageFaults": own_faults.1,
+            }),
         ),
         container(
             "pods",
@@ -152,6 +173,10 @@ fn system_containers(usage: &Usage, started: Timestamp, now: Timestamp) -> Value
                 "usageBytes": memory(|m| m.usage_bytes.as_ref()),
                 "workingSetBytes": memory(|m| m.working_set_bytes.as_ref()),
                 "rssBytes": memory(|m| m.rss_bytes.as_ref()),
+                "pageFaults": memory(|m| m.page_faults.as_ref()),
+                "majorPageFaults": memory(|m| m.major_page_faults.as_ref()),
+                "availableBytes": of_pods_bytes
+                    .saturating_sub(memory(|m| m.working_set_bytes.as_ref())),
             }),
         ),
     ])
@@ -183,7 +208,8 @@ async fn image_fs(context: &Context) -> Value {
     let Some(of_images) = info.image_filesystems.first() else { return Value::Null };
     let place = of_images.fs_id.as_ref().map(|id| id.mountpoint.clone()).unwrap_or_default();
     let used = of_images.used_bytes.as_ref().map(|v| v.value);
-    fs(now, machine::disk(Path::new(&place)).as_ref(), used.map(|bytes| (bytes, None)))
+    let inodes = of_images.inodes_used.as_ref().map(|v| v.value);
+    fs(now, machine::disk(Path::new(&place)).as_ref(), used.map(|bytes| (bytes, inodes)))
 }
 
 /// A file system, and what of it is used by whom this is about: bytes, inodes.
@@ -239,6 +265,7 @@ fn pod_stats(
         let mut out = json!({"name": name, "startTime": since.map_or(started, |t| t.0)});
         out["cpu"] = cpu(container.cpu.as_ref(), usage.nano_cores.get(&attributes.id), now);
         out["memory"] = memory(container.memory.as_ref(), now);
+        pressure::add(&mut out, container.io.as_ref(), container.swap.as_ref(), now);
         if !bare {
             let layer = container.writable_layer.as_ref();
             let number = |v: Option<&cri::UInt64Value>| v.map_or(0, |v| v.value);
@@ -266,6 +293,7 @@ fn pod_stats(
         "cpu": cpu(linux.cpu.as_ref(), usage.nano_cores.get(&attributes.id), now),
         "memory": memory(linux.memory.as_ref(), now),
     });
+    pressure::add(&mut out, linux.io.as_ref(), None, now);
     if bare {
         return out;
     }
@@ -311,17 +339,24 @@ fn time(nanoseconds: i64, now: Timestamp) -> Timestamp {
 fn cpu(cpu: Option<&cri::CpuUsage>, rate: Option<&u64>, now: Timestamp) -> Value {
     let Some(cpu) = cpu else { return json!({"time": now}) };
     let rate = rate.copied().or_else(|| cpu.usage_nano_cores.as_ref().map(|v| v.value));
-    json!({
+    let mut out = json!({
         "time": time(cpu.timestamp, now),
         "usageNanoCores": rate.unwrap_or(0),
         "usageCoreNanoSeconds": cpu.usage_core_nano_seconds.as_ref().map_or(0, |v| v.value),
-    })
+    });
+    if cpu.psi.is_some() {
+        out["psi"] = pressure::told(cpu.psi.as_ref());
+    }
+    out
 }
 
 fn memory(memory: Option<&cri::MemoryUsage>, now: Timestamp) -> Value {
     let Some(memory) = memory else { return json!({"time": now}) };
     let mut out = Map::new();
     out.insert("time".into(), json!(time(memory.timestamp, now)));
+    if memory.psi.is_some() {
+        out.insert("psi".into(), pressure::told(memory.psi.as_ref()));
+    }
     for (name, value) in [
         ("availableBytes", &memory.available_bytes),
         ("usageBytes", &memory.usage_bytes),

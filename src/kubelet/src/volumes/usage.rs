@@ -61,9 +61,14 @@ pub fn places(root: &Path, of: &Pod) -> Vec<Place> {
     out
 }
 
-/// The message of the eviction, if the pod holds more than it may: in an emptyDir, in a container's layer
+/// Signal and message of the eviction, if the pod holds more than it may: in an emptyDir, in a container's layer
 /// and logs, or in all. `layers` has the bytes of each container's writable layer.
-pub fn over_limit(root: &Path, logs: &Path, of: &Pod, layers: &[(String, u64)]) -> Option<String> {
+pub fn over_limit(
+    root: &Path,
+    logs: &Path,
+    of: &Pod,
+    layers: &[(String, u64)],
+) -> Option<(&'static str, String)> {
     let volumes = of.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     for volume in volumes {
         let Some(limit) = volume.empty_dir.as_ref().and_then(|e| e.size_limit.as_ref()) else {
@@ -74,10 +79,11 @@ pub fn over_limit(root: &Path, logs: &Path, of: &Pod, layers: &[(String, u64)]) 
             .join("volumes/kubernetes.io~empty-dir")
             .join(&volume.name);
         if used(&path).0 > bytes as u64 {
-            return Some(format!(
+            let message = format!(
                 "Usage of EmptyDir volume {:?} exceeds the limit {:?}. ",
                 volume.name, limit.0
-            ));
+            );
+            return Some(("emptydirfs.limit", message));
         }
     }
     let of_container = |name: &str| {
@@ -90,9 +96,10 @@ pub fn over_limit(root: &Path, logs: &Path, of: &Pod, layers: &[(String, u64)]) 
         let local = places(root, of).into_iter().filter(|place| place.ephemeral);
         let held = held + local.map(|place| used(&place.path).0).sum::<u64>();
         if held > total {
-            return Some(format!(
+            let message = format!(
                 "Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "
-            ));
+            );
+            return Some(("ephemeralpodfs.limit", message));
         }
     }
     for (_, container) in pod::all_containers(of) {
@@ -100,10 +107,11 @@ pub fn over_limit(root: &Path, logs: &Path, of: &Pod, layers: &[(String, u64)]) 
         let Some(limit) = limits.and_then(|l| l.get("ephemeral-storage")) else { continue };
         let Some(bytes) = quantity::value(limit).filter(|b| *b > 0) else { continue };
         if of_container(&container.name) > bytes as u64 {
-            return Some(format!(
+            let message = format!(
                 "Container {} exceeded its local ephemeral storage limit {:?}. ",
                 container.name, limit.0
-            ));
+            );
+            return Some(("ephemeralcontainerfs.limit", message));
         }
     }
     None
@@ -170,7 +178,7 @@ mod tests {
                 "containers": [{"name": "c", "resources": {"limits": {"ephemeral-storage": storage}}}, {"name": "d"}],
                 "volumes": [{"name": "v", "emptyDir": {"sizeLimit": size}}]}}))
             .unwrap();
-            over_limit(&root, &logs, &of, &[("c".to_owned(), layer)])
+            over_limit(&root, &logs, &of, &[("c".to_owned(), layer)]).map(|(_, message)| message)
         };
         assert_eq!(message("1Mi", "1Mi", 0), None);
         assert_eq!(
@@ -187,7 +195,7 @@ mod tests {
             "volumes": [{"name": "v", "emptyDir": {}}]}}))
             .unwrap();
         assert_eq!(
-            over_limit(&root, &logs, &of, &[]).unwrap(),
+            over_limit(&root, &logs, &of, &[]).unwrap().1,
             "Pod ephemeral local storage usage exceeds the total limit of containers 100Ki. "
         );
     }
