@@ -3,6 +3,10 @@
 //! Source: `rest.FillObjectMetaSystemFields`, `rest.BeforeUpdate` and `ValidateObjectMetaUpdate` of
 //! apimachinery.
 
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use apimachinery::field::{Error, ErrorList, Path};
 use apimachinery::meta;
 use jiff::Timestamp;
@@ -14,13 +18,25 @@ const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX: usize = 5;
 const MAX_GENERATED_BASE: usize = 63 - SUFFIX;
 
+/// An id that nothing else has, without asking the kernel for chance each time.
+pub fn fresh_uuid() -> Uuid {
+    static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let [high, low] = KEYS.each_ref().map(|keys| keys.hash_one(count).to_be_bytes());
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&high);
+    bytes[8..].copy_from_slice(&low);
+    uuid::Builder::from_random_bytes(bytes).into_uuid()
+}
+
 /// A name that begins with `base` (`names.SimpleNameGenerator`).
 pub fn generate_name(base: &str) -> String {
     let mut end = base.len().min(MAX_GENERATED_BASE);
     while !base.is_char_boundary(end) {
         end -= 1;
     }
-    let random = Uuid::new_v4().as_u128();
+    let random = fresh_uuid().as_u128();
     let mut name = base[..end].to_owned();
     let mut pool = random;
     for _ in 0..SUFFIX {
@@ -47,7 +63,7 @@ pub fn fill_system_fields(object: &mut Value) {
         metadata.remove(key);
     }
     metadata.insert("creationTimestamp".into(), now().into());
-    metadata.insert("uid".into(), Uuid::new_v4().to_string().into());
+    metadata.insert("uid".into(), fresh_uuid().to_string().into());
 }
 
 /// Carries over what an update cannot change.

@@ -1,10 +1,8 @@
 //! The way of a request: who is it, may they, what is it about, answer.
 
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use apimachinery::{Status, trace};
@@ -31,7 +29,7 @@ use crate::registry::Registry;
 use crate::request_info::{self, RequestInfo};
 use crate::rest::{self, Call};
 use crate::subresources::kubelet::Kubelets;
-use crate::{conversion, gzip, paths, protobuf, respond, warnings};
+use crate::{conversion, gzip, metadata, paths, protobuf, respond, warnings};
 
 /// Everything that requests share.
 pub struct Server {
@@ -419,16 +417,9 @@ fn audit_id(parts: &http::request::Parts) -> String {
     }
 }
 
-/// An id that no other request has, without asking the kernel for chance at each of them.
+/// An id that no other request has.
 fn fresh_id() -> String {
-    static KEYS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let [high, low] = KEYS.each_ref().map(|keys| keys.hash_one(count).to_be_bytes());
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&high);
-    bytes[8..].copy_from_slice(&low);
-    uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
+    metadata::fresh_uuid().to_string()
 }
 
 /// The name in a selector that is just `metadata.name=x`.

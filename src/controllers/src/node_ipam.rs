@@ -3,18 +3,20 @@
 //! Source: `pkg/controller/nodeipam/ipam/range_allocator.go`, with a node mask of 24 bits for IPv4 and
 //! 64 for IPv6.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use client::Informers;
+use client::{Change, Informers};
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
-use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
+use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{self, Next};
-use crate::{Error, name, touched};
+use crate::{Error, unless_code};
 
 /// Bits of a node's range, of each family.
 const NODE_BITS4: u32 = 24;
@@ -59,14 +61,98 @@ impl Ranges {
         }
     }
 
-    /// The first range that nobody uses.
-    fn free(self, used: &HashSet<String>) -> Option<String> {
-        (0..self.count).map(|index| self.range(index)).find(|range| !used.contains(range))
+    /// The number of a range that is one of these.
+    fn index(self, range: &str) -> Option<u64> {
+        let (address, _) = range.split_once('/')?;
+        let bits = match address.parse().ok()? {
+            IpAddr::V4(v4) if self.v4 => u64::from(u32::from(v4) >> (32 - NODE_BITS4)),
+            IpAddr::V6(v6) if !self.v4 => (u128::from(v6) >> (128 - NODE_BITS6)) as u64,
+            _ => return None,
+        };
+        bits.checked_sub(self.first).filter(|index| *index < self.count)
     }
 }
 
-fn range_of(node: &Node) -> Option<String> {
-    node.spec.as_ref()?.pod_cidr.clone().filter(|range| !range.is_empty())
+fn range_of(node: &Node) -> Option<&str> {
+    node.spec.as_ref()?.pod_cidr.as_deref().filter(|range| !range.is_empty())
+}
+
+/// Who has which range.
+struct Given {
+    ranges: Ranges,
+    free: BTreeSet<u64>,
+    by_node: HashMap<String, u64>,
+}
+
+impl Given {
+    fn new(ranges: Ranges) -> Self {
+        Self { ranges, free: (0..ranges.count).collect(), by_node: HashMap::new() }
+    }
+
+    /// Takes note of the node's range; says whether it has one.
+    fn has(&mut self, node: &Node) -> bool {
+        let Some(range) = range_of(node) else { return false };
+        if let Some(index) = self.ranges.index(range)
+            && self.by_node.get(&node.name_any()) != Some(&index)
+        {
+            self.take_back(&node.name_any());
+            self.free.remove(&index);
+            self.by_node.insert(node.name_any(), index);
+        }
+        true
+    }
+
+    /// The first range that nobody has; the same again for the same node.
+    fn give(&mut self, node: &str) -> Option<String> {
+        let index = match self.by_node.get(node) {
+            Some(index) => *index,
+            None => self.free.pop_first()?,
+        };
+        self.by_node.insert(node.to_owned(), index);
+        Some(self.ranges.range(index))
+    }
+
+    fn take_back(&mut self, node: &str) {
+        if let Some(index) = self.by_node.remove(node)
+            && !self.by_node.values().any(|other| *other == index)
+        {
+            self.free.insert(index);
+        }
+    }
+
+    /// Takes note of all nodes that there are; names those without a range.
+    fn all(&mut self, nodes: &[Arc<Node>]) -> Vec<String> {
+        let mut before = std::mem::take(&mut self.by_node);
+        self.free = (0..self.ranges.count).collect();
+        let without: Vec<String> =
+            nodes.iter().filter(|node| !self.has(node)).map(|node| node.name_any()).collect();
+        // What is just being told to a node is its own already.
+        for node in &without {
+            if let Some(index) = before.remove(node)
+                && self.free.remove(&index)
+            {
+                self.by_node.insert(node.clone(), index);
+            }
+        }
+        without
+    }
+
+    /// Takes note of what happened; names the nodes that need a range.
+    fn follow(
+        &mut self,
+        change: Change<Node>,
+        all: impl FnOnce() -> Vec<Arc<Node>>,
+    ) -> Vec<String> {
+        match change {
+            Change::Applied(node) if self.has(&node) => Vec::new(),
+            Change::Applied(node) => vec![node.name_any()],
+            Change::Deleted(node) => {
+                self.take_back(&node.name_any());
+                Vec::new()
+            }
+            Change::Synced => self.all(&all()),
+        }
+    }
 }
 
 /// Runs until `shutdown`.
@@ -77,25 +163,27 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let nodes = informers.get::<Node>();
-    // One key for all: two nodes must not be given the same range at the same time.
-    let changes = touched(&nodes, |node| {
-        if range_of(node).is_none() { name(node).into_iter().map(drop).collect() } else { vec![] }
-    });
     let store = nodes.store();
-    queue::run("node-ipam", changes, shutdown, |()| {
-        let all = store.state();
+    let given = Arc::new(Mutex::new(Given::new(ranges)));
+    let changes = {
+        let given = given.clone();
+        nodes.subscribe().map(move |change| {
+            let mut given = given.lock().unwrap_or_else(PoisonError::into_inner);
+            given.follow(change, || store.state())
+        })
+    };
+    queue::run("node-ipam", changes, shutdown, |name: String| {
+        let needs = nodes.get("", &name).is_some_and(|node| range_of(&node).is_none());
+        let range = needs.then(|| given.lock().unwrap_or_else(PoisonError::into_inner).give(&name));
         let api: Api<Node> = Api::all(client.clone());
         Box::pin(async move {
-            let mut used: HashSet<String> = all.iter().filter_map(|node| range_of(node)).collect();
-            for node in all.iter().filter(|node| range_of(node).is_none()) {
-                let Some(range) = ranges.free(&used) else {
-                    return Err("every range of pod addresses is in use".into());
-                };
-                let name = node.metadata.name.clone().unwrap_or_default();
-                let patch = json!({"spec": {"podCIDR": range, "podCIDRs": [range]}});
-                api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
-                used.insert(range);
-            }
+            let Some(range) = range else { return Ok(Next::Done) };
+            let Some(range) = range else {
+                return Err("every range of pod addresses is in use".into());
+            };
+            let patch = json!({"spec": {"podCIDR": range, "podCIDRs": [range]}});
+            let told = api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+            unless_code(told, 404)?;
             Ok(Next::Done)
         })
     })
@@ -106,19 +194,34 @@ pub async fn run(
 mod tests {
     use super::*;
 
+    fn node(name: &str, range: Option<&str>) -> Arc<Node> {
+        let node = json!({"metadata": {"name": name}, "spec": {"podCIDR": range}});
+        Arc::new(serde_json::from_value(node).unwrap())
+    }
+
     #[test]
     fn ranges_are_given_once() {
-        let ranges = Ranges::parse("10.42.0.0/23").unwrap();
-        let mut used = HashSet::new();
-        assert_eq!(ranges.free(&used).as_deref(), Some("10.42.0.0/24"));
-        used.insert("10.42.0.0/24".to_owned());
-        assert_eq!(ranges.free(&used).as_deref(), Some("10.42.1.0/24"));
-        used.insert("10.42.1.0/24".to_owned());
-        assert_eq!(ranges.free(&used), None);
-        let ranges = Ranges::parse("fd00:10:42::/63").unwrap();
-        assert_eq!(ranges.free(&used).as_deref(), Some("fd00:10:42::/64"));
-        used.insert("fd00:10:42::/64".to_owned());
-        assert_eq!(ranges.free(&used).as_deref(), Some("fd00:10:42:1::/64"));
+        let mut given = Given::new(Ranges::parse("10.42.0.0/23").unwrap());
+        let mut follow = |change| given.follow(change, || unreachable!());
+        assert!(follow(Change::Applied(node("a", Some("10.42.0.0/24")))).is_empty());
+        assert!(follow(Change::Applied(node("foreign", Some("10.9.0.0/24")))).is_empty());
+        assert_eq!(follow(Change::Applied(node("b", None))), ["b"]);
+        let second = Some("10.42.1.0/24".to_owned());
+        assert_eq!((given.give("b"), given.give("b")), (second.clone(), second));
+        assert_eq!(given.give("c"), None);
+        // It is on its way to b, which has not told yet; the one of a is free again.
+        let all = [node("b", None), node("c", None)];
+        assert_eq!(given.follow(Change::Synced, || all.to_vec()), ["b", "c"]);
+        assert_eq!(given.give("c").as_deref(), Some("10.42.0.0/24"));
+        given.follow(Change::Applied(node("twin", Some("10.42.1.0/24"))), Vec::new);
+        for (gone, want) in [("b", None), ("twin", Some("10.42.1.0/24"))] {
+            given.follow(Change::Deleted(node(gone, None)), Vec::new);
+            assert_eq!(given.give("d").as_deref(), want, "{gone}");
+        }
+        let mut given = Given::new(Ranges::parse("fd00:10:42::/63").unwrap());
+        assert_eq!(given.give("a").as_deref(), Some("fd00:10:42::/64"));
+        given.follow(Change::Applied(node("b", Some("fd00:10:42:1::/64"))), Vec::new);
+        assert_eq!(given.give("c"), None);
     }
 
     #[test]

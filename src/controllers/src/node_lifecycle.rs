@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::health::{Health, silenced};
@@ -123,6 +123,24 @@ fn outdated_labels(node: &Node) -> BTreeMap<&'static str, String> {
         (labels.get(*old) != Some(wanted)).then(|| (*old, wanted.clone()))
     });
     wrong.collect()
+}
+
+/// What is to be changed in the node: its taints, and its labels of old.
+fn correction(node: &Node, evictions: Evictions, now: Timestamp) -> Option<Value> {
+    let (taints, labels) = (taints(node, evictions, now), outdated_labels(node));
+    if taints.is_none() && labels.is_empty() {
+        return None;
+    }
+    let mut patch = json!({"metadata": {"uid": node.uid()}});
+    if !labels.is_empty() {
+        patch["metadata"]["labels"] = json!(labels);
+    }
+    if let Some(taints) = taints {
+        // The list is replaced as a whole: only if it is still the one that was looked at.
+        patch["metadata"]["resourceVersion"] = json!(node.resource_version());
+        patch["spec"] = json!({"taints": taints});
+    }
+    Some(patch)
 }
 
 /// The status of the node's condition Ready.
@@ -252,17 +270,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
                 let patch = json!({"status": {"conditions": conditions}});
                 api.patch_status(&key, &parameters, &Patch::Strategic(&patch)).await?;
             }
-            if let Some(taints) = taints(&node, evictions, now) {
-                // The list is replaced as a whole: only if it is still the one that was looked at.
-                let patch = json!({
-                    "metadata": {"resourceVersion": node.resource_version()},
-                    "spec": {"taints": taints},
-                });
-                api.patch(&key, &parameters, &Patch::Merge(&patch)).await?;
-            }
-            let labels = outdated_labels(&node);
-            if !labels.is_empty() {
-                let patch = json!({"metadata": {"uid": node.uid(), "labels": labels}});
+            if let Some(patch) = correction(&node, evictions, now) {
                 api.patch(&key, &parameters, &Patch::Merge(&patch)).await?;
             }
             if silent.is_new(&key, readiness(&node) != Some("Unknown")) {
@@ -282,8 +290,6 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
 
     fn node(ready: &str, taints: &Value) -> Node {

@@ -82,6 +82,30 @@ pub(super) struct Owned {
     pub(super) api_version: String,
 }
 
+/// The entry of one manager, which owns `fields`.
+pub(super) fn entry(
+    manager: &Manager,
+    api_version: &str,
+    time: Option<&str>,
+    fields: Value,
+) -> Value {
+    let mut entry = Map::new();
+    if !manager.name.is_empty() {
+        entry.insert("manager".into(), manager.name.as_str().into());
+    }
+    entry.insert("operation".into(), manager.operation().into());
+    entry.insert("apiVersion".into(), api_version.into());
+    if let Some(time) = time {
+        entry.insert("time".into(), time.into());
+    }
+    entry.insert("fieldsType".into(), "FieldsV1".into());
+    entry.insert("fieldsV1".into(), fields);
+    if !manager.subresource.is_empty() {
+        entry.insert("subresource".into(), manager.subresource.as_str().into());
+    }
+    entry.into()
+}
+
 /// All owners of an object, and when each changed last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Managed {
@@ -174,21 +198,8 @@ impl Managed {
         let list: Vec<Value> = order
             .into_iter()
             .map(|(manager, owned)| {
-                let mut entry = Map::new();
-                if !manager.name.is_empty() {
-                    entry.insert("manager".into(), manager.name.clone().into());
-                }
-                entry.insert("operation".into(), manager.operation().into());
-                entry.insert("apiVersion".into(), owned.api_version.into());
-                if let Some(time) = times.get(&manager) {
-                    entry.insert("time".into(), time.as_str().into());
-                }
-                entry.insert("fieldsType".into(), "FieldsV1".into());
-                entry.insert("fieldsV1".into(), owned.set.into_value());
-                if !manager.subresource.is_empty() {
-                    entry.insert("subresource".into(), manager.subresource.into());
-                }
-                entry.into()
+                let time = times.get(&manager).map(String::as_str);
+                entry(&manager, &owned.api_version, time, owned.set.into_value())
             })
             .collect();
         meta::set(object, "managedFields", list);

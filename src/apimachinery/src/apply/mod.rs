@@ -10,6 +10,7 @@ mod managed;
 #[cfg(test)]
 mod merge_tests;
 mod set;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod typed;
@@ -154,7 +155,10 @@ pub fn update(versions: &dyn Versions, operation: Operation<'_>, live: &Value, n
     meta::remove(new, "managedFields");
     // Nobody has ever applied, and the owners were given up: then nothing is tracked.
     let creates = meta::uid(live).is_empty();
-    if managed.owners.is_empty() && !creates {
+    if managed.owners.is_empty() {
+        if creates {
+            create(versions, operation, live, new);
+        }
         return;
     }
     let manager = operation.manager(false);
@@ -163,6 +167,34 @@ pub fn update(versions: &dyn Versions, operation: Operation<'_>, live: &Value, n
         managed.cap();
     }
     managed.write(new);
+}
+
+/// Writes into a new object, which says nothing of owners, who owns its fields.
+fn create(versions: &dyn Versions, operation: Operation<'_>, live: &Value, new: &mut Value) {
+    let api_version = operation.api_version;
+    let manager = operation.manager(false);
+    let names = [api_version, meta::api_version(new), meta::kind(new), operation.subresource];
+    let form = versions.root(api_version).filter(|root| root.is_builtin_kind());
+    let form = form.map(|_| shape::of(names, new));
+    if let Some(fields) = form.and_then(shape::known) {
+        if !fields.is_null() {
+            let fields = Value::clone(&fields);
+            let entry = managed::entry(&manager, api_version, Some(operation.now), fields);
+            meta::set(new, "managedFields", vec![entry]);
+        }
+        return;
+    }
+    let mut managed = Managed::default();
+    if track(versions, operation, live, new, &mut managed, &manager).is_err() {
+        return;
+    }
+    managed.write(new);
+    if let Some(form) = form {
+        shape::remember(form, || {
+            let entries = meta::metadata(new).get("managedFields");
+            entries.map_or(Value::Null, |entries| entries[0]["fieldsV1"].clone())
+        });
+    }
 }
 
 fn track(

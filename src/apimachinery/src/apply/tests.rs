@@ -112,6 +112,30 @@ fn a_create_owns_what_it_sets() {
 }
 
 #[test]
+fn objects_of_one_form_have_the_same_owners() {
+    let kind = Builtin { kind: "Deployment" };
+    let made = |name: &str, manager: &str, image: &str| {
+        let spec = json!({"replicas": 0, "selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"creationTimestamp": null}, "spec": {"containers": [{"name": name, "image": image}]}}});
+        let mut object = deployment(spec);
+        meta::set(&mut object, "name", name);
+        update(&kind, by(manager, "apps/v1"), &empty("apps/v1", "Deployment"), &mut object);
+        meta::remove(&mut object, "managedFields").expect("owners")
+    };
+    let first = made("a", "one", "x");
+    for _ in 0..3 {
+        assert_eq!(made("a", "one", "x"), first);
+        let other = made("b", "one", "x");
+        assert_ne!(other[0]["fieldsV1"], first[0]["fieldsV1"]);
+        let by_another = made("a", "two", "x");
+        assert_eq!(
+            (&by_another[0]["manager"], &by_another[0]["fieldsV1"]),
+            (&json!("two"), &first[0]["fieldsV1"])
+        );
+    }
+}
+
+#[test]
 fn an_update_takes_what_it_changes() {
     let mut object = stored(config_map(json!({"a": "1", "b": "1"})));
     let live = object.clone();

@@ -60,6 +60,11 @@ impl<'s> Typed<'s> {
         Self { schema: schema::builtin(), of: Of::Deduced }
     }
 
+    /// Whether it is an object of a kind that the server brings along.
+    pub(super) fn is_builtin_kind(self) -> bool {
+        matches!(self.of, Of::Root(_)) && std::ptr::eq(self.schema, schema::builtin())
+    }
+
     fn at(self, of: Of<'s>) -> Self {
         Self { schema: self.schema, of }
     }

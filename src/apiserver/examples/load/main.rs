@@ -96,7 +96,7 @@ async fn watch(target: &Target) -> Result<f64, Failure> {
         connection.send("GET", &path, JSON, "").await?;
         watchers.spawn(async move {
             while let Ok(Some(piece)) = connection.piece().await {
-                let events = piece.split(|byte| *byte == b'\n').count() - 1;
+                let events = piece.iter().filter(|byte| **byte == b'\n').count();
                 told.fetch_add(events as u64, Ordering::Relaxed);
             }
         });
