@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use apimachinery::trace;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use store::{Event, EventKind, Range, Store, WatchBatch};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -242,25 +242,29 @@ impl Caches {
         let end = Range::prefix(ROOT).end;
         while !shutdown.is_cancelled() {
             let from = self.applied() + 1;
-            let stream = self.store.watch(Bytes::from_static(ROOT), end.clone(), from);
-            let mut batches = stream.ready_chunks(INGEST_BATCHES);
+            let mut stream = self.store.watch(Bytes::from_static(ROOT), end.clone(), from);
+            let mut ready = Vec::new();
             let error = loop {
-                let chunk = tokio::select! {
+                let mut next = tokio::select! {
                     () = shutdown.cancelled() => return,
-                    chunk = batches.next() => chunk,
+                    next = stream.next() => next,
                 };
-                let Some(chunk) = chunk else { break None };
-                let mut ready = Vec::with_capacity(chunk.len());
-                let mut failed = None;
-                for batch in chunk {
-                    match batch {
-                        Ok(batch) => ready.push(batch),
-                        Err(error) => failed = Some(error),
+                // What has come meanwhile is taken in with it.
+                let ended = loop {
+                    match next {
+                        Some(Ok(batch)) => ready.push(batch),
+                        Some(Err(error)) => break Some(Some(error)),
+                        None => break Some(None),
                     }
-                }
-                self.ingest(ready);
-                if failed.is_some() {
-                    break failed;
+                    if ready.len() == INGEST_BATCHES {
+                        break None;
+                    }
+                    let Some(more) = stream.next().now_or_never() else { break None };
+                    next = more;
+                };
+                self.ingest(ready.drain(..));
+                if let Some(error) = ended {
+                    break error;
                 }
             };
             match error {
@@ -296,13 +300,13 @@ impl Caches {
         (known.len() == raw.len()).then_some(read)
     }
 
-    fn ingest(&self, batches: Vec<WatchBatch>) {
-        let Some(revision) = batches.last().map(|b| b.revision) else { return };
+    fn ingest(&self, batches: std::vec::Drain<'_, WatchBatch>) {
+        let Some(revision) = batches.as_slice().last().map(|batch| batch.revision) else { return };
         let _ingesting = self.ingesting.lock().unwrap_or_else(PoisonError::into_inner);
         let began = SystemTime::now();
         let mut created = Vec::new();
         let mut changes: Vec<(Arc<Cache>, Vec<Decoded>)> = Vec::new();
-        for event in batches.into_iter().flat_map(|b| b.events) {
+        for event in batches.flat_map(|batch| batch.events) {
             let new = event.kv.create_revision == event.kv.mod_revision;
             let Some((cache, decoded)) = self.decode(event) else { continue };
             if new && cache.resource.plural == "pods" {

@@ -78,6 +78,12 @@ async fn fill(target: &Target, from: usize, until: usize) -> Result<f64, Failure
     .await
 }
 
+/// How many lines end in `piece`; counted in bytes, of which the compiler adds many at once.
+fn lines(piece: &[u8]) -> u64 {
+    let ends = |few: &[u8]| few.iter().fold(0_u8, |sum, byte| sum + u8::from(*byte == b'\n'));
+    piece.chunks(255).map(|few| u64::from(ends(few))).sum()
+}
+
 /// Events that all watchers get of changes, in a second.
 async fn watch(target: &Target) -> Result<f64, Failure> {
     let told = Arc::new(AtomicU64::new(0));
@@ -96,8 +102,7 @@ async fn watch(target: &Target) -> Result<f64, Failure> {
         connection.send("GET", &path, JSON, "").await?;
         watchers.spawn(async move {
             while let Ok(Some(piece)) = connection.piece().await {
-                let events = piece.iter().filter(|byte| **byte == b'\n').count();
-                told.fetch_add(events as u64, Ordering::Relaxed);
+                told.fetch_add(lines(piece), Ordering::Relaxed);
             }
         });
     }
