@@ -55,7 +55,9 @@ fn walk(hasher: &mut impl Hasher, value: &Value, whole: bool) {
         Value::Array(list) => {
             hasher.write_u8(1);
             hasher.write_usize(list.len());
-            list.iter().for_each(|item| walk(hasher, item, true));
+            for item in list {
+                walk(hasher, item, true);
+            }
         }
         Value::Null => hasher.write_u8(2),
         Value::Bool(flag) => hasher.write_u8(3 + u8::from(*flag)),
