@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -302,8 +302,9 @@ async fn receive(
         let _ = sender.try_send(datagram);
         table.insert(client, sender);
         drop(table);
+        // Whoever withdraws the port waits for the task that receives, and may have it bound again at once.
         let (host, clients, node) =
-            (Arc::clone(&host), Arc::clone(&clients), surroundings.node.clone());
+            (Arc::downgrade(&host), Arc::clone(&clients), surroundings.node.clone());
         let (origin, target) = (Origin::of(client, &publication), publication.target);
         spawn(&surroundings, &token, async move {
             if let Err(error) = carry(&node, &host, (client, origin), target, queue).await {
@@ -316,7 +317,7 @@ async fn receive(
 
 async fn carry(
     node: &NetnsThread<Network>,
-    host: &UdpSocket,
+    host: &Weak<UdpSocket>,
     (client, origin): (SocketAddr, Origin),
     target: SocketAddr,
     mut queue: mpsc::Receiver<Vec<u8>>,
@@ -338,6 +339,7 @@ async fn carry(
             },
             ready = inside.readable() => {
                 ready.map_err(failed)?;
+                let Some(host) = host.upgrade() else { return Ok(()) };
                 let mut buffer = Buffer::take();
                 while let Ok(length) = inside.try_recv(buffer.bytes()) {
                     let _ = host.try_send_to(&buffer.bytes()[..length], client);

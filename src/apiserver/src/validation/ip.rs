@@ -138,7 +138,7 @@ mod tests {
             ("10.0.0.0/", RANGE),
             ("10.0.0.0", RANGE),
         ] {
-            let none = || std::iter::empty();
+            let none = std::iter::empty::<&str>;
             let got = told(|e| range(text, none(), &Path::new("cidr"), e)).join("; ");
             let want = if want.is_empty() {
                 String::new()
