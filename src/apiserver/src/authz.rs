@@ -49,6 +49,15 @@ impl Decision {
         matches!(self, Self::Allow { .. })
     }
 
+    /// The decision in one word, as metrics tell it.
+    pub fn result(&self) -> &'static str {
+        match self {
+            Self::Allow { .. } => "allowed",
+            Self::Deny { .. } => "denied",
+            Self::NoOpinion { .. } => "no-opinion",
+        }
+    }
+
     /// The text of the decision.
     pub fn reason(&self) -> &str {
         match self {

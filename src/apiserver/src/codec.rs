@@ -1,5 +1,7 @@
 //! Request bodies to objects.
 
+use std::num::IntErrorKind;
+
 use apimachinery::field::{Error, Path};
 use apimachinery::schema::{self, Schema, TypeId};
 use apimachinery::{Status, decode, meta, protobuf};
@@ -12,6 +14,7 @@ use crate::custom::Custom;
 use crate::negotiate::Format;
 use crate::options::FieldValidation;
 use crate::resource::Resource;
+use crate::strategy::TEMPLATE_GENERATION;
 
 /// The kind a body must be of.
 #[derive(Clone, Copy, Debug)]
@@ -225,6 +228,21 @@ pub fn is_shaped(value: &Value, expected: Expected<'_>) -> bool {
         && meta::kind(value) == expected.kind
         && meta::api_version(value) == expected.api_version()
         && type_of(expected).is_some_and(|(schema, of)| decode::is_settled(schema, of, value))
+        && inconvertible(value, expected).is_none()
+}
+
+/// Brings what server-side apply made into its kind's shape.
+pub fn reshape_applied(
+    value: &Value,
+    expected: Expected<'_>,
+    validation: FieldValidation,
+    warnings: &Warnings,
+) -> Result<Value, Mistake> {
+    let Some(custom) = expected.custom else {
+        return reshape(value, expected, validation, warnings);
+    };
+    check_custom(value, expected)?;
+    finish(custom.shape_applied(value.clone(), validation.into()), expected, warnings)
 }
 
 /// Brings an edited object into its kind's shape.
@@ -234,7 +252,19 @@ pub fn reshape(
     validation: FieldValidation,
     warnings: &Warnings,
 ) -> Result<Value, Mistake> {
-    if expected.custom.is_some() && meta::api_version(value) != expected.api_version() {
+    if let Some(custom) = expected.custom {
+        check_custom(value, expected)?;
+        let shaped = custom.shape(value.clone(), Vec::new(), validation.into());
+        return finish(shaped, expected, warnings);
+    }
+    check_head(meta::api_version(value), meta::kind(value), expected)?;
+    let Some((schema, of)) = type_of(expected) else { return Ok(value.clone()) };
+    finish(decode::from_value(schema, of, value, validation.into()), expected, warnings)
+}
+
+/// A custom resource must say that it is what is expected.
+fn check_custom(value: &Value, expected: Expected<'_>) -> Result<(), Mistake> {
+    if meta::api_version(value) != expected.api_version() {
         let found = meta::api_version(value);
         let detail = format!("must be {}", expected.api_version());
         let error = Error::invalid(&Path::new("apiVersion"), found, detail);
@@ -242,16 +272,10 @@ pub fn reshape(
         let status = Status::invalid(group, meta::kind(value), meta::name(value), &[error]);
         return Err(Mistake::Other(status));
     }
-    if expected.custom.is_some() && meta::kind(value) != expected.kind {
+    if meta::kind(value) != expected.kind {
         return Err(Mistake::Other(other_kind(value, expected)));
     }
-    check_head(meta::api_version(value), meta::kind(value), expected)?;
-    if let Some(custom) = expected.custom {
-        let shaped = custom.shape(value.clone(), Vec::new(), validation.into());
-        return finish(shaped, expected, warnings);
-    }
-    let Some((schema, of)) = type_of(expected) else { return Ok(value.clone()) };
-    finish(decode::from_value(schema, of, value, validation.into()), expected, warnings)
+    check_head(meta::api_version(value), meta::kind(value), expected)
 }
 
 /// The type of a kind, in the schema that has it.
@@ -308,7 +332,27 @@ fn finish(
     }
     let mut value = decoded.value;
     meta::set_type(&mut value, &expected.api_version(), expected.kind);
+    if let Some(why) = inconvertible(&value, expected) {
+        let (kind, wanted) = (expected.kind.into(), expected.kind.into());
+        return Err(Mistake::Shape { kind, version: expected.version.into(), wanted, why });
+    }
     Ok(value)
+}
+
+/// Why upstream could not bring the object into its internal form.
+///
+/// Source: `Convert_v1_DaemonSet_To_apps_DaemonSet` of `k8s.io/kubernetes/pkg/apis/apps/v1/conversion.go`.
+fn inconvertible(value: &Value, expected: Expected<'_>) -> Option<String> {
+    if expected.kind != "DaemonSet" || expected.group != "apps" {
+        return None;
+    }
+    let generation = meta::annotation(value, TEMPLATE_GENERATION)?;
+    let error = generation.parse::<i64>().err()?;
+    let why = match error.kind() {
+        IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+        _ => "invalid syntax",
+    };
+    Some(format!("strconv.ParseInt: parsing {generation:?}: {why}"))
 }
 
 /// The kind must be the expected one; what is absent is taken as such.

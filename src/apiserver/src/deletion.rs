@@ -59,7 +59,9 @@ pub fn step(resource: &Resource, object: &Value, options: &DeleteOptions) -> Ste
         && meta::deletion_timestamp(object).is_none()
     {
         crate::custom::definition::mark_for_cleanup(&mut new);
-        mark(&mut new, 0);
+        // Upstream sets the time alone (`REST.Delete` of apiextensions-apiserver).
+        let now = metadata::seconds(Timestamp::now());
+        meta::metadata_mut(&mut new).insert("deletionTimestamp".into(), now.into());
         return Step::Mark(new);
     }
     let grace = match graceful(resource, &mut new, options) {

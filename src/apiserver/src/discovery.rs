@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::body::{Body, Response};
+use crate::conversion;
 use crate::negotiate::{self, Accepted, Format};
 use crate::resource::{Resource, Subresource};
 use crate::respond;
@@ -234,8 +235,14 @@ fn subresource_value(resource: &Resource, subresource: &Subresource) -> Value {
     value
 }
 
+/// What tells clients in which version objects are stored.
 fn version_hash(resource: &Resource) -> String {
-    let text = format!("{}/{}/{}", resource.group, resource.version, resource.kind);
+    let stored = conversion::stored_as(&resource.group, &resource.version, &resource.plural);
+    let version = resource.custom.as_ref().map_or(&resource.version, |c| &c.storage_version);
+    let text = match stored {
+        Some([group, version, _, kind]) => format!("{group}/{version}/{kind}"),
+        None => format!("{}/{version}/{}", resource.group, resource.kind),
+    };
     STANDARD.encode(&Sha256::digest(text)[..8])
 }
 

@@ -60,6 +60,7 @@ mod serve;
 mod served;
 mod server;
 mod start;
+mod statusz;
 mod strategy;
 mod subresources;
 #[cfg(test)]

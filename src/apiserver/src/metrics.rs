@@ -4,6 +4,7 @@
 
 mod collected;
 mod observed;
+mod text;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
@@ -20,6 +21,8 @@ use sha2::{Digest, Sha256};
 use store::Store;
 
 use crate::caches::Caches;
+
+pub use text::CONTENT_TYPE;
 
 /// Buckets of the request durations, in seconds.
 const SECONDS: [f64; 16] =
@@ -42,6 +45,8 @@ pub struct Labels {
     pub scope: &'static str,
     /// Always `apiserver`.
     pub component: &'static str,
+    /// `All` for a dry run.
+    pub dry_run: &'static str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,14 +58,51 @@ struct Answered {
     subresource: String,
     scope: &'static str,
     component: &'static str,
+    dry_run: &'static str,
     code: u16,
 }
 
+/// A request as it is told where dry runs are not told apart.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
+struct Plain {
+    verb: &'static str,
     group: String,
     version: String,
-    kind: String,
+    resource: String,
+    subresource: String,
+    scope: &'static str,
+    component: &'static str,
+}
+
+impl From<&Labels> for Plain {
+    fn from(labels: &Labels) -> Self {
+        Self {
+            verb: labels.verb,
+            group: labels.group.clone(),
+            version: labels.version.clone(),
+            resource: labels.resource.clone(),
+            subresource: labels.subresource.clone(),
+            scope: labels.scope,
+            component: labels.component,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Terminated {
+    verb: &'static str,
+    group: String,
+    version: String,
+    resource: String,
+    subresource: String,
+    scope: &'static str,
+    component: &'static str,
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Found {
+    result: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -125,12 +167,15 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<Answered, Counter<u64, AtomicU64>>,
     durations: Family<Labels, Histogram, Buckets>,
-    watchers: Family<Kind, Gauge<i64, AtomicI64>>,
+    long_running: Family<Plain, Gauge<i64, AtomicI64>>,
+    terminated: Family<Terminated, Counter<u64, AtomicU64>>,
+    authenticated: Family<Found, Counter<u64, AtomicU64>>,
+    authorized: Family<Found, Counter<u64, AtomicU64>>,
     in_flight: Family<InFlight, Gauge<i64, AtomicI64>>,
     authentication: Configuration,
     authorization: Configuration,
     encryption: Configuration,
-    sli: Family<Labels, Histogram, Buckets>,
+    sli: Family<Plain, Histogram, Buckets>,
     store: observed::Durations,
 }
 
@@ -139,7 +184,9 @@ impl Default for Metrics {
         let mut registry = Registry::default();
         let requests = Family::default();
         let durations = Family::new_with_constructor(Buckets);
-        let watchers = Family::default();
+        let long_running = Family::default();
+        let terminated = Family::default();
+        let (authenticated, authorized) = (Family::default(), Family::default());
         let in_flight = Family::default();
         registry.register(
             "apiserver_request",
@@ -157,6 +204,12 @@ impl Default for Metrics {
             "Response latency distribution (not counting webhook duration and priority & fairness queue wait times) in seconds for each verb, group, version, resource, subresource, scope and component",
             sli.clone(),
         );
+        // The name that dashboards of before 1.27 look for.
+        registry.register(
+            "apiserver_request_slo_duration_seconds",
+            "Response latency distribution (not counting webhook duration and priority & fairness queue wait times) in seconds for each verb, group, version, resource, subresource, scope and component",
+            sli.clone(),
+        );
         let store = observed::Durations::new_with_constructor(observed::Buckets);
         registry.register(
             "etcd_request_duration_seconds",
@@ -166,8 +219,23 @@ impl Default for Metrics {
         registry.register_collector(Box::new(collected::Process));
         registry.register(
             "apiserver_longrunning_requests",
-            "Gauge of all active watches by group, version and kind",
-            watchers.clone(),
+            "Gauge of all active long-running apiserver requests broken out by verb, group, version, resource, scope and component. Not all requests are tracked this way",
+            long_running.clone(),
+        );
+        registry.register(
+            "apiserver_request_terminations",
+            "Number of requests which apiserver terminated in self-defense",
+            terminated.clone(),
+        );
+        registry.register(
+            "authentication_attempts",
+            "Counter of authenticated attempts",
+            authenticated.clone(),
+        );
+        registry.register(
+            "authorization_attempts",
+            "Counter of authorization attempts broken down by result. It can be either 'allowed', 'denied', 'no-opinion' or 'error'",
+            authorized.clone(),
         );
         registry.register(
             "apiserver_current_inflight_requests",
@@ -181,7 +249,10 @@ impl Default for Metrics {
             registry,
             requests,
             durations,
-            watchers,
+            long_running,
+            terminated,
+            authenticated,
+            authorized,
             in_flight,
             authentication,
             authorization,
@@ -222,18 +293,46 @@ impl Metrics {
         if labels.verb != "WATCH" {
             self.durations.get_or_create(&labels).observe(took.as_secs_f64());
             let own = took.saturating_sub(waited);
-            self.sli.get_or_create(&labels).observe(own.as_secs_f64());
+            self.sli.get_or_create(&Plain::from(&labels)).observe(own.as_secs_f64());
         }
-        let Labels { verb, group, version, resource, subresource, scope, component } = labels;
-        let answered =
-            Answered { verb, group, version, resource, subresource, scope, component, code };
+        let Labels { verb, group, version, resource, subresource, scope, component, dry_run } =
+            labels;
+        let answered = Answered {
+            verb,
+            group,
+            version,
+            resource,
+            subresource,
+            scope,
+            component,
+            dry_run,
+            code,
+        };
         self.requests.get_or_create(&answered).inc();
     }
 
-    /// A watch begins; it ends when the guard is dropped.
-    pub fn watching(&self, group: &str, version: &str, kind: &str) -> Guard {
-        let kind = Kind { group: group.into(), version: version.into(), kind: kind.into() };
-        let gauge = self.watchers.get_or_create(&kind).clone();
+    /// The server ended a request in its own defence.
+    pub fn terminated(&self, labels: &Labels, code: u16) {
+        let Plain { verb, group, version, resource, subresource, scope, component } = labels.into();
+        let terminated =
+            Terminated { verb, group, version, resource, subresource, scope, component, code };
+        self.terminated.get_or_create(&terminated).inc();
+    }
+
+    /// A request was found to be somebody's, or was not.
+    pub fn authenticated(&self, success: bool) {
+        let result = if success { "success" } else { "failure" };
+        self.authenticated.get_or_create(&Found { result }).inc();
+    }
+
+    /// It was decided whether a request may be done.
+    pub fn authorized(&self, result: &'static str) {
+        self.authorized.get_or_create(&Found { result }).inc();
+    }
+
+    /// A watch or another request that lasts begins; it ends when the guard is dropped.
+    pub fn lasting(&self, labels: &Labels) -> Guard {
+        let gauge = self.long_running.get_or_create(&labels.into()).clone();
         gauge.inc();
         Guard(gauge)
     }
@@ -274,12 +373,12 @@ impl Metrics {
         configuration.last.get_or_create(&outcome).set(now.as_secs_f64());
     }
 
-    /// The metrics as text.
+    /// The metrics in Prometheus' text format.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.registry);
-        text
+        text::plain(&text)
     }
 }
 

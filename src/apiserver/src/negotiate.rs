@@ -4,7 +4,7 @@
 
 use apimachinery::Status;
 use http::HeaderMap;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
 
 /// The serialisation of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,7 +186,12 @@ fn clause(part: &str) -> Option<Clause<'_>> {
 
 /// The first `Accept` header, in which all must be said.
 pub fn asked(headers: &HeaderMap) -> Option<&str> {
-    headers.get(ACCEPT).map(|header| header.to_str().unwrap_or("not text"))
+    headers.get(ACCEPT).map(said)
+}
+
+/// What the header says; what is no text asks for nothing that there is.
+pub fn said(header: &HeaderValue) -> &str {
+    header.to_str().unwrap_or("not text")
 }
 
 /// Picks the first clause that can be served.

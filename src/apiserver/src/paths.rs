@@ -13,7 +13,7 @@ use crate::options::Query;
 use crate::pki::jwt;
 use crate::server::Server;
 use crate::zero::Zero;
-use crate::{discovery, respond, rest, version};
+use crate::{discovery, metrics, respond, rest, statusz, version};
 
 /// Answers a path that is not about objects.
 pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result<Response, Status> {
@@ -27,8 +27,18 @@ pub async fn serve(server: &Arc<Server>, parts: &Parts, query: &Query) -> Result
     let trimmed = path.trim_matches('/');
     if trimmed == "metrics" {
         let text = server.metrics.text();
-        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        return Ok(respond::answer(StatusCode::OK, kind, text));
+        return Ok(respond::answer(StatusCode::OK, metrics::CONTENT_TYPE, text));
+    }
+    if trimmed == "metrics/slis" {
+        return Ok(respond::answer(StatusCode::OK, metrics::CONTENT_TYPE, server.health.slis()));
+    }
+    if trimmed == "statusz" {
+        return statusz::serve(&server.health, &parts.headers);
+    }
+    if let Some(name) = trimmed.strip_prefix("debug/api_priority_and_fairness/")
+        && let Some(text) = server.flow.dump(name)
+    {
+        return Ok(respond::answer(StatusCode::OK, "text/plain; charset=utf-8", text));
     }
     if trimmed == "api" || trimmed == "apis" {
         let served = server.registry.served();
@@ -97,10 +107,12 @@ fn root_paths(server: &Server) -> Vec<String> {
         "/healthz",
         "/livez",
         "/metrics",
+        "/metrics/slis",
         "/openapi/v2",
         "/openapi/v3",
         "/openid/v1/jwks",
         "/readyz",
+        "/statusz",
         "/version",
     ]
     .map(String::from)

@@ -100,7 +100,8 @@ pub struct Times {
     authorised: SystemTime,
 }
 
-fn labels_of(ctx: &RequestContext) -> Labels {
+/// What metrics tell of a request.
+pub fn labels_of(ctx: &RequestContext) -> Labels {
     // Paths and unknown resources come from anybody; they must not grow the metrics.
     let known = ctx.resource.is_some();
     let text = |text: &str| if known { text.to_owned() } else { String::new() };
@@ -123,6 +124,7 @@ fn labels_of(ctx: &RequestContext) -> Labels {
             _ => "cluster",
         },
         component: "apiserver",
+        dry_run: "",
     }
 }
 
@@ -168,8 +170,7 @@ impl Server {
         };
         drop(in_flight);
         let mut response = result.unwrap_or_else(|status| {
-            let asked = asked.as_ref().map(|header| header.to_str().unwrap_or_default());
-            respond::refusal(&status, asked, way.pretty)
+            respond::refusal(&status, asked.as_ref().map(negotiate::said), way.pretty)
         });
         respond::add_warnings(&mut response, &way.warnings);
         way.turn.mark(&mut response);
@@ -199,6 +200,7 @@ impl Server {
         way: &mut Way,
     ) -> Result<Response, Status> {
         let user = self.authenticate(&parts, peer).await;
+        self.metrics.authenticated(user.is_ok());
         let authenticated = SystemTime::now();
         let query = Query::parse(parts.uri.query());
         way.pretty = wants_pretty(&parts, &query);
@@ -217,25 +219,10 @@ impl Server {
         if let Some(status) = refused {
             return Err(status);
         }
-        way.labels = labels_of(&ctx);
-        ctx.warnings = way.warnings.clone();
-        ctx.field_manager = user_agent_name(&parts);
-        self.impersonate(&mut ctx, &parts)?;
-        let began = Instant::now();
-        let entered = self.flow.enter(&ctx).await;
-        way.waited = began.elapsed();
-        match entered {
-            Ok(turn) => way.turn = turn,
+        let asked = match self.permit(&mut ctx, &parts, &query, way).await? {
+            Ok(asked) => asked,
             Err(refusal) => return Ok(*refusal),
-        }
-        let asked = SystemTime::now();
-        let decision = self.authorizer.decide(&ctx).await;
-        if let Some(record) = &ctx.audit {
-            record.decided(&decision);
-        }
-        if !decision.allowed() {
-            return Err(authz::forbidden(&ctx, decision.reason()));
-        }
+        };
         let times = Times { received, authenticated, asked, authorised: SystemTime::now() };
         if let Some(remote) = self.aggregator.serves(&path) {
             let stopping = self.stopping.clone();
@@ -273,6 +260,45 @@ impl Server {
             ctx.resource = self.registry.served().at(group, version, plural).cloned();
         }
         Call { server, ctx, resource, parts, query, accepted: how, times }.serve(body).await
+    }
+
+    /// Waits until it is the request's turn, and finds out whether it may be done: when that was asked, or the
+    /// answer to one too many.
+    async fn permit(
+        &self,
+        ctx: &mut RequestContext,
+        parts: &http::request::Parts,
+        query: &Query,
+        way: &mut Way,
+    ) -> Result<Result<SystemTime, Box<Response>>, Status> {
+        way.labels = labels_of(ctx);
+        let mutates = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+        if mutates && query.get("dryRun") == "All" {
+            way.labels.dry_run = "All";
+        }
+        ctx.warnings = way.warnings.clone();
+        ctx.field_manager = user_agent_name(parts);
+        self.impersonate(ctx, parts)?;
+        let began = Instant::now();
+        let entered = self.flow.enter(ctx).await;
+        way.waited = began.elapsed();
+        match entered {
+            Ok(turn) => way.turn = turn,
+            Err(refusal) => {
+                self.metrics.terminated(&way.labels, refusal.status().as_u16());
+                return Ok(Err(refusal));
+            }
+        }
+        let asked = SystemTime::now();
+        let decision = self.authorizer.decide(ctx).await;
+        self.metrics.authorized(decision.result());
+        if let Some(record) = &ctx.audit {
+            record.decided(&decision);
+        }
+        if !decision.allowed() {
+            return Err(authz::forbidden(ctx, decision.reason()));
+        }
+        Ok(Ok(asked))
     }
 
     fn context(

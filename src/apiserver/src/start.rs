@@ -215,6 +215,7 @@ impl ApiServer {
         )?;
         let aggregator = Arc::new(Aggregator::new(registry.clone(), pki.clone())?);
         let flow = Arc::new(Flow::new(registry.clone()));
+        metrics.add(|registry| flow.register(registry));
         let server = Arc::new(Server {
             kubelets,
             flow: flow.clone(),

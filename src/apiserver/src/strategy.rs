@@ -193,10 +193,14 @@ fn bump(resource: &Resource, object: &mut Value, old: &Value) {
     }
 }
 
+/// Where a DaemonSet counts changes of its template; a number for upstream, which has a field for it inside.
+pub const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
 /// A DaemonSet counts changes of its template apart, in an annotation that nobody else writes.
 fn template_generation(object: &mut Value, old: Option<&Value>) {
-    const KEY: &str = "deprecated.daemonset.template.generation";
-    let told = |object: &Value| meta::annotation(object, KEY).and_then(|text| text.parse().ok());
+    let told = |object: &Value| {
+        meta::annotation(object, TEMPLATE_GENERATION).and_then(|text| text.parse().ok())
+    };
     let count: i64 = match old {
         None => told(object).unwrap_or(0).max(1),
         Some(old) => {
@@ -208,7 +212,7 @@ fn template_generation(object: &mut Value, old: Option<&Value>) {
     if !annotations.is_object() {
         *annotations = json!({});
     }
-    annotations[KEY] = count.to_string().into();
+    annotations[TEMPLATE_GENERATION] = count.to_string().into();
 }
 
 fn replace(object: &mut Value, old: &Value, key: &str) {
@@ -428,7 +432,7 @@ mod tests {
 
     #[test]
     fn templates_of_daemon_sets_are_counted_apart() {
-        const KEY: &str = "deprecated.daemonset.template.generation";
+        const KEY: &str = TEMPLATE_GENERATION;
         let ctx = ctx("apps", "daemonsets", "");
         let mut set = json!({"metadata": {}, "spec": {"template": {"a": 1}}});
         prepare_for_create(&ctx, &mut set);

@@ -433,3 +433,100 @@ async fn metrics_have_the_names_that_dashboards_look_for() {
         assert!(text.contains(name), "{name} is not in {text}");
     }
 }
+
+#[tokio::test]
+async fn a_template_generation_is_a_number() {
+    let f = Fixture::new().await;
+    let sets = "/apis/apps/v1/namespaces/default/daemonsets";
+    let set = |generation: &str| {
+        json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "d", "annotations":
+            {"deprecated.daemonset.template.generation": generation}}, "spec": {
+            "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+    };
+    for (generation, why) in
+        [("two", "invalid syntax"), ("99999999999999999999", "value out of range")]
+    {
+        let refused = f.post(sets, &set(generation)).await;
+        let want = format!(
+            "DaemonSet in version \"v1\" cannot be handled as a DaemonSet: strconv.ParseInt: parsing {generation:?}: {why}"
+        );
+        assert_eq!((refused.code.as_u16(), &refused.body["message"]), (400, &json!(want)));
+    }
+    assert_eq!(f.post(sets, &set("2")).await.code, 201);
+    let patched =
+        json!({"metadata": {"annotations": {"deprecated.daemonset.template.generation": "x"}}});
+    assert_ne!(f.patch(&format!("{sets}/d"), "merge", &patched).await.code, 200);
+}
+
+#[tokio::test]
+async fn what_the_server_does_is_told() {
+    let f = Fixture::new().await;
+    f.until_metric(
+        "apiserver_flowcontrol_nominal_limit_seats{priority_level=\"workload-low\"} 245\n",
+    )
+    .await;
+    f.post(&format!("{MAPS}?dryRun=All"), &config_map("a")).await;
+    let Value::String(text) = f.get("/metrics").await.body else { panic!("a text") };
+    for line in [
+        "# TYPE apiserver_request_total counter\n",
+        "resource=\"configmaps\",subresource=\"\",scope=\"namespace\",component=\"apiserver\",dry_run=\"All\",code=\"201\"} 1\n",
+        "authentication_attempts{result=\"success\"} ",
+        "authorization_attempts_total{result=\"allowed\"} ",
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    assert!(!text.contains("# EOF"));
+    let levels = f.get("/debug/api_priority_and_fairness/dump_priority_levels").await;
+    assert!(
+        levels
+            .body
+            .as_str()
+            .is_some_and(|text| text.starts_with("PriorityLevelName, ActiveQueues,"))
+    );
+    let health = f.get("/readyz?verbose&exclude=zz&exclude=etcd").await;
+    let health = health.body.as_str().expect("a text").to_owned();
+    for line in [
+        "[+]etcd excluded: ok\n",
+        "[+]etcd-readiness ok\n",
+        "[+]poststarthook/priority-and-fairness-filter ok\n",
+        "warn: some health checks cannot be excluded: no matches for \"zz\"\nreadyz check passed\n",
+    ] {
+        assert!(health.contains(line), "{line} in {health}");
+    }
+    let slis = f.get("/metrics/slis").await;
+    let slis = slis.body.as_str().expect("a text").to_owned();
+    for line in [
+        "kubernetes_healthcheck{name=\"ping\",type=\"readyz\"} 1\n",
+        "kubernetes_healthchecks_total{name=\"ping\",status=\"success\",type=\"readyz\"} 1\n",
+    ] {
+        assert!(slis.contains(line), "{line} in {slis}");
+    }
+    assert!(!slis.contains("name=\"etcd\""), "what was excluded was not checked: {slis}");
+}
+
+#[tokio::test]
+async fn the_server_says_since_when_it_runs() {
+    let f = Fixture::new().await;
+    let asked = async |accept: &str| {
+        f.send(http::Request::get("/statusz").header("accept", accept), Body::Empty).await
+    };
+    let text = asked("*/*").await;
+    let text = text.body.as_str().expect("a text");
+    assert!(
+        text.starts_with("\napiserver statusz\nWarning: ") && text.contains("\nStarted: "),
+        "{text}"
+    );
+    for (version, warned) in [("v1beta1", false), ("v1alpha1", true)] {
+        let kind = format!("application/json;g=config.k8s.io;v={version};as=Statusz");
+        let told = asked(&kind).await;
+        assert_eq!(told.headers["content-type"], kind);
+        assert_eq!(told.headers.contains_key("warning"), warned);
+        assert_eq!(told.body["apiVersion"], format!("config.k8s.io/{version}"));
+        assert_eq!(
+            (&told.body["kind"], &told.body["binaryVersion"]),
+            (&json!("Statusz"), &json!("1.36"))
+        );
+    }
+    assert_eq!(asked("application/json").await.code, 406);
+}

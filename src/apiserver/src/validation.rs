@@ -50,7 +50,7 @@ pub fn validate_create(ctx: &RequestContext, object: &Value) -> ErrorList {
     let Some(resource) = &ctx.resource else { return ErrorList::new() };
     let mut errors = metadata::validate(resource, object);
     if let Some(custom) = &resource.custom {
-        errors.extend(custom.validate(object, None));
+        errors.extend(custom.validate(object, None, &ctx.warnings));
         return errors;
     }
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
@@ -158,7 +158,7 @@ pub fn validate_update(ctx: &RequestContext, object: &Value, old: &Value) -> Err
     let (group, plural) = (resource.group.as_str(), resource.plural.as_str());
     let mut errors = metadata::validate_changed(object, old);
     if let Some(custom) = &resource.custom {
-        errors.extend(custom.validate(object, Some(old)));
+        errors.extend(custom.validate(object, Some(old), &ctx.warnings));
         return errors;
     }
     if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::field::{Error as FieldError, ErrorList, Path};
-use apimachinery::names;
+use apimachinery::{decode, names};
 use base64::Engine as _;
 use futures::future::BoxFuture;
 use http::{Method, Request, header};
@@ -72,7 +72,7 @@ pub enum Error {
     #[error("{0}")]
     Service(String),
     /// There is no connection.
-    #[error("{call}: dial tcp: {source}")]
+    #[error("{call}: dial tcp: {}", words(.source))]
     Connect {
         /// Method and URL.
         call: String,
@@ -80,7 +80,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The other side does not prove who it is.
-    #[error("{call}: tls: failed to verify certificate: {source}")]
+    #[error("{call}: tls: failed to verify certificate: {}", words(.source))]
     Tls {
         /// Method and URL.
         call: String,
@@ -101,6 +101,17 @@ pub enum Error {
     /// The answer is not the one that was asked for.
     #[error("{0}")]
     Answer(String),
+}
+
+/// The usual failures of a connection in Go's words.
+fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connect: connection refused".into(),
+        _ if error.to_string().contains("UnknownIssuer") => {
+            "x509: certificate signed by unknown authority".into()
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// Calls webhooks.
@@ -182,19 +193,17 @@ impl Webhooks {
         if code.as_u16() >= 300 {
             let text = String::from_utf8_lossy(&bytes);
             return Err(Error::Answer(match text.trim() {
+                _ if code == 404 => "the server could not find the requested resource".into(),
                 "" => format!(
                     "the server responded with the status code {} but did not return more information",
                     code.as_u16()
                 ),
-                text if code == 404 => {
-                    format!("the server could not find the requested resource ({text})")
-                }
                 text => format!(
                     "an error on the server ({text:?}) has prevented the request from succeeding"
                 ),
             }));
         }
-        serde_json::from_slice(&bytes).map_err(|error| {
+        decode::json_to_value(&bytes).map_err(|error| {
             Error::Answer(format!("couldn't get version/kind; json parse error: {error}"))
         })
     }

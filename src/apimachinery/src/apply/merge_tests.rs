@@ -423,7 +423,7 @@ fn lists_are_merged_in_the_order_of_what_is_applied() {
             let items: Vec<String> = text.chars().map(String::from).collect();
             typed(json!({"set": items}), "v1")
         };
-        assert_eq!(merge(root, &set(old), &set(new)), set(want), "{old} {new}");
+        assert_eq!(walk::merge(root, &set(old), &set(new)), set(want), "{old} {new}");
     }
 }
 
@@ -702,4 +702,34 @@ fn absent_keys_are_their_defaults() {
         };
         assert!(apply(&kind, by, &typed(json!({}), "v1"), &config, false).is_err(), "{config}");
     }
+}
+
+#[test]
+fn a_part_without_a_type_may_take_another_form() {
+    let kind = Custom::new(
+        &["v1"],
+        &json!({"open": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}),
+    );
+    // What was below it is nobody's any more.
+    check(
+        &kind,
+        &[
+            Apply("one", "v1", json!({"open": {"a": {"b": 1}, "c": 2}})),
+            Update("two", "v1", json!({"open": {"a": 3, "c": 2}})),
+        ],
+        &json!({"open": {"a": 3, "c": 2}}),
+        &json!({"one": ["v1", {"f:open": {"f:c": {}}}], "two": ["v1", {"f:open": {"f:a": {}}}]}),
+    );
+    check(
+        &kind,
+        &[
+            Apply("one", "v1", json!({"open": {"a": 3, "c": 2}})),
+            Update("two", "v1", json!({"open": {"a": {"b": 1}, "c": 2}})),
+        ],
+        &json!({"open": {"a": {"b": 1}, "c": 2}}),
+        &json!({
+            "one": ["v1", {"f:open": {"f:c": {}}}],
+            "two": ["v1", {"f:open": {"f:a": {".": {}, "f:b": {}}}}],
+        }),
+    );
 }

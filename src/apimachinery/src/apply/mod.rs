@@ -35,9 +35,39 @@ const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 /// The manager under which an operation is computed before its own earlier fields are joined.
 const CURRENT: &str = "current-operation";
 
-/// `old` with everything that `new` says, lists merged as their type tells.
-pub fn merge(of: Typed<'_>, old: &Value, new: &Value) -> Value {
-    walk::merge(of, old, new)
+/// `old` with everything that `new` says, lists merged as their type tells: what a policy makes of an object.
+///
+/// # Errors
+/// In upstream's words, when `new` does not fit the type or says something of a part that can only be replaced.
+///
+/// Source: `k8s.io/apiserver/pkg/admission/plugin/policy/mutating/patch/smd.go`.
+pub fn merge(of: Typed<'_>, old: &Value, new: &Value) -> Result<Value, String> {
+    let mut mistakes = Vec::new();
+    walk::validate(of, new, &mut mistakes);
+    if !mistakes.is_empty() {
+        let told = told(mistakes);
+        return Err(format!("failed to convert patch object to typed object: {told}"));
+    }
+    let atomic = walk::atomic_parts(of, new);
+    if !atomic.is_empty() {
+        return Err(format!(
+            "invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: {}",
+            atomic.join(", ")
+        ));
+    }
+    Ok(walk::merge(of, old, new))
+}
+
+/// Mistakes as structured-merge-diff tells them.
+fn told(mistakes: Vec<walk::Mistake>) -> String {
+    let lines: Vec<String> = mistakes
+        .into_iter()
+        .map(|(path, text)| if path.is_empty() { text } else { format!("{path}: {text}") })
+        .collect();
+    match lines.as_slice() {
+        [one] => one.clone(),
+        several => format!("errors:\n  {}", several.join("\n  ")),
+    }
 }
 
 /// The versions of a kind.
@@ -272,17 +302,10 @@ fn check(versions: &dyn Versions, operation: Operation<'_>, config: &Value) -> R
     if mistakes.is_empty() {
         return Ok(());
     }
-    let lines: Vec<String> = mistakes
-        .into_iter()
-        .map(|(path, text)| if path.is_empty() { text } else { format!("{path}: {text}") })
-        .collect();
-    let text = match lines.as_slice() {
-        [one] => one.clone(),
-        several => format!("errors:\n  {}", several.join("\n  ")),
-    };
     Err(Error::Failed(format!(
-        "failed to create typed patch object ({}): {text}",
-        identity(config)
+        "failed to create typed patch object ({}): {}",
+        identity(config),
+        told(mistakes)
     )))
 }
 

@@ -335,6 +335,15 @@ fn a_configuration_must_fit_the_schema() {
             json!({"template": {"spec": {"nodeName": 1}}}),
             ".spec.template.spec.nodeName: expected string, got &value.valueUnstructured{Value:1}",
         ),
+        // Lists and objects that are owned as a whole are looked into as well.
+        (
+            json!({"template": {"spec": {"tolerations": [{"key": "a"}, {"kay": "b"}]}}}),
+            ".spec.template.spec.tolerations[1].kay: field not declared in schema",
+        ),
+        (
+            json!({"selector": {"matchLabels": {"a": 1}, "matchExpressions": [3]}}),
+            "errors:\n  .spec.selector.matchExpressions[0]: expected map, got &{3}\n  .spec.selector.matchLabels.a: expected string, got &value.valueUnstructured{Value:1}",
+        ),
     ] {
         assert_eq!(of(spec), format!("{prefix}{want}"));
     }

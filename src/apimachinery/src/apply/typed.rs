@@ -128,6 +128,32 @@ impl<'s> Typed<'s> {
         self.declared().unwrap_or_else(|| Atom::Fields(Fields::Map(self.at(Of::Deduced))))
     }
 
+    /// Whether a schema says what this is.
+    pub(super) fn is_declared(self) -> bool {
+        self.declared().is_some()
+    }
+
+    /// The type of a list's items, also of one that is owned as a whole.
+    pub(super) fn items(self) -> Option<Self> {
+        let Of::Shape(Shape::List(item), field) = self.of else { return None };
+        Some(self.at(Of::Shape(item, field.and_then(|field| field.inner.as_deref()))))
+    }
+
+    /// The fields of an object, also of one that is owned as a whole.
+    pub(super) fn fields(self) -> Option<Fields<'s>> {
+        match self.of {
+            Of::Root(id) => Some(Fields::Struct(self.schema.get(id), self.schema)),
+            Of::Shape(Shape::Object(id), _) => {
+                Some(Fields::Struct(self.schema.get(*id), self.schema))
+            }
+            Of::Shape(Shape::Map(item), field) => {
+                let inner = field.and_then(|field| field.inner.as_deref());
+                Some(Fields::Map(self.at(Of::Shape(item, inner))))
+            }
+            _ => None,
+        }
+    }
+
     /// What is wrong with the form of `value`, in upstream's words; `None` when it fits.
     pub(super) fn mistake(self, value: &Value) -> Option<String> {
         if value.is_null() {

@@ -67,11 +67,6 @@ pub(super) fn validate(of: Typed<'_>, value: &Value, mistakes: &mut Vec<Mistake>
         mistakes.push((String::new(), text));
         return;
     }
-    let prefix = |mistakes: &mut Vec<Mistake>, from: usize, step: &str| {
-        for (path, _) in &mut mistakes[from..] {
-            path.insert_str(0, &element::show(step));
-        }
-    };
     match (of.atom(value), value) {
         (Atom::Items(names, items), Value::Array(list)) => {
             let mut seen = HashSet::new();
@@ -93,22 +88,81 @@ pub(super) fn validate(of: Typed<'_>, value: &Value, mistakes: &mut Vec<Mistake>
                 seen.insert(step);
             }
         }
-        (Atom::Fields(fields), Value::Object(map)) => {
-            for (name, child) in map {
+        (Atom::Fields(fields), Value::Object(map)) => validate_fields(fields, map, mistakes),
+        // What is owned as one is looked at all the same.
+        (Atom::Leaf, Value::Array(list)) => {
+            let Some(items) = of.items() else { return };
+            for (index, child) in list.iter().enumerate() {
                 let from = mistakes.len();
-                match fields.child(name) {
-                    Some(of) => validate(of, child, mistakes),
-                    None => mistakes.push((String::new(), "field not declared in schema".into())),
-                }
-                prefix(mistakes, from, &element::field(name));
-                // An undeclared field ends the look at its siblings.
-                if fields.child(name).is_none() {
-                    return;
-                }
+                validate(items, child, mistakes);
+                prefix(mistakes, from, &format!("i:{index}"));
+            }
+        }
+        (Atom::Leaf, Value::Object(map)) => {
+            if let Some(fields) = of.fields() {
+                validate_fields(fields, map, mistakes);
             }
         }
         _ => {}
     }
+}
+
+fn validate_fields(fields: Fields<'_>, map: &Map<String, Value>, mistakes: &mut Vec<Mistake>) {
+    for (name, child) in map {
+        let from = mistakes.len();
+        let of = fields.child(name);
+        match of {
+            Some(of) => validate(of, child, mistakes),
+            None => mistakes.push((String::new(), "field not declared in schema".into())),
+        }
+        prefix(mistakes, from, &element::field(name));
+        // An undeclared field ends the look at its siblings.
+        if of.is_none() {
+            return;
+        }
+    }
+}
+
+/// Puts `step` before the paths of the mistakes since `from`.
+fn prefix(mistakes: &mut [Mistake], from: usize, step: &str) {
+    for (path, _) in &mut mistakes[from..] {
+        path.insert_str(0, &element::show(step));
+    }
+}
+
+/// The paths of lists and objects in a value that are owned as a whole.
+pub(super) fn atomic_parts(of: Typed<'_>, value: &Value) -> Vec<String> {
+    let below = |step: &str, of: Typed<'_>, value: &Value| {
+        let step = element::show(step);
+        let parts = atomic_parts(of, value).into_iter();
+        parts.map(move |part| format!("{step}{part}")).collect::<Vec<_>>()
+    };
+    let is_whole = of.is_declared() && matches!(of.atom(value), Atom::Leaf);
+    let mut parts = Vec::new();
+    match value {
+        Value::Object(map) => {
+            let Some(fields) = of.fields() else { return parts };
+            if is_whole {
+                parts.push(String::new());
+            }
+            for (name, child) in map {
+                if let Some(of) = fields.child(name) {
+                    parts.extend(below(&element::field(name), of, child));
+                }
+            }
+        }
+        Value::Array(list) => {
+            let Some(items) = of.items() else { return parts };
+            if is_whole {
+                parts.push(String::new());
+            }
+            for (index, child) in list.iter().enumerate() {
+                parts.extend(below(&format!("i:{index}"), items, child));
+            }
+        }
+        _ => {}
+    }
+    parts
 }
 
 /// Every leaf, item and map entry of a value.
@@ -206,8 +260,18 @@ fn diff(of: Typed<'_>, old: Option<&Value>, new: Option<&Value>, place: Place) -
     }
     let atom = match (old, new) {
         (Some(Value::Null), Some(new)) => of.atom(new),
-        (Some(old), Some(new)) => match (of.atom(old), of.atom(new)) {
-            (Atom::Leaf, _) | (_, Atom::Leaf) if !new.is_null() => Atom::Leaf,
+        (Some(old), Some(Value::Null)) => of.atom(old),
+        (Some(was), Some(is)) => match (of.atom(was), of.atom(is)) {
+            // What was below goes, what is below comes, and the value itself is another.
+            (Atom::Fields(fields), Atom::Leaf) if !is_void(old) => {
+                diff_fields(fields, old, None, place, &mut found);
+                return (Mark::Modified, found);
+            }
+            (Atom::Leaf, Atom::Fields(fields)) if !is_void(new) => {
+                diff_fields(fields, None, new, place, &mut found);
+                return (Mark::Modified, found);
+            }
+            (Atom::Leaf, _) | (_, Atom::Leaf) => Atom::Leaf,
             (atom, _) => atom,
         },
         (Some(one), None) | (None, Some(one)) => of.atom(one),

@@ -553,6 +553,8 @@ fn arithmetic<'s>(name: &str, a: &Type<'s>, b: &Type<'s>) -> Option<Type<'s>> {
     let (left, right) = (a.resolved(), b.resolved());
     let (Type::Plain(x), Type::Plain(y)) = (&left, &right) else {
         return match (left, right) {
+            (Type::Plain(x), Type::Dyn) => with_anything(name, x, true),
+            (Type::Dyn, Type::Plain(y)) => with_anything(name, y, false),
             (Type::Dyn, _) | (_, Type::Dyn) => Some(Type::Dyn),
             (Type::List(x), Type::List(y)) if name == "+" && (x.takes(&y) || y.takes(&x)) => {
                 Some(Type::List(x))
@@ -570,6 +572,18 @@ fn arithmetic<'s>(name: &str, a: &Type<'s>, b: &Type<'s>) -> Option<Type<'s>> {
         _ => return None,
     };
     Some(Type::Plain(made))
+}
+
+/// What an operator makes of a known type, on the left or the right of it, and anything.
+fn with_anything<'s>(name: &str, known: &'static str, on_left: bool) -> Option<Type<'s>> {
+    Some(match (name, known) {
+        ("+" | "-" | "*" | "/", "int" | "uint" | "double")
+        | ("%", "int" | "uint")
+        | ("+", "string" | "bytes" | "timestamp") => Type::Plain(known),
+        ("-", "timestamp") if !on_left => Type::Plain("duration"),
+        ("+" | "-", "timestamp" | "duration") => Type::Dyn,
+        _ => return None,
+    })
 }
 
 /// Whether a schema says itself what upstream would add to an object of its own.

@@ -12,6 +12,11 @@ use super::{COST_EXCEEDED, library, operators};
 pub trait Variables<'a> {
     /// The value of a variable.
     fn get(&self, name: &str) -> Option<Result<'a>>;
+
+    /// A field of a variable, where there is more to say of it than that the variable does not have it.
+    fn member(&self, _of: &str, _field: &str) -> Option<Result<'a>> {
+        None
+    }
 }
 
 /// A list of names and values.
@@ -34,6 +39,14 @@ impl<'a> Scope<'_, 'a> {
             Self::Root(variables) => variables.get(name),
             Self::Inner { name: own, value, .. } if *own == name => Some(Ok(value.clone())),
             Self::Inner { outer, .. } => outer.get(name),
+        }
+    }
+
+    fn member(&self, of: &str, field: &str) -> Option<Result<'a>> {
+        match self {
+            Self::Root(variables) => variables.member(of, field),
+            Self::Inner { name, .. } if *name == of => None,
+            Self::Inner { outer, .. } => outer.member(of, field),
         }
     }
 }
@@ -70,6 +83,12 @@ impl Evaluator {
             Expr::Select { of, field, optional } => {
                 if let Some(value) = qualified(node, scope) {
                     return value;
+                }
+                if let Expr::Ident(name) = &of.expr
+                    && let Some(value) = scope.member(name, field)
+                {
+                    self.pay(2)?;
+                    return if *optional { value.map(|value| wrap(Some(value))) } else { value };
                 }
                 let of = self.eval(of, scope)?;
                 self.pay(1)?;
@@ -268,7 +287,10 @@ impl Evaluator {
             (None, Some(items)) => {
                 items.into_iter().enumerate().map(|(i, v)| (Value::Int(i as i64), v)).collect()
             }
-            _ => return Err("no such overload".into()),
+            _ => {
+                let name = range.go_type();
+                return Err(format!("got '{name}', expected iterable type"));
+            }
         };
         let mut state = Folded::default();
         for (index, item) in entries {

@@ -279,9 +279,19 @@ impl Rules {
 
     /// What the rules say against `object`, which replaces `old`.
     pub fn validate(&self, schema: &Structural, object: &Json, old: Option<&Json>) -> ErrorList {
-        let mut run = Run { budget: TOTAL_LIMIT, exhausted: false, errors: ErrorList::new() };
+        self.judge(schema, object, old).errors
+    }
+
+    /// The same, and what they say against parts that are as they were.
+    pub fn judge(&self, schema: &Structural, object: &Json, old: Option<&Json>) -> Judgement {
+        let mut run = Run {
+            budget: TOTAL_LIMIT,
+            exhausted: false,
+            errors: Vec::new(),
+            tolerated: Vec::new(),
+        };
         self.validate_at(schema, object, old, &Path::default(), &mut run);
-        run.errors
+        Judgement { errors: run.errors, tolerated: run.tolerated }
     }
 
     fn validate_at(
@@ -297,14 +307,14 @@ impl Rules {
             if run.exhausted {
                 return;
             }
-            // What was accepted before is not judged anew.
-            let skipped = match (rule.transition, old) {
-                (true, None) => !rule.rule.optional_old_self,
-                (false, Some(_)) => unchanged,
-                _ => false,
-            };
-            if !skipped {
-                rule.apply(schema, value, old, path, run);
+            if rule.transition && old.is_none() && !rule.rule.optional_old_self {
+                continue;
+            }
+            let before = run.errors.len();
+            rule.apply(schema, value, old, path, run);
+            // What was accepted before is not refused now; its author is told.
+            if unchanged && !rule.transition {
+                run.tolerated.extend(run.errors.drain(before..));
             }
         }
         match value {
@@ -340,10 +350,20 @@ impl Rules {
     }
 }
 
+/// What rules say against an object.
+#[derive(Debug, Default)]
+pub struct Judgement {
+    /// What it is refused for.
+    pub errors: ErrorList,
+    /// What it would be refused for if it were new.
+    pub tolerated: ErrorList,
+}
+
 struct Run {
     budget: u64,
     exhausted: bool,
     errors: ErrorList,
+    tolerated: ErrorList,
 }
 
 impl Compiled {

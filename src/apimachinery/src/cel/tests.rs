@@ -91,6 +91,8 @@ fn expressions_have_values() {
         ("false && (1 / 0 == 1)", "false"),
         ("(1 / 0 == 1) || true", "true"),
         ("cel.bind(x, 2, x * x)", "4"),
+        ("'abc'.indexOf('a', 9) + 'abc'.lastIndexOf('a', 9)", "-2"),
+        ("has(dyn('a').b) || has(dyn(null).b)", "false"),
         ("[{'n': 2}, {'n': 1}].sortBy(x, x.n)[0].n", "1"),
         ("// a comment\n1", "1"),
     ];
@@ -108,6 +110,32 @@ fn errors_are_upstreams() {
         ("9223372036854775807 + 1", "integer overflow"),
         ("dyn(1) + 'a'", "no such overload"),
         ("optional.none().value()", "optional.none() dereference"),
+        ("dyn('a').b", "no such key: b"),
+        ("dyn(null).b", "no such key: b"),
+        ("dyn([1]).b", "unsupported index type 'string' in list"),
+        ("dyn([1])['a']", "unsupported index type 'string' in list"),
+        ("dyn('a').all(x, x)", "got 'types.String', expected iterable type"),
+        ("timestamp(dyn('b'))", "invalid RFC 3339 timestamp \"b\""),
+        ("duration(dyn('b'))", "type conversion error from 'string' to 'google.protobuf.Duration'"),
+        ("int('b')", "type conversion error from 'string' to 'int'"),
+        ("double('b')", "type conversion error from 'string' to 'double'"),
+        ("bool('b')", "type conversion error from 'string' to 'bool'"),
+        ("string(dyn([1]))", "no such overload: string(list)"),
+        ("dyn(['a', 'b']).sum()", "no such overload: sum(list)"),
+        (
+            "[1, 2].slice(2, 1)",
+            "cannot slice(2, 1), start index must be less than or equal to end index",
+        ),
+        ("[[1]].flatten(-1)", "level must be non-negative"),
+        ("lists.range(-1)", "lists.range: size must be non-negative, got -1"),
+        (
+            "'%d'.format(['a'])",
+            "error during formatting: decimal clause can only be used on integers, was given string",
+        ),
+        ("'%s %s'.format(['a'])", "index 1 out of range"),
+        ("semver(dyn('b'))", "No Major.Minor.Patch elements found"),
+        ("semver(dyn('1.x.2'))", "Invalid character(s) found in minor number \"x\""),
+        ("semver(dyn('1.2.03'))", "Patch number must not contain leading zeroes \"03\""),
     ];
     for (text, want) in cases {
         assert_eq!(eval(text), Err(want.to_owned()), "{text}");
@@ -214,4 +242,27 @@ fn types_are_checked_as_upstream_does() {
         let first = told.lines().next().unwrap_or_default();
         assert_eq!(first.strip_prefix("ERROR: <input>:").unwrap_or(first), want, "{text}");
     }
+}
+
+#[test]
+fn operators_tell_the_type_of_what_they_make_of_anything() {
+    for (text, want) in [
+        ("'a' + x", "string"),
+        ("x + 1", "int"),
+        ("x * 1.5", "double"),
+        ("x + y", "dyn"),
+        ("x - timestamp('2026-01-02T03:04:05Z')", "duration"),
+        ("x - duration('1s')", "dyn"),
+        ("x == 1 || y", "bool"),
+        ("x ? 'a' : y", "dyn"),
+        ("'a' + (x ? 'a' : y)", "string"),
+        ("string(x) + y", "string"),
+        ("x.y.startsWith('a')", "bool"),
+    ] {
+        let names = ["x", "y"].map(|name| (name.to_owned(), Type::Dyn)).to_vec();
+        let program = Program::compile(text, names, None);
+        assert_eq!(program.map(|program| program.result()), Ok(want), "{text}");
+    }
+    let names = vec![("x".to_owned(), Type::Dyn)];
+    assert!(Program::compile("true + x", names, None).is_err());
 }

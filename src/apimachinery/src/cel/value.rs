@@ -276,6 +276,22 @@ impl<'a> Value<'a> {
         })
     }
 
+    /// The name of its type in cel-go, which some messages have.
+    pub(super) fn go_type(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
+            Self::Null => "types.Null",
+            Self::Bool(_) => "types.Bool",
+            Self::Int(_) => "types.Int",
+            Self::Uint(_) => "types.Uint",
+            Self::Double(_) => "types.Double",
+            Self::Text(_) => "types.String",
+            Self::Bytes(_) => "types.Bytes",
+            Self::Time(_) => "types.Timestamp",
+            Self::Duration(_) => "types.Duration",
+            other => return other.type_name(),
+        })
+    }
+
     /// The items of a list.
     pub fn items(&self) -> Option<Vec<Value<'a>>> {
         match self {
@@ -336,7 +352,11 @@ impl<'a> Value<'a> {
                     .map(|value| Self::of(value, child(*schema, &name))))
             }
             Self::Host(host) => host.field(name).map(Some),
-            _ => Err(format!("no such overload: {}.{name}", self.type_name())),
+            Self::List(_) | Self::JsonList(..) => {
+                Err("unsupported index type 'string' in list".into())
+            }
+            // As `refQualify` of cel-go has it: nothing is in a scalar.
+            _ => Ok(None),
         }
     }
 
@@ -348,7 +368,10 @@ impl<'a> Value<'a> {
                     Value::Int(n) => *n,
                     Value::Uint(n) => i64::try_from(*n).unwrap_or(i64::MAX),
                     Value::Double(n) if n.fract() == 0.0 => *n as i64,
-                    _ => return Err("no such overload".into()),
+                    other => {
+                        let name = other.type_name();
+                        return Err(format!("unsupported index type '{name}' in list"));
+                    }
                 };
                 let Ok(at) = usize::try_from(index) else { return Ok(None) };
                 Ok(match self {

@@ -23,6 +23,9 @@ pub enum Error {
     /// The patch is well formed but does not fit the object: 422.
     #[error("{0}")]
     Inapplicable(String),
+    /// The object does not have a value that the patch tests: 422.
+    #[error("{0}")]
+    TestFailed(String),
     /// The patch has too many operations: 413.
     #[error("the allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {0}")]
     TooManyOperations(usize),
@@ -72,8 +75,17 @@ pub fn json(original: &Value, body: &[u8]) -> Result<Value, Error> {
                 )));
             }
         }
+        let told = words(&patched, operation);
+        // Upstream's library adds to what is in the document, and has no other document for it.
+        let replaces =
+            matches!(operation, json_patch::PatchOperation::Add(add) if add.path.is_root());
         let one = json_patch::Patch(vec![operation.clone()]);
-        json_patch::patch(&mut patched, &one).map_err(|e| Error::Inapplicable(words(&one, &e)))?;
+        if replaces || json_patch::patch(&mut patched, &one).is_err() {
+            return Err(match operation {
+                json_patch::PatchOperation::Test(_) => Error::TestFailed(told),
+                _ => Error::Inapplicable(told),
+            });
+        }
     }
     Ok(patched)
 }
@@ -101,28 +113,53 @@ fn with_nulls(body: &[u8]) -> Option<json_patch::Patch> {
     serde_json::from_value(patch).ok()
 }
 
-/// The failure as upstream's JSON patch library words it.
-fn words(patch: &json_patch::Patch, error: &json_patch::PatchError) -> String {
+/// The failure of `operation` on `document`, as upstream's JSON patch library words it.
+fn words(document: &Value, operation: &json_patch::PatchOperation) -> String {
     use json_patch::PatchOperation as Op;
-    let path = error.path.as_str();
-    match patch.0.get(error.operation) {
-        Some(Op::Test(_)) => format!("testing value {path} failed: test failed"),
-        Some(Op::Add(_)) => {
-            format!("add operation does not apply: doc is missing path: {path:?}: missing value")
-        }
-        Some(Op::Replace(_)) => {
-            format!("replace operation does not apply: doc is missing key: {path}: missing value")
-        }
-        Some(Op::Remove(_)) => {
-            format!("remove operation does not apply: doc is missing path: {path:?}: missing value")
-        }
-        Some(Op::Move(_)) => format!(
-            "move operation does not apply: doc is missing from path: {path}: missing value"
+    // Whether the value is looked for in an object that is there, and under which key.
+    let absent_key = |pointer: &json_patch::jsonptr::Pointer| {
+        let (parent, key) = pointer.split_back()?;
+        document.pointer(parent.as_str())?.is_object().then(|| key.decoded().into_owned())
+    };
+    match operation {
+        Op::Test(test) => format!("testing value {} failed: test failed", test.path),
+        Op::Add(add) => format!(
+            "add operation does not apply: doc is missing path: {:?}: missing value",
+            add.path.as_str()
         ),
-        Some(Op::Copy(_)) => format!(
-            "copy operation does not apply: doc is missing from path: {path}: missing value"
+        Op::Replace(replace) => format!(
+            "replace operation does not apply: doc is missing key: {}: missing value",
+            replace.path
         ),
-        None => error.to_string(),
+        Op::Remove(remove) => match absent_key(&remove.path) {
+            Some(key) => format!(
+                "error in remove for path: '{}': unable to remove nonexistent key: {key}: missing value",
+                remove.path
+            ),
+            None => format!(
+                "remove operation does not apply: doc is missing path: {:?}: missing value",
+                remove.path.as_str()
+            ),
+        },
+        Op::Move(moved) => match absent_key(&moved.from) {
+            Some(key) => format!(
+                "error in move for path: '{key}': unable to get nonexistent key: {key}: missing value"
+            ),
+            None => format!(
+                "move operation does not apply: doc is missing from path: {}: missing value",
+                moved.from
+            ),
+        },
+        Op::Copy(copy) => match absent_key(&copy.from) {
+            Some(key) => format!(
+                "error in copy for from: '{}': unable to get nonexistent key: {key}: missing value",
+                copy.from
+            ),
+            None => format!(
+                "copy operation does not apply: doc is missing from path: {}: missing value",
+                copy.from
+            ),
+        },
     }
 }
 
@@ -143,15 +180,33 @@ mod tests {
         let body = br#"[{"op":"test","path":"/a/b/0","value":1},{"op":"add","path":"/a/b/-","value":3},
             {"op":"remove","path":"/a/b/0"},{"op":"replace","path":"/a/b/0","value":9},{"op":"add","path":"/c~1d","value":{}}]"#;
         assert_eq!(json(&original, body), Ok(json!({"a": {"b": [9, 3]}, "c/d": {}})));
-        let cases: [(&[u8], &str); 3] = [
-            (br#"[{"op":"test","path":"/a","value":1}]"#, "testing value /a failed: test failed"),
+        let tested = br#"[{"op":"test","path":"/a","value":1}]"#;
+        let failed = Error::TestFailed("testing value /a failed: test failed".into());
+        assert_eq!(json(&original, tested), Err(failed));
+        let cases: [(&[u8], &str); 6] = [
             (
                 br#"[{"op":"replace","path":"/x","value":1}]"#,
                 "replace operation does not apply: doc is missing key: /x: missing value",
             ),
             (
                 br#"[{"op":"remove","path":"/x"}]"#,
-                "remove operation does not apply: doc is missing path: \"/x\": missing value",
+                "error in remove for path: '/x': unable to remove nonexistent key: x: missing value",
+            ),
+            (
+                br#"[{"op":"remove","path":"/x/y"}]"#,
+                "remove operation does not apply: doc is missing path: \"/x/y\": missing value",
+            ),
+            (
+                br#"[{"op":"move","from":"/x","path":"/y"}]"#,
+                "error in move for path: 'x': unable to get nonexistent key: x: missing value",
+            ),
+            (
+                br#"[{"op":"copy","from":"/x","path":"/y"}]"#,
+                "error in copy for from: '/x': unable to get nonexistent key: x: missing value",
+            ),
+            (
+                br#"[{"op":"add","path":"","value":{}}]"#,
+                "add operation does not apply: doc is missing path: \"\": missing value",
             ),
         ];
         for (body, want) in cases {

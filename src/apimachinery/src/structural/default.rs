@@ -10,16 +10,25 @@ impl Structural {
     /// Sets what is absent, and what is null without being nullable, to its default; a null that may
     /// not be and has no default goes.
     pub fn set_defaults(&self, value: &mut Value) {
+        self.settle(value, true);
+    }
+
+    /// The same of what was applied, whose nulls nobody takes away: they are mistakes.
+    pub fn set_defaults_of_applied(&self, value: &mut Value) {
+        self.settle(value, false);
+    }
+
+    fn settle(&self, value: &mut Value, drops_nulls: bool) {
         match value {
             Value::Object(map) => {
-                map.retain(|name, value| {
-                    !value.is_null()
-                        || self.child(name).is_none_or(|schema| {
-                            schema.nullable
-                                || schema.default.is_some()
-                                || (schema.kind.is_empty() && !schema.int_or_string)
-                        })
-                });
+                if drops_nulls {
+                    map.retain(|name, value| {
+                        !value.is_null()
+                            || self
+                                .child(name)
+                                .is_none_or(|schema| schema.nullable || schema.default.is_some())
+                    });
+                }
                 for (name, schema) in &self.properties {
                     let Some(default) = &schema.default else { continue };
                     match map.get(name) {
@@ -32,7 +41,7 @@ impl Structural {
                 }
                 for (name, value) in map.iter_mut() {
                     match self.properties.get(name) {
-                        Some(schema) => schema.set_defaults(value),
+                        Some(schema) => schema.settle(value, drops_nulls),
                         None => {
                             if let Some(Additional::Of(schema)) = &self.additional {
                                 if let (true, Some(default)) =
@@ -40,7 +49,7 @@ impl Structural {
                                 {
                                     *value = default.clone();
                                 }
-                                schema.set_defaults(value);
+                                schema.settle(value, drops_nulls);
                             }
                         }
                     }
@@ -54,7 +63,7 @@ impl Structural {
                     {
                         *item = default.clone();
                     }
-                    schema.set_defaults(item);
+                    schema.settle(item, drops_nulls);
                 }
             }
             _ => {}
@@ -94,5 +103,8 @@ mod tests {
             schema.set_defaults(&mut object);
             assert_eq!(object, want);
         }
+        let mut applied = json!({"spec": {"replicas": null, "name": null, "plain": null}});
+        schema.set_defaults_of_applied(&mut applied);
+        assert_eq!(applied, json!({"spec": {"replicas": 1, "name": null, "plain": null}}));
     }
 }

@@ -131,7 +131,7 @@ impl Structural {
             .map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
             .collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        errors.push(Error::not_supported(path, value.clone(), &names));
+        errors.push(Error::not_supported_of(path, value.clone(), &names));
     }
 
     fn validate_combinations(&self, value: &Value, path: &Path, errors: &mut ErrorList) {
@@ -525,9 +525,9 @@ mod tests {
                 "spec: Too long: may not be more than 2 bytes",
             ),
             (
-                json!({"type": "string", "enum": ["a", "b"]}),
+                json!({"type": "string", "enum": ["b", "a"]}),
                 json!("c"),
-                r#"spec: Unsupported value: "c": supported values: "a", "b""#,
+                r#"spec: Unsupported value: "c": supported values: "b", "a""#,
             ),
             (
                 json!({"type": "string", "format": "ipv4"}),

@@ -87,7 +87,7 @@ pub const CLUSTER_ROLES: &[Role] = &[
         "create authentication.k8s.io selfsubjectreviews",
     ]),
     role("system:monitoring", &["group:system:monitoring"], &[
-        "get url /healthz,/healthz/*,/livez,/livez/*,/metrics,/metrics/slis,/readyz,/readyz/*",
+        "get url /flagz,/healthz,/healthz/*,/livez,/livez/*,/metrics,/metrics/slis,/readyz,/readyz/*,/statusz",
     ]),
     role("system:service-account-issuer-discovery", &["group:system:serviceaccounts"], &[
         "get url /.well-known/openid-configuration,/.well-known/openid-configuration/,/openid/v1/jwks,/openid/v1/jwks/",

@@ -26,6 +26,7 @@ use apimachinery::{Status, meta};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use crate::attributes::Warnings;
 use crate::fields::Selectable;
 use crate::object;
 use crate::resource::{Resource, ResourceRef, Subresource};
@@ -193,6 +194,25 @@ impl Custom {
     /// told), defaults set. `strict` is what was found wrong before.
     pub fn shape(
         &self,
+        value: Value,
+        strict: Vec<String>,
+        validation: Validation,
+    ) -> Result<Decoded, decode::Error> {
+        self.shape_with(Structural::set_defaults, value, strict, validation)
+    }
+
+    /// The same of what server-side apply made, which was not read from a body.
+    pub fn shape_applied(
+        &self,
+        value: Value,
+        validation: Validation,
+    ) -> Result<Decoded, decode::Error> {
+        self.shape_with(Structural::set_defaults_of_applied, value, Vec::new(), validation)
+    }
+
+    fn shape_with(
+        &self,
+        set_defaults: fn(&Structural, &mut Value),
         mut value: Value,
         mut strict: Vec<String>,
         validation: Validation,
@@ -213,7 +233,7 @@ impl Custom {
         }
         let unknown = self.schema.prune(&mut value, true);
         strict.extend(unknown.into_iter().map(|path| format!("unknown field {path:?}")));
-        self.schema.set_defaults(&mut value);
+        set_defaults(&self.schema, &mut value);
         match validation {
             Validation::Strict if !strict.is_empty() => Err(decode::Error::Strict(strict)),
             Validation::Warn => Ok(Decoded { value, warnings: strict }),
@@ -239,8 +259,8 @@ impl Custom {
         Ok(if value == before { raw } else { object::encode(&value).0 })
     }
 
-    /// What is wrong with an object; `old` is the one it replaces.
-    pub fn validate(&self, object: &Value, old: Option<&Value>) -> ErrorList {
+    /// What is wrong with an object; `old` is the one it replaces. What was as wrong in that one is only warned of.
+    pub fn validate(&self, object: &Value, old: Option<&Value>, warnings: &Warnings) -> ErrorList {
         let mut errors = self.schema.validate(object, old);
         if let Some(scale) = &self.scale {
             errors.extend(scale.validate(object));
@@ -259,7 +279,9 @@ impl Custom {
                 "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
             ));
         } else {
-            errors.extend(self.rules.validate(&self.schema, object, old));
+            let judged = self.rules.judge(&self.schema, object, old);
+            errors.extend(judged.errors);
+            judged.tolerated.iter().for_each(|error| warnings.add(error.to_string()));
         }
         errors
     }

@@ -75,9 +75,14 @@ impl Paths {
         })
     }
 
+    /// The number of replicas as a path into a set of owned fields.
+    pub fn owned_as(&self) -> String {
+        self.spec_replicas.iter().map(|name| format!("/f:{name}")).collect()
+    }
+
     /// The `Scale` of an object.
     pub fn scale_of(&self, resource: &Resource, object: &Value) -> Result<Value, Status> {
-        let Some(replicas) = at(object, &self.spec_replicas).and_then(Value::as_i64) else {
+        if at(object, &self.spec_replicas).and_then(Value::as_i64).is_none() {
             let text =
                 format!("the spec replicas field {:?} does not exist", self.spec_replicas_text);
             let mut status = Status::internal(text);
@@ -85,7 +90,13 @@ impl Paths {
                 .message
                 .replace("does not exist", &format!("does not exist in {}", resource.qualified()));
             return Err(status);
-        };
+        }
+        Ok(self.scale_before(object))
+    }
+
+    /// The `Scale` of an object that is about to be scaled: what does not say how many there are to be has none so far.
+    pub fn scale_before(&self, object: &Value) -> Value {
+        let replicas = at(object, &self.spec_replicas).and_then(Value::as_i64).unwrap_or(0);
         let mut scale = json!({
             "kind": "Scale",
             "apiVersion": "autoscaling/v1",
@@ -102,7 +113,7 @@ impl Paths {
         if let Some(text) = selector.and_then(Value::as_str).filter(|text| !text.is_empty()) {
             scale["status"]["selector"] = text.into();
         }
-        Ok(scale)
+        scale
     }
 
     /// What is wrong with what the paths lead to (`ValidateScaleSpec`, `ValidateScaleStatus`).

@@ -97,7 +97,7 @@ async fn objects_are_validated_and_pruned() {
     assert_eq!(refused.code, 422, "{}", refused.body);
     assert_eq!(
         refused.body["message"],
-        "Foo.example.com \"a\" is invalid: [spec.color: Unsupported value: \"green\": supported values: \"blue\", \"red\", spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0, .spec.replicas: Invalid value: -1: should be a non-negative integer]"
+        "Foo.example.com \"a\" is invalid: [spec.color: Unsupported value: \"green\": supported values: \"red\", \"blue\", spec.replicas: Invalid value: -1: spec.replicas in body should be greater than or equal to 0, .spec.replicas: Invalid value: -1: should be a non-negative integer]"
     );
     let mut odd = foo("a");
     odd["spec"]["extra"] = 1.into();
@@ -372,4 +372,105 @@ async fn rules_of_the_schema_are_kept() {
     assert_eq!(refused.code, 422, "{}", refused.body);
     let text = refused.body["message"].as_str().expect("a message");
     assert!(text.contains("undefined field 'colour'"), "{text}");
+}
+
+#[tokio::test]
+async fn nulls_that_are_applied_are_mistakes() {
+    let f = fixture().await;
+    let apply = async |spec: Value| {
+        let mut config = foo("a");
+        config["spec"] = spec;
+        let request = http::Request::patch(format!("{FOOS}/a?fieldManager=m"))
+            .header("content-type", "application/apply-patch+yaml");
+        f.send(request, config.to_string()).await
+    };
+    let refused = apply(json!({"color": null})).await;
+    assert_eq!(
+        refused.body["message"],
+        "Foo.example.com \"a\" is invalid: [spec.color: Invalid value: \"null\": spec.color in body must be of type string: \"null\", spec.color: Unsupported value: null: supported values: \"red\", \"blue\"]"
+    );
+    // What has a default gets it.
+    let made = apply(json!({"color": "red", "replicas": null})).await;
+    assert_eq!(made.body["spec"], json!({"color": "red", "replicas": 1}), "{}", made.body);
+    // In a body they say nothing.
+    let mut body = foo("b");
+    body["spec"] = json!({"color": null});
+    let refused = f.post(FOOS, &body).await;
+    let text = refused.body["message"].as_str().expect("a message");
+    assert!(text.contains("spec.color: Required value"), "{text}");
+}
+
+#[tokio::test]
+async fn values_of_an_enum_are_told_in_its_order() {
+    let f = fixture().await;
+    let mut body = foo("a");
+    body["spec"]["color"] = "green".into();
+    let refused = f.post(FOOS, &body).await;
+    let text = refused.body["message"].as_str().expect("a message");
+    assert!(
+        text.contains(r#"Unsupported value: "green": supported values: "red", "blue""#),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn what_does_not_say_how_many_can_be_scaled() {
+    let f = Fixture::new().await;
+    let mut crd = crd();
+    let spec = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
+    spec["properties"]["replicas"].as_object_mut().expect("a schema").remove("default");
+    f.post(CRDS, &crd).await;
+    established(&f, "foos.example.com").await;
+    f.post(FOOS, &foo("a")).await;
+    let path = format!("{FOOS}/a/scale");
+    let absent = f.get(&path).await;
+    assert_eq!(absent.code, 500, "{}", absent.body);
+    let scaled = f.patch(&path, "merge", &json!({"spec": {"replicas": 2}})).await;
+    assert_eq!((scaled.code.as_u16(), &scaled.body["spec"]), (200, &json!({"replicas": 2})));
+    assert_eq!(f.get(&format!("{FOOS}/a")).await.body["spec"]["replicas"], 2);
+}
+
+#[tokio::test]
+async fn what_a_new_rule_says_against_old_values_is_a_warning() {
+    let f = fixture().await;
+    f.post(FOOS, &foo("a")).await;
+    let path = format!("{CRDS}/foos.example.com");
+    let rule = json!([{"op": "add",
+        "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/x-kubernetes-validations",
+        "value": [{"rule": "self.color != 'red'", "message": "red is over"}]}]);
+    let changed = f.patch(&path, "json", &rule).await;
+    assert_eq!(changed.code, 200, "{}", changed.body);
+    // The rule is in force once a new object is refused.
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    while f.post(&format!("{FOOS}?dryRun=All"), &foo("b")).await.code != 422 {
+        assert!(tokio::time::Instant::now() < deadline, "the rule is not in force");
+        tokio::task::yield_now().await;
+    }
+    let labelled =
+        f.patch(&format!("{FOOS}/a"), "merge", &json!({"metadata": {"labels": {"x": "y"}}})).await;
+    assert_eq!(labelled.code, 200, "{}", labelled.body);
+    assert_eq!(labelled.headers["warning"], "299 - \"spec: Invalid value: red is over\"");
+    let refused = f.patch(&format!("{FOOS}/a"), "merge", &json!({"spec": {"replicas": 2}})).await;
+    assert_eq!(refused.code, 422, "{}", refused.body);
+}
+
+#[tokio::test]
+async fn all_versions_are_stored_in_one() {
+    let f = Fixture::new().await;
+    let mut crd = crd();
+    let mut second = crd["spec"]["versions"][0].clone();
+    second["name"] = "v2".into();
+    second["storage"] = false.into();
+    crd["spec"]["versions"].as_array_mut().expect("a list").push(second);
+    f.post(CRDS, &crd).await;
+    established(&f, "foos.example.com").await;
+    let hash = async |path: &str, plural: &str| {
+        let list = f.get(path).await.body;
+        let resources = list["resources"].as_array().cloned().unwrap_or_default();
+        let found = resources.into_iter().find(|resource| resource["name"] == plural);
+        found.map(|resource| resource["storageVersionHash"].clone())
+    };
+    let [one, other] = ["/apis/example.com/v1", "/apis/example.com/v2"];
+    assert_eq!(hash(one, "foos").await, hash(other, "foos").await);
+    assert_eq!(hash("/api/v1", "events").await, hash("/apis/events.k8s.io/v1", "events").await);
 }

@@ -2,10 +2,13 @@
 //!
 //! Source: `k8s.io/apiserver/pkg/util/flowcontrol/rule.go`.
 
+use std::sync::Arc;
+
 use apimachinery::meta;
 use http::HeaderValue;
 use serde_json::Value;
 
+use super::counts::{Counts, Tally};
 use crate::attributes::RequestContext;
 use crate::zero::Zero;
 
@@ -33,6 +36,8 @@ pub struct Schema {
     pub level_uid: HeaderValue,
     /// Whether requests of the level run at once, however many there are.
     pub exempt: bool,
+    /// What is counted of its requests.
+    pub tally: Arc<Tally>,
     distinguisher: Distinguisher,
     rules: Vec<Rule>,
 }
@@ -71,11 +76,16 @@ fn has(list: &[String], wanted: &str) -> bool {
 
 impl Schemas {
     /// Reads the schemas whose level exists; `levels` are all levels.
-    pub fn new(schemas: &[Value], levels: &[Value]) -> Self {
-        let mut all: Vec<Schema> =
-            schemas.iter().filter_map(|schema| Schema::parse(schema, levels)).collect();
+    pub fn new(schemas: &[Value], levels: &[Value], counts: &Counts) -> Self {
+        let parse = |schema| Schema::parse(schema, levels, counts);
+        let mut all: Vec<Schema> = schemas.iter().filter_map(parse).collect();
         all.sort_by(|a, b| (a.precedence, &a.name).cmp(&(b.precedence, &b.name)));
         Self(all)
+    }
+
+    /// Those whose requests belong to the level.
+    pub fn of_level<'a>(&'a self, level: &'a str) -> impl Iterator<Item = &'a Schema> {
+        self.0.iter().filter(move |schema| schema.level == level)
     }
 
     /// The request's schema; nothing only while there are none at all.
@@ -86,7 +96,7 @@ impl Schemas {
 }
 
 impl Schema {
-    fn parse(schema: &Value, levels: &[Value]) -> Option<Self> {
+    fn parse(schema: &Value, levels: &[Value], counts: &Counts) -> Option<Self> {
         let spec = &schema["spec"];
         let level = spec["priorityLevelConfiguration"]["name"].text();
         let found = levels.iter().find(|known| meta::name(known) == level)?;
@@ -97,6 +107,7 @@ impl Schema {
             level: level.to_owned(),
             level_uid: header(meta::uid(found)),
             exempt: found["spec"]["type"] == "Exempt",
+            tally: Arc::new(counts.of(meta::name(schema), level)),
             distinguisher: match spec["distinguisherMethod"]["type"].text() {
                 "ByUser" => Distinguisher::User,
                 "ByNamespace" => Distinguisher::Namespace,
@@ -228,7 +239,11 @@ mod tests {
                 .map(|(_, o)| with_uid(o))
                 .collect()
         };
-        let schemas = Schemas::new(&of("flowschemas"), &of("prioritylevelconfigurations"));
+        let schemas = Schemas::new(
+            &of("flowschemas"),
+            &of("prioritylevelconfigurations"),
+            &Counts::default(),
+        );
         let ctx = |user: &str, group: &str, verb, resource: &str, namespace: &str| {
             let (plural, subresource) = resource.split_once('/').unwrap_or((resource, ""));
             let api_group = if plural == "leases" { "coordination.k8s.io" } else { "" };

@@ -87,7 +87,7 @@ impl Flow {
         };
         let (schemas, levels) = (list(SCHEMAS), list(LEVELS));
         self.levels.configure(&levels);
-        let fresh = Arc::new(Schemas::new(&schemas, &levels));
+        let fresh = Arc::new(Schemas::new(&schemas, &levels, &self.counts));
         *self.schemas.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         for schema in &schemas {
             report(say_dangling(&self.registry, schema, &levels).await);

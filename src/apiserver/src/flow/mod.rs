@@ -9,14 +9,17 @@
 
 mod classify;
 mod controller;
+mod counts;
+mod dump;
 mod objects;
 mod queue;
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::header::RETRY_AFTER;
 use http::{HeaderName, HeaderValue, StatusCode};
+use prometheus_client::registry::Registry as Metrics;
 
 use crate::attributes::RequestContext;
 use crate::body::Response;
@@ -24,6 +27,7 @@ use crate::registry::Registry;
 use crate::respond;
 
 use classify::Schemas;
+use counts::{Counts, Held, Tally};
 use queue::{Levels, Seat};
 
 pub use controller::run;
@@ -41,6 +45,7 @@ pub struct Flow {
     registry: Registry,
     schemas: RwLock<Arc<Schemas>>,
     levels: Arc<Levels>,
+    counts: Counts,
 }
 
 /// A request's turn: while it is held, the request counts as running.
@@ -49,11 +54,22 @@ pub struct Turn {
     schema_uid: Option<HeaderValue>,
     level_uid: Option<HeaderValue>,
     seat: Option<Seat>,
+    running: Option<Running>,
+}
+
+/// What is counted of a request that runs.
+struct Running {
+    tally: Arc<Tally>,
+    since: Instant,
+    _held: Held,
 }
 
 impl Turn {
     /// Lets the next one have its turn.
     pub fn end(self) {
+        if let Some(Running { tally, since, .. }) = &self.running {
+            tally.ran(since.elapsed());
+        }
         drop(self.seat);
     }
 
@@ -77,7 +93,21 @@ fn is_long_running(ctx: &RequestContext) -> bool {
 impl Flow {
     /// Levels and schemas of `registry`; until [`run`] has read them everything runs at once.
     pub fn new(registry: Registry) -> Self {
-        Self { registry, schemas: RwLock::default(), levels: Arc::default() }
+        Self {
+            registry,
+            schemas: RwLock::default(),
+            levels: Arc::default(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// Tells the metrics of requests and levels.
+    pub fn register(&self, metrics: &mut Metrics) {
+        self.counts.register(&self.levels, metrics);
+    }
+
+    fn schemas(&self) -> Arc<Schemas> {
+        self.schemas.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits for the request's turn; `Err` is the refusal when there are too many.
@@ -85,19 +115,33 @@ impl Flow {
         if is_long_running(ctx) {
             return Ok(Turn::default());
         }
-        let schemas = self.schemas.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let schemas = self.schemas();
         let Some(schema) = schemas.find(ctx) else { return Ok(Turn::default()) };
         let mut turn = Turn {
             schema_uid: Some(schema.uid.clone()),
             level_uid: Some(schema.level_uid.clone()),
             seat: None,
+            running: None,
+        };
+        let (tally, began) = (&schema.tally, Instant::now());
+        let run = |waited: Duration| {
+            Some(Running { tally: tally.clone(), since: began + waited, _held: tally.run(waited) })
         };
         if schema.exempt {
+            turn.running = run(Duration::ZERO);
             return Ok(turn);
         }
-        if let Ok(seat) = self.levels.enter(&schema.level, || schema.flow_of(ctx), WAIT_MAX).await {
-            turn.seat = seat;
-            return Ok(turn);
+        let pending = tally.wait();
+        let entered = self.levels.enter(&schema.level, || schema.flow_of(ctx), WAIT_MAX).await;
+        pending.over();
+        let waited = began.elapsed();
+        match entered {
+            Ok(seat) => {
+                turn.seat = seat;
+                turn.running = run(waited);
+                return Ok(turn);
+            }
+            Err(why) => tally.refuse(why, waited),
         }
         let text = "Too many requests, please try again later.\n";
         let mut response = respond::text(StatusCode::TOO_MANY_REQUESTS, text);
@@ -128,7 +172,8 @@ mod tests {
         };
         let (schemas, levels) = (of(SCHEMAS), of(LEVELS));
         flow.levels.configure(&levels);
-        *flow.schemas.write().expect("no panic") = Arc::new(Schemas::new(&schemas, &levels));
+        *flow.schemas.write().expect("no panic") =
+            Arc::new(Schemas::new(&schemas, &levels, &flow.counts));
         flow
     }
 
@@ -190,5 +235,62 @@ mod tests {
             }
             waiting = still;
         }
+    }
+
+    #[tokio::test]
+    async fn what_runs_and_waits_is_told() {
+        let flow = flow();
+        let mut metrics = Metrics::default();
+        flow.register(&mut metrics);
+        let told = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &metrics).expect("a text");
+            text
+        };
+        let flooding = ctx("eve", "system:authenticated", "list", "pods");
+        let (mut running, mut waiting) = (Vec::new(), Vec::new());
+        while waiting.len() < 2 {
+            let mut turn = Box::pin(flow.enter(&flooding));
+            match (&mut turn).now_or_never() {
+                Some(Ok(turn)) => running.push(turn),
+                Some(Err(_)) => panic!("there is room to wait"),
+                None => waiting.push(turn),
+            }
+        }
+        let labels = r#"{priority_level="global-default",flow_schema="global-default"}"#;
+        let runs = running.len();
+        let text = told();
+        for line in [
+            format!("apiserver_flowcontrol_dispatched_requests_total{labels} {runs}\n"),
+            format!("apiserver_flowcontrol_current_executing_requests{labels} {runs}\n"),
+            format!("apiserver_flowcontrol_current_inqueue_requests{labels} 2\n"),
+            "apiserver_flowcontrol_nominal_limit_seats{priority_level=\"global-default\"} 49\n"
+                .into(),
+            "apiserver_flowcontrol_lower_limit_seats{priority_level=\"global-default\"} 25\n"
+                .into(),
+        ] {
+            assert!(text.contains(&line), "{line}{text}");
+        }
+        let levels = flow.dump("dump_priority_levels").expect("a dump");
+        let line = levels.lines().find(|line| line.starts_with("global-default")).expect("a line");
+        let cells: Vec<&str> = line.split(',').map(str::trim).collect();
+        let runs = runs.to_string();
+        let runs = runs.as_str();
+        assert_eq!(cells[2..], ["false", "false", "2", runs, runs, "0", "0", "0"], "{levels}");
+        let requests = flow.dump("dump_requests").expect("a dump");
+        assert_eq!(requests.matches("global-default,").count(), 4, "{requests}");
+        assert!(requests.contains(" eve,"), "{requests}");
+        assert!(flow.dump("dump_queues").is_some_and(|text| text.contains("leader-election,")));
+        assert_eq!(flow.dump("dump_nothing"), None);
+        // One goes away, and the other is served.
+        drop(waiting.pop());
+        running.into_iter().for_each(Turn::end);
+        waiting.pop().expect("one waits").await.ok().expect("a turn").end();
+        let text = told();
+        assert!(text.contains(&format!("current_executing_requests{labels} 0\n")), "{text}");
+        assert!(
+            text.contains("flow_schema=\"global-default\",reason=\"cancelled\"} 1\n"),
+            "{text}"
+        );
     }
 }

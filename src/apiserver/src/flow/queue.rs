@@ -10,7 +10,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use apimachinery::meta;
 use serde_json::Value;
@@ -23,9 +23,44 @@ const SEATS: u64 = 400 + 200;
 /// What a request is thought to last while it runs, in seconds.
 const ESTIMATE: f64 = 0.003;
 
-/// There is neither a seat nor a place to wait.
+/// Why a request has no turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// The level has no queues, and all of its seats are taken.
+    Seats,
+    /// The queue is full.
+    Queue,
+    /// It has waited long enough.
+    Time,
+}
+
+/// A level as it is now.
 #[derive(Debug)]
-pub struct Full;
+pub struct LevelState {
+    /// Its name.
+    pub name: String,
+    /// Its share of the seats.
+    pub nominal: u64,
+    /// What it has when others use all that it lends.
+    pub lower: u64,
+    /// What it has when it uses all that others lend.
+    pub upper: u64,
+    /// What it has now.
+    pub current: u64,
+    /// Its queues.
+    pub queues: Vec<QueueState>,
+}
+
+/// A queue as it is now.
+#[derive(Debug)]
+pub struct QueueState {
+    /// How many requests that waited in it run.
+    pub running: u64,
+    /// Work that was given to it, in seconds of one seat.
+    pub work: f64,
+    /// Whose requests wait in it (schema and flow), and since when.
+    pub waiting: Vec<(String, SystemTime)>,
+}
 
 /// All levels.
 #[derive(Default)]
@@ -50,9 +85,19 @@ struct Level {
 
 #[derive(Debug, Default)]
 struct Queue {
-    waiting: VecDeque<(u64, oneshot::Sender<Seat>)>,
+    waiting: VecDeque<Waiting>,
+    /// How many that waited in it run.
+    running: u64,
     /// Work that was given to it.
     work: f64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ticket: u64,
+    flow: String,
+    since: SystemTime,
+    sender: oneshot::Sender<Seat>,
 }
 
 /// A seat that is taken; dropping it gives it back.
@@ -128,7 +173,7 @@ impl Level {
         let queue = &mut self.queues[index];
         self.clock = self.clock.max(queue.work);
         queue.work += ESTIMATE;
-        queue.waiting.pop_front().map(|(_, sender)| (index, sender))
+        queue.waiting.pop_front().map(|waiting| (index, waiting.sender))
     }
 }
 
@@ -146,6 +191,30 @@ fn limit(levels: &BTreeMap<String, Level>, level: &str) -> u64 {
 impl Levels {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Level>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All levels as they are now, by name.
+    pub fn state(&self) -> Vec<LevelState> {
+        let levels = self.lock();
+        let lendable = |own: &str| -> u64 {
+            levels.iter().filter(|(name, _)| *name != own).map(|(_, other)| other.lendable).sum()
+        };
+        let state = levels.iter().map(|(name, level)| {
+            let queues = level.queues.iter().map(|queue| QueueState {
+                running: queue.running,
+                work: queue.work,
+                waiting: queue.waiting.iter().map(|w| (w.flow.clone(), w.since)).collect(),
+            });
+            LevelState {
+                name: name.clone(),
+                nominal: level.nominal,
+                lower: level.nominal - level.lendable.min(level.nominal),
+                upper: level.nominal.saturating_add(level.borrowable.min(lendable(name))),
+                current: if level.exempt { level.nominal } else { limit(&levels, name) },
+                queues: queues.collect(),
+            }
+        });
+        state.collect()
     }
 
     /// Takes over what the objects say; who runs or waits goes on doing so.
@@ -167,8 +236,8 @@ impl Levels {
                 if before.queues.len() == level.queues.len() {
                     level.queues = before.queues;
                 } else {
-                    for (_, sender) in before.queues.into_iter().flat_map(|queue| queue.waiting) {
-                        self.give(name, &mut level, None, sender);
+                    for waiting in before.queues.into_iter().flat_map(|queue| queue.waiting) {
+                        self.give(name, &mut level, None, waiting.sender);
                     }
                 }
             }
@@ -196,20 +265,21 @@ impl Levels {
                 return Ok(Some(self.seat(level, None)));
             }
             if own.queues.is_empty() {
-                return Err(Full);
+                return Err(Full::Seats);
             }
-            let index = own.deal(&flow());
+            let flow = flow();
+            let index = own.deal(&flow);
             let (length, clock) = (own.length, own.clock);
             let queue = &mut own.queues[index];
             if queue.waiting.len() >= length {
-                return Err(Full);
+                return Err(Full::Queue);
             }
             if queue.waiting.is_empty() {
                 queue.work = queue.work.max(clock);
             }
             let (sender, receiver) = oneshot::channel();
-            let ticket = queue.waiting.back().map_or(0, |(ticket, _)| ticket + 1);
-            queue.waiting.push_back((ticket, sender));
+            let ticket = queue.waiting.back().map_or(0, |last| last.ticket + 1);
+            queue.waiting.push_back(Waiting { ticket, flow, since: SystemTime::now(), sender });
             (ticket, index, receiver)
         };
         // A client that goes away is passed over when its turn comes; a seat that it was given in the
@@ -221,9 +291,9 @@ impl Levels {
                 let mut levels = self.lock();
                 if let Some(queue) = levels.get_mut(level).and_then(|own| own.queues.get_mut(queue))
                 {
-                    queue.waiting.retain(|(other, _)| *other != ticket);
+                    queue.waiting.retain(|other| other.ticket != ticket);
                 }
-                Err(Full)
+                Err(Full::Time)
             }
         }
     }
@@ -247,7 +317,12 @@ impl Levels {
         sender: oneshot::Sender<Seat>,
     ) {
         match sender.send(self.seat(name, queue)) {
-            Ok(()) => level.running += 1,
+            Ok(()) => {
+                level.running += 1;
+                if let Some(queue) = queue.and_then(|index| level.queues.get_mut(index)) {
+                    queue.running += 1;
+                }
+            }
             Err(mut seat) => seat.counted = false,
         }
     }
@@ -284,6 +359,7 @@ impl Drop for Seat {
             let used = self.since.elapsed().as_secs_f64() - ESTIMATE;
             if let Some(queue) = self.queue.and_then(|index| level.queues.get_mut(index)) {
                 queue.work = (queue.work + used).max(0.0);
+                queue.running = queue.running.saturating_sub(1);
             }
         }
         self.levels.dispatch(&mut levels);

@@ -164,7 +164,7 @@ impl Call {
         let object = if codec::is_shaped(&object, expected) {
             object
         } else {
-            codec::reshape(&object, expected, validation, &self.ctx.warnings)?
+            codec::reshape_applied(&object, expected, validation, &self.ctx.warnings)?
         };
         super::update::check_name(&object, &self.ctx.name)?;
         Ok(self.accept(object))

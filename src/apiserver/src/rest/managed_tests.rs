@@ -123,6 +123,27 @@ async fn every_write_is_tracked_under_its_manager() {
 }
 
 #[tokio::test]
+async fn a_scale_is_owned_where_somebody_owned_it_before() {
+    let f = Fixture::new().await;
+    let path = format!("{DEPLOYMENTS}/d");
+    let mut silent = deployment(2);
+    silent["spec"].as_object_mut().expect("an object").remove("replicas");
+    apply(&f, &path, "fieldManager=one", &silent).await;
+    for (replicas, want) in [(3, vec!["one Apply "]), (4, vec!["one Apply ", "two Update scale"])] {
+        let scale = json!({"spec": {"replicas": replicas}});
+        f.patch(&format!("{path}/scale?fieldManager=two"), "merge", &scale).await;
+        let now = f.get(&path).await;
+        assert_eq!(
+            (&now.body["spec"]["replicas"], owners(&now)),
+            (&json!(replicas), want.iter().map(|o| (*o).to_owned()).collect())
+        );
+        let mut said = silent.clone();
+        said["spec"]["replicas"] = json!(replicas);
+        apply(&f, &path, "fieldManager=one", &said).await;
+    }
+}
+
+#[tokio::test]
 async fn scale_and_status_have_entries_of_their_own() {
     let f = Fixture::new().await;
     let path = format!("{DEPLOYMENTS}/d");

@@ -129,7 +129,7 @@ fn refused(error: patch::Error) -> Status {
     match error {
         patch::Error::Malformed(text) => Status::bad_request(text),
         patch::Error::TooManyOperations(_) => Status::too_large(error.to_string()),
-        patch::Error::Inapplicable(text) => {
+        patch::Error::Inapplicable(text) | patch::Error::TestFailed(text) => {
             // Upstream keeps to itself what was wrong.
             tracing::debug!(error = text, "a patch cannot be applied");
             let mut status = Status::failure(

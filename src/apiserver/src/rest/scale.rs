@@ -5,12 +5,16 @@
 use apimachinery::labels::Selector;
 use apimachinery::{Status, field, meta};
 use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt};
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::Call;
+use crate::attributes::RequestContext;
 use crate::body::{Body, Response};
 use crate::codec::{self, Expected};
+use crate::custom::scale::Paths;
+use crate::gate::{Gate, Operation};
 use crate::negotiate;
 use crate::object::Object;
 use crate::options::{FieldValidation, WriteOptions};
@@ -58,8 +62,8 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
     let mut change = |old: Option<&Value>| {
         let before = old;
         let old = old.cloned().unwrap_or_default();
-        let scale = edit(scale_of(&resource, &old)?)?;
-        let replicas = scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0);
+        let scale = edit(scale_before(&resource, &old))?;
+        let replicas = replicas_of(&scale);
         if replicas < 0 {
             let path = field::Path::new("spec").child("replicas");
             let error =
@@ -67,22 +71,30 @@ pub async fn serve(call: &mut Call, body: Body) -> Result<Response, Status> {
             return Err(Status::invalid("autoscaling", "Scale", meta::name(&scale), &[error]));
         }
         let mut object = old;
-        match resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
-            Some(paths) => paths.set(&mut object, replicas),
-            None => {
-                meta::child_mut(&mut object, "spec").insert("replicas".into(), replicas.into());
-            }
-        }
+        set_replicas(&resource, &mut object, replicas);
         match meta::resource_version(&scale).to_owned() {
             version if version.is_empty() => {
                 drop(meta::remove(&mut object, "resourceVersion"));
             }
             version => meta::set(&mut object, "resourceVersion", version),
         }
-        call.track(before, &mut object);
+        if is_owned(&resource, before) {
+            call.track(before, &mut object);
+        }
         Ok(object)
     };
     write(call, &mut change).await
+}
+
+/// Whether anybody owns the number of replicas: otherwise nobody comes to own it by a change of the scale.
+///
+/// Source: `ScaleHandler` and `skipNonAppliedManager` of `managedfields`.
+fn is_owned(resource: &Resource, object: Option<&Value>) -> bool {
+    let custom = resource.custom.as_ref().and_then(|custom| custom.scale.as_ref());
+    let pointer = custom.map_or_else(|| "/f:spec/f:replicas".to_owned(), Paths::owned_as);
+    let entries = object.and_then(|object| meta::metadata(object).get("managedFields"));
+    let entries = entries.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    entries.iter().any(|entry| entry["fieldsV1"].pointer(&pointer).is_some())
 }
 
 /// That there is no such scale: upstream's own workloads speak of the subresource.
@@ -96,11 +108,9 @@ async fn write(call: &Call, change: &mut Change<'_>) -> Result<Response, Status>
     let mut ctx = call.ctx.clone();
     // The workload's own strategy applies, not that of a status.
     ctx.subresource = String::new();
-    let (object, _): (std::sync::Arc<Object>, bool) = call
-        .server
-        .registry
-        .update_through(&ctx, UpdateRules::default(), call.server.gate(), change)
-        .await?;
+    let gate = ScaleGate { gate: call.server.gate(), resource: &call.resource };
+    let (object, _): (std::sync::Arc<Object>, bool) =
+        call.server.registry.update_through(&ctx, UpdateRules::default(), &gate, change).await?;
     let scale = scale_of(&call.resource, &object.to_value())?;
     Ok(respond::value(StatusCode::OK, &scale, call.accepted))
 }
@@ -136,6 +146,78 @@ fn scale_of(resource: &Resource, object: &Value) -> Result<Value, Status> {
         return paths.scale_of(resource, object);
     }
     Ok(workload_scale(object))
+}
+
+fn replicas_of(scale: &Value) -> i64 {
+    scale.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(0)
+}
+
+fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) {
+    match resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+        Some(paths) => paths.set(object, replicas),
+        None => {
+            meta::child_mut(object, "spec").insert("replicas".into(), replicas.into());
+        }
+    }
+}
+
+/// Admission of a scale: it sees scales, and not the workloads that are written.
+struct ScaleGate<'c> {
+    gate: &'c dyn Gate,
+    resource: &'c Resource,
+}
+
+impl ScaleGate<'_> {
+    fn asked(ctx: &RequestContext) -> RequestContext {
+        RequestContext { subresource: "scale".into(), ..ctx.clone() }
+    }
+}
+
+impl Gate for ScaleGate<'_> {
+    fn mutate<'a>(
+        &'a self,
+        ctx: &'a RequestContext,
+        operation: Operation,
+        object: Option<&'a mut Value>,
+        old: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<(), Status>> {
+        async move {
+            let before = old.map(|old| scale_before(self.resource, old));
+            let Some(object) = object else { return Ok(()) };
+            let mut scale = scale_before(self.resource, object);
+            let wanted = replicas_of(&scale);
+            let ctx = Self::asked(ctx);
+            self.gate.mutate(&ctx, operation, Some(&mut scale), before.as_ref()).await?;
+            if replicas_of(&scale) != wanted {
+                set_replicas(self.resource, object, replicas_of(&scale));
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn validate<'a>(
+        &'a self,
+        ctx: &'a RequestContext,
+        operation: Operation,
+        object: Option<&'a Value>,
+        old: Option<&'a Value>,
+    ) -> BoxFuture<'a, Result<(), Status>> {
+        async move {
+            let seen = |object: Option<&Value>| object.map(|o| scale_before(self.resource, o));
+            let (object, old) = (seen(object), seen(old));
+            let ctx = Self::asked(ctx);
+            self.gate.validate(&ctx, operation, object.as_ref(), old.as_ref()).await
+        }
+        .boxed()
+    }
+}
+
+fn scale_before(resource: &Resource, object: &Value) -> Value {
+    match resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+        Some(paths) => paths.scale_before(object),
+        None => workload_scale(object),
+    }
 }
 
 /// What a scale has of its object's metadata.

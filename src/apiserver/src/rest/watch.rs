@@ -329,11 +329,7 @@ impl Watcher {
             end: Box::pin(tokio::time::sleep_until(deadline)),
             deadline,
             ended: false,
-            _counted: call.server.metrics.watching(
-                &call.resource.group,
-                &call.resource.version,
-                &call.resource.kind,
-            ),
+            _counted: call.server.metrics.lasting(&crate::server::labels_of(&call.ctx)),
         }
     }
 

@@ -245,7 +245,7 @@ mod tests {
             (rule(json!({"resources": []})), "rules[0].resources: Required value"),
             (
                 hook(
-                    json!({"matchConditions": [{"name": "a", "expression": "object.kind"}, {"expression": "true"}]}),
+                    json!({"matchConditions": [{"name": "a", "expression": "object.kind == 'A'"}, {"expression": "true"}]}),
                 ),
                 "matchConditions[1].name: Required value",
             ),

@@ -173,19 +173,26 @@ pub(super) fn validate<'a>(format: &str, text: &str) -> Value<'a> {
 }
 
 fn parse_version(text: &str, strict: bool) -> std::result::Result<Version, String> {
-    let bad = || format!("{text:?} is not a semantic version");
     let plain = if strict { text } else { text.trim_start_matches('v') };
     let (rest, build) = plain.split_once('+').unwrap_or((plain, ""));
     let (core, pre) = rest.split_once('-').unwrap_or((rest, ""));
     let mut numbers = [0; 3];
     let parts: Vec<&str> = core.split('.').collect();
-    if parts.len() > 3 || (strict && parts.len() != 3) {
-        return Err(bad());
+    if text.is_empty() {
+        return Err("Version string empty".into());
     }
-    for (number, part) in numbers.iter_mut().zip(&parts) {
-        let digits = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-        if !digits || (strict && part.len() > 1 && part.starts_with('0')) {
+    if parts.len() > 3 || (strict && parts.len() != 3) {
+        return Err("No Major.Minor.Patch elements found".into());
+    }
+    for ((number, part), name) in numbers.iter_mut().zip(&parts).zip(["major", "minor", "patch"]) {
+        let bad = || format!("Invalid character(s) found in {name} number {part:?}");
+        if part.is_empty() || !part.bytes().all(|b| b.is_ascii_digit()) {
             return Err(bad());
+        }
+        if strict && part.len() > 1 && part.starts_with('0') {
+            let (first, rest) = name.split_at(1);
+            let name = first.to_uppercase() + rest;
+            return Err(format!("{name} number must not contain leading zeroes {part:?}"));
         }
         *number = part.parse().map_err(|_| bad())?;
     }

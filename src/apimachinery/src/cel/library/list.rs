@@ -23,8 +23,19 @@ pub(super) fn method<'a>(target: &Value<'a>, name: &str, args: &[Value<'a>]) -> 
         ("sum", []) => {
             let mut items = items.into_iter();
             let Some(mut sum) = items.next() else { return Ok(Value::Int(0)) };
+            // Texts have a `+`, and no sum.
+            let is_number = |value: &Value<'_>| {
+                matches!(
+                    value,
+                    Value::Int(_) | Value::Uint(_) | Value::Double(_) | Value::Duration(_)
+                )
+            };
+            let none = || format!("{NO_OVERLOAD}: sum(list)");
+            if !is_number(&sum) {
+                return Err(none());
+            }
             for item in items {
-                sum = operators::apply("+", &[sum, item]).ok_or(NO_OVERLOAD)??;
+                sum = operators::apply("+", &[sum, item]).ok_or_else(none)??;
             }
             Ok(sum)
         }
@@ -61,6 +72,11 @@ pub(super) fn method<'a>(target: &Value<'a>, name: &str, args: &[Value<'a>]) -> 
         }
         ("slice", [Value::Int(from), Value::Int(to)]) => {
             let length = items.len() as i64;
+            if *from >= 0 && *to >= 0 && from > to {
+                return Err(format!(
+                    "cannot slice({from}, {to}), start index must be less than or equal to end index"
+                ));
+            }
             if *from < 0 || *to < *from || *to > length {
                 return Err(format!("cannot slice({from}, {to}), list is length {length}"));
             }
@@ -69,6 +85,7 @@ pub(super) fn method<'a>(target: &Value<'a>, name: &str, args: &[Value<'a>]) -> 
         ("flatten", rest) => {
             let depth = match rest {
                 [] => 1,
+                [Value::Int(n)] if *n < 0 => return Err("level must be non-negative".into()),
                 [Value::Int(n)] => *n,
                 _ => return Err(NO_OVERLOAD.into()),
             };

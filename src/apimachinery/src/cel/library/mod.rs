@@ -88,11 +88,15 @@ pub(super) fn function<'a>(name: &str, args: &[Value<'a>]) -> Result<'a> {
         ("dyn", [value]) => Ok(value.clone()),
         ("type", [value]) => Ok(Value::Type(value.type_name())),
         ("int" | "uint" | "double" | "string" | "bytes" | "bool", [value]) => convert(name, value),
-        ("duration", [Value::Text(text)]) => parse_duration(text).map(Value::Duration),
+        ("duration", [Value::Text(text)]) => parse_duration(text)
+            .map(Value::Duration)
+            .map_err(|_| inconvertible("google.protobuf.Duration")),
         ("duration", [value @ Value::Duration(_)]) | ("timestamp", [value @ Value::Time(_)]) => {
             Ok(value.clone())
         }
-        ("timestamp", [Value::Text(text)]) => crate::time::parse(text).map(Value::Time),
+        ("timestamp", [Value::Text(text)]) => crate::time::parse(text)
+            .map(Value::Time)
+            .map_err(|_| format!("invalid RFC 3339 timestamp {text:?}")),
         ("timestamp", [Value::Int(n)]) => {
             jiff::Timestamp::from_second(*n).map(Value::Time).map_err(|_| "range".into())
         }
@@ -106,6 +110,9 @@ pub(super) fn function<'a>(name: &str, args: &[Value<'a>]) -> Result<'a> {
             Ok(text.replace('~', "~0").replace('/', "~1").into())
         }
         ("strings.quote", [Value::Text(text)]) => Ok(format!("{text:?}").into()),
+        ("lists.range", [Value::Int(n)]) if *n < 0 => {
+            Err(format!("lists.range: size must be non-negative, got {n}"))
+        }
         ("lists.range", [Value::Int(n)]) => {
             Ok((0..(*n).clamp(0, 1_000_000)).map(Value::Int).collect::<Vec<_>>().into())
         }
@@ -138,10 +145,18 @@ pub(super) fn method<'a>(target: &Value<'a>, name: &str, args: &[Value<'a>]) -> 
         (Value::Format(format), "validate", [Value::Text(text)]) => {
             Ok(kubernetes::validate(format, text))
         }
+        (Value::Format(_), "validate", [other]) => {
+            Err(format!("{NO_OVERLOAD}: validate({}, {})", target.type_name(), other.type_name()))
+        }
         (Value::Time(_) | Value::Duration(_), ..) => time::method(target, name, args),
         (Value::List(_) | Value::JsonList(..), ..) => list::method(target, name, args),
         _ => Err(NO_OVERLOAD.into()),
     }
+}
+
+/// That a text is none that a value of the type is written as.
+fn inconvertible(wanted: &str) -> String {
+    format!("type conversion error from 'string' to '{wanted}'")
 }
 
 fn convert<'a>(name: &str, value: &Value<'a>) -> Result<'a> {
@@ -150,27 +165,20 @@ fn convert<'a>(name: &str, value: &Value<'a>) -> Result<'a> {
         ("int", Value::Uint(n)) => Value::Int(i64::try_from(*n).map_err(|_| "integer overflow")?),
         ("int", Value::Double(n)) if n.abs() < 9.2e18 => Value::Int(*n as i64),
         ("int", Value::Double(_)) => return Err("integer overflow".into()),
-        ("int", Value::Text(text)) => Value::Int(
-            text.parse()
-                .map_err(|_| format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))?,
-        ),
+        ("int", Value::Text(text)) => Value::Int(text.parse().map_err(|_| inconvertible(name))?),
         ("int", Value::Time(time)) => Value::Int(time.as_second()),
         ("uint", Value::Uint(n)) => Value::Uint(*n),
         ("uint", Value::Int(n)) => {
             Value::Uint(u64::try_from(*n).map_err(|_| "unsigned integer overflow")?)
         }
         ("uint", Value::Double(n)) if *n >= 0.0 && *n < 1.8e19 => Value::Uint(*n as u64),
-        ("uint", Value::Text(text)) => Value::Uint(
-            text.parse()
-                .map_err(|_| format!("strconv.ParseUint: parsing {text:?}: invalid syntax"))?,
-        ),
+        ("uint", Value::Text(text)) => Value::Uint(text.parse().map_err(|_| inconvertible(name))?),
         ("double", Value::Double(n)) => Value::Double(*n),
         ("double", Value::Int(n)) => Value::Double(*n as f64),
         ("double", Value::Uint(n)) => Value::Double(*n as f64),
-        ("double", Value::Text(text)) => Value::Double(
-            text.parse()
-                .map_err(|_| format!("strconv.ParseFloat: parsing {text:?}: invalid syntax"))?,
-        ),
+        ("double", Value::Text(text)) => {
+            Value::Double(text.parse().map_err(|_| inconvertible(name))?)
+        }
         ("string", Value::Bytes(bytes)) => String::from_utf8(bytes.to_vec())
             .map(Value::from)
             .map_err(|_| "invalid UTF-8 in bytes, cannot convert to string")?,
@@ -193,9 +201,9 @@ fn convert<'a>(name: &str, value: &Value<'a>) -> Result<'a> {
         ("bool", Value::Text(text)) => match text.as_ref() {
             "1" | "t" | "T" | "TRUE" | "true" | "True" => true.into(),
             "0" | "f" | "F" | "FALSE" | "false" | "False" => false.into(),
-            _ => return Err(format!("strconv.ParseBool: parsing {text:?}: invalid syntax")),
+            _ => return Err(inconvertible(name)),
         },
-        _ => return Err(NO_OVERLOAD.into()),
+        _ => return Err(format!("{NO_OVERLOAD}: {name}({})", value.type_name())),
     };
     Ok(made)
 }

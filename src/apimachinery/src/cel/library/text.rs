@@ -80,6 +80,8 @@ fn index_of<'a>(text: &str, other: &str, rest: &[Value<'a>], first: bool) -> Res
     let bound = match rest {
         [] => None,
         [Value::Int(n)] if *n >= 0 && *n <= chars.len() as i64 => Some(*n as usize),
+        // Behind the end there is nothing.
+        [Value::Int(n)] if *n > 0 => return Ok(Value::Int(-1)),
         [Value::Int(n)] => return Err(format!("index out of range: {n}")),
         _ => return Err(NO_OVERLOAD.into()),
     };
@@ -111,7 +113,8 @@ fn split<'a>(text: &str, by: &str, rest: &[Value<'a>]) -> Result<'a> {
 /// `'%s is %d'.format([…])`
 fn format(template: &str, args: &[Value<'_>]) -> std::result::Result<String, String> {
     let mut out = String::new();
-    let mut args = args.iter();
+    let mut args = args.iter().enumerate();
+    let mut taken = 0;
     let mut chars = template.chars().peekable();
     while let Some(c) = chars.next() {
         if c != '%' {
@@ -133,7 +136,8 @@ fn format(template: &str, args: &[Value<'_>]) -> std::result::Result<String, Str
             out.push('%');
             continue;
         }
-        let value = args.next().ok_or("index 0 out of range")?;
+        let (at, value) = args.next().ok_or_else(|| format!("index {taken} out of range"))?;
+        taken = at + 1;
         let number = match value {
             Value::Int(n) => Some(i128::from(*n)),
             Value::Uint(n) => Some(i128::from(*n)),
@@ -144,7 +148,18 @@ fn format(template: &str, args: &[Value<'_>]) -> std::result::Result<String, Str
             _ => number.map(|n| n as f64),
         };
         let bad = || {
-            format!("error during formatting: %{verb} clause does not take {}", value.type_name())
+            let (clause, takes) = match verb {
+                'd' => ("decimal", "integers"),
+                'f' => ("fixed-point", "doubles"),
+                'e' => ("scientific", "doubles"),
+                'b' => ("binary", "integers and bools"),
+                'o' => ("octal", "integers"),
+                _ => ("hex", "integers, byte buffers, and strings"),
+            };
+            format!(
+                "error during formatting: {clause} clause can only be used on {takes}, was given {}",
+                value.type_name()
+            )
         };
         match verb {
             's' => out.push_str(&value.to_text()),

@@ -36,7 +36,7 @@ pub struct Matcher {
 /// One of `matchConditions`.
 #[derive(Debug)]
 pub struct Condition {
-    name: String,
+    expression: String,
     program: Result<Program, String>,
 }
 
@@ -185,7 +185,7 @@ impl Condition {
             .items()
             .iter()
             .map(|condition| Self {
-                name: condition["name"].text().to_owned(),
+                expression: condition["expression"].text().to_owned(),
                 program: super::variables::compile(condition["expression"].text(), names),
             })
             .collect()
@@ -208,7 +208,7 @@ impl Condition {
                 Ok(_) => return Ok(false),
                 Err(text) => {
                     error.get_or_insert_with(|| {
-                        format!("expression '{}' resulted in error: {text}", condition.name)
+                        format!("expression '{}' resulted in error: {text}", condition.expression)
                     });
                 }
             }

@@ -3,6 +3,7 @@
 //! Source: `k8s.io/apiserver/pkg/admission/plugin/policy/mutating`.
 
 use apimachinery::cel::TOTAL_LIMIT;
+use apimachinery::status::{Cause, Details};
 use apimachinery::{Status, apply, meta, patch};
 use serde_json::Value;
 
@@ -28,13 +29,14 @@ impl Dynamic {
         object: &mut Value,
         old: Option<&Value>,
     ) -> Result<Vec<Again<'p>>, Status> {
-        let mut again = Vec::new();
+        let (mut again, mut denials) = (Vec::new(), Vec::new());
         for policy in policies {
-            self.apply_mutator(policy, ctx, operation, object, old)?;
+            self.apply_mutator(policy, ctx, operation, object, old, &mut denials)?;
             if policy.again {
                 again.push((policy, object.clone()));
             }
         }
+        refuse(ctx, object, denials)?;
         Ok(again)
     }
 
@@ -47,12 +49,13 @@ impl Dynamic {
         object: &mut Value,
         old: Option<&Value>,
     ) -> Result<(), Status> {
+        let mut denials = Vec::new();
         for (policy, after) in again {
             if *object != after {
-                self.apply_mutator(policy, ctx, operation, object, old)?;
+                self.apply_mutator(policy, ctx, operation, object, old, &mut denials)?;
             }
         }
-        Ok(())
+        refuse(ctx, object, denials)
     }
 
     fn apply_mutator(
@@ -62,6 +65,7 @@ impl Dynamic {
         operation: Operation,
         object: &mut Value,
         old: Option<&Value>,
+        denials: &mut Vec<String>,
     ) -> Result<(), Status> {
         for binding in &policy.bindings {
             let asked = Asked { ctx, operation, object: Some(object), old };
@@ -83,14 +87,10 @@ impl Dynamic {
                     reshape(ctx, object)?;
                 }
                 Err(_) if policy.ignore_failure => {}
-                Err(error) => {
-                    let why = format!(
-                        "policy '{}' with binding '{}' denied request: {error}",
-                        policy.name, binding.name
-                    );
-                    let name = meta::name(object);
-                    return Err(Status::forbidden(&ctx.group, &ctx.plural, name, &why));
-                }
+                Err(error) => denials.push(format!(
+                    "policy '{}' with binding '{}' denied request: {error}",
+                    policy.name, binding.name
+                )),
             }
         }
         Ok(())
@@ -122,20 +122,58 @@ impl Dynamic {
             }
             let by_patch = mutation["patchType"] == "JSONPatch";
             let key = if by_patch { "jsonPatch" } else { "applyConfiguration" };
-            let program = compile(mutation[key]["expression"].text(), &names)?;
-            let made = program.run(&variables, &mut budget)?;
-            let made = made.to_json().ok_or("the expression makes no JSON")?;
+            let expression = mutation[key]["expression"].text();
+            let program = compile(expression, &names)?;
+            let made = program
+                .run(&variables, &mut budget)
+                .map_err(|error| format!("expression '{expression}' resulted in error: {error}"))?;
+            let kind = made.type_name();
+            let mut made = made.to_json().ok_or("the expression makes no JSON")?;
             if by_patch {
-                let bytes = serde_json::to_vec(&made).map_err(|error| error.to_string())?;
-                *object = patch::json(&before, &bytes).map_err(|error| error.to_string())?;
+                *object = patched(&before, &made)?;
                 continue;
             }
+            if !made.is_object() {
+                return Err(format!("must evaluate to Object but got {kind}"));
+            }
+            // What it is of it does not say.
+            meta::set_type(&mut made, meta::api_version(&before), meta::kind(&before));
             let typed = match codec::type_of(Expected::of(&own)) {
                 Some((schema, of)) => apply::Typed::kind(schema, of),
                 None => apply::Typed::deduced(),
             };
-            *object = apply::merge(typed, &before, &made);
+            *object = apply::merge(typed, &before, &made)
+                .map_err(|error| format!("error applying patch: {error}"))?;
         }
         Ok(())
     }
+}
+
+/// The object by a JSON patch; it stays as it is where the patch tests for something else.
+fn patched(object: &Value, operations: &Value) -> Result<Value, String> {
+    const OPERATIONS: [&str; 6] = ["add", "remove", "replace", "move", "copy", "test"];
+    let named = operations.items().iter().map(|one| one["op"].text());
+    if let Some(unknown) = named.into_iter().find(|name| !OPERATIONS.contains(name)) {
+        return Err(format!("JSON Patch: Unexpected kind: {unknown}"));
+    }
+    let bytes = serde_json::to_vec(operations).map_err(|error| error.to_string())?;
+    match patch::json(object, &bytes) {
+        Err(patch::Error::TestFailed(_)) => Ok(object.clone()),
+        outcome => outcome.map_err(|error| format!("JSON Patch: {error}")),
+    }
+}
+
+/// The refusal by policies that could not change the request: the first one's words, and all as causes.
+fn refuse(ctx: &RequestContext, object: &Value, denials: Vec<String>) -> Result<(), Status> {
+    let Some(first) = denials.first() else { return Ok(()) };
+    let mut status = Status::failure(403, "Invalid", first.clone());
+    let causes = denials.iter().map(|text| Cause { message: text.clone(), ..Cause::default() });
+    status.details = Some(Box::new(Details {
+        name: meta::name(object).to_owned(),
+        group: ctx.group.clone(),
+        kind: ctx.plural.clone(),
+        causes: causes.collect(),
+        ..Details::default()
+    }));
+    Err(status)
 }

@@ -60,6 +60,11 @@ fn names() -> Vec<&'static str> {
     names
 }
 
+/// What the expression of a message may name: it asks nobody whether somebody may do something.
+fn message_names() -> Vec<&'static str> {
+    names().into_iter().filter(|name| *name != "authorizer").collect()
+}
+
 /// Compiles policies with the bindings that name them.
 pub fn compile(policies: &[Value], bindings: &[Value]) -> Vec<Policy> {
     let names = names();
@@ -123,7 +128,7 @@ impl Validation {
             message: text("message"),
             message_expression: Some(validation["messageExpression"].text())
                 .filter(|text| !text.is_empty())
-                .and_then(|text| compile_cel(text, &names()).ok()),
+                .and_then(|text| compile_cel(text, &message_names()).ok()),
             reason: text("reason"),
         }
     }
@@ -134,7 +139,7 @@ impl Validation {
         policy: &Policy,
         variables: &Variables<'_>,
         budget: &mut u64,
-    ) -> Option<String> {
+    ) -> Option<Violation> {
         let outcome = match &self.program {
             Ok(program) => program.run(variables, budget),
             Err(error) => Err(format!("compilation error: {error}")),
@@ -148,15 +153,17 @@ impl Validation {
                     .and_then(|program| program.run(variables, budget).ok())
                     .map(|value| value.to_text().trim().to_owned())
                     .filter(|text| !text.is_empty() && !text.contains('\n'));
-                Some(match made {
+                let message = match made {
                     Some(text) => text,
                     None if !self.message.trim().is_empty() => self.message.trim().to_owned(),
                     None => format!("failed expression: {}", self.expression.trim()),
-                })
+                };
+                Some(Violation { message, reason: self.reason.clone(), index: 0 })
             }
             Err(_) if policy.ignore_failure => None,
+            // The reason is that of a request which was judged.
             Err(error) => {
-                Some(format!("expression '{}' resulted in error: {error}", self.expression))
+                Some(format!("expression '{}' resulted in error: {error}", self.expression).into())
             }
         }
     }
@@ -229,6 +236,9 @@ impl Policy {
                 Ok(program) => program.run(variables, budget),
                 Err(error) => Err(error.clone()),
             };
+            let value = value.map_err(|error| {
+                format!("composited variable {name:?} fails to evaluate: {error}")
+            });
             variables.own.push((name.clone(), value));
         }
     }
@@ -367,9 +377,8 @@ impl Dynamic {
                 }
             }
             for (index, validation) in policy.validations.iter().enumerate() {
-                if let Some(message) = validation.judge(policy, &variables, &mut budget) {
-                    let reason = validation.reason.clone();
-                    found.violations.push(Violation { message, reason, index });
+                if let Some(violation) = validation.judge(policy, &variables, &mut budget) {
+                    found.violations.push(Violation { index, ..violation });
                 }
             }
             policy.note(&variables, &mut budget, &mut found);
@@ -417,14 +426,29 @@ fn check_expression(
         Err(error) => {
             errors.push(Error::invalid(path, text, format!("compilation failed: {error}")));
         }
-        Ok(program) if program.result() != "dyn" => {
-            if let Some(first) = wanted.first()
-                && !wanted.contains(&program.result())
+        Ok(program) => {
+            // Upstream knows the types of these; what only the object says of itself is of no type for it either.
+            let is_open = ["variables", "request", "namespaceObject", "authorizer"]
+                .iter()
+                .any(|name| program.names(name));
+            if wanted.is_empty()
+                || wanted.contains(&program.result())
+                || program.result() == "dyn" && is_open
             {
-                errors.push(Error::invalid(path, text, format!("must evaluate to {first}")));
+                return;
             }
+            let detail = match wanted {
+                [one] => format!("must evaluate to {one}"),
+                several => {
+                    let names = several.iter().map(|name| match *name {
+                        "null" => "null_type",
+                        name => name,
+                    });
+                    format!("must evaluate to one of [{}]", names.collect::<Vec<_>>().join(" "))
+                }
+            };
+            errors.push(Error::invalid(path, text, detail));
         }
-        Ok(_) => {}
     }
 }
 
@@ -467,7 +491,7 @@ pub fn check_policy(plural: &str, object: &Value, errors: &mut ErrorList) {
     let (spec, path) = (&object["spec"], Path::new("spec"));
     let names = names();
     check_conditions(&spec["matchConditions"], &names, &path.child("matchConditions"), errors);
-    let mut expression = |path: Path, value: &Value, wanted: &[&str]| {
+    let expression = |path: Path, value: &Value, wanted: &[&str], errors: &mut ErrorList| {
         check_expression(value.text(), &names, wanted, &path, errors);
     };
     let each = |key: &str| -> Vec<(Path, Value)> {
@@ -475,15 +499,20 @@ pub fn check_policy(plural: &str, object: &Value, errors: &mut ErrorList) {
         list.map(|(i, v)| (path.child(key).index(i), v.clone())).collect()
     };
     for (path, variable) in each("variables") {
-        expression(path.child("expression"), &variable["expression"], &[]);
+        expression(path.child("expression"), &variable["expression"], &[], errors);
     }
     match plural {
         "validatingadmissionpolicies" => {
             for (path, validation) in each("validations") {
-                expression(path.child("expression"), &validation["expression"], &["bool"]);
+                expression(path.child("expression"), &validation["expression"], &["bool"], errors);
                 if validation["messageExpression"].is_set() {
-                    let path = path.child("messageExpression");
-                    expression(path, &validation["messageExpression"], &["string"]);
+                    check_expression(
+                        validation["messageExpression"].text(),
+                        &message_names(),
+                        &["string"],
+                        &path.child("messageExpression"),
+                        errors,
+                    );
                 }
             }
             for (path, annotation) in each("auditAnnotations") {
@@ -491,6 +520,7 @@ pub fn check_policy(plural: &str, object: &Value, errors: &mut ErrorList) {
                     path.child("valueExpression"),
                     &annotation["valueExpression"],
                     &["string", "null"],
+                    errors,
                 );
             }
             if spec["validations"].items().is_empty() && spec["auditAnnotations"].items().is_empty()
@@ -506,7 +536,8 @@ pub fn check_policy(plural: &str, object: &Value, errors: &mut ErrorList) {
                 } else {
                     "applyConfiguration"
                 };
-                expression(path.child(key).child("expression"), &mutation[key]["expression"], &[]);
+                let path = path.child(key).child("expression");
+                expression(path, &mutation[key]["expression"], &[], errors);
             }
             if spec["mutations"].items().is_empty() {
                 errors.push(Error::required(

@@ -300,3 +300,260 @@ async fn failures_are_recorded_and_told() {
             "validationActions": ["Warn", "Audit"]}])
     );
 }
+
+/// Puts the policy in force for config maps.
+async fn enforce(f: &Fixture, kind: &str, spec: Value) {
+    let plural = if kind.starts_with("Mutating") { "mutating" } else { "validating" };
+    let made = f.post(&format!("{BASE}/{plural}admissionpolicies"), &policy(kind, spec)).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    let mut binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p"}});
+    if plural == "validating" {
+        binding["spec"]["validationActions"] = json!(["Deny"]);
+    }
+    let bound = f.post(&format!("{BASE}/{plural}admissionpolicybindings"), &binding).await;
+    assert_eq!(bound.code, 201, "{}", bound.body);
+}
+
+#[tokio::test]
+async fn an_expression_that_fails_says_why() {
+    let validation = |expression: &str| json!({"expression": expression, "reason": "Forbidden"});
+    for (spec, code, want) in [
+        (
+            json!({"validations": [validation("object.data.a == 'x'")]}),
+            403,
+            "failed expression: object.data.a == 'x'",
+        ),
+        // The reason is that of a judgement, and this is none.
+        (
+            json!({"validations": [validation("object.data.z == 'x'")]}),
+            422,
+            "expression 'object.data.z == 'x'' resulted in error: no such key: z",
+        ),
+        (
+            json!({"validations": [validation("variables.two == 1")], "variables": [
+                {"name": "one", "expression": "object.data.z"},
+                {"name": "two", "expression": "variables.one + 1"}]}),
+            422,
+            "expression 'variables.two == 1' resulted in error: composited variable \"two\" fails to evaluate: composited variable \"one\" fails to evaluate: no such key: z",
+        ),
+        (
+            json!({"validations": [validation("true")], "matchConditions": [
+                {"name": "c", "expression": "object.data.z == 'x'"}]}),
+            422,
+            "expression 'object.data.z == 'x'' resulted in error: no such key: z",
+        ),
+    ] {
+        let f = Fixture::new().await;
+        enforce(&f, "ValidatingAdmissionPolicy", spec).await;
+        let refused = f.post(MAPS, &config_map("a")).await;
+        let want = format!(
+            "configmaps \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: {want}"
+        );
+        assert_eq!((refused.code.as_u16(), &refused.body["message"]), (code, &json!(want)));
+    }
+}
+
+#[tokio::test]
+async fn expressions_must_be_of_their_type() {
+    let f = Fixture::new().await;
+    let message =
+        |text: &str| json!({"validations": [{"expression": "true", "messageExpression": text}]});
+    for (spec, want) in [
+        (json!({"validations": [{"expression": "object.data.a"}]}), Some("must evaluate to bool")),
+        (json!({"validations": [{"expression": "object.data.a == 'b'"}]}), None),
+        (message("object.data.a"), Some("must evaluate to string")),
+        (message("'a ' + object.data.a"), None),
+        (message("request.name"), None),
+        (
+            message("authorizer.path('/').check('get').reason()"),
+            Some("undeclared reference to 'authorizer'"),
+        ),
+        (
+            json!({"auditAnnotations": [{"key": "k", "valueExpression": "object.data.a"}]}),
+            Some("must evaluate to one of [string null_type]"),
+        ),
+    ] {
+        let path = format!("{BASE}/validatingadmissionpolicies?dryRun=All");
+        let told = f.post(&path, &policy("ValidatingAdmissionPolicy", spec.clone())).await;
+        match want {
+            None => assert_eq!(told.code, 201, "{spec}: {}", told.body),
+            Some(want) => {
+                let text = told.body["message"].as_str().unwrap_or_default();
+                assert!(told.code == 422 && text.contains(want), "{spec}: {text}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_policy_cannot_make_is_told() {
+    let apply = |expression: &str| json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}});
+    let patch = |expression: &str| json!({"patchType": "JSONPatch", "jsonPatch": {"expression": expression}});
+    for (mutation, want) in [
+        (
+            apply("Object{dota: {'x': 'y'}}"),
+            Some(
+                "error applying patch: failed to convert patch object to typed object: .dota: field not declared in schema",
+            ),
+        ),
+        (
+            apply("Object{metadata: Object.metadata{ownerReferences: 'x'}}"),
+            Some(
+                "error applying patch: failed to convert patch object to typed object: .metadata.ownerReferences: expected list, got &{x}",
+            ),
+        ),
+        (
+            apply("Object{data: {'x': object.data.z}}"),
+            Some(
+                "expression 'Object{data: {'x': object.data.z}}' resulted in error: no such key: z",
+            ),
+        ),
+        (apply("'x'"), Some("must evaluate to Object but got string")),
+        (
+            patch("[JSONPatch{op: 'remove', path: '/data/z'}]"),
+            Some(
+                "JSON Patch: error in remove for path: '/data/z': unable to remove nonexistent key: z: missing value",
+            ),
+        ),
+        (
+            patch("[JSONPatch{op: 'zap', path: '/data/a'}]"),
+            Some("JSON Patch: Unexpected kind: zap"),
+        ),
+        // What the patch tests decides whether it is made.
+        (
+            patch(
+                "[JSONPatch{op: 'test', path: '/data/a', value: 'x'}, JSONPatch{op: 'remove', path: '/data/a'}]",
+            ),
+            None,
+        ),
+    ] {
+        let f = Fixture::new().await;
+        let spec = json!({"reinvocationPolicy": "Never", "mutations": [mutation]});
+        enforce(&f, "MutatingAdmissionPolicy", spec).await;
+        let told = f.post(MAPS, &config_map("a")).await;
+        let Some(want) = want else {
+            assert_eq!((told.code.as_u16(), &told.body["data"]), (201, &json!({"a": "b"})));
+            continue;
+        };
+        let want = format!("policy 'p' with binding 'b' denied request: {want}");
+        assert_eq!(
+            (told.code.as_u16(), &told.body["reason"], &told.body["message"]),
+            (403, &json!("Invalid"), &json!(want)),
+            "{}",
+            told.body
+        );
+        assert_eq!(told.body["details"]["causes"], json!([{"message": want}]));
+    }
+}
+
+#[tokio::test]
+async fn a_policy_does_not_merge_what_can_only_be_replaced() {
+    let f = Fixture::new().await;
+    let expression = "Object{spec: Object.spec{template: Object.spec.template{spec: Object.spec.template.spec{\
+        containers: [Object.spec.template.spec.containers{name: 'c', args: ['x']}], nodeSelector: {'a': 'b'}}}}}";
+    let spec = json!({"reinvocationPolicy": "Never", "mutations": [
+        {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}]});
+    let mut made = policy("MutatingAdmissionPolicy", spec);
+    let rule = &mut made["spec"]["matchConstraints"]["resourceRules"][0];
+    rule["apiGroups"] = json!(["apps"]);
+    rule["resources"] = json!(["deployments"]);
+    let made = f.post(&format!("{BASE}/mutatingadmissionpolicies"), &made).await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    let binding = json!({"metadata": {"name": "b"}, "spec": {"policyName": "p"}});
+    f.post(&format!("{BASE}/mutatingadmissionpolicybindings"), &binding).await;
+    let told = f.post("/apis/apps/v1/namespaces/default/deployments", &deployment()).await;
+    assert_eq!(
+        told.body["message"],
+        "policy 'p' with binding 'b' denied request: error applying patch: invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: .spec.template.spec.containers[0].args, .spec.template.spec.nodeSelector"
+    );
+}
+
+fn deployment() -> Value {
+    json!({"metadata": {"name": "d"}, "spec": {"replicas": 1, "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+}
+
+#[tokio::test]
+async fn a_scale_is_admitted_as_a_scale() {
+    let f = Fixture::new().await;
+    let hook =
+        hook(&f, |_| patched(&json!([{"op": "replace", "path": "/spec/replicas", "value": 7}])))
+            .await;
+    let rules = json!([{"apiGroups": ["apps"], "apiVersions": ["v1"], "operations": ["*"], "resources": ["deployments/scale"]}]);
+    let made = f
+        .post(
+            &format!("{BASE}/mutatingwebhookconfigurations"),
+            &configuration("MutatingWebhookConfiguration", &hook, json!({"rules": rules})),
+        )
+        .await;
+    assert_eq!(made.code, 201, "{}", made.body);
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    assert_eq!(f.post(deployments, &deployment()).await.code, 201);
+    let scale = json!({"spec": {"replicas": 3}});
+    let scaled = f.patch(&format!("{deployments}/d/scale"), "merge", &scale).await;
+    assert_eq!(scaled.body["spec"]["replicas"], 7, "{}", scaled.body);
+    let asked = hook.asked.lock().expect("a lock")[0].clone();
+    assert_eq!(asked["kind"], json!({"group": "autoscaling", "version": "v1", "kind": "Scale"}));
+    assert_eq!(
+        (&asked["subResource"], &asked["object"]["kind"], &asked["oldObject"]["spec"]["replicas"]),
+        (&json!("scale"), &json!("Scale"), &json!(1))
+    );
+    assert_eq!(asked["options"]["kind"], "UpdateOptions", "patches are updates here");
+}
+
+#[tokio::test]
+async fn invalid_answers_of_webhooks_are_told() {
+    let cases: [(&str, fn(&Value) -> Value, &str); 4] = [
+        (
+            "Validating",
+            |_| json!({"allowed": true, "patch": "e30=", "patchType": "JSONPatch"}),
+            "received invalid webhook response: validating webhook may not return response.patch",
+        ),
+        (
+            "Mutating",
+            |_| json!({"allowed": true, "patch": "W10="}),
+            "received invalid webhook response: webhook returned response.patch but not response.patchType",
+        ),
+        (
+            "Mutating",
+            |_| json!({"allowed": true, "patchType": "JSONPatch"}),
+            "received invalid webhook response: webhook returned response.patchType but not response.patch",
+        ),
+        (
+            "Mutating",
+            |_| json!({"allowed": true, "patch": "eno=", "patchType": "JSONPatch"}),
+            "received undecodable patch in webhook response: invalid character 'z' looking for beginning of value",
+        ),
+    ];
+    for (kind, reply, want) in cases {
+        let f = Fixture::new().await;
+        let hook = hook(&f, reply).await;
+        let plural = format!("{}webhookconfigurations", kind.to_lowercase());
+        let kind = format!("{kind}WebhookConfiguration");
+        let made =
+            f.post(&format!("{BASE}/{plural}"), &configuration(&kind, &hook, json!({}))).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+        let refused = f.post(MAPS, &config_map("a")).await;
+        let want =
+            format!("Internal error occurred: failed calling webhook \"h.example.com\": {want}");
+        assert_eq!((refused.code.as_u16(), &refused.body["message"]), (500, &json!(want)));
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_cannot_be_changed() {
+    let f = Fixture::new().await;
+    let hook = hook(&f, |_| patched(&json!([{"op": "remove", "path": "/data"}]))).await;
+    f.post(MAPS, &config_map("a")).await;
+    let rules = json!([{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["configmaps"]}]);
+    f.post(
+        &format!("{BASE}/mutatingwebhookconfigurations"),
+        &configuration("MutatingWebhookConfiguration", &hook, json!({"rules": rules})),
+    )
+    .await;
+    let refused = f.request(Method::DELETE, &format!("{MAPS}/a"), &json!({})).await;
+    assert_eq!(
+        refused.body["message"],
+        "Internal error occurred: admission webhook \"h.example.com\" attempted to modify the object, which is not supported for this operation"
+    );
+}

@@ -84,6 +84,11 @@ impl<'a> cel::Variables<'a> for Variables<'a> {
             _ => None,
         }
     }
+
+    fn member(&self, of: &str, field: &str) -> Option<Result<Cel<'a>, String>> {
+        let (_, value) = self.own.iter().find(|(name, _)| of == "variables" && name == field)?;
+        Some(value.clone())
+    }
 }
 
 /// `admission.k8s.io/v1` `AdmissionRequest` but for the objects.
@@ -99,7 +104,7 @@ pub fn request_value(asked: &Asked<'_>, at: &Resource, uid: &str) -> Value {
     let resource_of = |resource: &Resource| json!({"group": resource.group, "version": resource.version, "resource": resource.plural});
     let (operation, options) = match asked.operation {
         Operation::Create => ("CREATE", "CreateOptions"),
-        Operation::Update if ctx.verb == "patch" => ("UPDATE", "PatchOptions"),
+        // Of patches and applies too (`patchToUpdateOptions`).
         Operation::Update => ("UPDATE", "UpdateOptions"),
         Operation::Delete => ("DELETE", "DeleteOptions"),
         Operation::Connect => ("CONNECT", ""),

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use apimachinery::{Status, meta, patch};
+use apimachinery::{Status, decode, meta, patch};
 use base64::Engine as _;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -33,6 +33,49 @@ pub struct Hook {
     timeout: Duration,
     dry_run: bool,
     again: bool,
+    /// The version of reviews that it is sent.
+    review: &'static str,
+}
+
+/// What is wrong with a review that was answered; `uid` is that of the request.
+///
+/// Source: `VerifyAdmissionResponse` of `k8s.io/apiserver/pkg/admission/plugin/webhook/request`.
+fn verified(mut answer: Value, sent: &str, uid: &str, mutates: bool) -> Result<Value, String> {
+    let (kind, version) = (answer["kind"].text(), answer["apiVersion"].text());
+    let sent_version = format!("admission.k8s.io/{sent}");
+    if !kind.is_empty() && kind != "AdmissionReview" {
+        return Err(format!(
+            "failed to call webhook: no kind {kind:?} is registered for version {version:?} in scheme \"k8s.io/apiserver/pkg/util/webhook/client.go:71\""
+        ));
+    }
+    if !version.is_empty() && version != sent_version {
+        let got = version.rsplit('/').next().unwrap_or(version);
+        return Err(format!(
+            "failed to call webhook: converting ({got}.AdmissionReview) to ({sent}.AdmissionReview): unknown conversion"
+        ));
+    }
+    let response = answer["response"].take();
+    let invalid = |why: String| Err(format!("received invalid webhook response: {why}"));
+    if !response.is_object() {
+        return invalid("webhook response was absent".into());
+    }
+    // The older version asked for less.
+    if sent == "v1beta1" {
+        return Ok(response);
+    }
+    if response["uid"] != uid {
+        let got = response["uid"].text();
+        return invalid(format!("expected response.uid={uid:?}, got {got:?}"));
+    }
+    let (patch, kind) = (!response["patch"].text().is_empty(), response["patchType"].is_string());
+    let why = match (mutates, patch, kind) {
+        (false, true, _) => "validating webhook may not return response.patch",
+        (false, _, true) => "validating webhook may not return response.patchType",
+        (true, true, false) => "webhook returned response.patch but not response.patchType",
+        (true, false, true) => "webhook returned response.patchType but not response.patch",
+        _ => return Ok(response),
+    };
+    invalid(why.into())
 }
 
 /// All webhooks of the configurations, in the order in which they are called.
@@ -58,6 +101,10 @@ impl Hook {
             timeout: Duration::from_secs(seconds),
             dry_run: matches!(hook["sideEffects"].text(), "None" | "NoneOnDryRun"),
             again: hook["reinvocationPolicy"] == "IfNeeded",
+            review: hook["admissionReviewVersions"]
+                .texts()
+                .find_map(|version| ["v1", "v1beta1"].into_iter().find(|known| *known == version))
+                .unwrap_or("v1"),
         }
     }
 
@@ -66,6 +113,7 @@ impl Hook {
         &self,
         dynamic: &Dynamic,
         asked: &Asked<'_>,
+        mutates: bool,
     ) -> Result<Option<(Value, String)>, Status> {
         let Some(at) = self.matcher.matches(dynamic, asked) else { return Ok(None) };
         let uid = Uuid::new_v4().to_string();
@@ -93,22 +141,18 @@ impl Hook {
             }
         }
         let review = json!({
-            "kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": request,
+            "kind": "AdmissionReview",
+            "apiVersion": format!("admission.k8s.io/{}", self.review),
+            "request": request,
         });
         let answer = dynamic
             .registry
             .webhooks()
             .call(&dynamic.registry, &self.client, &review, self.timeout)
             .await;
-        let answer = answer.map_err(|error| format!("failed to call webhook: {error}")).and_then(
-            |mut answer| match answer["response"].take() {
-                response if !response.is_object() => Err("webhook response was absent".to_owned()),
-                response if response["uid"] != uid.as_str() => {
-                    Err(format!("expected response.uid={uid:?}, got {}", response["uid"]))
-                }
-                response => Ok(response),
-            },
-        );
+        let answer = answer
+            .map_err(|error| format!("failed to call webhook: {error}"))
+            .and_then(|answer| verified(answer, self.review, &uid, mutates));
         match answer {
             Ok(response) => {
                 for warning in response["warnings"].texts() {
@@ -139,7 +183,8 @@ impl Hook {
         object: &Value,
         at: &Resource,
     ) -> Result<Value, Status> {
-        let own = ctx.resource.as_deref();
+        // A scale is of its own group, whatever version the workload is of.
+        let own = ctx.resource.as_deref().filter(|_| ctx.subresource != "scale");
         match own.and_then(|own| own.custom.as_ref().filter(|_| own.version != at.version)) {
             Some(custom) => {
                 custom.convert_value(&dynamic.registry, object.clone(), &at.api_version()).await
@@ -182,11 +227,22 @@ impl Hook {
         (round, place): (usize, usize),
     ) -> Result<(), Status> {
         let asked = Asked { ctx, operation, object: object.as_deref(), old };
-        let Some((response, version)) = self.ask(dynamic, &asked).await? else { return Ok(()) };
+        let Some((response, version)) = self.ask(dynamic, &asked, true).await? else {
+            return Ok(());
+        };
         if let Some(status) = self.refusal(&response) {
             return Err(status);
         }
-        let (Some(object), text) = (object, response["patch"].text()) else { return Ok(()) };
+        let text = response["patch"].text();
+        let Some(object) = object else {
+            if text.is_empty() {
+                return Ok(());
+            }
+            return Err(Status::internal(format!(
+                "admission webhook {:?} attempted to modify the object, which is not supported for this operation",
+                self.name
+            )));
+        };
         let said = |mutated: bool| {
             let key = format!("mutation.webhook.admission.k8s.io/round_{round}_index_{place}");
             let value = json!({"configuration": self.configuration, "webhook": self.name,
@@ -200,16 +256,16 @@ impl Hook {
         let failed = |error: String| {
             Status::internal(format!("failed calling webhook {:?}: {error}", self.name))
         };
-        if response["patchType"] != "JSONPatch" {
-            return Err(failed("webhook response patchType must be JSONPatch".into()));
-        }
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(text)
             .map_err(|error| failed(error.to_string()))?;
+        if let Err(error) = decode::json_to_value(&bytes) {
+            return Err(failed(format!("received undecodable patch in webhook response: {error}")));
+        }
         let own = ctx.resource.as_ref().map(|r| r.version.clone()).unwrap_or_default();
         let mut seen = object.clone();
         let custom = ctx.resource.as_ref().and_then(|r| r.custom.clone());
-        let foreign = version != own;
+        let foreign = version != own && ctx.subresource != "scale";
         let group = ctx.group.clone();
         if let (true, Some(custom)) = (foreign, &custom) {
             let wanted = format!("{group}/{version}");
@@ -254,7 +310,7 @@ pub async fn mutate(
 /// Calls validating webhooks side by side; the first refusal in their order counts.
 pub async fn validate(dynamic: &Dynamic, hooks: &[Hook], asked: &Asked<'_>) -> Result<(), Status> {
     let calls = hooks.iter().map(|hook| async move {
-        match hook.ask(dynamic, asked).await? {
+        match hook.ask(dynamic, asked, false).await? {
             Some((response, _)) => hook.refusal(&response).map_or(Ok(()), Err),
             None => Ok(()),
         }
