@@ -3,13 +3,18 @@
 //! Sources: `pkg/quota/v1/evaluator/core` (`pods.go`, `services.go`, `persistent_volume_claims.go`),
 //! `k8s.io/apiserver/pkg/quota/v1/generic` (object counts).
 
+mod devices;
+
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
+use self::devices::{DEVICES, IMPLICIT};
 use crate::labels::{Operator, Requirement};
 use crate::quantity::{Format, Quantity};
+
+pub use self::devices::{Surroundings, add_extended};
 
 /// Amounts by resource name, such as `requests.cpu`.
 pub type Usage = BTreeMap<String, Quantity>;
@@ -26,12 +31,6 @@ const COUNTED: &[&str] = &[
 ];
 /// What may be asked for under its plain name as well as under `requests.`.
 const PLAIN: &[&str] = &["cpu", "memory", "ephemeral-storage"];
-/// Of the devices of one class.
-const DEVICES: &str = ".deviceclass.resource.k8s.io/devices";
-/// What stands for the devices of a class among a container's resources.
-const IMPLICIT: &str = "deviceclass.resource.kubernetes.io/";
-/// As many devices as one claim can get, for claims that take all that there are.
-const DEVICES_MAX: i64 = 32;
 const STORAGE_CLASS: &str = ".storageclass.storage.k8s.io/";
 /// The annotation that named a claim's class before there was a field for it.
 const STORAGE_CLASS_OLD: &str = "volume.beta.kubernetes.io/storage-class";
@@ -200,37 +199,16 @@ fn claim(claim: &Value) -> Usage {
     usage
 }
 
-/// What the claim of devices gets at most of each class.
-fn device_claim(claim: &Value) -> Usage {
-    let of = |request: &Value| {
-        let class = request["deviceClassName"].as_str()?;
-        let count = match request["allocationMode"].as_str().unwrap_or("ExactCount") {
-            "ExactCount" => request["count"].as_i64().unwrap_or(1),
-            "All" => DEVICES_MAX,
-            _ => return None,
-        };
-        Some((format!("{class}{DEVICES}"), one(count)))
-    };
-    let mut usage = Usage::new();
-    for request in claim["spec"]["devices"]["requests"].as_array().into_iter().flatten() {
-        // Of several ways to satisfy a request the dearest counts, class by class.
-        let mut dearest = Usage::new();
-        let ways = request["firstAvailable"].as_array().into_iter().flatten();
-        for (name, amount) in ways.chain([&request["exactly"]]).filter_map(of) {
-            raise(&mut dearest, &Usage::from([(name, amount)]));
-        }
-        add(&mut usage, &dearest);
-    }
-    usage
-}
+/// The claims of devices: group and plural.
+pub const DEVICE_CLAIMS: (&str, &str) = ("resource.k8s.io", "resourceclaims");
 
-/// What an object of the resource counts for.
+/// What an object of the resource counts for, as far as the object itself tells; see [`add_extended`].
 pub fn usage(group: &str, plural: &str, object: &Value) -> Usage {
     let mut usage = match (group, plural) {
         ("", "pods") => return pod(object),
         ("", "services") => service(object),
         ("", "persistentvolumeclaims") => claim(object),
-        ("resource.k8s.io", "resourceclaims") => device_claim(object),
+        ("resource.k8s.io", "resourceclaims") => devices::claim(object),
         ("", _) if COUNTED.contains(&plural) => Usage::from([(plural.to_owned(), one(1))]),
         _ => Usage::new(),
     };
@@ -243,30 +221,34 @@ pub fn count_name(group: &str, plural: &str) -> String {
     if group.is_empty() { format!("count/{plural}") } else { format!("count/{plural}.{group}") }
 }
 
-/// The resource whose objects a quota's entry counts: group and plural. `None` for names that no
-/// built-in evaluator knows.
-pub fn counted_by(name: &str) -> Option<(&str, &str)> {
+/// The resources whose objects a quota's entry counts: group and plural. None for names that no built-in evaluator
+/// knows.
+pub fn counted_by(name: &str) -> Vec<(&str, &str)> {
     if let Some(counted) = name.strip_prefix("count/") {
-        return Some(match counted.split_once('.') {
+        return vec![match counted.split_once('.') {
             Some((plural, group)) => (group, plural),
             None => ("", counted),
-        });
+        }];
     }
     if name.ends_with(DEVICES) {
-        return Some(("resource.k8s.io", "resourceclaims"));
+        return vec![DEVICE_CLAIMS];
     }
     if name.contains(STORAGE_CLASS) || name == "requests.storage" {
-        return Some(("", "persistentvolumeclaims"));
+        return vec![("", "persistentvolumeclaims")];
     }
     if name.starts_with("services.") {
-        return Some(("", "services"));
+        return vec![("", "services")];
     }
     if let Some(plural) = COUNTED.iter().find(|plural| **plural == name) {
-        return Some(("", plural));
+        return vec![("", plural)];
     }
     let bare = name.strip_prefix("requests.").or(name.strip_prefix("limits.")).unwrap_or(name);
-    let known = PLAIN.contains(&bare) || bare.starts_with("hugepages-") || bare.contains('/');
-    known.then_some(("", "pods"))
+    if bare.contains('/') {
+        // A class of devices may stand for it.
+        return vec![("", "pods"), DEVICE_CLAIMS];
+    }
+    let known = PLAIN.contains(&bare) || bare.starts_with("hugepages-");
+    if known { vec![("", "pods")] } else { Vec::new() }
 }
 
 /// Whether the pod asks for nothing at all (QoS class BestEffort).
@@ -485,21 +467,17 @@ mod tests {
 
     #[test]
     fn names_lead_to_what_they_count() {
+        let (pods, claims) = (("", "pods"), ("", "persistentvolumeclaims"));
         for (name, want) in [
-            ("pods", Some(("", "pods"))),
-            ("limits.memory", Some(("", "pods"))),
-            ("requests.example.com/gpu", Some(("", "pods"))),
-            ("count/jobs.batch", Some(("batch", "jobs"))),
-            ("services.nodeports", Some(("", "services"))),
-            (
-                "fast.storageclass.storage.k8s.io/requests.storage",
-                Some(("", "persistentvolumeclaims")),
-            ),
-            (
-                "gpu.deviceclass.resource.k8s.io/devices",
-                Some(("resource.k8s.io", "resourceclaims")),
-            ),
-            ("unknown", None),
+            ("pods", vec![pods]),
+            ("limits.memory", vec![pods]),
+            ("requests.example.com/gpu", vec![pods, DEVICE_CLAIMS]),
+            ("requests.deviceclass.resource.kubernetes.io/gpu", vec![pods, DEVICE_CLAIMS]),
+            ("count/jobs.batch", vec![("batch", "jobs")]),
+            ("services.nodeports", vec![("", "services")]),
+            ("fast.storageclass.storage.k8s.io/requests.storage", vec![claims]),
+            ("gpu.deviceclass.resource.k8s.io/devices", vec![DEVICE_CLAIMS]),
+            ("unknown", vec![]),
         ] {
             assert_eq!(counted_by(name), want, "{name}");
         }

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apimachinery::quantity::Quantity;
-use apimachinery::quota::{self, Usage};
+use apimachinery::quota::{self, DEVICE_CLAIMS, Surroundings, Usage};
 use client::{Change, Informer, Informers};
 use futures::{Stream, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, Service};
-use k8s_openapi::api::resource::v1::ResourceClaim;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::api::{Api, DynamicObject, ListParams, PostParams};
 use kube::core::ApiResource;
@@ -33,12 +33,27 @@ const RESYNC: Duration = Duration::from_mins(5);
 /// How often a quota of resources that are only counted by asking is looked at.
 const RECOUNT: Duration = Duration::from_secs(10);
 
-/// What is used of the resources that the quota limits.
-fn used(spec: &Value, objects: &BTreeMap<(String, String), Vec<Value>>) -> BTreeMap<String, Text> {
+/// Objects by group and plural.
+type Objects = BTreeMap<(String, String), Vec<Value>>;
+
+/// What is used of the resources that the quota limits. `classes` are those of devices.
+fn used(spec: &Value, objects: &Objects, classes: &[DeviceClass]) -> BTreeMap<String, Text> {
     let mut sum = Usage::new();
+    let of = |(group, plural): (&str, &str)| {
+        objects.get(&(group.to_owned(), plural.to_owned())).map_or(&[][..], Vec::as_slice)
+    };
+    let around = Surroundings {
+        class: &|name| classes.iter().find(|class| class.name_any() == name).map(|c| json!(c)),
+        pod: &|name| of(("", "pods")).iter().find(|pod| pod["metadata"]["name"] == name).cloned(),
+        claims: &|| of(DEVICE_CLAIMS).to_vec(),
+    };
     for ((group, plural), objects) in objects {
         for object in objects.iter().filter(|object| quota::counts(spec, group, plural, object)) {
-            quota::add(&mut sum, &quota::usage(group, plural, object));
+            let mut usage = quota::usage(group, plural, object);
+            if (group.as_str(), plural.as_str()) == DEVICE_CLAIMS {
+                quota::add_extended(&mut usage, object, &around);
+            }
+            quota::add(&mut sum, &usage);
         }
     }
     let hard = spec["hard"].as_object().into_iter().flatten();
@@ -80,9 +95,7 @@ impl Controller {
             ("", "persistentvolumeclaims") => {
                 self.listed::<PersistentVolumeClaim>(namespace).await?
             }
-            ("resource.k8s.io", "resourceclaims") => {
-                self.listed::<ResourceClaim>(namespace).await?
-            }
+            DEVICE_CLAIMS => self.listed::<ResourceClaim>(namespace).await?,
             _ => {
                 let Some(resource) = self.resource(group, plural).await? else {
                     return Ok(Vec::new());
@@ -110,7 +123,7 @@ impl Controller {
         let spec = json!(quota.spec);
         let hard = spec["hard"].as_object().into_iter().flatten();
         let kinds: BTreeSet<(&str, &str)> =
-            hard.filter_map(|(name, _)| quota::counted_by(name)).collect();
+            hard.flat_map(|(name, _)| quota::counted_by(name)).collect();
         let mut objects = BTreeMap::new();
         let mut next = RESYNC;
         for (group, plural) in kinds {
@@ -120,9 +133,18 @@ impl Controller {
             let found = self.objects(&namespace, (group, plural)).await?;
             objects.insert((group.to_owned(), plural.to_owned()), found);
         }
+        let has_device_claims = objects.iter().any(|((group, plural), found)| {
+            (&**group, &**plural) == DEVICE_CLAIMS && !found.is_empty()
+        });
+        let classes = if has_device_claims {
+            let api: Api<DeviceClass> = Api::all(self.client.clone());
+            api.list(&ListParams::default()).await?.items
+        } else {
+            Vec::new()
+        };
         let mut status = quota.status.clone().unwrap_or_default();
         status.hard = quota.spec.as_ref().and_then(|spec| spec.hard.clone());
-        status.used = Some(used(&spec, &objects)).filter(|used| !used.is_empty());
+        status.used = Some(used(&spec, &objects, &classes)).filter(|used| !used.is_empty());
         if quota.status.as_ref() != Some(&status) {
             let api: Api<ResourceQuota> = Api::namespaced(self.client.clone(), &namespace);
             let told = ResourceQuota { status: Some(status), ..quota.clone() };
@@ -269,7 +291,7 @@ mod tests {
             (("apps".to_owned(), "deployments".to_owned()), vec![json!({}), json!({})]),
         ]);
         let told = |spec: Value| {
-            let used = used(&spec, &objects);
+            let used = used(&spec, &objects, &[]);
             used.iter()
                 .map(|(name, amount)| format!("{name}={}", amount.0))
                 .collect::<Vec<_>>()

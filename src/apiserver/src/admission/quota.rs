@@ -4,7 +4,7 @@
 //! Source: `k8s.io/apiserver/pkg/admission/plugin/resourcequota`.
 
 use apimachinery::quantity::Quantity;
-use apimachinery::quota::{self, Usage};
+use apimachinery::quota::{self, DEVICE_CLAIMS, Surroundings, Usage};
 use apimachinery::{Status, meta};
 use serde_json::{Value, json};
 
@@ -37,14 +37,15 @@ pub async fn admit(
     if !concerned || ctx.is("", "resourcequotas") && operation == Operation::Update {
         return Ok(());
     }
-    let names: Vec<String> = registry
-        .list("", "resourcequotas", Some(&ctx.namespace))
-        .iter()
-        .map(|quota| quota.name.clone())
-        .collect();
+    let quotas = registry.list("", "resourcequotas", Some(&ctx.namespace));
+    if quotas.is_empty() {
+        return Ok(());
+    }
+    let change = Change::new(registry, ctx, object, old);
+    let names: Vec<String> = quotas.iter().map(|quota| quota.name.clone()).collect();
     let mut taken: Vec<(String, Usage)> = Vec::new();
     for name in names {
-        match take(registry, ctx, &name, object, old).await {
+        match take(registry, ctx, &name, &change).await {
             Ok(Some(usage)) => taken.push((name, usage)),
             Ok(None) => {}
             Err(status) => {
@@ -74,25 +75,58 @@ fn print<'a>(list: impl Iterator<Item = (&'a String, &'a Quantity)>) -> String {
     all.join(",")
 }
 
-/// What the object uses of the kinds that the quota limits, beyond what the old one did.
-fn difference(spec: &Value, ctx: &RequestContext, object: &Value, old: Option<&Value>) -> Usage {
-    let count = |object: &Value| {
-        if quota::counts(spec, &ctx.group, &ctx.plural, object) {
-            quota::usage(&ctx.group, &ctx.plural, object)
-        } else {
-            Usage::new()
-        }
-    };
-    let mut usage = count(object);
-    if let Some(old) = old {
-        let before = count(old);
-        for (name, amount) in &before {
-            let now = usage.get(name).cloned().unwrap_or_default();
-            usage.insert(name.clone(), now.minus(amount));
-        }
+/// What an object counts for.
+fn usage(registry: &Registry, ctx: &RequestContext, object: &Value) -> Usage {
+    let mut usage = quota::usage(&ctx.group, &ctx.plural, object);
+    if (ctx.group.as_str(), ctx.plural.as_str()) == DEVICE_CLAIMS {
+        let (group, claims) = DEVICE_CLAIMS;
+        let get = |group: &str, plural: &str, namespace: &str, name: &str| {
+            registry.get(group, plural, namespace, name).map(|found| found.to_value())
+        };
+        let around = Surroundings {
+            class: &|name| get(group, "deviceclasses", "", name),
+            pod: &|name| get("", "pods", &ctx.namespace, name),
+            claims: &|| {
+                let found = registry.list(group, claims, Some(&ctx.namespace));
+                found.iter().map(|claim| claim.to_value()).collect()
+            },
+        };
+        quota::add_extended(&mut usage, object, &around);
     }
-    usage.retain(|name, amount| amount.signum() > 0 && spec["hard"].get(name).is_some());
     usage
+}
+
+/// An object that is made or changed, with what it counts for.
+struct Change<'a> {
+    object: &'a Value,
+    usage: Usage,
+    before: Option<(&'a Value, Usage)>,
+}
+
+impl<'a> Change<'a> {
+    fn new(
+        registry: &Registry,
+        ctx: &RequestContext,
+        object: &'a Value,
+        old: Option<&'a Value>,
+    ) -> Self {
+        let before = old.map(|old| (old, usage(registry, ctx, old)));
+        Self { object, usage: usage(registry, ctx, object), before }
+    }
+
+    /// What the object uses of the kinds that the quota limits, beyond what it did before.
+    fn difference(&self, spec: &Value, ctx: &RequestContext) -> Usage {
+        let counts = |object: &Value| quota::counts(spec, &ctx.group, &ctx.plural, object);
+        let mut usage = if counts(self.object) { self.usage.clone() } else { Usage::default() };
+        if let Some((_, before)) = self.before.as_ref().filter(|(old, _)| counts(old)) {
+            for (name, amount) in before {
+                let now = usage.get(name).cloned().unwrap_or_default();
+                usage.insert(name.clone(), now.minus(amount));
+            }
+        }
+        usage.retain(|name, amount| amount.signum() > 0 && spec["hard"].get(name).is_some());
+        usage
+    }
 }
 
 /// Pods must say what they need of everything that a quota limits.
@@ -124,15 +158,38 @@ fn unsaid(spec: &Value, ctx: &RequestContext, pod: &Value) -> Option<String> {
     (!missing.is_empty()).then(|| missing.join("; "))
 }
 
+/// Why the quota called `name` does not allow the change, if it does not: what it uses is unknown, or too much.
+fn refusal(name: &str, hard: &Usage, used: &Usage, wanted: &Usage) -> Option<String> {
+    let unknown = wanted.keys().filter(|key| !used.contains_key(*key));
+    let unknown: Vec<&str> = unknown.map(String::as_str).collect();
+    if !unknown.is_empty() {
+        // Until the controller has counted, nobody knows what is left.
+        let unknown = unknown.join(",");
+        return Some(format!("status unknown for quota: {name}, resources: {unknown}"));
+    }
+    let nothing = Quantity::default();
+    let is_over = |(key, amount): &(&String, &Quantity)| {
+        let sum = used.get(*key).unwrap_or(&nothing).plus(amount);
+        hard.get(*key).is_some_and(|most| sum > *most)
+    };
+    let over: Vec<&String> = wanted.iter().filter(is_over).map(|(key, _)| key).collect();
+    if over.is_empty() {
+        return None;
+    }
+    let of = |list: &Usage| print(list.iter().filter(|(key, _)| over.contains(key)));
+    let (wanted, used, hard) = (of(wanted), of(used), of(hard));
+    Some(format!("exceeded quota: {name}, requested: {wanted}, used: {used}, limited: {hard}"))
+}
+
+/// Takes what the change asks for from the quota called `name`. Returns what was taken.
 async fn take(
     registry: &Registry,
     ctx: &RequestContext,
     name: &str,
-    object: &Value,
-    old: Option<&Value>,
+    change: &Change<'_>,
 ) -> Result<Option<Usage>, Status> {
     let refuse = |why: String| {
-        let object_name = meta::name(object);
+        let object_name = meta::name(change.object);
         Err(Status::forbidden(&ctx.group, &ctx.plural, object_name, &why))
     };
     let Some(resource) = registry.resource("", "resourcequotas") else { return Ok(None) };
@@ -144,42 +201,20 @@ async fn take(
         if meta::deletion_timestamp(&quota).is_some() {
             return Ok(None);
         }
-        let spec = quota["spec"].clone();
-        let wanted = difference(&spec, ctx, object, old);
-        if old.is_none()
-            && quota::counts(&spec, &ctx.group, &ctx.plural, object)
-            && let Some(missing) = unsaid(&spec, ctx, object)
+        let spec = &quota["spec"];
+        if change.before.is_none()
+            && quota::counts(spec, &ctx.group, &ctx.plural, change.object)
+            && let Some(missing) = unsaid(spec, ctx, change.object)
         {
             return refuse(format!("failed quota: {name}: must specify {missing}"));
         }
+        let wanted = change.difference(spec, ctx);
         if wanted.is_empty() {
             return Ok(None);
         }
         let (hard, mut used) = (amounts(&spec["hard"]), amounts(&quota["status"]["used"]));
-        let unknown = wanted.keys().filter(|key| !used.contains_key(*key));
-        let unknown: Vec<&str> = unknown.map(String::as_str).collect();
-        if !unknown.is_empty() {
-            // Until the controller has counted, nobody knows what is left.
-            let unknown = unknown.join(",");
-            return refuse(format!("status unknown for quota: {name}, resources: {unknown}"));
-        }
-        let nothing = Quantity::default();
-        let over: Vec<&String> = wanted
-            .iter()
-            .filter(|(key, amount)| {
-                let sum = used.get(*key).unwrap_or(&nothing).plus(amount);
-                hard.get(*key).is_some_and(|most| sum > *most)
-            })
-            .map(|(key, _)| key)
-            .collect();
-        if !over.is_empty() {
-            let of = |list: &Usage| print(list.iter().filter(|(key, _)| over.contains(key)));
-            return refuse(format!(
-                "exceeded quota: {name}, requested: {}, used: {}, limited: {}",
-                of(&wanted),
-                of(&used),
-                of(&hard)
-            ));
+        if let Some(why) = refusal(name, &hard, &used, &wanted) {
+            return refuse(why);
         }
         if ctx.dry_run {
             return Ok(None);
@@ -265,6 +300,35 @@ mod tests {
         );
         let now = f.get(&format!("{QUOTAS}/q")).await;
         assert_eq!(now.body["status"]["used"]["count/configmaps"], "2");
+    }
+
+    #[tokio::test]
+    async fn devices_are_taken_under_each_of_their_names() {
+        let f = Fixture::new().await;
+        let class = json!({"apiVersion": "resource.k8s.io/v1", "kind": "DeviceClass",
+            "metadata": {"name": "gpu"}, "spec": {"extendedResourceName": "example.com/gpu"}});
+        let made = f.post("/apis/resource.k8s.io/v1/deviceclasses", &class).await;
+        assert_eq!(made.code, 201, "{}", made.body);
+        let names = [
+            "gpu.deviceclass.resource.k8s.io/devices",
+            "requests.deviceclass.resource.kubernetes.io/gpu",
+            "requests.example.com/gpu",
+        ];
+        for (place, name) in names.iter().enumerate() {
+            quota(&f, &format!("q{place}"), json!({*name: "3"}), json!({*name: "0"})).await;
+        }
+        let claim = |name: &str| {
+            json!({"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim",
+                "metadata": {"name": name}, "spec": {"devices": {"requests": [
+                    {"name": "r", "exactly": {"deviceClassName": "gpu", "count": 2}}]}}})
+        };
+        let path = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims";
+        assert_eq!(f.post(path, &claim("a")).await.code, 201);
+        for (place, name) in names.iter().enumerate() {
+            let now = f.get(&format!("{QUOTAS}/q{place}")).await;
+            assert_eq!(now.body["status"]["used"][*name], "2", "{name}");
+        }
+        assert_eq!(f.post(path, &claim("b")).await.code, 403);
     }
 
     #[test]
