@@ -9,6 +9,7 @@ mod informer;
 mod list_watch;
 mod recorder;
 mod slice_owners;
+mod taints;
 
 pub use connect::{ConnectError, from_kubeconfig, in_process};
 pub use discovery::{resources, versioned_resources};
@@ -17,3 +18,4 @@ pub use informer::{Change, Informer, Informers, Key, Store, Watched, key};
 pub use list_watch::{Event, Selection, list_watch};
 pub use recorder::{Recorder, object_reference};
 pub use slice_owners::{Move, SERVICE_NAME, SliceOwners};
+pub use taints::{tolerates, tolerates_device};

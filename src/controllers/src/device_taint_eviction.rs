@@ -49,19 +49,10 @@ fn taints<'a>(
     taints.filter(|taint| taint.effect == NO_EXECUTE)
 }
 
-/// Whether the toleration bears a taint for which pods leave.
+/// Whether the toleration bears a taint for which pods leave: one that does not speak of them bears what keeps pods from
+/// being scheduled only.
 fn bears(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
-    let key = toleration.key.as_deref().unwrap_or_default();
-    toleration.effect.as_deref() == Some(NO_EXECUTE)
-        && (key.is_empty() || key == taint.key)
-        && match toleration.operator.as_deref().unwrap_or("Equal") {
-            "Exists" => true,
-            "Equal" => {
-                toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-            }
-            _ => false,
-        }
+    toleration.effect.as_deref() == Some(NO_EXECUTE) && client::tolerates_device(toleration, taint)
 }
 
 /// When the users of the claim have to go, if they have to. Taints that do not tell when they were added count from
@@ -111,7 +102,9 @@ fn claims_of(pod: &Pod) -> Vec<(String, bool)> {
         let status = made.iter().find(|status| status.name == entry.name)?;
         Some((status.resource_claim_name.clone()?, true))
     };
-    entries.filter_map(name).collect()
+    let extended = pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.as_ref());
+    let extended = extended.map(|status| (status.resource_claim_name.clone(), true));
+    entries.filter_map(name).chain(extended).collect()
 }
 
 struct Controller {
@@ -215,11 +208,8 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     controller.pods.ready().await;
     controller.claims.ready().await;
     controller.slices.ready().await;
-    let of_pod = |pod: &Pod| {
-        let claims = pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_ref());
-        let concerned = claims.is_some_and(|claims| !claims.is_empty());
-        concerned.then(|| ownership::key(pod)).into_iter().collect()
-    };
+    let of_pod =
+        |pod: &Pod| (!claims_of(pod).is_empty()).then(|| ownership::key(pod)).into_iter().collect();
     let (of_claim, of_slice) = (controller.clone(), controller.clone());
     let changes = futures::stream::select(
         touched(&controller.pods, of_pod),
@@ -309,9 +299,12 @@ mod tests {
                 {"name": "c", "resourceClaimTemplateName": "t"},
                 {"name": "d", "resourceClaimTemplateName": "t"}]},
             "status": {"resourceClaimStatuses": [
-                {"name": "b", "resourceClaimName": "made"}, {"name": "c"}]}}))
+                {"name": "b", "resourceClaimName": "made"}, {"name": "c"}],
+                "extendedResourceClaimStatus": {"resourceClaimName": "extended",
+                    "requestMappings": []}}}))
         .expect("a pod");
-        let want = [("shared".to_owned(), false), ("made".to_owned(), true)];
+        let want = [("shared", false), ("made", true), ("extended", true)];
+        let want = want.map(|(name, made)| (name.to_owned(), made));
         assert_eq!(claims_of(&pod), want);
     }
 }

@@ -50,23 +50,6 @@ pub fn fits(spec: &PodSpec, node: &Node) -> bool {
         && required.is_none_or(|required| selects(&required.node_selector_terms, node))
 }
 
-/// Whether the toleration speaks of the taint.
-pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
-    let (key, effect) = (&toleration.key, &toleration.effect);
-    if !(empty(effect) || effect.as_ref() == Some(&taint.effect))
-        || !(empty(key) || key.as_ref() == Some(&taint.key))
-    {
-        return false;
-    }
-    let value = |text: &Option<String>| text.clone().unwrap_or_default();
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => !empty(key) && value(&toleration.value) == value(&taint.value),
-        "Exists" => true,
-        _ => false,
-    }
-}
-
 /// The first taint with one of `effects` that nothing tolerates.
 pub fn untolerated<'a>(
     tolerations: &[Toleration],
@@ -76,7 +59,7 @@ pub fn untolerated<'a>(
     taints
         .iter()
         .filter(|taint| effects.contains(&taint.effect.as_str()))
-        .find(|taint| !tolerations.iter().any(|toleration| tolerates(toleration, taint)))
+        .find(|taint| !tolerations.iter().any(|toleration| client::tolerates(toleration, taint)))
 }
 
 #[cfg(test)]
@@ -107,25 +90,6 @@ mod tests {
             let parsed: Vec<NodeSelectorTerm> =
                 serde_json::from_value(terms.clone()).expect("terms");
             assert_eq!(selects(&parsed, &node), want, "{terms}");
-        }
-    }
-
-    #[test]
-    fn tolerations_match_by_key_value_and_effect() {
-        let taint: Taint =
-            serde_json::from_value(json!({"key": "k", "value": "v", "effect": "NoSchedule"}))
-                .expect("a taint");
-        for (toleration, want) in [
-            (json!({"operator": "Exists"}), true),
-            (json!({"key": "k", "operator": "Exists"}), true),
-            (json!({"key": "k", "value": "v"}), true),
-            (json!({"key": "k", "value": "w"}), false),
-            (json!({"key": "k", "value": "v", "effect": "NoExecute"}), false),
-            (json!({"value": "v"}), false),
-        ] {
-            let parsed: Toleration =
-                serde_json::from_value(toleration.clone()).expect("a toleration");
-            assert_eq!(tolerates(&parsed, &taint), want, "{toleration}");
         }
     }
 }

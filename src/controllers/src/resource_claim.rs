@@ -276,6 +276,24 @@ impl Controller {
     }
 }
 
+/// What a change of the pod concerns: itself, and its claims, the one for its extended resources among them.
+fn concerned(pod: &Pod) -> Vec<Key> {
+    let entries = pod.spec.iter().flat_map(|spec| spec.resource_claims.iter().flatten());
+    let named = entries.filter_map(|entry| entry.resource_claim_name.clone());
+    let told = pod.status.iter().flat_map(|s| s.resource_claim_statuses.iter().flatten());
+    let made = told.filter_map(|status| status.resource_claim_name.clone());
+    let extended = pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.as_ref());
+    let extended = extended.map(|status| status.resource_claim_name.clone());
+    let (namespace, name) = ownership::key(pod);
+    let claims = named.chain(made).chain(extended);
+    let mut keys: Vec<Key> = claims.map(|claim| Key::Claim(namespace.clone(), claim)).collect();
+    let entries = pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_ref());
+    if entries.is_some_and(|entries| !entries.is_empty()) {
+        keys.push(Key::Pod(namespace, name));
+    }
+    keys
+}
+
 /// Runs until `shutdown`.
 pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
     let controller = Arc::new(Controller {
@@ -288,20 +306,6 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
     controller.pods.ready().await;
     controller.claims.ready().await;
     controller.templates.ready().await;
-    let of_pod = |pod: &Pod| {
-        let entries = pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_ref());
-        let Some(entries) = entries.filter(|entries| !entries.is_empty()) else {
-            return Vec::new();
-        };
-        let (namespace, name) = ownership::key(pod);
-        let told = pod.status.iter().flat_map(|s| s.resource_claim_statuses.iter().flatten());
-        let made = told.filter_map(|status| status.resource_claim_name.clone());
-        let named = entries.iter().filter_map(|entry| entry.resource_claim_name.clone());
-        let mut keys: Vec<Key> =
-            named.chain(made).map(|claim| Key::Claim(namespace.clone(), claim)).collect();
-        keys.push(Key::Pod(namespace, name));
-        keys
-    };
     let of_claim = |claim: &ResourceClaim| {
         let (namespace, name) = ownership::key(claim);
         vec![Key::Claim(namespace, name)]
@@ -322,7 +326,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         }
     };
     let changes = futures::stream::select(
-        touched(&controller.pods, of_pod),
+        touched(&controller.pods, concerned),
         futures::stream::select(
             touched(&controller.claims, of_claim),
             touched(&controller.templates, of_template),

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ownership::{self, Key};
 use crate::queue::{self, Failure, Next};
-use crate::{node_selector, pods, touched};
+use crate::{pods, touched};
 
 /// When the pod has to go.
 #[derive(Debug, PartialEq)]
@@ -43,7 +43,7 @@ fn fate(pod: &Pod, node: &Node, seen: Timestamp, now: Timestamp) -> Fate {
     let mut first: Option<Timestamp> = None;
     for taint in taints {
         // Of several that bear the taint the first counts.
-        let Some(bearing) = tolerations.iter().find(|t| node_selector::tolerates(t, taint)) else {
+        let Some(bearing) = tolerations.iter().find(|t| client::tolerates(t, taint)) else {
             return Fate::Leave(Duration::ZERO);
         };
         let Some(seconds) = bearing.toleration_seconds else { continue };

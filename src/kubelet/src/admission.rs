@@ -83,22 +83,7 @@ fn endures(of: &Pod, taints: &[Taint]) -> bool {
 /// Whether the pod tolerates the taint.
 pub fn tolerates(of: &Pod, taint: &Taint) -> bool {
     let tolerations = of.spec.as_ref().and_then(|spec| spec.tolerations.as_deref());
-    tolerations.unwrap_or_default().iter().any(|toleration| speaks_of(toleration, taint))
-}
-
-fn speaks_of(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let any_or = |wanted: &Option<String>, is: &str| {
-        wanted.as_deref().is_none_or(|wanted| wanted.is_empty() || wanted == is)
-    };
-    let named = any_or(&toleration.effect, &taint.effect) && any_or(&toleration.key, &taint.key);
-    named
-        && match toleration.operator.as_deref().unwrap_or_default() {
-            "" | "Equal" => {
-                !text(&toleration.key).is_empty() && text(&toleration.value) == text(&taint.value)
-            }
-            operator => operator == "Exists",
-        }
+    tolerations.unwrap_or_default().iter().any(|toleration| client::tolerates(toleration, taint))
 }
 
 /// A resource of which too little is left for a pod; amounts in thousandths.

@@ -16,13 +16,15 @@ use k8s_openapi::api::resource::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 
 use crate::capacity::{self, Amounts, Counters};
-use crate::devices::{Chooser, DeviceId, Devices, Offer, Taken, attribute, tolerates};
+use crate::devices::{Chooser, DeviceId, Devices, Offer, Offers, Taken, attribute, tolerates};
 use crate::node::NodeInfo;
 
 /// Steps after which a search is given up.
 const STEPS_MAX: usize = 100_000;
 /// Why a node is refused, where there is no more to say.
 const NOT_ALL: &str = "cannot allocate all claims";
+/// The same, where something could not be had because its pool contradicts itself.
+const INVALID: &str = "invalid resource pools were encountered";
 /// As many devices as one claim can get.
 const RESULTS_MAX: usize = 32;
 
@@ -83,6 +85,13 @@ fn alternative(asked: &Asked<'_>, devices: &Devices) -> Result<Alternative, Stri
         tolerations: asked.tolerations.to_vec(),
         capacity: capacity::asked(asked.capacity),
     })
+}
+
+impl Alternative {
+    /// Its name beside the other ways to satisfy the request.
+    fn short_name(&self) -> &str {
+        self.name.rsplit('/').next().unwrap_or_default()
+    }
 }
 
 impl Wish {
@@ -173,8 +182,8 @@ struct Search<'a> {
     shares: Vec<Option<Amounts>>,
     /// Whether the expressions choose a device, as far as that is known.
     chosen: HashMap<Given, bool>,
-    /// A pool of which not all slices are known.
-    updating: Option<String>,
+    /// The offers that requests for all devices get, by the places of claim, request and alternative.
+    all: HashMap<(usize, usize, usize), Vec<usize>>,
     steps: usize,
     /// Why the search cannot go on.
     aborted: Option<String>,
@@ -333,34 +342,82 @@ impl<'a> Search<'a> {
         false
     }
 
-    /// Gives every device that is chosen and has what is asked for; all of them must be free, and all that there are
-    /// must be known.
+    /// What cannot be satisfied whatever is free: finds all devices for requests that ask for all, and counts.
+    /// `unusable` says what keeps a pool from telling of all it has.
+    fn survey(&mut self, unusable: Option<&str>) -> Result<(), String> {
+        for (wish, wished) in self.wishes.clone().into_iter().enumerate() {
+            let mut least = 0;
+            for (request, wanted) in wished.requests.iter().enumerate() {
+                let mut smallest = usize::MAX;
+                for (alternative, chosen) in wanted.alternatives.iter().enumerate() {
+                    let place = Given { wish, request, alternative, offer: 0 };
+                    let count = match chosen.count {
+                        Some(count) => count,
+                        None => self.find_all(place, unusable)?,
+                    };
+                    smallest = smallest.min(count);
+                }
+                least += smallest;
+            }
+            if least > RESULTS_MAX {
+                let claim = wished.told();
+                return Err(format!(
+                    "{claim}: number of requested devices {least} exceeds the claim limit of {RESULTS_MAX}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the devices that are chosen and have what is asked for; says how many they are.
+    fn find_all(&mut self, place: Given, unusable: Option<&str>) -> Result<usize, String> {
+        let alternative = self.alternative(place);
+        if let Some(why) = unusable {
+            let (claim, name) = (self.wishes[place.wish].told(), alternative.short_name());
+            return Err(format!(
+                "{claim}, request {name}: asks for all devices, but resource pool {why}"
+            ));
+        }
+        let all = (0..self.offers.len()).filter(|offer| {
+            self.chooses(Given { offer: *offer, ..place })
+                && self.part(alternative, *offer).is_some()
+        });
+        let all: Vec<usize> = all.collect();
+        if let Some(aborted) = &self.aborted {
+            return Err(aborted.clone());
+        }
+        let count = all.len();
+        self.all.insert((place.wish, place.request, place.alternative), all);
+        Ok(count)
+    }
+
+    /// Gives every device that is chosen and has what is asked for; all of them must be free.
     fn give_all(&mut self, place: Given) -> bool {
         let alternative = self.alternative(place);
-        if let Some(pool) = &self.updating {
-            let (claim, name) = (self.wishes[place.wish].told(), &alternative.name);
-            let aborted = format!(
-                "{claim}, request {name}: asks for all devices, but resource pool {pool} is currently being updated"
-            );
-            self.aborted.get_or_insert(aborted);
-            return false;
-        }
-        let all: Vec<Given> = (0..self.offers.len())
-            .map(|offer| Given { offer, ..place })
-            .filter(|given| self.chooses(*given) && self.part(alternative, given.offer).is_some())
-            .collect();
+        let known = self.all.get(&(place.wish, place.request, place.alternative));
+        let all = known.cloned().unwrap_or_default();
         if all.is_empty() || self.aborted.is_some() || !self.has_room(place.wish, all.len()) {
             return false;
         }
         let before = self.given.len();
-        let possible = all.into_iter().all(|given| {
-            let possible = self.is_free(given) && self.bears(given) && self.allowed(given);
-            let part = self.part(alternative, given.offer).filter(|_| possible);
-            let possible = part.is_some();
-            if let Some(part) = part {
-                self.take(given, part);
+        let possible = all.into_iter().map(|offer| Given { offer, ..place }).all(|given| {
+            let part = self.part(alternative, given.offer);
+            let Some(part) = part.filter(|_| self.is_free(given) && self.bears(given)) else {
+                return false;
+            };
+            if !self.allowed(given) {
+                // It makes no sense to ask for all devices and to constrain them.
+                let (claim, name) = (self.wishes[place.wish].told(), alternative.short_name());
+                let id = &self.ids[given.offer];
+                let device = format!("{}/{}/{}", id.0, id.1, id.2);
+                let aborted = format!(
+                    "{claim}, request {name}: cannot add device {device} because a claim constraint would not be satisfied"
+                );
+                self.aborted.get_or_insert(aborted);
+                return false;
             }
-            possible
+            self.take(given, part);
+            true
         });
         if possible && self.solve(place.wish, place.request + 1) {
             return true;
@@ -412,7 +469,7 @@ pub fn allocate<W: Borrow<Wish>>(
     taken: &Taken,
     node: &NodeInfo,
 ) -> Result<Vec<AllocationResult>, Cow<'static, str>> {
-    let offers = devices.offers(node);
+    let Offers { all: offers, invalid } = devices.offers(node);
     let ids: Vec<DeviceId> = offers.iter().map(Offer::id).collect();
     let stock = ids.iter().map(|id| Stock {
         holders: usize::from(taken.has(id)),
@@ -434,12 +491,18 @@ pub fn allocate<W: Borrow<Wish>>(
         given: Vec::new(),
         shares: Vec::new(),
         chosen: HashMap::new(),
-        updating: if wants_all { devices.updating(node) } else { None },
+        all: HashMap::new(),
         steps: 0,
         aborted: None,
     };
+    let updating = if wants_all { devices.updating(node) } else { None };
+    let unusable = updating
+        .map(|pool| format!("{pool} is currently being updated"))
+        .or(invalid.as_ref().map(|pool| format!("{pool} is currently invalid")));
+    search.survey(unusable.as_deref())?;
     if !search.solve(0, 0) {
-        return Err(search.aborted.map_or(NOT_ALL.into(), Cow::from));
+        let why = if invalid.is_some() { INVALID } else { NOT_ALL };
+        return Err(search.aborted.map_or(why.into(), Cow::from));
     }
     let all = search.wishes.iter().enumerate();
     let results = all.map(|(at, wish)| result(&search, at, wish, devices, node));
@@ -516,11 +579,9 @@ fn configuration(
     let of_class = classes.into_iter().flat_map(|(class, names)| {
         let class = devices.classes.get(class);
         let configs = class.and_then(|class| class.spec.config.clone()).unwrap_or_default();
-        // None stands for all of them.
-        let names = (names.len() < wish.requests.len()).then_some(names);
         configs.into_iter().map(move |config| DeviceAllocationConfiguration {
             opaque: config.opaque,
-            requests: names.clone(),
+            requests: Some(names.clone()),
             source: "FromClass".into(),
         })
     });

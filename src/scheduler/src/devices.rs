@@ -2,7 +2,7 @@
 //!
 //! Source: `k8s.io/dynamic-resource-allocation/structured`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use apimachinery::cel::{Named, Program, TOTAL_LIMIT, Type, Value};
@@ -60,6 +60,16 @@ impl Offer<'_> {
         let bound = self.device.binds_to_node == Some(true);
         bound || self.slice.node_name.is_some() || self.device.node_name.is_some()
     }
+}
+
+/// What a node is offered.
+#[derive(Debug, Default)]
+pub struct Offers<'a> {
+    /// The devices.
+    pub all: Vec<Offer<'a>>,
+    /// A pool, by driver and name, that has something for the node but whose slices do not fit together: nothing can be
+    /// had from it.
+    pub invalid: Option<String>,
 }
 
 /// What of the devices is given away.
@@ -183,20 +193,50 @@ impl Devices {
         Some(format!("{}/{}", found.driver, found.pool.name))
     }
 
-    /// The devices on offer for `node`.
-    pub fn offers<'a>(&'a self, node: &NodeInfo) -> Vec<Offer<'a>> {
-        let mut offers = Vec::new();
+    /// What is on offer for `node`: pool after pool, what has to be waited for when it is given last.
+    pub fn offers<'a>(&'a self, node: &NodeInfo) -> Offers<'a> {
+        let mut pools: BTreeMap<(&str, &str), Vec<&'a ResourceSliceSpec>> = BTreeMap::new();
         for slice in self.current() {
-            if !slice_reaches(slice, node) {
+            pools.entry((&slice.driver, &slice.pool.name)).or_default().push(slice);
+        }
+        pools.retain(|_, slices| slices.iter().any(|slice| slice_reaches(slice, node)));
+        let (mut offers, mut late) = (Offers::default(), Vec::new());
+        for ((driver, name), slices) in pools {
+            if !is_sound(&slices) {
+                offers.invalid.get_or_insert_with(|| format!("{driver}/{name}"));
                 continue;
             }
-            let each = slice.per_device_node_selection == Some(true);
-            let devices = slice.devices.iter().flatten();
-            let devices = devices.filter(|device| !each || device_reaches(device, node));
-            offers.extend(devices.map(|device| Offer { slice, device }));
+            for slice in slices.into_iter().filter(|slice| slice_reaches(slice, node)) {
+                let each = slice.per_device_node_selection == Some(true);
+                let devices = || slice.devices.iter().flatten();
+                let waits = devices().any(|device| device.binding_conditions.is_some());
+                let devices = devices().filter(|device| !each || device_reaches(device, node));
+                let all = if waits { &mut late } else { &mut offers.all };
+                all.extend(devices.map(|device| Offer { slice, device }));
+            }
         }
+        offers.all.append(&mut late);
         offers
     }
+}
+
+/// Whether the slices of a pool fit together: they tell of no device and no set of counters twice, and devices draw on
+/// counters that there are.
+fn is_sound(slices: &[&ResourceSliceSpec]) -> bool {
+    let devices = || slices.iter().flat_map(|slice| slice.devices.iter().flatten());
+    let mut names = HashSet::new();
+    if !devices().all(|device| names.insert(&device.name)) {
+        return false;
+    }
+    let mut sets = HashMap::new();
+    let mut counters = slices.iter().flat_map(|slice| slice.shared_counters.iter().flatten());
+    if !counters.all(|set| sets.insert(&set.name, &set.counters).is_none()) {
+        return false;
+    }
+    devices().flat_map(|device| device.consumes_counters.iter().flatten()).all(|drawn| {
+        let set = sets.get(&drawn.counter_set);
+        set.is_some_and(|set| drawn.counters.keys().all(|name| set.contains_key(name)))
+    })
 }
 
 fn reaches(
@@ -224,22 +264,9 @@ fn slice_reaches(slice: &ResourceSliceSpec, node: &NodeInfo) -> bool {
 
 /// Whether no taint of the device keeps the request away.
 pub fn tolerates(taints: &[DeviceTaint], tolerations: &[DeviceToleration]) -> bool {
-    let covers = |toleration: &DeviceToleration, taint: &DeviceTaint| {
-        let any = |value: &Option<String>, found: &str| {
-            value.as_deref().is_none_or(|value| value.is_empty() || value == found)
-        };
-        let value = taint.value.as_deref().unwrap_or_default();
-        any(&toleration.effect, &taint.effect)
-            && any(&toleration.key, &taint.key)
-            && match toleration.operator.as_deref() {
-                Some("Exists") => true,
-                _ => toleration.value.as_deref().unwrap_or_default() == value,
-            }
-    };
-    taints
-        .iter()
-        .filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"))
-        .all(|taint| tolerations.iter().any(|toleration| covers(toleration, taint)))
+    taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute")).all(
+        |taint| tolerations.iter().any(|toleration| client::tolerates_device(toleration, taint)),
+    )
 }
 
 /// An attribute in a form that can be compared.

@@ -189,6 +189,91 @@ fn a_search_ends_at_what_cannot_be_known() {
 }
 
 #[test]
+fn requests_that_nothing_can_satisfy_say_why() {
+    let numa = |requests: Value| json!({"requests": requests, "constraints": [{"matchAttribute": "gpu.example.com/numa"}]});
+    let all = || exactly(json!({"allocationMode": "All"}));
+    let sub = json!([{"name": "r", "firstAvailable": [
+        {"name": "all", "deviceClassName": "gpu", "allocationMode": "All"},
+        {"name": "one", "deviceClassName": "gpu"}]}]);
+    let many = json!([{"name": "r", "exactly": {"deviceClassName": "gpu", "count": 30}},
+        {"name": "s", "firstAvailable": [
+            {"name": "more", "deviceClassName": "gpu", "count": 9},
+            {"name": "less", "deviceClassName": "gpu", "count": 3}]}]);
+    for (wanted, want) in [
+        (
+            numa(all()["requests"].clone()),
+            "claim default/c, request r: cannot add device gpu.example.com/b/large1 because a claim constraint would not be satisfied",
+        ),
+        (
+            numa(sub),
+            "claim default/c, request all: cannot add device gpu.example.com/b/large1 because a claim constraint would not be satisfied",
+        ),
+        (
+            json!({"requests": many}),
+            "claim default/c: number of requested devices 33 exceeds the claim limit of 32",
+        ),
+    ] {
+        assert_eq!(refusal(&devices(&[]), wanted.clone(), "b"), want, "{wanted}");
+    }
+}
+
+#[test]
+fn pools_that_contradict_themselves_give_nothing() {
+    let part = |name: &str, set: &str, counter: &str| {
+        json!({"name": name, "consumesCounters": [
+            {"counterSet": set, "counters": {(counter): {"value": "1"}}}]})
+    };
+    let plain = |name: &str| json!({"name": name});
+    let set = |name: &str| json!({"name": name, "counters": {"slices": {"value": "7"}}});
+    // The slices of pool `p`, with their devices and their sets of counters, beside pool `b` with its three devices.
+    let picture = |pool: &[(Vec<Value>, Vec<Value>)]| {
+        let mut picture = devices(&[]);
+        for (number, (has, counters)) in pool.iter().enumerate() {
+            picture.slices.push(of(json!({"metadata": {"name": format!("p{number}")}, "spec": {
+                "driver": "gpu.example.com", "allNodes": true, "devices": has,
+                "sharedCounters": counters,
+                "pool": {"name": "p", "generation": 1, "resourceSliceCount": pool.len()}}})));
+        }
+        picture
+    };
+    let invalid = "invalid resource pools were encountered";
+    let all = "claim default/c, request r: asks for all devices, but resource pool gpu.example.com/p is currently invalid";
+    for (pool, sound) in [
+        (vec![(vec![plain("x")], vec![]), (vec![plain("y")], vec![])], true),
+        (vec![(vec![plain("x")], vec![]), (vec![plain("x")], vec![])], false),
+        (vec![(vec![part("x", "s", "slices")], vec![]), (vec![], vec![set("s")])], true),
+        (vec![(vec![part("x", "t", "slices")], vec![]), (vec![], vec![set("s")])], false),
+        (vec![(vec![part("x", "s", "memory")], vec![]), (vec![], vec![set("s")])], false),
+        (vec![(vec![], vec![set("s")]), (vec![plain("x")], vec![set("s")])], false),
+    ] {
+        let picture = picture(&pool);
+        // What the other pool has can still be had.
+        let three = given_of(&picture, exactly(json!({"count": 3})), "b");
+        assert_eq!(three.as_deref(), Some("r=large0 r=large1 r=large2"), "{pool:?}");
+        assert_eq!(given_of(&picture, exactly(json!({"count": 4})), "b").is_some(), sound);
+        if !sound {
+            let four = exactly(json!({"count": 4}));
+            assert_eq!(refusal(&picture, four, "b"), invalid, "{pool:?}");
+            assert_eq!(refusal(&picture, exactly(json!({"allocationMode": "All"})), "b"), all);
+        }
+    }
+}
+
+#[test]
+fn devices_that_are_not_ready_at_once_are_given_last() {
+    let mut picture = devices(&[]);
+    let mut slow = ResourceSlice::clone(&slice("b", &[device("first", "l", "80Gi", 0)]));
+    slow.spec.pool.name = "a-fabric".into();
+    for device in slow.spec.devices.iter_mut().flatten() {
+        device.binding_conditions = Some(vec!["Attached".into()]);
+    }
+    picture.slices.insert(0, Arc::new(slow));
+    assert_eq!(given_of(&picture, exactly(json!({})), "b").as_deref(), Some("r=large0"));
+    let four = given_of(&picture, exactly(json!({"count": 4})), "b");
+    assert_eq!(four.as_deref(), Some("r=large0 r=large1 r=large2 r=first"));
+}
+
+#[test]
 fn an_administrator_looks_at_a_device_once() {
     let request = |name: &str, admin: bool, count: i64| {
         json!({"name": name, "exactly":
@@ -234,9 +319,8 @@ fn devices_are_set_up_as_class_and_claim_say() {
             format!("{} {}: {requests}", config.source, from.as_str().unwrap_or_default())
         })
         .collect();
-    // What is for all of them names none.
     let want = [
-        "FromClass class: ",
+        "FromClass class: r+s/few",
         "FromClaim all: ",
         "FromClaim r: r",
         "FromClaim s: s",

@@ -1,6 +1,6 @@
 //! TaintToleration: nodes repel pods that do not tolerate their taints.
 
-use k8s_openapi::api::core::v1::{Taint, Toleration};
+use k8s_openapi::api::core::v1::Taint;
 
 use crate::cluster::Cluster;
 use crate::framework::{Event, Filter, Plugin, Point, Rejection, Score, normalize};
@@ -11,27 +11,9 @@ pub struct TaintToleration;
 
 struct Tolerations<'a>(&'a PodInfo);
 
-/// `toleration` covers `taint`. Source: `Toleration.ToleratesTaint` of `k8s.io/api/core/v1`.
-fn covers(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let (key, effect) = (text(&toleration.key), text(&toleration.effect));
-    if !(effect.is_empty() || effect == taint.effect) || !(key.is_empty() || key == taint.key) {
-        return false;
-    }
-    let number = |text: &str| text.parse::<i64>().ok();
-    let (wanted, found) = (text(&toleration.value), text(&taint.value));
-    match toleration.operator.as_deref().unwrap_or_default() {
-        "" | "Equal" => wanted == found,
-        "Exists" => true,
-        "Lt" => matches!((number(&found), number(&wanted)), (Some(f), Some(w)) if f < w),
-        "Gt" => matches!((number(&found), number(&wanted)), (Some(f), Some(w)) if f > w),
-        _ => false,
-    }
-}
-
 /// The pod tolerates `taint`.
 pub fn tolerated(pod: &PodInfo, taint: &Taint) -> bool {
-    pod.spec().tolerations.iter().flatten().any(|toleration| covers(toleration, taint))
+    pod.spec().tolerations.iter().flatten().any(|toleration| client::tolerates(toleration, taint))
 }
 
 /// No taint of the node keeps the pod away.
