@@ -31,11 +31,19 @@ impl Resource {
         // The API server has validated quantities; one that cannot be read asks for nothing.
         let Ok(quantity) = text.0.parse::<Quantity>() else { return };
         match name {
-            "cpu" => self.milli_cpu = quantity.milli_value(),
-            "memory" => self.memory_bytes = quantity.value(),
-            "ephemeral-storage" => self.ephemeral_bytes = quantity.value(),
+            "cpu" => self.put(name, quantity.milli_value()),
             "pods" => {}
-            other => drop(self.scalars.insert(other.to_owned(), quantity.value())),
+            other => self.put(other, quantity.value()),
+        }
+    }
+
+    /// Sets the amount of the resource `name`: of CPU in thousandths.
+    fn put(&mut self, name: &str, amount: i64) {
+        match name {
+            "cpu" => self.milli_cpu = amount,
+            "memory" => self.memory_bytes = amount,
+            "ephemeral-storage" => self.ephemeral_bytes = amount,
+            other => drop(self.scalars.insert(other.to_owned(), amount)),
         }
     }
 
@@ -97,16 +105,21 @@ impl Resource {
     }
 }
 
-/// What a container asks for. While it is being resized it is taken to need the most of what it asked for,
-/// asks for, and was given; what it cannot be given does not count.
-fn container_requests(
-    container: &Container,
-    told: Option<&ContainerStatus>,
-    (infeasible, defaults): (bool, bool),
+/// A list of amounts of the API.
+type List = BTreeMap<String, Text>;
+
+/// What a pod may ask for as a whole.
+fn is_of_pods(resource: &str) -> bool {
+    matches!(resource, "cpu" | "memory") || resource.starts_with("hugepages-")
+}
+
+/// What a container, or a pod as a whole, asks for in `list`. While it is being resized it is taken to need the most of
+/// what it asked for, asks for, and was given; what it cannot be given does not count.
+fn held(
+    list: Option<&List>,
+    (actual, granted): (Option<&List>, Option<&List>),
+    infeasible: bool,
 ) -> Resource {
-    let list = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-    let actual = told.and_then(|told| told.resources.as_ref()?.requests.as_ref());
-    let granted = told.and_then(|told| told.allocated_resources.as_ref());
     let known = actual.is_some() || granted.is_some();
     let mut resource =
         if infeasible && known { Resource::default() } else { Resource::from_list(list) };
@@ -116,6 +129,18 @@ fn container_requests(
     if infeasible && known && (actual == list || granted == list) {
         resource.raise_to(&Resource::from_list(list));
     }
+    resource
+}
+
+fn container_requests(
+    container: &Container,
+    told: Option<&ContainerStatus>,
+    (infeasible, defaults): (bool, bool),
+) -> Resource {
+    let list = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    let actual = told.and_then(|told| told.resources.as_ref()?.requests.as_ref());
+    let granted = told.and_then(|told| told.allocated_resources.as_ref());
+    let mut resource = held(list, (actual, granted), infeasible);
     let missing = |name: &str| list.is_none_or(|list| !list.contains_key(name));
     if defaults && missing("cpu") {
         resource.milli_cpu = DEFAULT_MILLI_CPU;
@@ -166,10 +191,12 @@ fn requests<'a>(pod: &'a Pod, defaults: bool) -> Resource {
         }
     }
     total.raise_to(&starting);
-    for (name, text) in spec.resources.iter().flat_map(|r| r.requests.iter().flatten()) {
-        if name == "cpu" || name == "memory" || name.starts_with("hugepages-") {
-            total.set(name, text);
-        }
+    let wanted = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
+    let actual = status.and_then(|status| status.resources.as_ref()?.requests.as_ref());
+    let granted = status.and_then(|status| status.allocated_resources.as_ref());
+    let whole = held(wanted, (actual, granted), how.0);
+    for name in wanted.into_iter().flat_map(BTreeMap::keys).filter(|name| is_of_pods(name)) {
+        total.put(name, whole.amount(name));
     }
     total.add(&Resource::from_list(spec.overhead.as_ref()));
     total
@@ -261,6 +288,17 @@ mod tests {
         ] {
             let got = pod_requests(&pod(asked, actual, granted, reason)).milli_cpu;
             assert_eq!(got, want, "{asked} {actual} {granted} {reason}");
+            let whole: Pod = serde_json::from_value(json!({
+                "spec": {"containers": [container("10m", "1")],
+                    "resources": {"requests": {"cpu": asked}}},
+                "status": {"resources": {"requests": {"cpu": actual, "memory": "7"}},
+                    "allocatedResources": {"cpu": granted},
+                    "conditions": [
+                        {"type": "PodResizePending", "status": "True", "reason": reason}]}}))
+            .expect("a pod");
+            let got = pod_requests(&whole);
+            // What the pod does not ask for as a whole its containers do.
+            assert_eq!((got.milli_cpu, got.memory_bytes), (want, 1), "{asked} {actual}");
         }
     }
 

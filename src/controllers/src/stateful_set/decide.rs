@@ -46,12 +46,12 @@ fn partition(spec: &StatefulSetSpec) -> i32 {
     rolling.and_then(|rolling| rolling.partition).unwrap_or(0)
 }
 
-/// How many pods may be unavailable during an update.
-fn max_unavailable(spec: &StatefulSetSpec) -> usize {
+/// How many pods may be unavailable during an update, where that is said.
+fn max_unavailable(spec: &StatefulSetSpec) -> Option<usize> {
     let rolling = spec.update_strategy.as_ref().and_then(|s| s.rolling_update.as_ref());
-    let bound = rolling.and_then(|rolling| rolling.max_unavailable.as_ref());
+    let bound = rolling.and_then(|rolling| rolling.max_unavailable.as_ref())?;
     let replicas = spec.replicas.unwrap_or(1);
-    bound.map_or(1, |bound| share::of(Some(bound), replicas, false).max(1) as usize)
+    Some(share::of(Some(bound), replicas, false).max(1) as usize)
 }
 
 fn is_going(pod: &Pod) -> bool {
@@ -131,22 +131,50 @@ pub fn decide(set: &StatefulSet, own: &[&Pod], revisions: Revisions<'_>, now: Ti
     if !is_rolling(spec) {
         return plan;
     }
-    plan.update = outdated(spec, &replicas, revisions.update, &available);
+    plan.update = match max_unavailable(spec) {
+        Some(most) => outdated(spec, &replicas, (revisions.update, most), &available),
+        None => next_outdated(spec, &replicas, revisions.update, &available).into_iter().collect(),
+    };
     plan
 }
 
-/// Which pods make way for newer ones, from the highest ordinal down, so that no more are unavailable than may be.
+/// The pod that makes way for a newer one: the highest that is old, whether it serves or not, once all above it do.
+fn next_outdated(
+    spec: &StatefulSetSpec,
+    replicas: &BTreeMap<i32, &Pod>,
+    revision_name: &str,
+    available: &impl Fn(&Pod) -> bool,
+) -> Option<i32> {
+    let wanted = ordinals(spec);
+    let reached = wanted.start.saturating_add(partition(spec))..wanted.end;
+    for ordinal in reached.rev() {
+        // One that is missing is about to come.
+        let pod = replicas.get(&ordinal)?;
+        if is_going(pod) {
+            return None;
+        }
+        if revision(pod) != revision_name {
+            return Some(ordinal);
+        }
+        if !available(pod) {
+            return None;
+        }
+    }
+    None
+}
+
+/// Which pods make way for newer ones, from the highest ordinal down, so that no more than `most` are unavailable.
 /// Side by side, those go whatever happens that are of the old revision and do not serve: they may never do.
 fn outdated(
     spec: &StatefulSetSpec,
     replicas: &BTreeMap<i32, &Pod>,
-    revision_name: &str,
+    (revision_name, most): (&str, usize),
     available: &impl Fn(&Pod) -> bool,
 ) -> Vec<i32> {
     let wanted = ordinals(spec);
     let serving = replicas.values().filter(|pod| !is_going(pod) && available(pod)).count();
     let unavailable = wanted.len() - serving;
-    let room = max_unavailable(spec).saturating_sub(unavailable);
+    let room = most.saturating_sub(unavailable);
     let is_old = |pod: &Pod| revision(pod) != revision_name && !is_going(pod);
     let reached = replicas.range(wanted.start.saturating_add(partition(spec))..).rev();
     let old = || reached.clone().filter(|(_, pod)| is_old(pod));

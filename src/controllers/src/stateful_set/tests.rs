@@ -134,8 +134,28 @@ fn side_by_side_what_does_not_serve_is_updated_first() {
 }
 
 #[test]
+fn side_by_side_they_are_updated_one_by_one_unless_more_may_be_down() {
+    for (partition, text, want) in [
+        (0, "0old 1old 2old", vec![2]),
+        (0, "0old 1old 2-old", vec![2]),
+        (0, "0-old 1-old 2old", vec![2]),
+        (0, "0-old 1-old 2", vec![1]),
+        (0, "0old 1old 2!old", vec![]),
+        (0, "0old 1old 2-", vec![]),
+        (0, "0old 1old", vec![]),
+        (0, "0old 1 2", vec![0]),
+        (2, "0old 1old 2", vec![]),
+        (5, "0old 1old 2old", vec![]),
+    ] {
+        let set = set(json!({"podManagementPolicy": "Parallel", "updateStrategy":
+            {"type": "RollingUpdate", "rollingUpdate": {"partition": partition}}}));
+        assert_eq!(plan(&set, text, ROLLING).update, want, "{partition}: {text}");
+    }
+}
+
+#[test]
 fn pods_that_are_ready_too_briefly_do_not_serve_yet() {
-    for (policy, want) in [("Parallel", vec![2, 1, 0]), ("OrderedReady", vec![])] {
+    for (policy, want) in [("Parallel", vec![2]), ("OrderedReady", vec![])] {
         let set = set(json!({"minReadySeconds": 7200, "podManagementPolicy": policy}));
         assert_eq!(plan(&set, "0old 1old 2old", ROLLING).update, want, "{policy}");
     }
