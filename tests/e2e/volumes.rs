@@ -413,6 +413,13 @@ fn claims_get_volumes_that_outlive_pods_as_their_class_says() {
     };
     let (default, kept, generic) =
         (volume_of("default"), volume_of("kept"), volume_of("generic-v"));
+    // A volume that is deleted before its claim waits for it, and takes its folder with it then.
+    let source = cluster.get(&["pv", &default]).expect("it is there");
+    let folder = source["spec"]["hostPath"]["path"].as_str().unwrap_or_default().to_owned();
+    assert!(std::fs::exists(&folder).unwrap_or_default(), "{folder}");
+    cluster.kubectl_ok(&["delete", "pv", &default, "--wait=false"]);
+    let source = cluster.get(&["pv", &default]).expect("it waits for its claim");
+    assert_eq!(source["status"]["phase"], "Bound");
     cluster.kubectl_ok(&["delete", "pods", "--all"]);
     for name in ["generic-v", "default", "kept"] {
         if name != "generic-v" {
@@ -429,6 +436,7 @@ fn claims_get_volumes_that_outlive_pods_as_their_class_says() {
             Ok(volume) => Err(volume["status"].to_string()),
         });
     }
+    assert!(!std::fs::exists(&folder).unwrap_or(true), "{folder}");
     eventually("the volume is kept", || match cluster.get(&["pv", &kept])? {
         volume if volume["status"]["phase"] == "Released" => Ok(()),
         volume => Err(volume["status"].to_string()),

@@ -7,9 +7,11 @@
 mod decide;
 mod matching;
 pub mod provision;
+mod recycle;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::{Informer, Informers, Recorder, object_reference};
 use futures::StreamExt;
@@ -25,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::decide::{Fate, Step, decide, default_class, fate, freed};
 use self::matching::class_of;
+use self::recycle::Progress;
 use crate::queue::{self, Failure, Next};
 use crate::{ownership, pods, touched, unless_code};
 
@@ -33,6 +36,8 @@ const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 pub const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
 pub const STORAGE_PROVISIONER: [&str; 2] =
     ["volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner"];
+/// How often it is looked how far the emptying of a volume has got.
+const RECYCLE: Duration = Duration::from_secs(1);
 /// Provisioners that were part of Kubernetes; `no-provisioner` never was one.
 const IN_TREE: &str = "kubernetes.io/";
 
@@ -343,6 +348,16 @@ impl Controller {
     }
 
     async fn sync_volume(&self, volume: &PersistentVolume) -> Result<Next, Failure> {
+        if provision::is_ours(volume)
+            && let Some(finalizers) = provision::finalizers(volume)
+        {
+            let api: Api<PersistentVolume> = Api::all(self.client.clone());
+            let mut held = volume.clone();
+            held.metadata.finalizers = Some(finalizers);
+            unless_code(api.replace(&volume.name_any(), &PostParams::default(), &held).await, 404)?;
+            // With the volume as it is now the rest follows.
+            return Ok(Next::Done);
+        }
         let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.clone());
         let key = reference.map(|r| (r.namespace.unwrap_or_default(), r.name.unwrap_or_default()));
         let mut claim = key.as_ref().and_then(|(namespace, name)| self.claims.get(namespace, name));
@@ -354,7 +369,12 @@ impl Controller {
             claim = api.get_opt(name).await?.map(Arc::new);
         }
         match fate(volume, claim.as_deref()) {
-            Fate::Available if volume.metadata.deletion_timestamp.is_some() => {}
+            Fate::Available if volume.metadata.deletion_timestamp.is_some() => {
+                let held = volume.finalizers().iter().any(|held| held == provision::FINALIZER);
+                if provision::is_ours(volume) && held {
+                    return self.unmake(volume).await;
+                }
+            }
             Fate::Available => drop(self.tell_volume(volume, "Available", "").await?),
             Fate::Bound => drop(self.tell_volume(volume, "Bound", "").await?),
             Fate::Claims => {}
@@ -395,13 +415,7 @@ impl Controller {
             volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
         match policy {
             Some("Delete") => {}
-            Some("Recycle") => {
-                let message = "No recycler plugin found for the volume!";
-                return self
-                    .tell_failed(volume, "VolumeFailedRecycle", message)
-                    .await
-                    .map(|()| Next::Done);
-            }
+            Some("Recycle") => return self.recycle(volume).await,
             _ => return Ok(Next::Done),
         }
         if !provision::is_ours(volume) {
@@ -415,6 +429,72 @@ impl Controller {
             // Whoever made it deletes it.
             return Ok(Next::Done);
         }
+        self.unmake(volume).await
+    }
+
+    /// Has a volume emptied, and then makes it free again.
+    async fn recycle(&self, volume: &PersistentVolume) -> Result<Next, Failure> {
+        const REASON: &str = "VolumeFailedRecycle";
+        if volume.metadata.deletion_timestamp.is_some() {
+            return Ok(Next::Done);
+        }
+        let Some(pod) = recycle::pod(volume) else {
+            let message = "No recycler plugin found for the volume!";
+            return self.tell_failed(volume, REASON, message).await.map(|()| Next::Done);
+        };
+        let about = object_reference(volume);
+        let users = self.users(volume);
+        if !users.is_empty() {
+            let message = format!("Volume is used by pods: {}", users.join(","));
+            self.events.normal(about, REASON, message);
+            return Ok(Next::After(RECYCLE));
+        }
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), recycle::NAMESPACE);
+        let name = recycle::pod_name(volume);
+        let progress = recycle::progress(pods.get_opt(&name).await?.as_ref());
+        match &progress {
+            Progress::Begin => {
+                unless_code(pods.create(&PostParams::default(), &pod).await, 409)?;
+                return Ok(Next::After(RECYCLE));
+            }
+            Progress::Wait => return Ok(Next::After(RECYCLE)),
+            Progress::Done => self.events.normal(about, "VolumeRecycled", "Volume recycled"),
+            Progress::Failed(why) => {
+                self.tell_failed(volume, REASON, &format!("Recycle failed: {why}")).await?;
+            }
+        }
+        if progress == Progress::Done {
+            let api: Api<PersistentVolume> = Api::all(self.client.clone());
+            let parameters = PostParams::default();
+            let free = api.replace(&volume.name_any(), &parameters, &freed(volume)).await?;
+            self.tell_volume(&free, "Available", "").await?;
+        }
+        unless_code(pods.delete(&name, &DeleteParams::default()).await, 404)?;
+        match progress {
+            // It is tried again, ever later.
+            Progress::Failed(why) => Err(format!("recycle failed: {why}").into()),
+            _ => Ok(Next::Done),
+        }
+    }
+
+    /// The pods that still use the claim of the volume, as `namespace/name`.
+    fn users(&self, volume: &PersistentVolume) -> Vec<String> {
+        let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.clone());
+        let Some(reference) = reference else { return Vec::new() };
+        let users = self.pods.store().state_filter(|pod| {
+            pod.metadata.namespace == reference.namespace
+                && !pods::is_finished(pod)
+                && pods::claims(pod).any(|used| Some(&used) == reference.name.as_ref())
+        });
+        let name = |pod: &Arc<Pod>| {
+            let (namespace, name) = ownership::key(pod.as_ref());
+            format!("{namespace}/{name}")
+        };
+        users.iter().map(name).collect()
+    }
+
+    /// Removes the folder of a volume that the built-in provisioner has made, and then the volume.
+    async fn unmake(&self, volume: &PersistentVolume) -> Result<Next, Failure> {
         if let Err(error) = provision::remove(volume, &self.base).await {
             self.tell_failed(volume, "VolumeFailedDelete", &error.to_string()).await?;
             return Err(error.into());
@@ -422,7 +502,13 @@ impl Controller {
         let api: Api<PersistentVolume> = Api::all(self.client.clone());
         let preconditions = Preconditions { uid: volume.uid(), ..Preconditions::default() };
         let parameters = DeleteParams::default().preconditions(preconditions);
-        unless_code(api.delete(&volume.name_any(), &parameters).await, 404)?;
+        let name = volume.name_any();
+        unless_code(api.delete(&name, &parameters).await, 404)?;
+        let left = api.get_opt(&name).await?.filter(|left| left.uid() == volume.uid());
+        if let Some(mut left) = left {
+            left.finalizers_mut().retain(|finalizer| finalizer != provision::FINALIZER);
+            unless_code(api.replace(&name, &PostParams::default(), &left).await, 404)?;
+        }
         Ok(Next::Done)
     }
 }

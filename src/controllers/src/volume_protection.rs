@@ -2,16 +2,21 @@
 //!
 //! Source: `pkg/controller/volume/` (`pvcprotection`, `pvprotection`, `vacprotection`).
 
-use client::Informers;
+use std::sync::Arc;
+
+use client::{Informer, Informers, Watched};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::VolumeAttributesClass;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, Resource, ResourceExt};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::ownership::{self, Key};
-use crate::queue::{self, Next};
-use crate::{name, pods, touched, unless_code};
+use crate::queue::{self, Failure, Next};
+use crate::{pods, touched, unless_code};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
@@ -42,8 +47,8 @@ fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
     })
 }
 
-fn is_used(claim: &PersistentVolumeClaim, pods: &[impl AsRef<Pod>]) -> bool {
-    pods.iter().any(|pod| uses(pod.as_ref(), claim))
+fn is_used<'a>(claim: &PersistentVolumeClaim, mut pods: impl Iterator<Item = &'a Pod>) -> bool {
+    pods.any(|pod| uses(pod, claim))
 }
 
 /// What is to be done about a finalizer.
@@ -94,6 +99,57 @@ fn has_attributes(volume: &PersistentVolume, name: &str) -> bool {
     class.is_some_and(|class| class == name)
 }
 
+/// Objects of one kind that stay while they are used.
+struct Guard<K> {
+    /// The controller's name.
+    name: &'static str,
+    finalizer: &'static str,
+    objects: Informer<K>,
+    client: Client,
+    shutdown: CancellationToken,
+}
+
+impl<K: Watched + Serialize> Guard<K> {
+    /// Looks after the objects that `changes` names. `used` says whether one is used as far as the caches know,
+    /// `look_again` whether it is after all, before it may go.
+    async fn run(
+        self,
+        changes: impl Stream<Item = Vec<Key>> + Send,
+        api: fn(Client, &str) -> Api<K>,
+        used: impl Fn(&K) -> bool + Send,
+        look_again: impl Fn(Arc<K>) -> BoxFuture<'static, Result<bool, Failure>> + Send,
+    ) {
+        let Self { name, finalizer, objects, client, shutdown } = self;
+        queue::run(name, changes, shutdown, move |key: Key| {
+            let found = objects.get(&key.0, &key.1).map(|object| {
+                let step = step(object.as_ref(), finalizer, || used(&object));
+                (object, step)
+            });
+            let api = api(client.clone(), &key.0);
+            let Some((object, step)) = found.filter(|(_, step)| *step != Step::Leave) else {
+                return async { Ok(Next::Done) }.boxed();
+            };
+            let last = (step == Step::Remove).then(|| look_again(object.clone()));
+            Box::pin(async move {
+                if let Some(used) = last
+                    && used.await?
+                {
+                    return Ok(Next::Done);
+                }
+                let changed = changed(object.as_ref(), finalizer, &step);
+                unless_code(api.replace(&key.1, &PostParams::default(), &changed).await, 404)?;
+                Ok(Next::Done)
+            })
+        })
+        .await;
+    }
+}
+
+/// What the caches know is enough.
+fn trust<K>(_: Arc<K>) -> BoxFuture<'static, Result<bool, Failure>> {
+    futures::future::ready(Ok(false)).boxed()
+}
+
 /// Looks after claims until `shutdown`.
 pub async fn run_claims(client: Client, informers: Informers, shutdown: CancellationToken) {
     let claims = informers.get::<PersistentVolumeClaim>();
@@ -108,54 +164,35 @@ pub async fn run_claims(client: Client, informers: Informers, shutdown: Cancella
         touched(&claims, |claim| vec![ownership::key(claim)]),
         touched(&pods, of_pod),
     );
-    queue::run("persistentvolumeclaim-protection", changes, shutdown, |key: Key| {
-        let found = claims.get(&key.0, &key.1).map(|claim| {
-            let step = step(claim.as_ref(), CLAIM, || is_used(&claim, &pods.store().state()));
-            (claim, step)
-        });
-        let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), &key.0);
-        let pods: Api<Pod> = Api::namespaced(client.clone(), &key.0);
-        Box::pin(async move {
-            let Some((claim, step)) = found.filter(|(_, step)| *step != Step::Leave) else {
-                return Ok(Next::Done);
-            };
-            if step == Step::Remove {
-                // Data is at stake: the cache's word is not enough.
-                let live = pods.list(&kube::api::ListParams::default()).await?.items;
-                let live: Vec<Box<Pod>> = live.into_iter().map(Box::new).collect();
-                if is_used(&claim, &live) {
-                    return Ok(Next::Done);
-                }
-            }
-            let changed = changed(claim.as_ref(), CLAIM, &step);
-            unless_code(api.replace(&key.1, &PostParams::default(), &changed).await, 404)?;
-            Ok(Next::Done)
-        })
-    })
-    .await;
+    let (name, objects) = ("persistentvolumeclaim-protection", claims);
+    let guard = Guard { name, finalizer: CLAIM, objects, client: client.clone(), shutdown };
+    // Data is at stake: the cache's word is not enough.
+    let look_again = move |claim: Arc<PersistentVolumeClaim>| {
+        let namespace = claim.namespace().unwrap_or_default();
+        let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+        async move {
+            let live = pods.list(&ListParams::default()).await?.items;
+            Ok(is_used(&claim, live.iter()))
+        }
+        .boxed()
+    };
+    let used = move |claim: &PersistentVolumeClaim| {
+        let all = pods.store().state();
+        is_used(claim, all.iter().map(AsRef::as_ref))
+    };
+    guard
+        .run(changes, |client, namespace| Api::namespaced(client, namespace), used, look_again)
+        .await;
 }
 
 /// Looks after volumes until `shutdown`.
 pub async fn run_volumes(client: Client, informers: Informers, shutdown: CancellationToken) {
-    let volumes = informers.get::<PersistentVolume>();
-    volumes.ready().await;
-    let changes = touched(&volumes, name);
-    queue::run("persistentvolume-protection", changes, shutdown, |key: String| {
-        let found = volumes.get("", &key).map(|volume| {
-            let step = step(volume.as_ref(), VOLUME, || is_bound(&volume));
-            (volume, step)
-        });
-        let api: Api<PersistentVolume> = Api::all(client.clone());
-        Box::pin(async move {
-            let Some((volume, step)) = found.filter(|(_, step)| *step != Step::Leave) else {
-                return Ok(Next::Done);
-            };
-            let changed = changed(volume.as_ref(), VOLUME, &step);
-            unless_code(api.replace(&key, &PostParams::default(), &changed).await, 404)?;
-            Ok(Next::Done)
-        })
-    })
-    .await;
+    let objects = informers.get::<PersistentVolume>();
+    objects.ready().await;
+    let changes = touched(&objects, |volume| vec![ownership::key(volume)]);
+    let name = "persistentvolume-protection";
+    let guard = Guard { name, finalizer: VOLUME, objects, client, shutdown };
+    guard.run(changes, |client, _| Api::all(client), is_bound, trust).await;
 }
 
 /// Looks after classes of attributes until `shutdown`.
@@ -171,36 +208,25 @@ pub async fn run_attributes(client: Client, informers: Informers, shutdown: Canc
         let classes = classes.store();
         move || {
             let ending = classes.state_filter(|class| class.metadata.deletion_timestamp.is_some());
-            ending.iter().map(|class| class.name_any()).collect()
+            ending.iter().map(|class| ownership::key(class.as_ref())).collect()
         }
     };
     let (of_claim, of_volume) = (ending(), ending());
     let changes = futures::stream::select(
-        touched(&classes, name),
+        touched(&classes, |class| vec![ownership::key(class)]),
         futures::stream::select(
             touched(&claims, move |_| of_claim()),
             touched(&volumes, move |_| of_volume()),
         ),
     );
-    queue::run("vacprotection", changes, shutdown, |key: String| {
-        let found = classes.get("", &key).map(|class| {
-            let step = step(class.as_ref(), ATTRIBUTES, || {
-                claims.store().find(|claim| claims_attributes(claim, &key)).is_some()
-                    || volumes.store().find(|volume| has_attributes(volume, &key)).is_some()
-            });
-            (class, step)
-        });
-        let api: Api<VolumeAttributesClass> = Api::all(client.clone());
-        Box::pin(async move {
-            let Some((class, step)) = found.filter(|(_, step)| *step != Step::Leave) else {
-                return Ok(Next::Done);
-            };
-            let changed = changed(class.as_ref(), ATTRIBUTES, &step);
-            unless_code(api.replace(&key, &PostParams::default(), &changed).await, 404)?;
-            Ok(Next::Done)
-        })
-    })
-    .await;
+    let used = move |class: &VolumeAttributesClass| {
+        let name = class.name_any();
+        claims.store().find(|claim| claims_attributes(claim, &name)).is_some()
+            || volumes.store().find(|volume| has_attributes(volume, &name)).is_some()
+    };
+    let (name, objects) = ("vacprotection", classes);
+    let guard = Guard { name, finalizer: ATTRIBUTES, objects, client, shutdown };
+    guard.run(changes, |client, _| Api::all(client), used, trust).await;
 }
 
 #[cfg(test)]

@@ -90,23 +90,59 @@ pub fn is_reachable(volume: &PersistentVolume, node: &NodeInfo) -> bool {
     required.is_none_or(|required| selects(&required.node_selector_terms, node))
 }
 
-fn serves(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+/// Whether the volume is what the claim wants, as far as that holds for one that is set aside for it too.
+fn suits(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     let (Some(offered), Some(wanted)) = (volume.spec.as_ref(), claim.spec.as_ref()) else {
         return false;
     };
     let mode = |mode: &Option<String>| mode.clone().unwrap_or_else(|| "Filesystem".into());
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    volume.metadata.deletion_timestamp.is_none()
+        && mode(&offered.volume_mode) == mode(&wanted.volume_mode)
+        && text(&offered.volume_attributes_class_name) == text(&wanted.volume_attributes_class_name)
+        && capacity(volume) >= request(claim)
+}
+
+/// Whether the volume is set aside for the claim.
+fn is_kept_for(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+    reference.is_some_and(|reference| is_for(reference, claim))
+}
+
+/// Whether the volume is free, and of the class, with the labels and the access that the claim wants.
+fn is_offered(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+    let (Some(offered), Some(wanted)) = (volume.spec.as_ref(), claim.spec.as_ref()) else {
+        return false;
+    };
     let modes = offered.access_modes.as_deref().unwrap_or_default();
+    let phase = volume.status.as_ref().and_then(|status| status.phase.as_deref());
     let picked = wanted.selector.as_ref().is_none_or(|wanted| {
         selector(Some(wanted)).matches(&volume.metadata.labels.clone().unwrap_or_default())
     });
-    let free = offered.claim_ref.as_ref().is_none_or(|reference| is_for(reference, claim));
-    free && picked
-        && volume.metadata.deletion_timestamp.is_none()
+    // What is in no phase yet may turn out as no good.
+    phase == Some("Available")
+        && offered.claim_ref.is_none()
+        && picked
         && offered.storage_class_name.as_deref().unwrap_or_default()
             == wanted.storage_class_name.as_deref().unwrap_or_default()
-        && mode(&offered.volume_mode) == mode(&wanted.volume_mode)
         && wanted.access_modes.iter().flatten().all(|mode| modes.contains(mode))
-        && capacity(volume) >= request(claim)
+}
+
+/// The volume for the claim, were its pod on the node: what is set aside for the claim and nothing else where there is
+/// such a volume, else the smallest that will do. `taken` are those of the pod's other claims.
+fn found<'a>(
+    claim: &PersistentVolumeClaim,
+    volumes: &'a Volumes,
+    node: &NodeInfo,
+    taken: impl Fn(&Arc<PersistentVolume>) -> bool,
+) -> Option<&'a Arc<PersistentVolume>> {
+    let suiting = || volumes.volumes.values().filter(|v| suits(v, claim) && !taken(v));
+    let name = |volume: &&Arc<PersistentVolume>| volume.metadata.name.clone();
+    if let Some(kept) = suiting().filter(|volume| is_kept_for(volume, claim)).min_by_key(name) {
+        return Some(kept).filter(|volume| is_reachable(volume, node));
+    }
+    let offered = suiting().filter(|v| is_offered(v, claim) && is_reachable(v, node));
+    offered.min_by_key(|volume| (capacity(volume), name(volume)))
 }
 
 /// No volume is there, and none can be made.
@@ -184,17 +220,7 @@ pub fn promises(
                 .filter_map(|p| p.volume.as_ref())
                 .any(|known| Arc::ptr_eq(known, volume))
         };
-        let candidates = volumes
-            .volumes
-            .values()
-            .filter(|volume| serves(volume, claim) && is_reachable(volume, node) && !taken(volume));
-        // What is set aside for the claim comes first, then the smallest.
-        let found = candidates
-            .min_by_key(|volume| {
-                let kept = volume.spec.as_ref().is_some_and(|spec| spec.claim_ref.is_some());
-                (!kept, capacity(volume), volume.metadata.name.clone())
-            })
-            .cloned();
+        let found = found(claim, volumes, node, taken).cloned();
         if found.is_none() {
             can_provision(claim, volumes, node)?;
         }

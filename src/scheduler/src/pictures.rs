@@ -12,7 +12,9 @@ use k8s_openapi::api::core::v1::{
     Namespace, PersistentVolume, PersistentVolumeClaim, ReplicationController, Service,
 };
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
-use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
+use k8s_openapi::api::storage::v1::{
+    CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use crate::affinity::NamespaceLabels;
@@ -33,6 +35,7 @@ pub struct Pictures {
     csi_nodes: Informer<CSINode>,
     drivers: Informer<CSIDriver>,
     capacities: Informer<CSIStorageCapacity>,
+    attachments: Informer<VolumeAttachment>,
     services: Informer<Service>,
     controllers: Informer<ReplicationController>,
     sets: Informer<ReplicaSet>,
@@ -92,6 +95,7 @@ impl Pictures {
             csi_nodes: informers.get(),
             drivers: informers.get(),
             capacities: informers.get(),
+            attachments: informers.get(),
             services: informers.get(),
             controllers: informers.get(),
             sets: informers.get(),
@@ -111,6 +115,7 @@ impl Pictures {
         inputs.push(stored(&self.csi_nodes, Told::Node));
         inputs.push(stored(&self.drivers, Told::Driver));
         inputs.push(stored(&self.capacities, Told::Capacity));
+        inputs.push(stored(&self.attachments, Told::Attachment));
         inputs.push(self.device_claims.subscribe().map(Input::DeviceClaim).boxed());
         inputs.push(self.slices.subscribe().map(|_| Input::Devices).boxed());
         inputs.push(self.device_classes.subscribe().map(|_| Input::Devices).boxed());
@@ -135,6 +140,7 @@ impl Pictures {
         let (csi_nodes, services) = (self.csi_nodes.clone(), self.services.clone());
         let (drivers, capacities) = (self.drivers.clone(), self.capacities.clone());
         let (sets, stateful) = (self.sets.clone(), self.stateful.clone());
+        let attachments = self.attachments.clone();
         let (device_claims, slices) = (self.device_claims.clone(), self.slices.clone());
         let (controllers, device_classes) = (self.controllers.clone(), self.device_classes.clone());
         async move {
@@ -145,6 +151,7 @@ impl Pictures {
             csi_nodes.ready().await;
             drivers.ready().await;
             capacities.ready().await;
+            attachments.ready().await;
             services.ready().await;
             controllers.ready().await;
             sets.ready().await;
@@ -186,6 +193,7 @@ impl Pictures {
             nodes: named(&self.csi_nodes, |node| node.metadata.name.clone()),
             drivers: named(&self.drivers, |driver| driver.metadata.name.clone()),
             capacities: capacities.map(|capacity| (key(&capacity.metadata), capacity)).collect(),
+            attachments: named(&self.attachments, |attachment| attachment.metadata.name.clone()),
         }
     }
 
@@ -200,9 +208,11 @@ impl Pictures {
                 claims.insert(key.clone(), Arc::clone(reserved));
             }
         }
+        let mut slices = self.slices.store().state();
+        slices.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
         Devices {
             claims,
-            slices: self.slices.store().state(),
+            slices,
             classes: named(&self.device_classes, |class| class.metadata.name.clone()),
         }
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use client::{Change, Key};
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
-use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass};
+use k8s_openapi::api::storage::v1::{
+    CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment,
+};
 
 /// What there is of storage, by name; of claims by namespace and name.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +25,8 @@ pub struct Volumes {
     pub drivers: HashMap<String, Arc<CSIDriver>>,
     /// How much room drivers have, and where; by namespace and name.
     pub capacities: HashMap<(String, String), Arc<CSIStorageCapacity>>,
+    /// Which volumes are attached to nodes, by the attachments' names.
+    pub attachments: HashMap<String, Arc<VolumeAttachment>>,
 }
 
 /// What the API server tells of storage.
@@ -39,6 +43,8 @@ pub enum Told {
     Driver(Change<CSIDriver>),
     /// Of a driver's room.
     Capacity(Change<CSIStorageCapacity>),
+    /// Of a volume that is attached to a node.
+    Attachment(Change<VolumeAttachment>),
 }
 
 impl Told {
@@ -51,6 +57,7 @@ impl Told {
             Self::Node(change) => matches!(change, Change::Synced),
             Self::Driver(change) => matches!(change, Change::Synced),
             Self::Capacity(change) => matches!(change, Change::Synced),
+            Self::Attachment(change) => matches!(change, Change::Synced),
         }
     }
 }
@@ -79,6 +86,8 @@ pub enum StorageChange {
     Driver(Changed<CSIDriver>),
     /// How much room a driver has.
     Capacity(Changed<CSIStorageCapacity>),
+    /// A volume is attached to a node no more.
+    Detached,
     /// Whatever it was.
     Any,
 }
@@ -138,6 +147,11 @@ impl Volumes {
             Told::Capacity(change) => {
                 let changed = follow(&mut self.capacities, key(change.key()), change);
                 changed.map(StorageChange::Capacity)
+            }
+            Told::Attachment(change) => {
+                let gone = matches!(change, Change::Deleted(_));
+                follow(&mut self.attachments, key(change.key()).1, change);
+                gone.then_some(StorageChange::Detached)
             }
         }
     }

@@ -283,6 +283,18 @@ fn pods_wait_for_their_claims_and_follow_their_volumes() {
     };
     let mut free = volume.clone();
     free[0]["spec"]["storageClassName"] = json!("late");
+    free[0]["status"] = json!({"phase": "Available"});
+    let mut pending = free.clone();
+    pending[0]["status"] = json!({"phase": "Pending"});
+    let mut attributed = free.clone();
+    attributed[0]["spec"]["volumeAttributesClassName"] = json!("gold");
+    // What is set aside for the claim need not be of its class, and leaves it no other choice.
+    let mut kept = volume.clone();
+    kept[0]["spec"]["claimRef"] = json!({"namespace": "default", "name": "data"});
+    let mut anywhere = free[0].clone();
+    anywhere["metadata"]["name"] = json!("anywhere");
+    anywhere["spec"]["nodeAffinity"] = json!(null);
+    kept.as_array_mut().expect("volumes").push(anywhere);
     let mut taken = free.clone();
     taken[0]["spec"]["claimRef"] = json!({"namespace": "default", "name": "other"});
     let mut lost = claim("now", json!("v"));
@@ -319,6 +331,9 @@ fn pods_wait_for_their_claims_and_follow_their_volumes() {
         (claim("now", json!("v")), volume, none(), "b"),
         (claim("late", json!(null)), none(), by_hand(), nothing),
         (claim("late", json!(null)), taken, by_hand(), nothing),
+        (claim("late", json!(null)), pending, by_hand(), nothing),
+        (claim("late", json!(null)), attributed, by_hand(), nothing),
+        (claim("late", json!(null)), kept, by_hand(), "b"),
         (claim("late", json!(null)), free, by_hand(), "b"),
         (claim("late", json!(null)), none(), late("x", "a"), "a"),
     ];
@@ -544,17 +559,33 @@ fn drivers_attach_only_so_many_volumes() {
         pod(name, json!({"spec": {"volumes": volumes, "nodeName": on}}))
     };
     let full = "0/1 nodes are available: 1 node(s) exceed max volume count.";
-    for (limit, wanted, want) in [(1, "w", full), (2, "w", "n"), (1, "v", "n")] {
+    for (limit, wanted, left, want) in [
+        (1, "w", None, full),
+        (2, "w", None, "n"),
+        (1, "v", None, "n"),
+        // A volume of a pod that is gone is attached as long as the attachment is there.
+        (2, "w", Some(("u", "n")), full),
+        (3, "w", Some(("u", "n")), "n"),
+        (2, "w", Some(("u", "m")), "n"),
+        (2, "w", Some(("w", "n")), "n"),
+        (2, "w", Some(("v", "n")), "n"),
+    ] {
         let mut picture = cluster([node("n", json!({}))], [using("other", "v", json!("n"))]);
         let mut volumes = scheduler::volumes::Volumes::clone(&support::volumes(
             json!([claim("v"), claim("w")]),
-            json!([volume("v"), volume("w")]),
+            json!([volume("u"), volume("v"), volume("w")]),
             json!([]),
         ));
         let told = json!({"metadata": {"name": "n"}, "spec": {"drivers": [
             {"name": "d", "nodeID": "n", "allocatable": {"count": limit}}]}});
         let told = serde_json::from_value(told).expect("a CSINode");
         volumes.nodes.insert("n".into(), std::sync::Arc::new(told));
+        if let Some((volume, node)) = left {
+            let left = json!({"metadata": {"name": "a"}, "spec": {"attacher": "d",
+                "nodeName": node, "source": {"persistentVolumeName": volume}}});
+            let left = serde_json::from_value(left).expect("an attachment");
+            volumes.attachments.insert("a".into(), std::sync::Arc::new(left));
+        }
         picture.volumes = std::sync::Arc::new(volumes);
         assert_eq!(outcome(&using("p", wanted, json!(null)), &picture), want, "{limit} {wanted}");
     }

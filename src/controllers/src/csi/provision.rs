@@ -24,13 +24,13 @@ use serde_json::json;
 
 use super::parameters::{Parameters, Purpose};
 use super::{Controller, Error, Key, Served, topology, usage};
-use crate::persistent_volume::provision::{PROVISIONED_BY, reference, volume_name};
+use crate::persistent_volume::provision::{
+    FINALIZER, PROVISIONED_BY, finalizers, reference, volume_name,
+};
 use crate::persistent_volume::{SELECTED_NODE, STORAGE_PROVISIONER};
 use crate::queue::{Failure, Next};
 use crate::unless_code;
 
-/// Keeps a volume in the API until its driver has deleted it.
-pub const FINALIZER: &str = "external-provisioner.volume.kubernetes.io/finalizer";
 const SECRET_NAME: &str = "volume.kubernetes.io/provisioner-deletion-secret-name";
 const SECRET_NAMESPACE: &str = "volume.kubernetes.io/provisioner-deletion-secret-namespace";
 
@@ -336,6 +336,19 @@ impl Controller {
             return Ok(Next::Done);
         };
         self.let_go(volume, &csi.driver).await?;
+        let ours = volume.annotations().get(PROVISIONED_BY).is_some_and(|by| *by == csi.driver);
+        if ours
+            && self.is_served(&csi.driver)
+            && let Some(wanted) = finalizers(volume)
+        {
+            let api: Api<PersistentVolume> = Api::all(self.client.clone());
+            let held = wanted.iter().any(|finalizer| finalizer == FINALIZER);
+            self.change_finalizers(&api, &volume.name_any(), |known| {
+                let others = known.iter().filter(|finalizer| *finalizer != FINALIZER).cloned();
+                others.chain(held.then(|| FINALIZER.to_owned())).collect()
+            })
+            .await?;
+        }
         if !is_over(volume, &csi.driver) {
             return Ok(Next::Done);
         }

@@ -15,6 +15,8 @@ use kube::api::ObjectMeta;
 
 /// The name classes give this provisioner.
 pub const PROVISIONER: &str = "rootlet.dev/local-path";
+/// Holds a volume until its folder is gone, or shall stay.
+pub const FINALIZER: &str = "external-provisioner.volume.kubernetes.io/finalizer";
 /// Who made a volume.
 pub const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -51,6 +53,27 @@ pub fn is_ours(volume: &PersistentVolume) -> bool {
     volume.annotations().get(PROVISIONED_BY).is_some_and(|by| by == PROVISIONER)
 }
 
+/// Whether a volume goes with its claim.
+fn is_deleted(policy: Option<&str>) -> bool {
+    policy.unwrap_or("Delete") == "Delete"
+}
+
+/// The finalizers of a volume of this provisioner as its policy asks for them, where they differ from those it has.
+pub fn finalizers(volume: &PersistentVolume) -> Option<Vec<String>> {
+    let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
+    let held = volume.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let mut all = volume.finalizers().to_vec();
+    match (held, is_deleted(policy)) {
+        // Nothing can be added to what is being deleted.
+        (false, true) if volume.metadata.deletion_timestamp.is_none() => {
+            all.push(FINALIZER.to_owned());
+        }
+        (true, false) => all.retain(|finalizer| finalizer != FINALIZER),
+        _ => return None,
+    }
+    Some(all)
+}
+
 /// The volume for `claim` on `node`, below `base`.
 pub fn volume(
     claim: &PersistentVolumeClaim,
@@ -83,6 +106,8 @@ pub fn volume(
         metadata: ObjectMeta {
             name: Some(name),
             annotations: Some([(PROVISIONED_BY.to_owned(), PROVISIONER.to_owned())].into()),
+            finalizers: is_deleted(class.reclaim_policy.as_deref())
+                .then(|| vec![FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
         spec: Some(PersistentVolumeSpec {
@@ -172,12 +197,37 @@ mod tests {
         let made = volume(&claim, &class, Some(&node), Path::new("/data")).expect("a volume");
         let told = serde_json::to_value(&made).expect("JSON");
         assert_eq!(told["metadata"]["name"], "pvc-u");
+        assert_eq!(told["metadata"]["finalizers"], json!([FINALIZER]));
         assert_eq!(told["spec"]["hostPath"]["path"], "/data/pvc-u_n_c");
         assert_eq!(told["spec"]["capacity"]["storage"], "1Gi");
         let terms = &told["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];
         assert_eq!(terms[0]["matchExpressions"][0]["values"], json!(["h"]));
+        let mut kept = class.clone();
+        kept.reclaim_policy = Some("Retain".into());
+        let kept = volume(&claim, &kept, Some(&node), Path::new("/data")).expect("a volume");
+        assert!(kept.finalizers().is_empty());
         let mut block = claim;
         block.spec.as_mut().expect("a spec").volume_mode = Some("Block".into());
         assert!(matches!(volume(&block, &class, None, Path::new("/")), Err(Error::Block)));
+    }
+
+    #[test]
+    fn volumes_are_held_as_long_as_their_folders_are_to_go() {
+        let (both, other, none) = (json!([FINALIZER, "x"]), json!(["x"]), json!([]));
+        for (policy, held, ends, want) in [
+            ("Delete", &both, false, None),
+            ("Delete", &other, false, Some(vec!["x", FINALIZER])),
+            ("Delete", &none, true, None),
+            ("Retain", &both, false, Some(vec!["x"])),
+            ("Retain", &both, true, Some(vec!["x"])),
+            ("Retain", &other, false, None),
+        ] {
+            let ends = ends.then_some("2026-01-01T00:00:00Z");
+            let volume = json!({"metadata": {"name": "v", "finalizers": held,
+                "deletionTimestamp": ends}, "spec": {"persistentVolumeReclaimPolicy": policy}});
+            let got = finalizers(&serde_json::from_value(volume).expect("a volume"));
+            let want = want.map(|all| all.into_iter().map(str::to_owned).collect());
+            assert_eq!(got, want, "{policy} {held} {ends:?}");
+        }
     }
 }

@@ -40,10 +40,26 @@ fn attached(pod: &PodInfo, volumes: &Volumes) -> BTreeSet<Attached> {
     all
 }
 
+/// The volumes that are attached to each node, whether pods use them or not.
+fn attached_to(volumes: &Volumes) -> BTreeMap<&str, BTreeSet<Attached>> {
+    let mut all: BTreeMap<&str, BTreeSet<Attached>> = BTreeMap::new();
+    for attachment in volumes.attachments.values() {
+        let source = &attachment.spec.source;
+        let named = source.persistent_volume_name.as_ref();
+        let named = named.and_then(|name| volumes.volumes.get(name)?.spec.as_ref());
+        let spec = named.or(source.inline_volume_spec.as_ref());
+        let Some(csi) = spec.and_then(|spec| spec.csi.as_ref()) else { continue };
+        let place = (csi.driver.clone(), csi.volume_handle.clone());
+        all.entry(&attachment.spec.node_name).or_default().insert(place);
+    }
+    all
+}
+
 struct Limited<'a> {
     pod: &'a PodInfo,
     wanted: BTreeSet<Attached>,
     volumes: &'a Volumes,
+    attached: BTreeMap<&'a str, BTreeSet<Attached>>,
 }
 
 /// Whether a driver can attach more to the node than before.
@@ -74,8 +90,11 @@ impl Plugin for NodeVolumeLimits {
     ) -> Result<Option<Box<dyn Filter + 'a>>, Rejection> {
         let volumes = cluster.volumes.as_ref();
         let wanted = attached(pod, volumes);
-        let any = !wanted.is_empty();
-        Ok(any.then(|| Box::new(Limited { pod, wanted, volumes }) as Box<dyn Filter>))
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let attached = attached_to(volumes);
+        Ok(Some(Box::new(Limited { pod, wanted, volumes, attached })))
     }
 
     fn may_help(&self, event: &Event, pod: &PodInfo) -> bool {
@@ -85,6 +104,7 @@ impl Plugin for NodeVolumeLimits {
             Event::StorageChanged(StorageChange::Claim(claim)) => {
                 claim.old.is_none() && uses(pod, &claim.new)
             }
+            Event::StorageChanged(StorageChange::Detached) => claim_names(pod).next().is_some(),
             Event::StorageChanged(StorageChange::Any) | Event::NodeAdded(_) => true,
             _ => false,
         }
@@ -107,8 +127,10 @@ impl Filter for Limited<'_> {
             return Ok(());
         }
         let others = node.pods.iter().filter(|other| other.uid != self.pod.uid);
-        let there: BTreeSet<Attached> =
+        let mut there: BTreeSet<Attached> =
             others.flat_map(|other| attached(other, self.volumes)).collect();
+        // Those of pods that are gone may still be there.
+        there.extend(self.attached.get(node.name.as_str()).into_iter().flatten().cloned());
         for (driver, limit) in limits {
             let of = |all: &BTreeSet<Attached>| all.iter().filter(|(of, _)| of == driver).count();
             let new = self.wanted.difference(&there).filter(|(of, _)| of == driver).count();

@@ -145,6 +145,7 @@ fn storage_may_help(change: &StorageChange, pod: &PodInfo) -> bool {
     match change {
         StorageChange::Claim(claim) => uses(pod, &claim.new),
         StorageChange::Volume(_) | StorageChange::Any => true,
+        StorageChange::Detached => false,
         // How a class binds cannot be changed.
         StorageChange::Class(class) => class
             .old
