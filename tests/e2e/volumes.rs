@@ -393,6 +393,20 @@ fn claims_get_volumes_that_outlive_pods_as_their_class_says() {
     for folder in &folders {
         assert_eq!(std::fs::read_to_string(folder.join("x")).unwrap_or_default(), "once\nonce\n");
     }
+    cluster.pod_ready("generic");
+    let path = |end: &str| format!("/api/v1/nodes/{node}/proxy{end}");
+    let metrics = cluster.kubectl_ok(&["get", "--raw", &path("/metrics")]);
+    let of_claim = "{namespace=\"default\",persistentvolumeclaim=\"generic-v\"} ";
+    for metric in ["capacity_bytes", "used_bytes", "available_bytes", "inodes_free"] {
+        let line = format!("kubelet_volume_stats_{metric}{of_claim}");
+        assert!(metrics.lines().any(|told| told.starts_with(&line)), "{line}: {metrics}");
+    }
+    let summary = cluster.kubectl_ok(&["get", "--raw", &path("/stats/summary")]);
+    let summary: Value = serde_json::from_str(&summary).expect("JSON");
+    let pods = summary["pods"].as_array().into_iter().flatten();
+    let mut volumes = pods.flat_map(|of| of["volume"].as_array().into_iter().flatten());
+    let told = volumes.find(|volume| volume["pvcRef"]["name"] == "generic-v");
+    assert!(told.is_some_and(|told| told["capacityBytes"].as_u64() > Some(0)), "{summary}");
     // Nobody uses it, so nobody knows where it is to be.
     let unused = cluster.get(&["pvc", "unused"]).expect("it is there");
     assert_eq!(unused["status"]["phase"], "Pending");

@@ -37,6 +37,10 @@ pub struct Counters {
     pub sandboxes: AtomicU64,
     /// Sandboxes that could not be started.
     pub sandbox_errors: AtomicU64,
+    /// Pods that only the runtime knew.
+    pub orphans: AtomicU64,
+    /// Static pods that came again while what they were before was ending.
+    pub restarted: AtomicU64,
     /// Pods ended for what they hold or what the node lacks, by upstream's name of that.
     evictions: Mutex<BTreeMap<&'static str, u64>>,
     /// Pods that the node did not take, by reason.

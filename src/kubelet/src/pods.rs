@@ -1,6 +1,7 @@
 //! The pods of this node: who comes and goes, and which worker hears of it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
+use crate::counters::Counters;
 use crate::labels;
 use crate::pod;
 use crate::static_pods::{self, Mirrors, Name};
@@ -85,6 +87,16 @@ impl Workers {
         let Some(status) = of.and_then(|of| of.status.clone()) else { return false };
         let lists = [&status.init_container_statuses, &status.container_statuses];
         lists.into_iter().flatten().flatten().any(crate::status::is_running)
+    }
+
+    /// Where the volumes of the pod with this uid are, by name.
+    pub fn volumes(&self, uid: &str) -> BTreeMap<String, PathBuf> {
+        self.lock().get(uid).map(Handle::volumes).unwrap_or_default()
+    }
+
+    /// The pods, and where their volumes are.
+    pub fn placed(&self) -> Vec<(Arc<Pod>, BTreeMap<String, PathBuf>)> {
+        self.lock().values().map(|handle| (handle.pod(), handle.volumes())).collect()
     }
 
     /// How each of them stands.
@@ -168,9 +180,12 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
             Some(uid) = gone.recv() => {
                 workers.lock().remove(&uid);
                 context.forget(&uid);
-                // A pod of the same uid cannot come back, but one that was re-created may wait for
+                // A static pod may have come back with its uid, and one that was re-created may wait for
                 // the ports or resources this one held.
                 of_files.begin(&context, &workers, &done);
+                if workers.has(&uid) {
+                    Counters::add(&context.counters.restarted);
+                }
                 folder.reset_immediately();
             }
             _ = folder.tick(), if context.static_pods.is_some() => {
@@ -336,6 +351,7 @@ async fn adopt_orphans(
             ..Pod::default()
         });
         tracing::info!(pod = pod::full_name(&pod), "ending a pod the API no longer has");
+        Counters::add(&context.counters.orphans);
         let handle = Handle::spawn(context.clone(), Update::removed(pod), done.clone());
         workers.insert(uid, handle);
     }

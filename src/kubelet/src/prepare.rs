@@ -1,5 +1,6 @@
 //! What a pod's containers stand on: volumes and sandbox.
 
+use std::sync::PoisonError;
 use std::time::SystemTime;
 
 use jiff::{SignedDuration, Timestamp};
@@ -47,6 +48,10 @@ impl Worker {
                     let detail = format!("{} volumes", mounted.paths.len());
                     apimachinery::trace::step("volumes", pod::uid(&self.pod), started, &detail);
                 }
+                self.volumes
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone_from(&mounted.paths);
                 self.mounted = Some(mounted);
                 self.volume_failures = 0;
                 true

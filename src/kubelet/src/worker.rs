@@ -3,7 +3,8 @@
 //!
 //! Starting containers is in `start`, ending pods in `end`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -71,8 +72,12 @@ pub struct Handle {
     status: watch::Receiver<Option<PodStatus>>,
     wake: Arc<Notify>,
     eviction: Eviction,
+    volumes: Paths,
     _task: AbortOnDropHandle<()>,
 }
+
+/// Where a pod's volumes are, by name.
+type Paths = Arc<Mutex<BTreeMap<String, PathBuf>>>;
 
 impl Handle {
     /// Starts the worker; `done` hears the pod's uid when nothing of it is left.
@@ -85,13 +90,13 @@ impl Handle {
         let wake = Arc::new(Notify::new());
         let worker = Worker::new(context, receiver, wake.clone());
         let status = worker.current.subscribe();
-        let eviction = worker.eviction.clone();
+        let (eviction, volumes) = (worker.eviction.clone(), worker.volumes.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let uid = pod::uid(&worker.pod).to_owned();
             Box::pin(worker.run()).await;
             let _ = done.send(uid);
         }));
-        Self { update, status, wake, eviction, _task: task }
+        Self { update, status, wake, eviction, volumes, _task: task }
     }
 
     /// Tells the worker what the API now says.
@@ -119,6 +124,11 @@ impl Handle {
         *eviction = Some((why, grace_seconds));
         drop(eviction);
         self.wake.notify_one();
+    }
+
+    /// Where the pod's volumes are, by name.
+    pub fn volumes(&self) -> BTreeMap<String, PathBuf> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the pod has been told to end, or has ended.
@@ -231,6 +241,8 @@ pub(crate) struct Worker {
     current: watch::Sender<Option<PodStatus>>,
     pub(crate) reporter: Reporter,
     pub(crate) mounted: Option<Mounted>,
+    /// The same for others.
+    pub(crate) volumes: Paths,
     pub(crate) volume_failures: u32,
     pub(crate) sandbox_failures: u32,
     ready_told: bool,
@@ -286,6 +298,7 @@ impl Worker {
             reported,
             reporter,
             mounted: None,
+            volumes: Paths::default(),
             volume_failures: 0,
             sandbox_failures: 0,
             ready_told: false,

@@ -54,13 +54,12 @@ impl Runtime {
         self.images().remove_snapshot(id).await
     }
 
-    /// The mounts of a container as its status tells them: image volumes with the image they have, named like a
-    /// container's.
+    /// The mounts of a container as its status tells them: image volumes with the image's id.
     pub(crate) fn mounts_of(&self, config: &v1::ContainerConfig) -> Vec<v1::Mount> {
         let mut mounts = config.mounts.clone();
         for spec in mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
             if let Some(image) = self.images().get(&spec.image) {
-                spec.image_ref = image.digests.into_iter().next().unwrap_or(image.id);
+                spec.image_ref = image.id;
             }
         }
         mounts

@@ -125,7 +125,7 @@ mod tests {
             soft: Soft {
                 thresholds: BTreeMap::from([(
                     Signal::NodeDisk,
-                    (Least::Share(100), Duration::from_secs(60)),
+                    (Least::Share(100), Duration::from_mins(1)),
                 )]),
                 most_grace_seconds: 5,
                 reclaim: BTreeMap::from([

@@ -45,9 +45,6 @@ const OF_CONTAINERS: &[OfContainer] = &[
         "Number of bytes that are consumed by the container on this filesystem.",
         |s| Some(float(number(s.writable_layer.as_ref()?.used_bytes.as_ref()))),
     ),
-    ("container_fs_inodes_total", "gauge", "Number of Inodes", |s| {
-        Some(float(number(s.writable_layer.as_ref()?.inodes_used.as_ref())))
-    }),
 ];
 
 /// `/metrics/cadvisor`.

@@ -381,9 +381,9 @@ pub async fn own(State(shared): State<Shared>) -> Response {
         }
     }
     pods(&mut text, &shared.workers.standing());
-    let pods_now = shared.workers.current();
+    let placed = shared.workers.placed();
     let counters = &context.counters;
-    let own: [(&str, &str, &AtomicU64); 4] = [
+    let own: [(&str, &str, &AtomicU64); 5] = [
         (
             "kubelet_started_containers_total",
             "[ALPHA] Cumulative number of containers started",
@@ -404,25 +404,39 @@ pub async fn own(State(shared): State<Shared>) -> Response {
             "[ALPHA] Cumulative number of errors when starting pods",
             &counters.sandbox_errors,
         ),
+        (
+            "kubelet_orphaned_runtime_pods_total",
+            "[ALPHA] Number of pods that have been detected in the container runtime without being already known to the pod worker. This typically indicates the kubelet was restarted while a pod was force deleted in the API or in the local configuration, which is unusual.",
+            &counters.orphans,
+        ),
     ];
     for (name, help, counter) in own {
         text.family(name, "counter", help);
         text.sample(name, &[], float(counter.load(Ordering::Relaxed)), None);
     }
-    more(&mut text, counters);
+    fates(&mut text, counters);
     calls(&mut text, &context.cri.calls());
-    let root = context.root_dir.clone();
     let claimed = tokio::task::spawn_blocking(move || {
         let mut text = Text::default();
-        super::claims::write(&mut text, &root, &pods_now);
+        super::claims::write(&mut text, &placed);
         text
     });
     text.0.push_str(&claimed.await.unwrap_or_default().0);
     text.response()
 }
 
-/// What is counted by more than the node.
-fn more(text: &mut Text, counters: &Counters) {
+/// What befell pods.
+fn fates(text: &mut Text, counters: &Counters) {
+    let restarted = "kubelet_restarted_pods_total";
+    text.family(
+        restarted,
+        "counter",
+        "[ALPHA] Number of pods that have been restarted because they were deleted and recreated with the same UID while the kubelet was watching them (common for static pods, extremely uncommon for API pods)",
+    );
+    // Those of the API never have an earlier one's uid.
+    text.sample(restarted, &[("static", "")], 0.0, None);
+    let of_files = float(counters.restarted.load(Ordering::Relaxed));
+    text.sample(restarted, &[("static", "true")], of_files, None);
     let evictions = "kubelet_evictions";
     text.family(
         evictions,

@@ -313,7 +313,9 @@ fn pod_stats(
 fn volume_stats(context: &Context, of: &Pod, ephemeral: &mut (u64, u64)) -> Vec<Value> {
     let now = context.clock.now();
     let mut out = Vec::new();
-    for found in volumes::usage::places(&context.root_dir, of) {
+    let paths = context.workers.volumes(pod::uid(of));
+    let claimed = volumes::usage::claimed(of, &paths);
+    for found in volumes::usage::places(&context.root_dir, of).into_iter().chain(claimed) {
         let mut value = if found.own_file_system {
             fs(now, machine::disk(&found.path).as_ref(), None)
         } else {

@@ -2,10 +2,11 @@
 //!
 //! Source of behaviour: `localStorageEviction` in `pkg/kubelet/eviction/eviction_manager.go`.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::directory;
 use crate::{pod, quantity};
@@ -59,6 +60,27 @@ pub fn places(root: &Path, of: &Pod) -> Vec<Place> {
         });
     }
     out
+}
+
+/// The volumes of the pod's claims, whose folders are at `paths`: each is told of as its file system is.
+pub fn claimed(of: &Pod, paths: &BTreeMap<String, PathBuf>) -> Vec<Place> {
+    let volumes = of.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+    let place = |volume: &Volume| {
+        let claim = match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(source), _) => source.claim_name.clone(),
+            (None, Some(_)) => format!("{}-{}", pod::name(of), volume.name),
+            (None, None) => return None,
+        };
+        let path = paths.get(&volume.name).filter(|path| path.is_dir())?.clone();
+        Some(Place {
+            name: volume.name.clone(),
+            path,
+            claim: Some(claim),
+            own_file_system: true,
+            ephemeral: false,
+        })
+    };
+    volumes.iter().filter_map(place).collect()
 }
 
 /// Signal and message of the eviction, if the pod holds more than it may: in an emptyDir, in a container's layer
