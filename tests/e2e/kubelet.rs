@@ -233,7 +233,9 @@ providerID: test://here",
     cluster.load_busybox();
     let some = json!({"resources": {"requests": {"memory": "1Mi"}}});
     let script = "trap 'sleep 2; exit 7' TERM; while :; do sleep 0.1; done";
-    cluster.apply_all(&[pod("held", &json!({"containers": [container("c", script, &some)]}))]);
+    let bears = json!([{"key": "node.kubernetes.io/memory-pressure", "operator": "Exists"}]);
+    let spec = json!({"containers": [container("c", script, &some)], "tolerations": bears});
+    cluster.apply_all(&[pod("held", &spec)]);
     cluster.pod_ready("held");
     let node = format!("rootlet-{}", cluster.name);
     cluster.event(&node, "NodeHasInsufficientMemory");
