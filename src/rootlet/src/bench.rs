@@ -149,6 +149,8 @@ impl Nodes {
         })
         .await
         .context("cannot register simulated nodes")?;
+        renew_once(&client, count).await.context("cannot renew the nodes' leases")?;
+        taken_in(&nodes).await?;
         let (told, pods) = watch::channel(Census::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(renew(client.clone(), count));
@@ -184,28 +186,47 @@ impl Nodes {
     }
 }
 
-/// Renews the nodes' leases.
+/// Waits until the control plane has taken the nodes in: until none has the taint any more that it came with.
+async fn taken_in(nodes: &Api<Node>) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let is_tainted = |node: &Node| {
+        node.spec.as_ref().is_some_and(|spec| spec.taints.iter().flatten().next().is_some())
+    };
+    let simulated = ListParams::default().labels("rootlet.io/simulated=true");
+    while nodes.list(&simulated).await?.iter().any(is_tainted) {
+        if begin.elapsed() > PATIENCE {
+            bail!("simulated nodes are tainted: do the controllers run?");
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    Ok(())
+}
+
+/// Renews the nodes' leases again and again.
 async fn renew(client: Client, count: usize) {
-    let leases: Api<Lease> = Api::namespaced(client, LEASES);
-    let mut tick = tokio::time::interval(RENEWAL);
     loop {
-        tick.tick().await;
-        let renewed = in_parallel(0..count, |index| {
-            let leases = leases.clone();
-            async move {
-                let name = format!("simulated-{index}");
-                let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-                    "metadata": {"name": name},
-                    "spec": {"holderIdentity": name, "leaseDurationSeconds": 40,
-                        "renewTime": apimachinery::time::now_micros()}});
-                let parameters = PatchParams::apply("rootlet-bench").force();
-                leases.patch(&name, &parameters, &Patch::Apply(lease)).await.map(drop)
-            }
-        });
-        if let Err(error) = renewed.await {
+        tokio::time::sleep(RENEWAL).await;
+        if let Err(error) = renew_once(&client, count).await {
             eprintln!("warning: leases of simulated nodes: {error}");
         }
     }
+}
+
+async fn renew_once(client: &Client, count: usize) -> Result<(), kube::Error> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), LEASES);
+    in_parallel(0..count, |index| {
+        let leases = leases.clone();
+        async move {
+            let name = format!("simulated-{index}");
+            let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": {"name": name},
+                "spec": {"holderIdentity": name, "leaseDurationSeconds": 40,
+                    "renewTime": apimachinery::time::now_micros()}});
+            let parameters = PatchParams::apply("rootlet-bench").force();
+            leases.patch(&name, &parameters, &Patch::Apply(lease)).await.map(drop)
+        }
+    })
+    .await
 }
 
 fn on_simulated(pod: &Pod) -> bool {
