@@ -16,8 +16,7 @@ port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)
 until_it() { for _ in $(seq 600); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; echo "not within a minute: $*"; exit 1; }
 
 echo "== rootlet's API server, durable"
-# The daemon asks its allocator for the same.
-GLIBC_TUNABLES=glibc.malloc.trim_threshold=2097152:glibc.malloc.top_pad=2097152 "$programs/serve" "$(port)" "$place/own" >"$place/own.txt" 2>&1 & pids+=($!)
+"$programs/serve" "$(port)" "$place/own" >"$place/own.txt" 2>&1 & pids+=($!)
 until_it grep -q KUBECONFIG "$place/own.txt"
 "$programs/load" "$place/own/kubeconfig" "${pids[-1]}" | tee "$place/own.result"
 kill "${pids[-1]}" && wait "${pids[-1]}" || true

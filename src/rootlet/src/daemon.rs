@@ -37,15 +37,12 @@ const KUBELET_PORT: u16 = 10250;
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long components may take to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Freed memory that is kept for the next answers: a list is written through less than that.
-const KEPT_MEMORY_BYTES: i32 = 2 << 20;
 /// How long pods may take to end at `down`.
 const POD_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs until asked to stop.
 pub fn run(settings: &str) -> anyhow::Result<()> {
     let (settings, held) = begin(settings)?;
-    runtime::keep_freed_memory(KEPT_MEMORY_BYTES);
     let tracer = Tracer::default();
     logging::start(Some(tracer.clone()));
     let runtime = threads()?;

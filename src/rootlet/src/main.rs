@@ -39,6 +39,7 @@ mod service;
 mod settings;
 mod snapshot;
 mod status;
+mod sys;
 mod tracer;
 mod ui;
 mod up;
@@ -56,6 +57,9 @@ use nix::sys::signal::Signal;
 
 use crate::control::Client;
 use crate::paths::Paths;
+
+#[global_allocator]
+static ALLOCATOR: sys::Allocator = sys::Allocator;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();

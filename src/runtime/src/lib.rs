@@ -44,4 +44,3 @@ pub use oci::container_main;
 pub use oci::launch::Root;
 pub use runtime::{Config, HANDLER, Runtime};
 pub use shim::shim_main;
-pub use sys::keep_freed_memory;

@@ -58,18 +58,6 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     if unsafe { libc::kill(pid, signal) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Lets the allocator keep so many freed bytes of each arena for what is allocated next (mallopt(3)). By
-/// default it gives everything beyond 128 KiB back, and a server that answers with more than that pays for
-/// each page again at each answer.
-pub fn keep_freed_memory(bytes: i32) {
-    // SAFETY: mallopt takes plain integers, and locks against other threads. It refuses only parameters
-    // that it does not know.
-    unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, bytes);
-        libc::mallopt(libc::M_TOP_PAD, bytes);
-    }
-}
-
 /// Undoes what Rust's runtime did to SIGPIPE, which execve would hand down as ignored.
 pub fn default_sigpipe() {
     // SAFETY: SIG_DFL installs no handler of ours.
