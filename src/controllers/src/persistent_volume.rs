@@ -564,7 +564,7 @@ pub async fn run(client: Client, informers: Informers, base: PathBuf, shutdown: 
                     None => Ok(Next::Done),
                 },
                 Key::Volume(name) => match controller.volumes.get("", &name) {
-                    Some(volume) => controller.sync_volume(&volume).await,
+                    Some(volume) => Box::pin(controller.sync_volume(&volume)).await,
                     None => Ok(Next::Done),
                 },
             }

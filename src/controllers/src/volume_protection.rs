@@ -180,9 +180,7 @@ pub async fn run_claims(client: Client, informers: Informers, shutdown: Cancella
         let all = pods.store().state();
         is_used(claim, all.iter().map(AsRef::as_ref))
     };
-    guard
-        .run(changes, |client, namespace| Api::namespaced(client, namespace), used, look_again)
-        .await;
+    guard.run(changes, Api::namespaced, used, look_again).await;
 }
 
 /// Looks after volumes until `shutdown`.

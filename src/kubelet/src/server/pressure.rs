@@ -35,7 +35,7 @@ fn parse(text: &str) -> Value {
 pub fn told(psi: Option<&cri::PsiStats>) -> Value {
     let Some(psi) = psi else { return Value::Null };
     let one = |data: Option<&cri::PsiData>| {
-        let data = data.cloned().unwrap_or_default();
+        let data = data.copied().unwrap_or_default();
         json!({"total": data.total, "avg10": data.avg10, "avg60": data.avg60, "avg300": data.avg300})
     };
     json!({"full": one(psi.full.as_ref()), "some": one(psi.some.as_ref())})
