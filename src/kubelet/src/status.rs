@@ -258,7 +258,10 @@ fn container_status(
     set_readiness(kind, container, &mut status, input);
     status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
     status.resources = match input.view.latest(&container.name) {
-        Some(observed) => resize::in_force(pod, container, observed, input.local.basis),
+        // Of one that was made it is told also when it has none.
+        Some(observed) => {
+            Some(resize::in_force(pod, container, observed, input.local.basis).unwrap_or_default())
+        }
         None => container.resources.clone(),
     };
     status.stop_signal = container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone());

@@ -236,6 +236,7 @@ fn what_the_pod_has_as_a_whole_and_mounts_of_images_is_told() {
     let status = serde_json::to_value(World::new(vec![running]).status(&pod)).unwrap();
     assert_eq!(status["resources"], whole);
     assert_eq!(status["allocatedResources"], whole["requests"]);
+    assert_eq!(status["containerStatuses"][0]["resources"], json!({}));
     let mounts = &status["containerStatuses"][0]["volumeMounts"];
     assert_eq!(mounts[0]["volumeStatus"]["image"]["imageRef"], "reg.example/i@sha256:0");
     assert_eq!(mounts[1]["volumeStatus"], serde_json::Value::Null);
