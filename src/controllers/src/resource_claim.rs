@@ -430,4 +430,26 @@ mod tests {
             assert_eq!(run(claim, owner_done), want);
         }
     }
+
+    #[test]
+    fn a_pod_concerns_all_its_claims() {
+        let key = |name: &str| Key::Claim("n".into(), name.into());
+        let itself = || Key::Pod("n".into(), "p".into());
+        let extended = json!({"extendedResourceClaimStatus":
+            {"resourceClaimName": "extended", "requestMappings": []}});
+        let made = json!({"resourceClaimStatuses": [
+            {"name": "b", "resourceClaimName": "made"}, {"name": "c"}]});
+        let named = json!([{"name": "a", "resourceClaimName": "shared"},
+            {"name": "b", "resourceClaimTemplateName": "t"}]);
+        for (entries, status, want) in [
+            (json!([]), json!({}), vec![]),
+            (json!([]), extended, vec![key("extended")]),
+            (named, made, vec![key("shared"), key("made"), itself()]),
+        ] {
+            let pod = json!({"metadata": {"namespace": "n", "name": "p"},
+                "spec": {"containers": [], "resourceClaims": entries}, "status": status});
+            let pod: Pod = serde_json::from_value(pod).expect("a pod");
+            assert_eq!(concerned(&pod), want, "{entries} {status}");
+        }
+    }
 }
