@@ -18,7 +18,7 @@ use crate::forward::Forwards;
 use crate::gateway::{self, Flows, Front, Held, Ping};
 use crate::link::v4;
 use crate::network::{Network, Shape};
-use crate::publish::{Publications, Surroundings};
+use crate::publish::{Ahead, Publications, Surroundings};
 use crate::ruleset::{QueueBy, Ranges};
 use crate::thread::NetnsThread;
 use crate::{
@@ -77,6 +77,7 @@ struct Shared {
     flows: Arc<Flows>,
     forwards: Mutex<Forwards>,
     publications: Mutex<Publications>,
+    ahead: Arc<Ahead>,
     policies: watch::Sender<()>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
@@ -134,6 +135,7 @@ impl Node {
                 flows,
                 forwards: Mutex::default(),
                 publications: Mutex::default(),
+                ahead: Arc::default(),
                 policies: watch::Sender::new(()),
                 shutdown,
                 tasks,
@@ -266,10 +268,16 @@ impl Node {
 
     /// Makes the published ports exactly these; None is success.
     pub async fn publish(&self, wanted: &[Publication]) -> Vec<Option<Refused>> {
+        let runtimes = {
+            let fronts = self.shared.fronts.lock().expect("never held across a panic");
+            fronts.iter().map(|front| front.runtime().clone()).collect()
+        };
         let surroundings = Surroundings {
             node: self.shared.thread.clone(),
+            ahead: Arc::clone(&self.shared.ahead),
             tasks: self.shared.tasks.clone(),
             shutdown: self.shared.shutdown.clone(),
+            runtimes,
         };
         self.shared.publications.lock().await.set(wanted, &surroundings).await
     }

@@ -9,11 +9,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::attention::stir;
 use crate::clients::{self, Lent};
 use crate::network::Network;
 use crate::relay::{Buffer, relay, reset_on_close};
@@ -101,8 +103,42 @@ pub(crate) struct Publications {
 #[derive(Clone)]
 pub(crate) struct Surroundings {
     pub node: NetnsThread<Network>,
+    pub ahead: Arc<Ahead>,
     pub tasks: TaskTracker,
     pub shutdown: CancellationToken,
+    /// Runtimes of one thread each: what a port takes in is carried by one of them.
+    pub runtimes: Vec<Handle>,
+}
+
+/// Sockets of the node network that are made ahead. It takes a thread there to make one, which would have to be
+/// woken for every connection.
+#[derive(Default)]
+pub(crate) struct Ahead(Mutex<Vec<Socket>>);
+
+/// So many are made at once.
+const AHEAD: usize = 16;
+
+impl Ahead {
+    /// One for TCP and IPv4, as the node.
+    async fn take(&self, node: &NetnsThread<Network>) -> Result<io::Result<Socket>, Error> {
+        let spare = || self.0.lock().expect("never held across a panic");
+        if let Some(socket) = spare().pop() {
+            return Ok(Ok(socket));
+        }
+        let make = || -> io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), None)?;
+            socket.set_mark(MARK_PUBLISHED)?;
+            Ok(socket)
+        };
+        let make_all = move |_: &mut Network| -> io::Result<(Socket, Vec<Socket>)> {
+            let first = make()?;
+            Ok((first, (1..AHEAD).map_while(|_| make().ok()).collect()))
+        };
+        Ok(node.run(make_all).await?.map(|(first, mut rest)| {
+            spare().append(&mut rest);
+            first
+        }))
+    }
 }
 
 impl Publications {
@@ -142,6 +178,9 @@ impl Publications {
 
 fn begin(publication: Publication, surroundings: &Surroundings) -> io::Result<Active> {
     let Publication { host, protocol, served, .. } = publication;
+    let runtimes = &surroundings.runtimes;
+    // Sockets are watched, and connections carried, by the thread that they are given to here.
+    let _inside = runtimes.get(usize::from(host.port()) % runtimes.len().max(1)).map(Handle::enter);
     let own = publication.clone();
     let token = surroundings.shutdown.child_token();
     let (mut task, mut reserved) = (None, None);
@@ -210,10 +249,12 @@ async fn accept(
             reset_on_close(&client);
             continue;
         }
-        let (origin, node) = (Origin::of(source, &publication), surroundings.node.clone());
+        stir();
+        let origin = Origin::of(source, &publication);
+        let (node, ahead) = (surroundings.node.clone(), Arc::clone(&surroundings.ahead));
         let target = publication.target;
         spawn(&surroundings, &token, async move {
-            match connect(&node, origin, target).await {
+            match connect((&node, &ahead), origin, target).await {
                 Ok((server, lent)) => {
                     let _ = (client.set_nodelay(true), server.set_nodelay(true));
                     relay(client, server).await;
@@ -258,13 +299,17 @@ impl Origin {
 
 /// A connection within the node network.
 async fn connect(
-    node: &NetnsThread<Network>,
+    (node, ahead): (&NetnsThread<Network>, &Ahead),
     origin: Origin,
     target: SocketAddr,
 ) -> Result<(TcpStream, Option<Lent>), Error> {
     let failed = |e| Error::system(format!("connect to {target}"), e);
-    let make = move |network: &mut Network| origin.socket(network, target, Type::STREAM);
-    let (socket, lent) = node.run(make).await?.map_err(failed)?;
+    let (socket, lent) = if origin.client.is_none() && target.is_ipv4() {
+        (ahead.take(node).await?.map_err(failed)?, None)
+    } else {
+        let make = move |network: &mut Network| origin.socket(network, target, Type::STREAM);
+        node.run(make).await?.map_err(failed)?
+    };
     let connection = TcpSocket::from_std_stream(socket.into()).connect(target).await;
     Ok((connection.map_err(failed)?, lent))
 }
