@@ -363,7 +363,6 @@ mod tests {
             (serde_json::json!({"key": "k", "value": "w"}), false),
             (serde_json::json!({"key": "j", "operator": "Exists"}), false),
             (serde_json::json!({"operator": "Exists", "effect": "NoSchedule"}), false),
-            (serde_json::json!({"operator": "Equal", "value": "v"}), false),
         ] {
             let of = bears(toleration);
             let refusal = admit(&of, &node, &[]).err().map(|why| why.reason);
