@@ -123,7 +123,7 @@ fn others(group: &str, plural: &str, object: &Value, old: Option<&Value>, errors
         }
         ("batch", "cronjobs") => job::cron_job(object, old, errors),
         ("", "resourcequotas") => quota::quota(object, old, errors),
-        ("", "endpoints") => addresses::endpoints(object, errors),
+        ("", "endpoints") => addresses::endpoints(object, old, errors),
         ("networking.k8s.io", "ipaddresses") => addresses::ip_address(object, old, errors),
         ("networking.k8s.io", "servicecidrs") => addresses::service_cidr(object, old, errors),
         ("certificates.k8s.io", "certificatesigningrequests") => {

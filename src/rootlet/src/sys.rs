@@ -15,6 +15,9 @@ pub struct Allocator;
 
 static BUSY_ROLE: AtomicBool = AtomicBool::new(false);
 
+#[cfg(not(target_env = "gnu"))]
+compile_error!("only glibc gives functions in .init_array what it gives to main");
+
 /// Run before anything is allocated here, as glibc runs such functions: with what `main` gets.
 #[used]
 #[unsafe(link_section = ".init_array")]

@@ -205,7 +205,7 @@ fn create(versions: &dyn Versions, operation: Operation<'_>, live: &Value, new: 
     let manager = operation.manager(false);
     let names = [api_version, meta::api_version(new), meta::kind(new), operation.subresource];
     let form = versions.root(api_version).filter(|root| root.is_builtin_kind());
-    let form = form.map(|_| shape::of(names, new));
+    let form = form.and_then(|_| shape::of(names, new));
     if let Some(fields) = form.and_then(shape::known) {
         if !fields.is_null() {
             let fields = Value::clone(&fields);

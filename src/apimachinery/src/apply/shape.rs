@@ -8,6 +8,8 @@ use serde_json::Value;
 
 /// So many forms are remembered.
 const FORMS: usize = 256;
+/// Of an object with more values than that nothing is remembered: it would take much memory, and few are alike.
+const VALUES_MAX: usize = 2_000;
 
 /// All that the fields that somebody comes to own by making an object depend on: the names of fields, what lists hold,
 /// and whether values are there, but not which ones.
@@ -24,16 +26,30 @@ fn place(form: Form) -> usize {
     form[0] as usize % FORMS
 }
 
-/// The form of an object that is made through an endpoint, which `names` tell.
-pub(super) fn of(names: [&str; 4], object: &Value) -> Form {
-    KEYS.each_ref().map(|keys| {
+/// The form of an object that is made through an endpoint, which `names` tell; `None` of one that is too large.
+pub(super) fn of(names: [&str; 4], object: &Value) -> Option<Form> {
+    let mut left = VALUES_MAX;
+    if !is_small(object, &mut left) {
+        return None;
+    }
+    Some(KEYS.each_ref().map(|keys| {
         let mut hasher = keys.build_hasher();
         for name in names {
             text(&mut hasher, name);
         }
         walk(&mut hasher, object, false);
         hasher.finish()
-    })
+    }))
+}
+
+fn is_small(value: &Value, left: &mut usize) -> bool {
+    *left = left.saturating_sub(1);
+    *left > 0
+        && match value {
+            Value::Object(map) => map.values().all(|value| is_small(value, left)),
+            Value::Array(list) => list.iter().all(|item| is_small(item, left)),
+            _ => true,
+        }
 }
 
 fn text(hasher: &mut impl Hasher, text: &str) {
@@ -64,6 +80,8 @@ fn walk(hasher: &mut impl Hasher, value: &Value, whole: bool) {
         // Whether it is Go's zero value counts everywhere.
         Value::String(content) => {
             hasher.write_u8(5 + u8::from(content.is_empty()));
+            // A quantity's zero value.
+            hasher.write_u8(u8::from(content == "0"));
             if whole {
                 text(hasher, content);
             }
@@ -109,6 +127,7 @@ mod tests {
             json!({"metadata": {"nam": "a"}, "spec": {"n": 1, "list": [{"name": "c", "image": "x"}]}}),
             json!({"metadata": {"name": ""}, "spec": {"n": 1, "list": [{"name": "c", "image": "x"}]}}),
             json!({"metadata": {"name": "a"}, "spec": {"n": 0, "list": [{"name": "c", "image": "x"}]}}),
+            json!({"metadata": {"name": "0"}, "spec": {"n": 1, "list": [{"name": "c", "image": "x"}]}}),
             json!({"metadata": {"name": "a"}, "spec": {"n": null, "list": [{"name": "c", "image": "x"}]}}),
             json!({"metadata": {"name": "a"}, "spec": {"n": "1", "list": [{"name": "c", "image": "x"}]}}),
             json!({"metadata": {"name": "a"}, "spec": {"n": 1, "list": [{"name": "d", "image": "x"}]}}),
@@ -120,8 +139,18 @@ mod tests {
     }
 
     #[test]
+    fn large_objects_have_none() {
+        let data = |count: usize| {
+            let entries = (0..count).map(|n| (n.to_string(), json!("x")));
+            json!({"data": entries.collect::<serde_json::Map<_, _>>()})
+        };
+        assert!(of(["v1", "v1", "ConfigMap", ""], &data(1_000)).is_some());
+        assert!(of(["v1", "v1", "ConfigMap", ""], &data(3_000)).is_none());
+    }
+
+    #[test]
     fn what_is_met_again_is_remembered() {
-        let form = of(["v1", "v1", "Remembered", ""], &json!({}));
+        let form = of(["v1", "v1", "Remembered", ""], &json!({})).expect("small");
         assert_eq!(known(form), None);
         remember(form, || unreachable!("met once"));
         assert_eq!(known(form), None);

@@ -313,7 +313,7 @@ impl Rules {
             let before = run.errors.len();
             rule.apply(schema, value, old, path, run);
             // What was accepted before is not refused now; its author is told.
-            if unchanged && !rule.transition {
+            if unchanged && !rule.transition && !run.exhausted {
                 run.tolerated.extend(run.errors.drain(before..));
             }
         }
@@ -559,6 +559,19 @@ mod tests {
             let want: Vec<&str> = if want.is_empty() { vec![] } else { vec![want] };
             assert_eq!(told, want, "{rule}");
         }
+    }
+
+    #[test]
+    fn what_is_as_it_was_is_refused_when_it_costs_too_much() {
+        let dear = "self.list.all(a, self.list.all(b, self.list.all(c, a != b + c)))";
+        let schema = schema(json!([{"rule": dear}]));
+        let list: Vec<String> = (0..300).map(|n| format!("x{n}")).collect();
+        let object = json!({"list": list});
+        let told = ran(&schema, object.clone(), Some(object));
+        assert!(told[0].contains("running out of cost budget"), "{told:?}");
+        let object = json!({"list": ["a", "b", "ab"]});
+        assert_eq!(ran(&schema, object.clone(), Some(object.clone())), [""; 0]);
+        assert_eq!(ran(&schema, object, None).len(), 1);
     }
 
     #[test]

@@ -77,8 +77,12 @@ pub fn json(original: &Value, body: &[u8]) -> Result<Value, Error> {
         }
         let told = words(&patched, operation);
         // Upstream's library adds to what is in the document, and has no other document for it.
-        let replaces =
-            matches!(operation, json_patch::PatchOperation::Add(add) if add.path.is_root());
+        let replaces = match operation {
+            json_patch::PatchOperation::Add(add) => add.path.is_root(),
+            json_patch::PatchOperation::Move(moved) => moved.path.is_root(),
+            json_patch::PatchOperation::Copy(copy) => copy.path.is_root(),
+            _ => false,
+        };
         let one = json_patch::Patch(vec![operation.clone()]);
         if replaces || json_patch::patch(&mut patched, &one).is_err() {
             return Err(match operation {
@@ -141,6 +145,12 @@ fn words(document: &Value, operation: &json_patch::PatchOperation) -> String {
                 remove.path.as_str()
             ),
         },
+        Op::Move(json_patch::MoveOperation { path, .. }) if path.is_root() => {
+            "move operation does not apply: doc is missing destination path: : missing value".into()
+        }
+        Op::Copy(json_patch::CopyOperation { path, .. }) if path.is_root() => {
+            "copy operation does not apply: doc is missing destination path: : missing value".into()
+        }
         Op::Move(moved) => match absent_key(&moved.from) {
             Some(key) => format!(
                 "error in move for path: '{key}': unable to get nonexistent key: {key}: missing value"
@@ -183,7 +193,15 @@ mod tests {
         let tested = br#"[{"op":"test","path":"/a","value":1}]"#;
         let failed = Error::TestFailed("testing value /a failed: test failed".into());
         assert_eq!(json(&original, tested), Err(failed));
-        let cases: [(&[u8], &str); 6] = [
+        let cases: [(&[u8], &str); 8] = [
+            (
+                br#"[{"op":"move","from":"/a","path":""}]"#,
+                "move operation does not apply: doc is missing destination path: : missing value",
+            ),
+            (
+                br#"[{"op":"copy","from":"/a","path":""}]"#,
+                "copy operation does not apply: doc is missing destination path: : missing value",
+            ),
             (
                 br#"[{"op":"replace","path":"/x","value":1}]"#,
                 "replace operation does not apply: doc is missing key: /x: missing value",

@@ -111,18 +111,23 @@ pub fn non_special(text: &str, path: &Path, errors: &mut ErrorList) {
 }
 
 /// Endpoints of a Service.
-pub fn endpoints(object: &Value, errors: &mut ErrorList) {
+pub fn endpoints(object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let before = old.map_or(&[][..], |old| old["subsets"].items());
+    let lists = ["addresses", "notReadyAddresses"];
+    let kept = || {
+        let all = before.iter().flat_map(|subset| lists.map(|list| subset[list].items()));
+        all.flatten().map(|address| address["ip"].text())
+    };
     let path = Path::new("subsets");
     for (index, subset) in object["subsets"].items().iter().enumerate() {
         let at = path.index(index);
-        let lists = ["addresses", "notReadyAddresses"];
         if lists.iter().all(|list| subset[*list].items().is_empty()) {
             let detail = "must specify `addresses` or `notReadyAddresses`";
             errors.push(Error::required(&at, detail));
         }
         for list in lists {
             for (index, address) in subset[list].items().iter().enumerate() {
-                endpoint_address(address, &at.child(list).index(index), errors);
+                endpoint_address(address, kept(), &at.child(list).index(index), errors);
             }
         }
         let ports = subset["ports"].items();
@@ -132,8 +137,13 @@ pub fn endpoints(object: &Value, errors: &mut ErrorList) {
     }
 }
 
-fn endpoint_address(address: &Value, path: &Path, errors: &mut ErrorList) {
-    ip::address(address["ip"].text(), &path.child("ip"), errors);
+fn endpoint_address<'a>(
+    address: &Value,
+    kept: impl Iterator<Item = &'a str>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    ip::new_address(address["ip"].text(), kept, &path.child("ip"), errors);
     let hostname = address["hostname"].text();
     if !hostname.is_empty() {
         mistakes(errors, &path.child("hostname"), hostname, names::dns_label(hostname));

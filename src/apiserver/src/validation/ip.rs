@@ -23,6 +23,18 @@ pub fn address(text: &str, path: &Path, errors: &mut ErrorList) {
     errors.push(Error::invalid(path, text, detail));
 }
 
+/// An address, unless it is one of `kept`, which the object had before.
+pub fn new_address<'a>(
+    text: &str,
+    mut kept: impl Iterator<Item = &'a str>,
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    if !kept.any(|old| old == text) {
+        address(text, path, errors);
+    }
+}
+
 /// A range of addresses. One of `kept`, which the object had before, is taken as it is.
 pub fn range<'a>(
     text: &str,

@@ -386,6 +386,9 @@ fn addresses(endpoint: &Value, kind: &str, path: &Path, errors: &mut ErrorList) 
             ("IPv6", Ok(IpAddr::V4(_))) => {
                 errors.push(Error::invalid(&at, text, "must be an IPv6 address"));
             }
+            ("IPv6", Ok(IpAddr::V6(six))) if six.to_ipv4_mapped().is_some() => {
+                errors.push(Error::invalid(&at, text, "must be an IPv6 address"));
+            }
             ("FQDN", _) => mistakes(errors, &at, text, names::dns_subdomain(text)),
             _ => {}
         }

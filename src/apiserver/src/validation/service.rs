@@ -53,7 +53,7 @@ pub fn validate(service: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         families(spec, &path, errors);
     }
     affinity(spec, &path, errors);
-    addresses(spec, &path, errors);
+    addresses(spec, old.map_or(&Value::Null, |old| &old["spec"]), &path, errors);
     load_balancer(spec, &path, errors);
     source_ranges(service, old, &path, errors);
     traffic(spec, &path, errors);
@@ -216,10 +216,12 @@ fn families(spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn addresses(spec: &Value, path: &Path, errors: &mut ErrorList) {
+fn addresses(spec: &Value, old: &Value, path: &Path, errors: &mut ErrorList) {
+    let of_cluster = || old["clusterIPs"].texts();
     for (index, address) in spec["clusterIPs"].texts().enumerate() {
         if address != "None" {
-            ip::address(address, &path.child("clusterIPs").index(index), errors);
+            let at = path.child("clusterIPs").index(index);
+            ip::new_address(address, of_cluster(), &at, errors);
         }
     }
     if spec["clusterIP"].text().is_empty() && !spec["clusterIPs"].items().is_empty() {
@@ -231,11 +233,11 @@ fn addresses(spec: &Value, path: &Path, errors: &mut ErrorList) {
         let detail = "first value must match `clusterIP`";
         errors.push(Error::invalid(&path.child("clusterIPs"), spec["clusterIPs"].clone(), detail));
     } else if first.is_empty() && !single.is_empty() && single != "None" {
-        ip::address(single, &path.child("clusterIP"), errors);
+        ip::new_address(single, of_cluster(), &path.child("clusterIP"), errors);
     }
     for (index, address) in spec["externalIPs"].texts().enumerate() {
         let at = path.child("externalIPs").index(index);
-        ip::address(address, &at, errors);
+        ip::new_address(address, old["externalIPs"].texts(), &at, errors);
         non_special(address, &at, errors);
     }
 }

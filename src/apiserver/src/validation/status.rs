@@ -106,9 +106,9 @@ pub fn validate(ctx: &RequestContext, object: &Value, old: &Value, errors: &mut 
         ("apps", "daemonsets") => fewer_collisions(status, old, &path, errors),
         ("batch", "jobs") => job(object, old, errors),
         ("", "pods") => pod_status(object, old, errors),
-        ("", "services") => load_balancer(&status["loadBalancer"], &path, errors),
+        ("", "services") => load_balancer(&status["loadBalancer"], old, &path, errors),
         ("networking.k8s.io", "ingresses") => {
-            load_balancer(&status["loadBalancer"], &path, errors);
+            load_balancer(&status["loadBalancer"], old, &path, errors);
         }
         ("", "resourcequotas") => quota::status(object, errors),
         ("resource.k8s.io", "resourceclaims") => devices::claim_status(object, old, errors),
@@ -154,12 +154,14 @@ fn fewer_collisions(status: &Value, old: &Value, path: &Path, errors: &mut Error
 }
 
 /// Addresses of a load balancer.
-fn load_balancer(status: &Value, path: &Path, errors: &mut ErrorList) {
+fn load_balancer(status: &Value, old: &Value, path: &Path, errors: &mut ErrorList) {
     let path = path.child("loadBalancer").child("ingress");
     for (index, ingress) in status["ingress"].items().iter().enumerate() {
         let (ip, name) = (ingress["ip"].text(), ingress["hostname"].text());
         if !ip.is_empty() {
-            ip::address(ip, &path.index(index).child("ip"), errors);
+            let before = old["status"]["loadBalancer"]["ingress"].items();
+            let kept = before.iter().map(|ingress| ingress["ip"].text());
+            ip::new_address(ip, kept, &path.index(index).child("ip"), errors);
         }
         let at = path.index(index).child("hostname");
         if !name.is_empty() {
@@ -228,7 +230,8 @@ fn pod_status(object: &Value, old: &Value, errors: &mut ErrorList) {
     for list in ["podIPs", "hostIPs"] {
         let addresses = status[list].items();
         for (index, one) in addresses.iter().enumerate() {
-            ip::address(one["ip"].text(), &path.child(list).index(index), errors);
+            let kept = old["status"][list].items().iter().map(|before| before["ip"].text());
+            ip::new_address(one["ip"].text(), kept, &path.child(list).index(index), errors);
         }
         let families = |v6: bool| {
             let parsed = addresses.iter().filter_map(|a| a["ip"].text().parse::<IpAddr>().ok());

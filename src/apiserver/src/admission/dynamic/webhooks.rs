@@ -41,7 +41,8 @@ pub struct Hook {
 ///
 /// Source: `VerifyAdmissionResponse` of `k8s.io/apiserver/pkg/admission/plugin/webhook/request`.
 fn verified(mut answer: Value, sent: &str, uid: &str, mutates: bool) -> Result<Value, String> {
-    let (kind, version) = (answer["kind"].text(), answer["apiVersion"].text());
+    let (kind, version) =
+        (answer["kind"].text().to_owned(), answer["apiVersion"].text().to_owned());
     let sent_version = format!("admission.k8s.io/{sent}");
     if !kind.is_empty() && kind != "AdmissionReview" {
         return Err(format!(
@@ -49,7 +50,7 @@ fn verified(mut answer: Value, sent: &str, uid: &str, mutates: bool) -> Result<V
         ));
     }
     if !version.is_empty() && version != sent_version {
-        let got = version.rsplit('/').next().unwrap_or(version);
+        let got = version.rsplit('/').next().unwrap_or(&version);
         return Err(format!(
             "failed to call webhook: converting ({got}.AdmissionReview) to ({sent}.AdmissionReview): unknown conversion"
         ));
@@ -67,12 +68,22 @@ fn verified(mut answer: Value, sent: &str, uid: &str, mutates: bool) -> Result<V
         let got = response["uid"].text();
         return invalid(format!("expected response.uid={uid:?}, got {got:?}"));
     }
-    let (patch, kind) = (!response["patch"].text().is_empty(), response["patchType"].is_string());
-    let why = match (mutates, patch, kind) {
+    if kind.is_empty() || version.is_empty() {
+        let (group, number) = version.split_once('/').unwrap_or(("", &version));
+        return invalid(format!(
+            "expected webhook response of {sent_version}, Kind=AdmissionReview, got {group}/{number}, Kind={kind}"
+        ));
+    }
+    let (patch, form) = (!response["patch"].text().is_empty(), response["patchType"].as_str());
+    let why = match (mutates, patch, form) {
         (false, true, _) => "validating webhook may not return response.patch",
-        (false, _, true) => "validating webhook may not return response.patchType",
-        (true, true, false) => "webhook returned response.patch but not response.patchType",
-        (true, false, true) => "webhook returned response.patchType but not response.patch",
+        (false, _, Some(_)) => "validating webhook may not return response.patchType",
+        (true, true, None) => "webhook returned response.patch but not response.patchType",
+        (true, false, Some(_)) => "webhook returned response.patchType but not response.patch",
+        (true, true, Some("")) => "webhook returned invalid response.patchType of \"\"",
+        (true, true, Some(other)) if other != "JSONPatch" => {
+            return Err(format!("unsupported patch type {other:?}"));
+        }
         _ => return Ok(response),
     };
     invalid(why.into())
@@ -316,4 +327,54 @@ pub async fn validate(dynamic: &Dynamic, hooks: &[Hook], asked: &Asked<'_>) -> R
         }
     });
     futures::future::join_all(calls).await.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_verified() {
+        let review = |response: Value| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
+        let fine = json!({"uid": "u", "allowed": true});
+        let with = |patch: &str, kind: Value| {
+            review(json!({"uid": "u", "allowed": true, "patch": patch, "patchType": kind}))
+        };
+        let invalid = "received invalid webhook response: ";
+        for (answer, mutates, want) in [
+            (review(fine.clone()), true, ""),
+            (review(fine.clone()), false, ""),
+            (with("W10=", json!("JSONPatch")), true, ""),
+            (with("W10=", json!("")), true, "webhook returned invalid response.patchType of \"\""),
+            (
+                with("W10=", Value::Null),
+                true,
+                "webhook returned response.patch but not response.patchType",
+            ),
+            (
+                with("", json!("JSONPatch")),
+                true,
+                "webhook returned response.patchType but not response.patch",
+            ),
+            (
+                with("W10=", json!("JSONPatch")),
+                false,
+                "validating webhook may not return response.patch",
+            ),
+            (review(json!({"uid": "v"})), true, "expected response.uid=\"u\", got \"v\""),
+            (
+                json!({"response": fine}),
+                true,
+                "expected webhook response of admission.k8s.io/v1, Kind=AdmissionReview, got /, Kind=",
+            ),
+            (review(Value::Null), true, "webhook response was absent"),
+        ] {
+            let told = verified(answer.clone(), "v1", "u", mutates).err().unwrap_or_default();
+            assert_eq!(told.strip_prefix(invalid).unwrap_or_default(), want, "{answer}");
+        }
+        let other = verified(with("W10=", json!("Merge")), "v1", "u", true);
+        assert_eq!(other, Err("unsupported patch type \"Merge\"".to_owned()));
+        let older = verified(json!({"response": {"patch": "W10="}}), "v1beta1", "u", true);
+        assert_eq!(older, Ok(json!({"patch": "W10="})));
+    }
 }
