@@ -256,7 +256,7 @@ mod tests {
                 "subsets[0].ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
             ),
         ] {
-            assert_eq!(told(|e| endpoints(&object, e)).join("; "), want);
+            assert_eq!(told(|e| endpoints(&object, None, e)).join("; "), want);
         }
     }
 }
