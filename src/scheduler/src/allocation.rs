@@ -346,7 +346,7 @@ impl<'a> Search<'a> {
     /// `unusable` says what keeps a pool from telling of all it has.
     fn survey(&mut self, unusable: Option<&str>) -> Result<(), String> {
         for (wish, wished) in self.wishes.clone().into_iter().enumerate() {
-            let mut least = 0;
+            let mut least = 0_usize;
             for (request, wanted) in wished.requests.iter().enumerate() {
                 let mut smallest = usize::MAX;
                 for (alternative, chosen) in wanted.alternatives.iter().enumerate() {
@@ -357,7 +357,7 @@ impl<'a> Search<'a> {
                     };
                     smallest = smallest.min(count);
                 }
-                least += smallest;
+                least = least.saturating_add(smallest);
             }
             if least > RESULTS_MAX {
                 let claim = wished.told();

@@ -199,6 +199,7 @@ fn requests_that_nothing_can_satisfy_say_why() {
         {"name": "s", "firstAvailable": [
             {"name": "more", "deviceClassName": "gpu", "count": 9},
             {"name": "less", "deviceClassName": "gpu", "count": 3}]}]);
+    let most = |name: &str| json!({"name": name, "exactly": {"deviceClassName": "gpu", "count": i64::MAX}});
     for (wanted, want) in [
         (
             numa(all()["requests"].clone()),
@@ -211,6 +212,10 @@ fn requests_that_nothing_can_satisfy_say_why() {
         (
             json!({"requests": many}),
             "claim default/c: number of requested devices 33 exceeds the claim limit of 32",
+        ),
+        (
+            json!({"requests": [most("r"), most("s"), most("t")]}),
+            "claim default/c: number of requested devices 18446744073709551615 exceeds the claim limit of 32",
         ),
     ] {
         assert_eq!(refusal(&devices(&[]), wanted.clone(), "b"), want, "{wanted}");
