@@ -77,10 +77,15 @@ fn range_of(node: &Node) -> Option<&str> {
     node.spec.as_ref()?.pod_cidr.as_deref().filter(|range| !range.is_empty())
 }
 
+fn uid_of(node: &Node) -> &str {
+    node.metadata.uid.as_deref().unwrap_or_default()
+}
+
 /// Who has which range.
 struct Given {
     ranges: Ranges,
     free: BTreeSet<u64>,
+    /// By uid: what is told of a node that is gone is not about another one of that name.
     by_node: HashMap<String, u64>,
 }
 
@@ -93,27 +98,27 @@ impl Given {
     fn has(&mut self, node: &Node) -> bool {
         let Some(range) = range_of(node) else { return false };
         if let Some(index) = self.ranges.index(range)
-            && self.by_node.get(&node.name_any()) != Some(&index)
+            && self.by_node.get(uid_of(node)) != Some(&index)
         {
-            self.take_back(&node.name_any());
+            self.take_back(uid_of(node));
             self.free.remove(&index);
-            self.by_node.insert(node.name_any(), index);
+            self.by_node.insert(uid_of(node).to_owned(), index);
         }
         true
     }
 
     /// The first range that nobody has; the same again for the same node.
-    fn give(&mut self, node: &str) -> Option<String> {
-        let index = match self.by_node.get(node) {
+    fn give(&mut self, uid: &str) -> Option<String> {
+        let index = match self.by_node.get(uid) {
             Some(index) => *index,
             None => self.free.pop_first()?,
         };
-        self.by_node.insert(node.to_owned(), index);
+        self.by_node.insert(uid.to_owned(), index);
         Some(self.ranges.range(index))
     }
 
-    fn take_back(&mut self, node: &str) {
-        if let Some(index) = self.by_node.remove(node)
+    fn take_back(&mut self, uid: &str) {
+        if let Some(index) = self.by_node.remove(uid)
             && !self.by_node.values().any(|other| *other == index)
         {
             self.free.insert(index);
@@ -124,17 +129,16 @@ impl Given {
     fn all(&mut self, nodes: &[Arc<Node>]) -> Vec<String> {
         let mut before = std::mem::take(&mut self.by_node);
         self.free = (0..self.ranges.count).collect();
-        let without: Vec<String> =
-            nodes.iter().filter(|node| !self.has(node)).map(|node| node.name_any()).collect();
+        let without: Vec<&Arc<Node>> = nodes.iter().filter(|node| !self.has(node)).collect();
         // What is just being told to a node is its own already.
-        for node in &without {
-            if let Some(index) = before.remove(node)
+        for uid in without.iter().map(|node| uid_of(node)) {
+            if let Some(index) = before.remove(uid)
                 && self.free.remove(&index)
             {
-                self.by_node.insert(node.clone(), index);
+                self.by_node.insert(uid.to_owned(), index);
             }
         }
-        without
+        without.into_iter().map(|node| node.name_any()).collect()
     }
 
     /// Takes note of what happened; names the nodes that need a range.
@@ -147,7 +151,7 @@ impl Given {
             Change::Applied(node) if self.has(&node) => Vec::new(),
             Change::Applied(node) => vec![node.name_any()],
             Change::Deleted(node) => {
-                self.take_back(&node.name_any());
+                self.take_back(uid_of(&node));
                 Vec::new()
             }
             Change::Synced => self.all(&all()),
@@ -173,15 +177,19 @@ pub async fn run(
         })
     };
     queue::run("node-ipam", changes, shutdown, |name: String| {
-        let needs = nodes.get("", &name).is_some_and(|node| range_of(&node).is_none());
-        let range = needs.then(|| given.lock().unwrap_or_else(PoisonError::into_inner).give(&name));
+        // The lock is taken first: that the node is gone comes to be known after this or before.
+        let mut given = given.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = nodes.get("", &name).filter(|node| range_of(node).is_none());
+        let needs = node.map(|node| (given.give(uid_of(&node)), node.uid()));
+        drop(given);
         let api: Api<Node> = Api::all(client.clone());
         Box::pin(async move {
-            let Some(range) = range else { return Ok(Next::Done) };
+            let Some((range, uid)) = needs else { return Ok(Next::Done) };
             let Some(range) = range else {
                 return Err("every range of pod addresses is in use".into());
             };
-            let patch = json!({"spec": {"podCIDR": range, "podCIDRs": [range]}});
+            let patch = json!({"metadata": {"uid": uid},
+                "spec": {"podCIDR": range, "podCIDRs": [range]}});
             let told = api.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
             unless_code(told, 404)?;
             Ok(Next::Done)
@@ -195,8 +203,24 @@ mod tests {
     use super::*;
 
     fn node(name: &str, range: Option<&str>) -> Arc<Node> {
-        let node = json!({"metadata": {"name": name}, "spec": {"podCIDR": range}});
+        let node = json!({"metadata": {"name": name, "uid": name}, "spec": {"podCIDR": range}});
         Arc::new(serde_json::from_value(node).unwrap())
+    }
+
+    #[test]
+    fn a_node_that_is_made_again_keeps_its_new_range() {
+        let mut given = Given::new(Ranges::parse("10.42.0.0/22").unwrap());
+        let old = node("old", Some("10.42.0.0/24"));
+        given.follow(Change::Applied(old.clone()), Vec::new);
+        let mut again = Node::clone(&node("old", None));
+        again.metadata.uid = Some("new".into());
+        assert_eq!(given.give(uid_of(&again)).as_deref(), Some("10.42.1.0/24"));
+        // What is told late of the one before changes nothing of that.
+        given.follow(Change::Applied(old.clone()), Vec::new);
+        given.follow(Change::Deleted(old), Vec::new);
+        assert_eq!(given.give("b").as_deref(), Some("10.42.0.0/24"));
+        assert_eq!(given.give("c").as_deref(), Some("10.42.2.0/24"));
+        assert_eq!(given.give(uid_of(&again)).as_deref(), Some("10.42.1.0/24"));
     }
 
     #[test]
