@@ -9,8 +9,9 @@ mod matching;
 pub mod provision;
 mod recycle;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use client::{Informer, Informers, Recorder, object_reference};
@@ -21,7 +22,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +39,8 @@ pub const STORAGE_PROVISIONER: [&str; 2] =
     ["volume.beta.kubernetes.io/storage-provisioner", "volume.kubernetes.io/storage-provisioner"];
 /// How often it is looked how far the emptying of a volume has got.
 const RECYCLE: Duration = Duration::from_secs(1);
+/// How often it is looked whether a volume that is to be emptied is still used.
+const USED: Duration = Duration::from_secs(15);
 /// Provisioners that were part of Kubernetes; `no-provisioner` never was one.
 const IN_TREE: &str = "kubernetes.io/";
 
@@ -56,6 +59,8 @@ struct Controller {
     nodes: Informer<Node>,
     pods: Informer<Pod>,
     events: Recorder,
+    /// The pods of which was told that they keep a volume from being emptied, by the volume's name.
+    told_users: Mutex<HashMap<String, Vec<String>>>,
     /// Where the built-in provisioner makes its folders.
     base: PathBuf,
 }
@@ -443,54 +448,80 @@ impl Controller {
             return self.tell_failed(volume, REASON, message).await.map(|()| Next::Done);
         };
         let about = object_reference(volume);
-        let users = self.users(volume);
-        if !users.is_empty() {
-            let message = format!("Volume is used by pods: {}", users.join(","));
-            self.events.normal(about, REASON, message);
-            return Ok(Next::After(RECYCLE));
-        }
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), recycle::NAMESPACE);
-        let name = recycle::pod_name(volume);
-        let progress = recycle::progress(pods.get_opt(&name).await?.as_ref());
-        match &progress {
+        let found = pods.get_opt(&recycle::pod_name(volume)).await?;
+        match recycle::progress(&pod, found.as_ref()) {
             Progress::Begin => {
+                if !self.is_as_known(volume).await? {
+                    // With the volume as it is now the rest follows.
+                    return Ok(Next::Done);
+                }
+                let users = self.users(volume).await?;
+                if self.are_new(volume, &users) {
+                    let message = format!("Volume is used by pods: {}", users.join(","));
+                    self.events.normal(about, REASON, message);
+                }
+                if !users.is_empty() {
+                    return Ok(Next::After(USED));
+                }
                 unless_code(pods.create(&PostParams::default(), &pod).await, 409)?;
-                return Ok(Next::After(RECYCLE));
+                Ok(Next::After(RECYCLE))
             }
-            Progress::Wait => return Ok(Next::After(RECYCLE)),
-            Progress::Done => self.events.normal(about, "VolumeRecycled", "Volume recycled"),
+            Progress::Wait => Ok(Next::After(RECYCLE)),
+            Progress::Foreign => {
+                remove(&pods, found.as_ref()).await?;
+                Ok(Next::After(RECYCLE))
+            }
+            Progress::Done => {
+                // A pod that outlasted this would pass for that of the next time.
+                remove(&pods, found.as_ref()).await?;
+                let api: Api<PersistentVolume> = Api::all(self.client.clone());
+                let parameters = PostParams::default();
+                let free = api.replace(&volume.name_any(), &parameters, &freed(volume)).await?;
+                self.events.normal(about, "VolumeRecycled", "Volume recycled");
+                self.tell_volume(&free, "Available", "").await?;
+                Ok(Next::Done)
+            }
             Progress::Failed(why) => {
                 self.tell_failed(volume, REASON, &format!("Recycle failed: {why}")).await?;
+                remove(&pods, found.as_ref()).await?;
+                // It is tried again, ever later.
+                Err(format!("recycle failed: {why}").into())
             }
-        }
-        if progress == Progress::Done {
-            let api: Api<PersistentVolume> = Api::all(self.client.clone());
-            let parameters = PostParams::default();
-            let free = api.replace(&volume.name_any(), &parameters, &freed(volume)).await?;
-            self.tell_volume(&free, "Available", "").await?;
-        }
-        unless_code(pods.delete(&name, &DeleteParams::default()).await, 404)?;
-        match progress {
-            // It is tried again, ever later.
-            Progress::Failed(why) => Err(format!("recycle failed: {why}").into()),
-            _ => Ok(Next::Done),
         }
     }
 
-    /// The pods that still use the claim of the volume, as `namespace/name`.
-    fn users(&self, volume: &PersistentVolume) -> Vec<String> {
+    /// Whether the volume is still what the cache says: data is at stake.
+    async fn is_as_known(&self, volume: &PersistentVolume) -> Result<bool, Failure> {
+        let api: Api<PersistentVolume> = Api::all(self.client.clone());
+        let now = api.get_opt(&volume.name_any()).await?;
+        Ok(now.is_some_and(|now| recycle::is_same(volume, &now)))
+    }
+
+    /// The pods that still use the claim of the volume, as `namespace/name`; the cache's word is not
+    /// enough here either.
+    async fn users(&self, volume: &PersistentVolume) -> Result<Vec<String>, Failure> {
         let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.clone());
-        let Some(reference) = reference else { return Vec::new() };
-        let users = self.pods.store().state_filter(|pod| {
-            pod.metadata.namespace == reference.namespace
-                && !pods::is_finished(pod)
+        let Some(reference) = reference else { return Ok(Vec::new()) };
+        let namespace = reference.namespace.unwrap_or_default();
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let mut all = api.list(&ListParams::default()).await?.items;
+        all.retain(|pod| {
+            !pods::is_finished(pod)
                 && pods::claims(pod).any(|used| Some(&used) == reference.name.as_ref())
         });
-        let name = |pod: &Arc<Pod>| {
-            let (namespace, name) = ownership::key(pod.as_ref());
-            format!("{namespace}/{name}")
-        };
-        users.iter().map(name).collect()
+        Ok(all.iter().map(|pod| format!("{namespace}/{}", pod.name_any())).collect())
+    }
+
+    /// Takes note of who uses a volume that is to be emptied; says whether there are others than before.
+    fn are_new(&self, volume: &PersistentVolume, users: &[String]) -> bool {
+        let mut told = self.told_users.lock().unwrap_or_else(PoisonError::into_inner);
+        if users.is_empty() {
+            told.remove(&volume.name_any());
+            return false;
+        }
+        let before = told.insert(volume.name_any(), users.to_vec());
+        before.is_none_or(|before| before != users)
     }
 
     /// Removes the folder of a volume that the built-in provisioner has made, and then the volume.
@@ -511,6 +542,14 @@ impl Controller {
         }
         Ok(Next::Done)
     }
+}
+
+/// Deletes the pod that was found, and no other of that name.
+async fn remove(pods: &Api<Pod>, found: Option<&Pod>) -> Result<(), kube::Error> {
+    let Some(found) = found else { return Ok(()) };
+    let preconditions = Preconditions { uid: found.uid(), ..Preconditions::default() };
+    let parameters = DeleteParams::default().preconditions(preconditions);
+    unless_code(pods.delete(&found.name_any(), &parameters).await, 404)
 }
 
 /// Runs until `shutdown`; `base` is where the built-in provisioner makes its folders.
@@ -553,8 +592,10 @@ pub async fn run(client: Client, informers: Informers, base: PathBuf, shutdown: 
         touched(&claims, of_claim),
         futures::stream::select(touched(&volumes, of_volume), touched(&classes, of_class)),
     );
+    let told_users = Mutex::default();
     let controller =
-        Arc::new(Controller { client, claims, volumes, classes, nodes, pods, events, base });
+        Controller { client, claims, volumes, classes, nodes, pods, events, told_users, base };
+    let controller = Arc::new(controller);
     queue::run("persistentvolume", changes.boxed(), shutdown, |key: Key| {
         let controller = controller.clone();
         Box::pin(async move {
@@ -565,7 +606,11 @@ pub async fn run(client: Client, informers: Informers, base: PathBuf, shutdown: 
                 },
                 Key::Volume(name) => match controller.volumes.get("", &name) {
                     Some(volume) => Box::pin(controller.sync_volume(&volume)).await,
-                    None => Ok(Next::Done),
+                    None => {
+                        let told = &controller.told_users;
+                        told.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                        Ok(Next::Done)
+                    }
                 },
             }
         })
