@@ -52,6 +52,8 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// Swap, bytes.
     pub swap_bytes: u64,
+    /// The kernel can limit it.
+    pub swap_limits: bool,
 }
 
 /// That the node takes a pod.
@@ -173,6 +175,7 @@ impl Context {
         Basis {
             memory_bytes: i64::try_from(self.machine.memory_bytes).unwrap_or(i64::MAX),
             swap_bytes: i64::try_from(self.machine.swap_bytes).unwrap_or(i64::MAX),
+            swap_limits: self.machine.swap_limits,
             terms: self.limits.terms,
         }
     }

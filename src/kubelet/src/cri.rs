@@ -58,6 +58,11 @@ impl Error {
         matches!(self, Self::Refused { status, .. } if status.code() == tonic::Code::NotFound)
     }
 
+    /// Whether the runtime does not have the call.
+    pub fn is_unimplemented(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.code() == tonic::Code::Unimplemented)
+    }
+
     /// The gRPC status code's name, as upstream prints it (`rpc error: code = …`).
     pub fn rpc_text(&self) -> String {
         match self {

@@ -44,13 +44,19 @@ impl Allocation {
         let containers = pod::init_containers(of).iter().chain(pod::containers(of));
         let containers =
             containers.map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default()));
-        let whole = of.spec.as_ref().and_then(|spec| spec.resources.clone());
-        Self(containers.chain(whole.map(|whole| (String::new(), whole))).collect())
+        // Without any it is told as well, so that some added later are a change.
+        let whole = of.spec.as_ref().and_then(|spec| spec.resources.clone()).unwrap_or_default();
+        Self(containers.chain([(String::new(), whole)]).collect())
     }
 
-    /// The allocation an earlier kubelet has left, if any.
-    pub fn read(root: &Path, uid: &str) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(file(root, uid)).ok()?).ok()
+    /// The allocation an earlier kubelet has left for this pod, if any. What an older one has written, before pods
+    /// had resources as a whole, says nothing of these: then the spec's are granted.
+    pub fn read(root: &Path, of: &Pod) -> Option<Self> {
+        let bytes = std::fs::read(file(root, pod::uid(of))).ok()?;
+        let Self(mut granted) = serde_json::from_slice(&bytes).ok()?;
+        let whole = of.spec.as_ref().and_then(|spec| spec.resources.clone());
+        granted.entry(String::new()).or_insert_with(|| whole.unwrap_or_default());
+        Some(Self(granted))
     }
 
     fn write(&self, root: &Path, uid: &str) -> std::io::Result<()> {
@@ -67,15 +73,16 @@ impl Allocation {
     pub fn apply(&self, of: &Pod) -> Pod {
         let mut out = of.clone();
         let Some(spec) = &mut out.spec else { return out };
-        if spec.resources.is_some() {
-            // An allocation that was written before the pod had some says nothing of it.
-            spec.resources = self.0.get("").cloned().or(spec.resources.take());
+        let given = |granted: &ResourceRequirements| {
+            (*granted != ResourceRequirements::default()).then(|| granted.clone())
+        };
+        if let Some(granted) = self.0.get("") {
+            spec.resources = given(granted);
         }
         let lists = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
         for container in lists {
             if let Some(granted) = self.0.get(&container.name) {
-                container.resources =
-                    (*granted != ResourceRequirements::default()).then(|| granted.clone());
+                container.resources = given(granted);
             }
         }
         out
@@ -134,6 +141,26 @@ impl Progress {
     }
 }
 
+/// When the limits of a pod as a whole are changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// Before those of its containers.
+    First,
+    /// After them.
+    Last,
+}
+
+impl Due {
+    /// Whether its memory grows counts: processes die of too little of it.
+    fn between(
+        before: &cri::LinuxContainerResources,
+        after: &cri::LinuxContainerResources,
+    ) -> Self {
+        let (from, to) = (before.memory_limit_in_bytes, after.memory_limit_in_bytes);
+        if to <= 0 || (from > 0 && to > from) { Self::First } else { Self::Last }
+    }
+}
+
 /// What a container's change of resources needs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
@@ -141,6 +168,8 @@ pub enum Step {
     Done,
     /// New limits for the running container.
     Update(Box<cri::LinuxContainerResources>),
+    /// Limits of the pod as a whole, which an older kubelet did not give its containers: no resize.
+    Inherit(Box<cri::LinuxContainerResources>),
     /// The container starts anew, as its resize policy asks.
     Restart,
 }
@@ -159,6 +188,13 @@ pub fn step(of: &Pod, container: &Container, observed: &Observed, basis: Basis) 
     if !cpu_changed && !memory_changed {
         return Step::Done;
     }
+    let missing =
+        |resource: &str, limit: i64| limit <= 0 && resources::inherits(of, container, resource);
+    let cpu_inherited = missing("cpu", actual.cpu_quota);
+    let memory_inherited = missing("memory", actual.memory_limit_in_bytes);
+    if (!cpu_changed || cpu_inherited) && (!memory_changed || memory_inherited) {
+        return Step::Inherit(Box::new(granted));
+    }
     let restarts = |resource: &str| {
         container
             .resize_policy
@@ -166,7 +202,9 @@ pub fn step(of: &Pod, container: &Container, observed: &Observed, basis: Basis) 
             .flatten()
             .any(|p| p.resource_name == resource && p.restart_policy == "RestartContainer")
     };
-    if (cpu_changed && restarts("cpu")) || (memory_changed && restarts("memory")) {
+    if (cpu_changed && !cpu_inherited && restarts("cpu"))
+        || (memory_changed && !memory_inherited && restarts("memory"))
+    {
         return Step::Restart;
     }
     let mut update = granted;
@@ -263,7 +301,8 @@ impl Worker {
         let root = self.context.root_dir.clone();
         let granted = self.allocation.take();
         let granted = granted
-            .unwrap_or_else(|| Allocation::read(&root, &uid).unwrap_or_else(|| wanted.clone()));
+            .or_else(|| Allocation::read(&root, &self.desired))
+            .unwrap_or_else(|| wanted.clone());
         self.allocation = Some(granted.clone());
         if granted == wanted || self.is_ending() {
             self.pod = if granted == wanted {
@@ -296,8 +335,10 @@ impl Worker {
             return;
         }
         self.allocation = Some(wanted);
+        self.pod = Arc::new(granted.apply(&self.desired));
+        let before = self.sandbox_limits();
         self.pod = self.desired.clone();
-        self.limits_due = self.pod.spec.as_ref().is_some_and(|spec| spec.resources.is_some());
+        self.limits_due = Some(Due::between(&before, &self.sandbox_limits()));
         self.resize.pending = None;
         self.resize.in_progress = true;
         self.resize.error = None;
@@ -319,12 +360,14 @@ impl Worker {
         })
     }
 
-    /// Brings the resources of running containers in line with the allocation.
+    /// Brings the resources of running containers, and of all of them together, in line with the allocation.
     pub(crate) async fn actuate(&mut self, now: Timestamp, next: &mut Timestamp) {
         let mut behind = false;
-        let mut problem = None;
+        // The pod has to hold what its containers may use: it grows before them and shrinks after them.
+        let mut problem = self.limit_sandbox(Due::First).await;
+        let blocked = problem.is_some();
         for (kind, container) in pod::all_containers(&self.pod) {
-            if kind == Kind::Ephemeral {
+            if kind == Kind::Ephemeral || blocked {
                 continue;
             }
             let Some(observed) = self.view.latest(&container.name).cloned() else { continue };
@@ -334,26 +377,26 @@ impl Worker {
                 Step::Restart => behind = true,
                 Step::Update(update) => {
                     behind = true;
-                    let request = cri::UpdateContainerResourcesRequest {
-                        container_id: observed.id.clone(),
-                        linux: Some(*update),
-                        ..Default::default()
-                    };
-                    match self.context.cri.update_container_resources(request).await {
-                        Ok(_) => self.wake.notify_one(),
-                        Err(error) => {
-                            let name = &container.name;
-                            problem = Some(format!("failed to resize container {name:?}: {error}"));
-                        }
+                    problem = self.limit(&container, &observed, *update).await.or(problem);
+                    self.limits_due.get_or_insert(Due::Last);
+                }
+                Step::Inherit(update) => {
+                    behind |= self.resize.in_progress;
+                    let error = self.limit(&container, &observed, *update).await;
+                    self.limits_due.get_or_insert(Due::Last);
+                    if self.resize.in_progress {
+                        problem = error.or(problem);
+                    } else if let Some(error) = error {
+                        tracing::warn!(pod = pod::full_name(&self.pod), error, "not limited");
+                        *next = (*next).min(now + RETRY);
                     }
                 }
             }
         }
-        // Last, since what changes of containers moves the limits of the whole as well.
-        if !behind && let Some(error) = self.limit_sandbox().await {
-            behind = true;
-            problem = Some(format!("failed to resize the pod: {error}"));
+        if !behind && problem.is_none() {
+            problem = self.limit_sandbox(Due::Last).await;
         }
+        behind |= problem.is_some();
         let before = std::mem::replace(&mut self.resize.in_progress, behind);
         if let Some(problem) = &problem {
             *next = (*next).min(now + RETRY);
@@ -376,26 +419,61 @@ impl Worker {
         sandbox::limits(&self.pod, self.context.basis(), self.context.pod_pids_limit)
     }
 
-    /// Brings the limits of the pod as a whole in line with the allocation, where that is due. Returns what went wrong.
-    async fn limit_sandbox(&mut self) -> Option<String> {
-        let sandbox = self.view.ready_sandbox().filter(|_| self.limits_due)?;
+    /// Gives a running container its limits. Returns what went wrong.
+    async fn limit(
+        &self,
+        container: &Container,
+        observed: &Observed,
+        limits: cri::LinuxContainerResources,
+    ) -> Option<String> {
+        let request = cri::UpdateContainerResourcesRequest {
+            container_id: observed.id.clone(),
+            linux: Some(limits),
+            ..Default::default()
+        };
+        match self.context.cri.update_container_resources(request).await {
+            Ok(_) => {
+                self.wake.notify_one();
+                None
+            }
+            Err(error) => Some(format!("failed to resize container {:?}: {error}", container.name)),
+        }
+    }
+
+    /// Brings the limits of the pod as a whole in line with the allocation, where that is due now. Returns what went
+    /// wrong.
+    async fn limit_sandbox(&mut self, due: Due) -> Option<String> {
+        let sandbox = self.view.ready_sandbox().filter(|_| self.limits_due == Some(due))?;
+        let mut resources = self.sandbox_limits();
+        // Nothing said about a limit leaves it as it is; its absence has to be said.
+        if resources.cpu_quota == 0 {
+            (resources.cpu_quota, resources.cpu_period) = (-1, 100_000);
+        }
+        if resources.memory_limit_in_bytes == 0 {
+            resources.memory_limit_in_bytes = -1;
+        }
         let request = cri::UpdatePodSandboxResourcesRequest {
             pod_sandbox_id: sandbox.id.clone(),
             overhead: None,
-            resources: Some(self.sandbox_limits()),
+            resources: Some(resources),
         };
         match self.context.cri.update_pod_sandbox_resources(request).await {
-            Ok(_) => {
-                self.limits_due = false;
+            Err(error) if !error.is_unimplemented() => {
+                Some(format!("failed to resize the pod: {error}"))
+            }
+            // A runtime that cannot has no limits of pods to change.
+            _ => {
+                self.limits_due = None;
                 None
             }
-            Err(error) => Some(error.to_string()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
     use crate::observe::testing;
     use crate::resources::Terms;
@@ -409,7 +487,13 @@ mod tests {
     const BASIS: Basis = Basis {
         memory_bytes: 1 << 33,
         swap_bytes: 0,
-        terms: Terms { cpu_period_us: Some(100_000), swap: false, single_process_ends: false },
+        swap_limits: true,
+        terms: Terms {
+            cpu_quotas: true,
+            cpu_period_us: 100_000,
+            swap: false,
+            single_process_ends: false,
+        },
     };
 
     fn running(of: &Pod) -> Observed {
@@ -483,6 +567,68 @@ mod tests {
         assert_eq!(observed.resources.as_ref().unwrap().cpu_quota, 100_000);
         assert_eq!(in_force(&one, container, &observed, BASIS), None);
         assert!(matches!(step(&of("2"), container, &observed, BASIS), Step::Update(_)));
+    }
+
+    #[test]
+    fn what_is_added_for_the_pod_as_a_whole_is_a_change() {
+        let of = |whole: &Value| -> Pod {
+            serde_json::from_value(json!({"metadata": {"uid": "u"},
+                "spec": {"resources": whole, "containers": [{"name": "c"}]}}))
+            .unwrap()
+        };
+        let (none, some) = (of(&Value::Null), of(&json!({"limits": {"cpu": "1"}})));
+        let granted = Allocation::wanted(&none);
+        assert_ne!(granted, Allocation::wanted(&some));
+        assert_eq!(granted.apply(&some), none);
+        let root = tempfile::tempdir().unwrap();
+        granted.write(root.path(), "u").unwrap();
+        assert_eq!(Allocation::read(root.path(), &some), Some(granted.clone()));
+        // An older kubelet's says nothing of it.
+        let older =
+            Allocation(granted.0.into_iter().filter(|(name, _)| !name.is_empty()).collect());
+        older.write(root.path(), "u").unwrap();
+        assert_eq!(Allocation::read(root.path(), &some), Some(Allocation::wanted(&some)));
+    }
+
+    #[test]
+    fn limits_that_an_older_kubelet_did_not_hand_down_are_no_resize() {
+        let of = |own: &Value| -> Pod {
+            serde_json::from_value(
+                json!({"spec": {"resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+                "containers": [{"name": "c", "resources": own, "resizePolicy": [
+                    {"resourceName": "cpu", "restartPolicy": "RestartContainer"},
+                    {"resourceName": "memory", "restartPolicy": "RestartContainer"}]}]}}),
+            )
+            .unwrap()
+        };
+        let bare = Observed {
+            resources: Some(cri::LinuxContainerResources { cpu_shares: 2, ..Default::default() }),
+            ..testing::container("c", State::Running)
+        };
+        let of_bare = |own: Value| {
+            let of = of(&own);
+            step(&of, &pod::containers(&of)[0], &bare, BASIS)
+        };
+        let Step::Inherit(limits) = of_bare(Value::Null) else { panic!("no limits") };
+        assert_eq!((limits.cpu_quota, limits.memory_limit_in_bytes), (100_000, 1 << 30));
+        assert_eq!(of_bare(json!({"limits": {"memory": "1Gi"}})), Step::Restart, "its own");
+    }
+
+    #[test]
+    fn a_pod_grows_before_its_containers_and_shrinks_after_them() {
+        for (from, to, expected) in [
+            (2, 4, Due::First),
+            (4, 2, Due::Last),
+            (4, 0, Due::First),
+            (0, 4, Due::Last),
+            (4, 4, Due::Last),
+        ] {
+            let limit = |bytes| cri::LinuxContainerResources {
+                memory_limit_in_bytes: bytes,
+                ..Default::default()
+            };
+            assert_eq!(Due::between(&limit(from), &limit(to)), expected, "{from} {to}");
+        }
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub struct Basis {
     pub memory_bytes: i64,
     /// Its swap, bytes.
     pub swap_bytes: i64,
+    /// The kernel can limit it.
+    pub swap_limits: bool,
     /// What is configured.
     pub terms: Terms,
 }
@@ -110,8 +112,10 @@ pub struct Basis {
 /// How containers are limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// The period of quotas of processor time, microseconds; none where there are no quotas.
-    pub cpu_period_us: Option<i64>,
+    /// Limits of processor time are quotas.
+    pub cpu_quotas: bool,
+    /// The period of these, microseconds.
+    pub cpu_period_us: i64,
     /// Burstable pods may swap, each container in proportion to the memory it asks for.
     pub swap: bool,
     /// Out of memory, one process of a container ends and not all.
@@ -120,14 +124,17 @@ pub struct Terms {
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { cpu_period_us: Some(100_000), swap: false, single_process_ends: false }
+        Self { cpu_quotas: true, cpu_period_us: 100_000, swap: false, single_process_ends: false }
     }
 }
 
 impl Basis {
     /// The quota of processor time that is a limit of thousandths, and its period.
     fn quota(self, limit: i128) -> (i64, i64) {
-        let Some(period) = self.terms.cpu_period_us else { return (0, 0) };
+        if !self.terms.cpu_quotas {
+            return (0, 0);
+        }
+        let period = self.terms.cpu_period_us;
         let quota = i64::try_from(limit * i128::from(period) / 1_000).unwrap_or(i64::MAX);
         // The kernel knows no less than a millisecond.
         (quota.max(1_000), period)
@@ -144,6 +151,11 @@ impl Basis {
         let part = asked * i128::from(self.swap_bytes) / i128::from(self.memory_bytes.max(1));
         i64::try_from(part).unwrap_or(0)
     }
+}
+
+/// Whether the container's limit is that of its pod as a whole.
+pub fn inherits(pod: &Pod, container: &Container, resource: &str) -> bool {
+    limit_milli(container, resource).is_none() && limit_or_whole(pod, container, resource).is_some()
 }
 
 /// A limit of the container, or else of its pod as a whole.
@@ -173,10 +185,10 @@ pub fn for_container(
         out.memory_swap_limit_in_bytes = out.memory_limit_in_bytes.saturating_add(swap);
     }
     let ends = if basis.terms.single_process_ends { "0" } else { "1" };
-    for (file, value) in
-        [("memory.oom.group", ends.to_owned()), ("memory.swap.max", swap.to_string())]
-    {
-        out.unified.insert(file.to_owned(), value);
+    out.unified.insert("memory.oom.group".to_owned(), ends.to_owned());
+    // A runtime that cannot limit it would not start the container.
+    if basis.swap_limits {
+        out.unified.insert("memory.swap.max".to_owned(), swap.to_string());
     }
     let limits = container.resources.as_ref().and_then(|r| r.limits.as_ref());
     for (name, amount) in limits.into_iter().flatten() {
@@ -281,7 +293,8 @@ mod tests {
     }
 
     fn basis() -> Basis {
-        Basis { memory_bytes: 1 << 33, swap_bytes: 1 << 32, terms: Terms::default() }
+        let terms = Terms::default();
+        Basis { memory_bytes: 1 << 33, swap_bytes: 1 << 32, swap_limits: true, terms }
     }
 
     #[test]
@@ -312,8 +325,8 @@ mod tests {
         let limited = serde_json::json!({"requests": {"memory": "1Gi"}, "limits": {"cpu": "500m", "memory": "2Gi"}});
         let fixed = serde_json::json!({"requests": {"memory": "1Gi"}, "limits": {"memory": "1Gi"}});
         let swap = Terms { swap: true, ..Terms::default() };
-        let loose = Terms { cpu_period_us: None, single_process_ends: true, ..Terms::default() };
-        let short = Terms { cpu_period_us: Some(10_000), ..Terms::default() };
+        let loose = Terms { cpu_quotas: false, single_process_ends: true, ..Terms::default() };
+        let short = Terms { cpu_period_us: 10_000, ..Terms::default() };
         for (resources, terms, quota, swap, ends) in [
             (&limited, Terms::default(), 50_000, 0, "1"),
             (&limited, short, 5_000, 0, "1"),
@@ -326,6 +339,9 @@ mod tests {
             assert_eq!((r.cpu_quota, r.unified["memory.oom.group"].as_str()), (quota, ends));
             assert_eq!(r.unified["memory.swap.max"], swap.to_string());
             assert_eq!(r.memory_swap_limit_in_bytes - r.memory_limit_in_bytes, swap);
+            let without = Basis { terms, swap_limits: false, ..basis() };
+            let r = for_container(&of, &pod::containers(&of)[0], without);
+            assert_eq!(r.unified.keys().collect::<Vec<_>>(), ["memory.oom.group"]);
         }
     }
 

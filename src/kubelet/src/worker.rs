@@ -25,7 +25,7 @@ use crate::pod;
 use crate::preemption;
 use crate::probe::Probes;
 use crate::report::Reporter;
-use crate::resize::{Allocation, Progress};
+use crate::resize::{Allocation, Due, Progress};
 use crate::restart_all;
 use crate::shutdown;
 use crate::start::Started;
@@ -201,8 +201,8 @@ pub(crate) struct Worker {
     pub(crate) desired: Arc<Pod>,
     pub(crate) allocation: Option<Allocation>,
     pub(crate) resize: Progress,
-    /// The limits of the pod as a whole are to be changed.
-    pub(crate) limits_due: bool,
+    /// The limits of the pod as a whole are to be changed, and when.
+    pub(crate) limits_due: Option<Due>,
     /// The pod whose status is reported: as the API has it, or its mirror there.
     in_api: Arc<Pod>,
     mirror: Option<String>,
@@ -266,7 +266,7 @@ impl Worker {
             pod,
             allocation: None,
             // An earlier kubelet may not have come to that.
-            limits_due: resize.in_progress,
+            limits_due: resize.in_progress.then_some(Due::Last),
             resize,
             in_api,
             mirror: mirror.and_then(|m| m.metadata.uid.clone()),

@@ -123,7 +123,7 @@ fn read_configuration(flags: &mut Kubelet, unused: &[&str]) -> anyhow::Result<()
     }
     flags.configuration = kubelet::read_configuration(file.as_deref(), folder.as_deref())?;
     let configured = configuration(flags)?;
-    if configured.fail_swap_on && kubelet::swaps() {
+    if configured.limits.fail_swap_on && kubelet::swaps() {
         anyhow::bail!(
             "failSwapOn: running with swap on is not supported, please disable swap or set failSwapOn to false"
         );

@@ -237,23 +237,17 @@ pub fn update(directory: &Path, request: &v1::LinuxContainerResources) -> std::i
     request.unified.iter().try_for_each(|(file, value)| write(file, value.clone()))
 }
 
-/// Changes the limits of a running container's cgroup, and those of its pod's by as much: the pod's first when they
-/// grow, last when they shrink.
+/// Changes the limits of a running container's cgroup. Those of its pod are the kubelet's, who tells them apart.
 pub fn change(
     container: &Path,
     old: &v1::LinuxContainerResources,
     new: &v1::LinuxContainerResources,
 ) -> std::io::Result<()> {
     let (from, to) = (old.memory_limit_in_bytes, new.memory_limit_in_bytes);
-    let pod = container.parent().unwrap_or(container);
-    if to < 0 || to >= from {
-        shift_pod(pod, old, new);
-        return update(container, new);
+    if to > 0 && (from <= 0 || to < from) {
+        fits(container, "container", to)?;
     }
-    fits(container, "container", to)?;
-    update(container, new)?;
-    shift_pod(pod, old, new);
-    Ok(())
+    update(container, new)
 }
 
 /// Refuses a limit of memory that is used up already: the kernel would kill what does not fit.
@@ -264,26 +258,6 @@ fn fits(directory: &Path, what: &str, limit: i64) -> std::io::Result<()> {
             "attempting to set {what} memory limit ({limit}) below current usage ({current})"
         ))),
         _ => Ok(()),
-    }
-}
-
-fn shift_pod(pod: &Path, old: &v1::LinuxContainerResources, new: &v1::LinuxContainerResources) {
-    let read = |file: &str| std::fs::read_to_string(pod.join(file)).unwrap_or_default();
-    let grow = |now: i64, from: i64, to: i64| (from > 0 && to > 0).then_some(now + to - from);
-    if let Ok(now) = read("memory.max").trim().parse::<i64>()
-        && new.memory_limit_in_bytes != 0
-    {
-        let (from, to) = (old.memory_limit_in_bytes, new.memory_limit_in_bytes);
-        let text = grow(now, from, to).map_or("max".to_owned(), |bytes| bytes.to_string());
-        let _ = std::fs::write(pod.join("memory.max"), text);
-    }
-    let quota = if new.cpu_quota == 0 { String::new() } else { read("cpu.max") };
-    if let Some((Ok(now), period)) =
-        quota.trim().split_once(' ').map(|(q, p)| (q.parse::<i64>(), p))
-    {
-        let text = grow(now, old.cpu_quota, new.cpu_quota);
-        let text = text.map_or("max".to_owned(), |quota| quota.to_string());
-        let _ = std::fs::write(pod.join("cpu.max"), format!("{text} {period}"));
     }
 }
 

@@ -198,6 +198,8 @@ pub struct Limits {
     pub soft: eviction::Soft,
     /// How containers are limited.
     pub terms: Terms,
+    /// No start on a machine that swaps.
+    pub fail_swap_on: bool,
     /// Which images have to be paid for with credentials though they are there.
     pub verification: Verification,
     /// The node's name at whoever provides it.
@@ -226,6 +228,7 @@ impl Default for Limits {
             merge_thresholds: false,
             soft: eviction::Soft::default(),
             terms: Terms::default(),
+            fail_swap_on: false,
             verification: Verification::default(),
             provider_id: None,
             resolv_conf: "/etc/resolv.conf".into(),
@@ -264,8 +267,6 @@ pub struct Configuration {
     pub cluster_domain: Option<String>,
     /// The authority of those who may call the kubelet.
     pub client_ca_file: Option<PathBuf>,
-    /// No start on a machine that swaps.
-    pub fail_swap_on: bool,
     /// Everything else.
     pub limits: Limits,
     /// Fields that say something that has no effect here.
@@ -383,7 +384,6 @@ impl Configuration {
             max_parallel_image_pulls: parallel(&written)?,
             shutdown: shutdown(&written)?,
             client_ca_file: client_ca_file.and_then(path),
-            fail_swap_on: written.fail_swap_on,
             limits: limits(&written)?,
             without_effect: without_effect(merged),
             allowed_unsafe_sysctls: written.allowed_unsafe_sysctls,
@@ -565,6 +565,7 @@ fn limits(written: &Written) -> Result<Limits, Error> {
     limits.pulls = pulls(written)?;
     limits.soft = soft::read(written)?;
     limits.terms = terms(written)?;
+    limits.fail_swap_on = written.fail_swap_on;
     limits.provider_id = Some(written.provider_id.clone()).filter(|id| !id.is_empty());
     limits.verification = Verification::parse(
         &written.image_pull_credentials_verification_policy,
@@ -583,7 +584,6 @@ fn terms(written: &Written) -> Result<Terms, Error> {
             "cpuCFSQuotaPeriod {period:?} must be between 1ms and 1sec, inclusive"
         )));
     }
-    let quotas = written.cpu_cfs_quota != Some(false);
     let swap = match written.memory_swap.swap_behavior.as_str() {
         "" | "NoSwap" => false,
         "LimitedSwap" => true,
@@ -594,7 +594,8 @@ fn terms(written: &Written) -> Result<Terms, Error> {
         }
     };
     Ok(Terms {
-        cpu_period_us: i64::try_from(period.as_micros()).ok().filter(|_| quotas),
+        cpu_quotas: written.cpu_cfs_quota != Some(false),
+        cpu_period_us: i64::try_from(period.as_micros()).unwrap_or(i64::MAX),
         swap,
         single_process_ends: written.single_process_oom_kill,
     })

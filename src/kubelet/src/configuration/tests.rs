@@ -116,7 +116,13 @@ shutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 9}]
             most_grace_seconds: 20,
             reclaim: BTreeMap::from([(Signal::NodeDisk, Least::Share(50))]),
         },
-        terms: Terms { cpu_period_us: Some(20_000), swap: true, single_process_ends: true },
+        terms: Terms {
+            cpu_quotas: true,
+            cpu_period_us: 20_000,
+            swap: true,
+            single_process_ends: true,
+        },
+        fail_swap_on: true,
         verification: Verification::Others(vec![
             "reg.example/base".to_owned(),
             "reg.example/own/*".to_owned(),
@@ -135,7 +141,6 @@ shutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 9}]
         max_parallel_image_pulls: Some(3),
         shutdown: (None, None, text("0=9")),
         taints: vec![serde_json::from_value(json!({"key": "a", "effect": "NoSchedule"})).unwrap()],
-        fail_swap_on: true,
         limits,
         ..Configuration::default()
     };

@@ -34,9 +34,9 @@ pub use rules::{Rules, Soft};
 
 /// How often the node is looked at.
 const PERIOD: Duration = Duration::from_secs(10);
-/// How long the end of one pod is waited for before another is ended.
+/// How long the end of one pod is waited for, once its grace is over, before another is ended.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Seconds that a pod has to end which is ended at once.
+/// Seconds that a pod has to end which is ended at once; none has less.
 const HARD_GRACE_SECONDS: i64 = 1;
 
 /// What the node is short of, for those who take pods in or report the node.
@@ -133,7 +133,7 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
     let mut images = images::Images::default();
     let place = images::place(&context).await;
     let mut looks = Looks::default();
-    // The pod that was ended last, and when.
+    // The pod that was ended last, and when its grace is over.
     let mut victim: Option<(Arc<Pod>, Instant)> = None;
     loop {
         tokio::select! {
@@ -146,7 +146,7 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
         context.pressure.note(&under);
         let Some(first) = due.first().copied() else { continue };
         // Its end may be all that is needed.
-        victim.take_if(|(of, at)| at.elapsed() >= PATIENCE || !workers.runs(pod::uid(of)));
+        victim.take_if(|(of, over)| over.elapsed() >= PATIENCE || !workers.runs(pod::uid(of)));
         if victim.is_some() {
             continue;
         }
@@ -159,18 +159,17 @@ pub async fn run(context: Arc<Context>, workers: Workers, shutdown: Cancellation
                 continue;
             }
         }
-        let ended = evict(&context, &workers, first, place.as_deref()).await;
-        victim = ended.map(|of| (of, Instant::now()));
+        victim = evict(&context, &workers, first, place.as_deref()).await;
     }
 }
 
-/// Ends the pod that should go first; returns it.
+/// Ends the pod that should go first; returns it, and when its grace is over.
 async fn evict(
     context: &Arc<Context>,
     workers: &Workers,
     threshold: Threshold,
     images: Option<&Path>,
-) -> Option<Arc<Pod>> {
+) -> Option<(Arc<Pod>, Instant)> {
     let signal = threshold.signal;
     let reading = readings(context, images).get(&signal).copied()?;
     let candidates = candidates(context, workers, signal).await;
@@ -182,14 +181,17 @@ async fn evict(
     let message = rank::message(signal, reading, least, &victim);
     context.counters.evicted(signal.name());
     context.warning(&victim.pod, None, "Evicted", message.clone());
-    let grace = if threshold.soft {
-        context.thresholds.soft.most_grace_seconds.min(pod::grace_period_seconds(&victim.pod))
-    } else {
-        HARD_GRACE_SECONDS
-    };
+    let most = threshold.soft.then_some(context.thresholds.soft.most_grace_seconds);
+    let grace = grace_seconds(&victim.pod, most);
     let why = Waiting { reason: "Evicted".into(), message };
     workers.evict_within(pod::uid(&victim.pod), why, grace);
-    Some(victim.pod)
+    let over = Instant::now() + Duration::from_secs(grace.unsigned_abs());
+    Some((victim.pod, over))
+}
+
+/// Seconds that a pod has to end: its own, up to `most`, where it is not ended at once.
+fn grace_seconds(of: &Pod, most: Option<i64>) -> i64 {
+    most.map_or(0, |most| most.min(pod::grace_period_seconds(of))).max(HARD_GRACE_SECONDS)
 }
 
 async fn candidates(context: &Arc<Context>, workers: &Workers, signal: Signal) -> Vec<Candidate> {
@@ -258,6 +260,21 @@ pub fn kept(thresholds: &Thresholds, signal: Signal, capacity: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_have_a_second_to_end() {
+        for (own, most, expected) in [
+            (30, None, 1),
+            (30, Some(0), 1),
+            (30, Some(20), 20),
+            (5, Some(20), 5),
+            (0, Some(20), 1),
+        ] {
+            let of = serde_json::json!({"spec": {"containers": [], "terminationGracePeriodSeconds": own}});
+            let of: Pod = serde_json::from_value(of).unwrap();
+            assert_eq!(grace_seconds(&of, most), expected, "{own} {most:?}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn pressure_lasts_and_keeps_pods_away() {

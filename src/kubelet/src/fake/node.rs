@@ -70,7 +70,8 @@ impl Node {
 
     /// Starts a kubelet; its workers are told too.
     pub fn start_with_workers(&self) -> (Workers, Running) {
-        let context = self.context(Machine { cpus: 2, memory_bytes: 1 << 33, swap_bytes: 0 });
+        let machine = Machine { cpus: 2, memory_bytes: 1 << 33, swap_bytes: 0, swap_limits: true };
+        let context = self.context(machine);
         let stop = CancellationToken::new();
         let task = tokio::spawn(pods::run(context, self.workers.clone(), stop.clone()));
         (self.workers.clone(), Running { stop, task })

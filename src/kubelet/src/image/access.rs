@@ -10,6 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use k8s_cri::v1::AuthConfig;
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::whole_name;
 use crate::csi::place::hex;
 
 /// Secrets and accounts remembered of one image.
@@ -24,7 +25,7 @@ pub enum Verification {
     /// Those that the kubelet pulled.
     #[default]
     Pulled,
-    /// Those, and all others but for these: names without tags, or their beginnings with `/*`.
+    /// All but for these: names without tags, or their beginnings with `/*`.
     Others(Vec<String>),
     /// All.
     Always,
@@ -39,7 +40,10 @@ impl Verification {
         let verification = match policy {
             "NeverVerify" => Self::Never,
             "" | "NeverVerifyPreloadedImages" => Self::Pulled,
-            "NeverVerifyAllowlistedImages" => Self::Others(allowed.to_vec()),
+            "NeverVerifyAllowlistedImages" => {
+                allowed.iter().try_for_each(|pattern| check(pattern))?;
+                Self::Others(allowed.to_vec())
+            }
             "AlwaysVerify" => Self::Always,
             other => {
                 return Err(format!(
@@ -63,18 +67,55 @@ impl Verification {
         }
     }
 
-    /// Whether an image that the kubelet did not pull is for everybody.
-    fn trusts(&self, image: &str) -> bool {
-        let fits = |allowed: &String| match allowed.strip_suffix('*') {
-            Some(beginning) => beginning.ends_with('/') && bare(image).starts_with(beginning),
-            None => bare(image) == allowed,
-        };
+    /// Upstream's list.
+    pub fn allowed(&self) -> &[String] {
         match self {
-            Self::Never | Self::Pulled => true,
-            Self::Others(allowed) => allowed.iter().any(fits),
-            Self::Always => false,
+            Self::Others(allowed) => allowed,
+            _ => &[],
         }
     }
+
+    /// Whether the image is for everybody, whoever pulled it.
+    fn opens(&self, image: &str) -> bool {
+        let image = whole_name(image);
+        let fits = |allowed: &String| match allowed.strip_suffix('*') {
+            Some(beginning) => image.starts_with(beginning),
+            None => image == *allowed,
+        };
+        *self == Self::Never || self.allowed().iter().any(fits)
+    }
+}
+
+/// Refuses what is neither a whole name without tag and digest nor the beginning of one with `/*`.
+fn check(pattern: &str) -> Result<(), String> {
+    let wrong = |why: &str| Err(format!("preloadedImagesVerificationAllowlist: {why}: {pattern}"));
+    if pattern != pattern.trim() {
+        return wrong("leading/trailing spaces are not allowed");
+    }
+    let beginning = pattern.strip_suffix("/*");
+    let name = beginning.unwrap_or(pattern);
+    match (name, beginning) {
+        ("", None) => wrong("the supplied pattern is too short"),
+        ("", Some(_)) => wrong("at least registry hostname is required"),
+        (name, _) if name.contains('*') => {
+            wrong("not a valid wildcard pattern, only patterns ending with '/*' are allowed")
+        }
+        (name, None) if !is_name(name) => wrong("failed to parse as an image name"),
+        (name, None) if name != whole_name(name) => {
+            wrong("neither tag nor digest is accepted in an image reference")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether these are the characters of an image's name; its registry's may be large.
+fn is_name(name: &str) -> bool {
+    let (host, path) = name.split_once('/').unwrap_or(("", name));
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-/:@".contains(c);
+    !path.is_empty()
+        && !name.split('/').any(str::is_empty)
+        && host.chars().all(|c| c.is_ascii_uppercase() || "[]".contains(c) || plain(c))
+        && path.chars().all(plain)
 }
 
 /// Whose credentials are.
@@ -226,13 +267,14 @@ impl Access {
 
     /// What a pod has to show to use `image`, which is there as `image_ref`.
     pub fn verdict(&self, image: &str, image_ref: &str) -> Verdict {
-        if self.verification == Verification::Never {
+        if self.verification.opens(image) {
             return Verdict::Open;
         }
         let state = self.state();
         let Some(record) = state.pulled.get(image_ref) else {
             // What the kubelet did not pull was brought for all pods, if nothing else is said.
-            let brought = !state.pulling.contains_key(image) && self.verification.trusts(image);
+            let brought =
+                !state.pulling.contains_key(image) && self.verification == Verification::Pulled;
             return if brought { Verdict::Open } else { Verdict::Unknown };
         };
         match record.credential_mapping.get(bare(image)) {
@@ -405,15 +447,49 @@ mod tests {
         for (verification, of_pulled, of_brought) in [
             (Verification::Never, Verdict::Open, Verdict::Open),
             (Verification::Pulled, Verdict::Private, Verdict::Open),
-            (others("reg.example:5000/team/app"), Verdict::Private, Verdict::Open),
-            (others("reg.example:5000/*"), Verdict::Private, Verdict::Open),
-            (others("reg.example:5000/te*"), Verdict::Private, Verdict::Unknown),
+            (others("reg.example:5000/team/app"), Verdict::Open, Verdict::Open),
+            (others("reg.example:5000/*"), Verdict::Open, Verdict::Open),
+            (others("reg.example:5000/te/*"), Verdict::Private, Verdict::Unknown),
             (others("reg.example:5000/team"), Verdict::Private, Verdict::Unknown),
             (Verification::Always, Verdict::Private, Verdict::Unknown),
         ] {
             let access = Access::open(folder.path().into(), verification);
             let told = (access.verdict(IMAGE, "pulled"), access.verdict(IMAGE, "brought"));
             assert_eq!(told, (of_pulled, of_brought), "{:?}", access.verification);
+        }
+    }
+
+    #[test]
+    fn short_names_are_on_the_list_as_whole_ones() {
+        let others = Verification::Others(vec!["docker.io/library/busybox".to_owned()]);
+        assert!(others.opens("busybox:1") && others.opens("docker.io/library/busybox"));
+        assert!(!others.opens("me/busybox"));
+    }
+
+    #[test]
+    fn a_list_has_whole_names_and_their_beginnings() {
+        for (pattern, expected) in [
+            ("reg.example:5000/team/app", true),
+            ("reg.example:5000/*", true),
+            ("docker.io/library/a", true),
+            ("", false),
+            ("/*", false),
+            ("*", false),
+            ("a", false),
+            ("team/app", false),
+            (" reg.example/a", false),
+            ("reg.example/a b", false),
+            ("reg.example/te*", false),
+            ("reg.example/*/a", false),
+            ("reg.example/*/*", false),
+            ("reg.example/a:1", false),
+            ("reg.example/a@sha256:00", false),
+            ("reg.example/A", false),
+            ("reg.example//a", false),
+        ] {
+            let list = [pattern.to_owned()];
+            let read = Verification::parse("NeverVerifyAllowlistedImages", &list);
+            assert_eq!(read.is_ok(), expected, "{pattern:?}: {read:?}");
         }
     }
 

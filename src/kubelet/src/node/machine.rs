@@ -11,7 +11,22 @@ use crate::context::Machine;
 /// Reads processors and memory.
 pub fn read() -> Machine {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    Machine { cpus, memory_bytes: meminfo("MemTotal"), swap_bytes: meminfo("SwapTotal") }
+    Machine {
+        cpus,
+        memory_bytes: meminfo("MemTotal"),
+        swap_bytes: meminfo("SwapTotal"),
+        swap_limits: limits_swap(Path::new("/sys/fs/cgroup")),
+    }
+}
+
+/// Whether swap can be limited in the cgroups below `mount`, the root among them where it is a container's own
+/// (cgroup-v2: memory.swap.max is there in all but the root, if the kernel accounts for swap).
+fn limits_swap(mount: &Path) -> bool {
+    let below = fs::read_dir(mount).into_iter().flatten().flatten().map(|entry| entry.path());
+    mount.join("cgroup.controllers").exists()
+        && std::iter::once(mount.to_owned())
+            .chain(below)
+            .any(|cgroup| cgroup.join("memory.swap.max").exists())
 }
 
 /// A field of `/proc/meminfo`, in bytes.
@@ -86,6 +101,7 @@ pub fn os_image() -> String {
 }
 
 /// A file system's size and what is free of it, for ordinary users. Some count no inodes: then all are zero.
+#[derive(Clone, Copy, Debug)]
 pub struct Disk {
     pub bytes: u64,
     pub available_bytes: u64,

@@ -3,6 +3,7 @@
 //! Source: `k8s.io/kubelet/config/v1beta1`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -62,7 +63,7 @@ pub async fn serve(State(shared): State<Shared>) -> Response {
         "nodeStatusMaxImages": limits.status_images.map_or(-1, |most| most as i64),
         "resolvConf": limits.resolv_conf.display().to_string(),
         "allowedUnsafeSysctls": context.security.sysctls,
-        "failSwapOn": false,
+        "failSwapOn": limits.fail_swap_on,
         "enforceNodeAllocatable": ["pods"],
     });
     let more = json!({
@@ -70,8 +71,9 @@ pub async fn serve(State(shared): State<Shared>) -> Response {
         "evictionSoftGracePeriod": periods,
         "evictionMinimumReclaim": written(&limits.soft.reclaim),
         "evictionMaxPodGracePeriod": limits.soft.most_grace_seconds,
-        "cpuCFSQuota": limits.terms.cpu_period_us.is_some(),
-        "cpuCFSQuotaPeriod": format!("{}ms", limits.terms.cpu_period_us.unwrap_or(100_000) / 1_000),
+        "cpuCFSQuota": limits.terms.cpu_quotas,
+        "cpuCFSQuotaPeriod": go_duration(Duration::from_micros(limits.terms.cpu_period_us.unsigned_abs())),
+        "preloadedImagesVerificationAllowlist": limits.verification.allowed(),
         "memorySwap": {"swapBehavior": if limits.terms.swap { "LimitedSwap" } else { "NoSwap" }},
         "singleProcessOOMKill": limits.terms.single_process_ends,
         "providerID": limits.provider_id.as_deref().unwrap_or_default(),

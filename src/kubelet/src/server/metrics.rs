@@ -416,12 +416,8 @@ pub async fn own(State(shared): State<Shared>) -> Response {
     }
     fates(&mut text, counters);
     calls(&mut text, &context.cri.calls());
-    let claimed = tokio::task::spawn_blocking(move || {
-        let mut text = Text::default();
-        super::claims::write(&mut text, &placed);
-        text
-    });
-    text.0.push_str(&claimed.await.unwrap_or_default().0);
+    let disks = shared.disks.measure(&placed).await;
+    super::claims::write(&mut text, &placed, &disks);
     text.response()
 }
 

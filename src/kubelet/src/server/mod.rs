@@ -117,6 +117,7 @@ fn config(tls: &Tls) -> Result<rustls::ServerConfig, Error> {
 struct Shared {
     context: Arc<Context>,
     workers: Workers,
+    disks: Arc<claims::Disks>,
 }
 
 /// Serves until `shutdown`.
@@ -126,7 +127,7 @@ pub async fn run(
     listen: Listen,
     shutdown: CancellationToken,
 ) {
-    let router = router(Shared { context, workers });
+    let router = router(Shared { context, workers, disks: Arc::default() });
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {

@@ -3,7 +3,7 @@
 //! Source of behaviour: `pkg/kubelet/server/stats`, `k8s.io/kubelet/pkg/apis/stats/v1alpha1`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::extract::{Query, State};
@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Shared, json as answer, pressure, refuse};
 use crate::context::Context;
-use crate::node::machine;
+use crate::node::machine::{self, Disk};
 use crate::usage::{self, Usage};
 use crate::{labels, pod, quantity, sandbox, volumes};
 
@@ -64,19 +64,33 @@ pub async fn summary(
     let bare = query.get("only_cpu_and_memory").is_some_and(|v| v == "true");
     let image_fs = if bare { Value::Null } else { image_fs(&context).await };
     let pods = shared.workers.pods();
-    let made = tokio::task::spawn_blocking(move || make(&context, &usage, &pods, bare, image_fs));
+    let disks =
+        if bare { None } else { Some(shared.disks.measure(&shared.workers.placed()).await) };
+    let made = tokio::task::spawn_blocking(move || {
+        make(&context, &usage, &pods, disks.as_ref(), image_fs)
+    });
     match made.await {
         Ok(value) => answer(&value),
         Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
-fn make(context: &Context, usage: &Usage, pods: &[Arc<Pod>], bare: bool, image_fs: Value) -> Value {
+/// The file systems of claimed volumes, by their places.
+type Claimed = BTreeMap<PathBuf, Disk>;
+
+/// Without `disks` nothing is told of what is found by walking folders.
+fn make(
+    context: &Context,
+    usage: &Usage,
+    pods: &[Arc<Pod>],
+    disks: Option<&Claimed>,
+    image_fs: Value,
+) -> Value {
     let now = context.clock.now();
     let told = usage.pods.iter().filter_map(|stats| {
         let uid = stats.attributes.as_ref()?.labels.get(labels::POD_UID)?;
         let of = pods.iter().find(|p| pod::uid(p) == uid).cloned();
-        Some(pod_stats(context, usage, stats, of.as_deref(), bare))
+        Some(pod_stats(context, usage, stats, of.as_deref(), disks))
     });
     let pods: Vec<Value> = told.collect();
     let available = machine::meminfo("MemAvailable");
@@ -113,7 +127,7 @@ fn make(context: &Context, usage: &Usage, pods: &[Arc<Pod>], bare: bool, image_f
     let of_pods = allocatable.get("memory").and_then(quantity::value).unwrap_or(0);
     node["systemContainers"] =
         system_containers(usage, u64::try_from(of_pods).unwrap_or(0), started, now);
-    if !bare {
+    if disks.is_some() {
         node["network"] = node_network(now);
         node["fs"] = fs(now, disk.as_ref(), None);
         node["runtime"] = json!({"imageFs": image_fs, "containerFs": fs(now, disk.as_ref(), None)});
@@ -238,7 +252,7 @@ fn pod_stats(
     usage: &Usage,
     stats: &cri::PodSandboxStats,
     of: Option<&Pod>,
-    bare: bool,
+    disks: Option<&Claimed>,
 ) -> Value {
     let now = context.clock.now();
     let attributes = stats.attributes.clone().unwrap_or_default();
@@ -266,7 +280,7 @@ fn pod_stats(
         out["cpu"] = cpu(container.cpu.as_ref(), usage.nano_cores.get(&attributes.id), now);
         out["memory"] = memory(container.memory.as_ref(), now);
         pressure::add(&mut out, container.io.as_ref(), container.swap.as_ref(), now);
-        if !bare {
+        if disks.is_some() {
             let layer = container.writable_layer.as_ref();
             let number = |v: Option<&cri::UInt64Value>| v.map_or(0, |v| v.value);
             let of_layer = (
@@ -294,9 +308,7 @@ fn pod_stats(
         "memory": memory(linux.memory.as_ref(), now),
     });
     pressure::add(&mut out, linux.io.as_ref(), None, now);
-    if bare {
-        return out;
-    }
+    let Some(disks) = disks else { return out };
     if let Some(network) = &linux.network {
         out["network"] = self::network(network, now);
     }
@@ -304,19 +316,28 @@ fn pod_stats(
         let count = processes.process_count.as_ref().map(|v| v.value);
         out["process_stats"] = json!({"process_count": count});
     }
-    let of_volumes = of.map(|of| volume_stats(context, of, &mut ephemeral)).unwrap_or_default();
+    let of_volumes =
+        of.map(|of| volume_stats(context, of, disks, &mut ephemeral)).unwrap_or_default();
     out["volume"] = of_volumes.into();
     out["ephemeral-storage"] = fs(now, disk.as_ref(), Some((ephemeral.0, Some(ephemeral.1))));
     out
 }
 
-fn volume_stats(context: &Context, of: &Pod, ephemeral: &mut (u64, u64)) -> Vec<Value> {
+fn volume_stats(
+    context: &Context,
+    of: &Pod,
+    disks: &Claimed,
+    ephemeral: &mut (u64, u64),
+) -> Vec<Value> {
     let now = context.clock.now();
     let mut out = Vec::new();
     let paths = context.workers.volumes(pod::uid(of));
     let claimed = volumes::usage::claimed(of, &paths);
     for found in volumes::usage::places(&context.root_dir, of).into_iter().chain(claimed) {
-        let mut value = if found.own_file_system {
+        let mut value = if found.claim.is_some() {
+            let Some(disk) = disks.get(&found.path) else { continue };
+            fs(now, Some(disk), None)
+        } else if found.own_file_system {
             fs(now, machine::disk(&found.path).as_ref(), None)
         } else {
             let (bytes, inodes) = volumes::usage::used(&found.path);

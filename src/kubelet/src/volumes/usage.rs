@@ -62,7 +62,8 @@ pub fn places(root: &Path, of: &Pod) -> Vec<Place> {
     out
 }
 
-/// The volumes of the pod's claims, whose folders are at `paths`: each is told of as its file system is.
+/// The volumes of the pod's claims, which are at `paths`: each is told of as its file system is. They are not looked
+/// at, since one whose server is gone would never answer.
 pub fn claimed(of: &Pod, paths: &BTreeMap<String, PathBuf>) -> Vec<Place> {
     let volumes = of.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
     let place = |volume: &Volume| {
@@ -71,7 +72,7 @@ pub fn claimed(of: &Pod, paths: &BTreeMap<String, PathBuf>) -> Vec<Place> {
             (None, Some(_)) => format!("{}-{}", pod::name(of), volume.name),
             (None, None) => return None,
         };
-        let path = paths.get(&volume.name).filter(|path| path.is_dir())?.clone();
+        let path = paths.get(&volume.name)?.clone();
         Some(Place {
             name: volume.name.clone(),
             path,
