@@ -6,6 +6,7 @@
 //! know such addresses.
 
 use std::collections::HashMap;
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,16 +15,28 @@ use socket2::Socket;
 
 use crate::Error;
 use crate::family::{Family, octets};
+use crate::gateway::Told;
 use crate::network::Network;
 use crate::nft::Element;
-use crate::sys;
+use crate::{link, netlink, sys};
 
 /// So long after its last flow an address is known.
 const REMEMBERED: Duration = Duration::from_mins(2);
+/// So many are known at most.
+const KNOWN: usize = 65_536;
+/// Those without flows are looked for this often at most, as all have to be looked at.
+const LOOKED_EVERY: Duration = Duration::from_secs(5);
+/// So many are forgotten at a time. The rest waits for the next time.
+const FORGOTTEN: usize = 4096;
+
+static NOT_ADMITTED: Told = Told::new();
 
 /// The addresses that are known.
 #[derive(Default)]
-pub(crate) struct Clients(HashMap<IpAddr, Known>);
+pub(crate) struct Clients {
+    known: HashMap<IpAddr, Known>,
+    looked: Option<Instant>,
+}
 
 struct Known {
     /// Shared with the flows.
@@ -32,66 +45,125 @@ struct Known {
     idle: Option<Instant>,
 }
 
+impl Known {
+    fn is_over(&mut self, now: Instant) -> bool {
+        if Arc::strong_count(&self.flows) > 1 {
+            self.idle = None;
+            return false;
+        }
+        now.duration_since(*self.idle.get_or_insert(now)) >= REMEMBERED
+    }
+}
+
 /// While this is there, answers to a client's address come back to the node network's sockets.
 pub(crate) struct Lent(#[expect(dead_code, reason = "counted")] Arc<()>);
 
 impl Clients {
     /// One more flow of a client that is known.
     pub fn lend(&mut self, client: IpAddr) -> Option<Lent> {
-        let known = self.0.get_mut(&client)?;
+        let known = self.known.get_mut(&client)?;
         known.idle = None;
         Some(Lent(Arc::clone(&known.flows)))
+    }
+
+    /// Whether no more can be known.
+    pub fn is_full(&self) -> bool {
+        self.known.len() >= KNOWN
     }
 
     /// The first flow of a client.
     pub fn add(&mut self, client: IpAddr) -> Lent {
         let flows = Arc::<()>::default();
-        self.0.insert(client, Known { flows: Arc::clone(&flows), idle: None });
+        self.known.insert(client, Known { flows: Arc::clone(&flows), idle: None });
         Lent(flows)
     }
 
-    /// Forgets those that have had no flow for long, and tells them.
-    pub fn forget(&mut self, now: Instant) -> Vec<IpAddr> {
-        let gone = self.0.extract_if(|_, known| {
-            if Arc::strong_count(&known.flows) > 1 {
-                known.idle = None;
-                return false;
-            }
-            now.duration_since(*known.idle.get_or_insert(now)) >= REMEMBERED
-        });
-        gone.map(|(client, _)| client).collect()
+    /// Those that have had no flow for long.
+    pub fn idle(&mut self, now: Instant) -> Vec<IpAddr> {
+        if self.looked.is_some_and(|last| now.duration_since(last) < LOOKED_EVERY) {
+            return Vec::new();
+        }
+        self.looked = Some(now);
+        let known = self.known.iter_mut();
+        let over = known.filter_map(|(client, known)| known.is_over(now).then_some(*client));
+        over.take(FORGOTTEN).collect()
+    }
+
+    /// Forgets those that the rules know no more.
+    pub fn forget(&mut self, gone: &[IpAddr]) {
+        for client in gone {
+            self.known.remove(client);
+        }
     }
 }
 
-/// The address under which a client is to be seen in the node network; None is the node's own. This machine
-/// is the node.
-pub(crate) fn outside(client: SocketAddr, target: SocketAddr) -> Option<IpAddr> {
+/// Who a client is to the node network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// This machine, which is the node.
+    Node,
+    /// Another one that can be seen under its address.
+    Client(IpAddr),
+    /// Another one that cannot: the node has to stand for it.
+    Stranger,
+}
+
+/// Who asks for a target.
+pub(crate) fn seen(client: SocketAddr, target: SocketAddr) -> Seen {
     let address = client.ip().to_canonical();
+    if address.is_loopback() || is_here(client) {
+        return Seen::Node;
+    }
     let link_local = match address {
         IpAddr::V4(four) => four.is_link_local(),
         IpAddr::V6(six) => six.is_unicast_link_local(),
     };
-    let elsewhere = address.is_ipv4() == target.is_ipv4()
-        && !address.is_loopback()
-        && !link_local
-        // An address of this machine is one that can be bound.
-        && UdpSocket::bind((address, 0)).is_err();
-    elsewhere.then_some(address)
+    if link_local || address.is_ipv4() != target.is_ipv4() {
+        return Seen::Stranger;
+    }
+    Seen::Client(address)
 }
 
-/// Has a new socket of the node network speak under a client's address, if that can be done.
-pub(crate) fn bind(network: &mut Network, socket: &Socket, client: IpAddr) -> Option<Lent> {
-    let mut bind = || -> Result<Option<Lent>, Error> {
-        let failed = |e| Error::system(format!("speak as {client}"), e);
-        let Some(lent) = network.admit_client(client)? else { return Ok(None) };
-        sys::set_transparent(socket, Family::of(client)).map_err(failed)?;
-        socket.bind(&SocketAddr::new(client, 0).into()).map_err(failed)?;
-        Ok(Some(lent))
+/// Whether an address is this machine's.
+fn is_here(client: SocketAddr) -> bool {
+    let (address, scope) = match client {
+        SocketAddr::V6(six) if six.ip().to_ipv4_mapped().is_none() => (client, six.scope_id()),
+        _ => (SocketAddr::new(client.ip().to_canonical(), 0), 0),
     };
-    bind().unwrap_or_else(|error| {
-        tracing::debug!(%client, error = error.chain(), "a client is seen as the node");
-        None
-    })
+    let mut bound = address;
+    bound.set_port(0);
+    // Most are told by this. It says nothing of those that can be bound: with `ip_nonlocal_bind` all can.
+    if UdpSocket::bind(bound).is_err_and(|error| error.kind() == ErrorKind::AddrNotAvailable) {
+        return false;
+    }
+    let route = netlink::Socket::route();
+    // Without a route it is none of this machine's.
+    route.and_then(|socket| link::is_own(&socket, address.ip(), scope)).unwrap_or(false)
+}
+
+/// Has a new socket of the node network speak under a client's address; None if such an address is not for
+/// clients.
+pub(crate) fn bind(
+    network: &mut Network,
+    socket: &Socket,
+    client: IpAddr,
+) -> Result<Option<Lent>, Error> {
+    let Some(lent) = network.admit_client(client)? else { return Ok(None) };
+    let speak = || -> io::Result<()> {
+        sys::set_transparent(socket, Family::of(client))?;
+        sys::choose_port_late(socket)?;
+        socket.bind(&SocketAddr::new(client, 0).into())
+    };
+    speak().map_err(|e| Error::system(format!("speak as {client}"), e))?;
+    Ok(Some(lent))
+}
+
+/// Tells, now and then, that a client's address could not be used.
+pub(crate) fn tell(client: IpAddr, error: &Error, consequence: &str) {
+    if NOT_ADMITTED.again(Instant::now()) {
+        let error = error.chain();
+        tracing::warn!(%client, error, "a client from outside cannot have its address: {consequence}");
+    }
 }
 
 /// The key of an address in the rules.
@@ -111,31 +183,68 @@ mod tests {
         let first = clients.add(address);
         let second = clients.lend(address).unwrap();
         let at = |minutes| begin + Duration::from_mins(minutes);
-        assert!(clients.forget(at(9)).is_empty());
+        assert!(clients.idle(at(9)).is_empty());
         drop((first, second));
-        assert!(clients.forget(at(10)).is_empty(), "it may be about to come again");
-        assert!(clients.forget(at(11)).is_empty());
+        assert!(clients.idle(at(10)).is_empty(), "it may be about to come again");
+        assert!(clients.idle(at(11)).is_empty());
         let third = clients.lend(address).unwrap();
-        assert!(clients.forget(at(13)).is_empty(), "it came again");
+        assert!(clients.idle(at(13)).is_empty(), "it came again");
         drop(third);
-        assert!(clients.forget(at(14)).is_empty());
-        assert_eq!(clients.forget(at(16)), [address]);
+        assert!(clients.idle(at(14)).is_empty());
+        assert_eq!(clients.idle(at(16)), [address]);
+        let soon = at(16) + Duration::from_secs(1);
+        assert!(clients.idle(soon).is_empty(), "it has just been looked");
+        assert_eq!(clients.idle(at(17)), [address], "nobody said that the rules know it no more");
+        clients.forget(&[address]);
         assert!(clients.lend(address).is_none());
+    }
+
+    #[test]
+    fn only_so_many_are_known() {
+        let mut clients = Clients::default();
+        for number in 0..KNOWN {
+            assert!(!clients.is_full());
+            clients.add(IpAddr::from((number as u32).to_be_bytes()));
+        }
+        assert!(clients.is_full());
+        let begin = Instant::now();
+        assert!(clients.idle(begin).is_empty());
+        // Those that are seen for the first time only now begin to be idle now.
+        let gone = clients.idle(begin + REMEMBERED);
+        assert_eq!(gone.len(), FORGOTTEN);
+        clients.forget(&gone);
+        assert!(!clients.is_full());
+    }
+
+    #[test]
+    fn an_address_takes_no_port_before_its_socket_connects() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let address: SocketAddr = address.parse().unwrap();
+            let domain = socket2::Domain::for_address(address);
+            let Ok(socket) = Socket::new(domain, socket2::Type::STREAM, None) else { continue };
+            sys::choose_port_late(&socket).unwrap();
+            socket.bind(&address.into()).unwrap();
+            let bound = socket.local_addr().unwrap().as_socket().unwrap();
+            assert_eq!(bound.port(), 0, "{address}");
+        }
     }
 
     #[test]
     fn this_machine_is_the_node() {
         let target = "10.42.0.2:80".parse().unwrap();
-        for (client, want) in [
-            ("127.0.0.1:9", None),
-            ("127.0.0.9:9", None),
-            ("192.0.2.99:9", Some("192.0.2.99")),
-            ("[::ffff:192.0.2.99]:9", Some("192.0.2.99")),
-            ("169.254.3.4:9", None),
-            ("[2001:db8::1]:9", None),
+        let (client, stranger) = (Seen::Client("192.0.2.99".parse().unwrap()), Seen::Stranger);
+        for (from, want) in [
+            ("127.0.0.1:9", Seen::Node),
+            ("127.0.0.9:9", Seen::Node),
+            ("[::1]:9", Seen::Node),
+            ("[::ffff:127.0.0.1]:9", Seen::Node),
+            ("192.0.2.99:9", client),
+            ("[::ffff:192.0.2.99]:9", client),
+            ("169.254.3.4:9", stranger),
+            ("[2001:db8::1]:9", stranger),
+            ("[fe80::99%77]:9", stranger),
         ] {
-            let want = want.map(|address| address.parse().unwrap());
-            assert_eq!(outside(client.parse().unwrap(), target), want, "{client}");
+            assert_eq!(seen(from.parse().unwrap(), target), want, "{from}");
         }
     }
 }

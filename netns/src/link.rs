@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use crate::Error;
 use crate::family::octets;
-use crate::netlink::Requests;
+use crate::netlink::{Requests, Socket};
 
 mod state;
 
@@ -274,6 +275,24 @@ impl Requests {
             a.u32(libc::RTA_OIF, index).bytes(libc::RTA_PREFSRC, &octets(source));
         });
     }
+}
+
+/// Whether a route says that an address, of the link `index` if that is not 0, is this namespace's own
+/// (`ip route get`).
+pub(crate) fn is_own(socket: &Socket, address: IpAddr, index: u32) -> Result<bool, Error> {
+    let bytes = octets(address);
+    let header = route_header(address, (bytes.len() * 8) as u8, 0, 0);
+    let mut requests = Requests::new();
+    requests.push("find a route", libc::RTM_GETROUTE, libc::NLM_F_ACK, &header, |a| {
+        a.bytes(libc::RTA_DST, &bytes);
+        if index != 0 {
+            a.u32(libc::RTA_OIF, index);
+        }
+    });
+    let mut own = false;
+    // The type's place in the header is that of `route_header`.
+    socket.dump(&requests, |_, route| own |= route.get(7) == Some(&libc::RTN_LOCAL))?;
+    Ok(own)
 }
 
 fn family_of(address: IpAddr) -> i32 {

@@ -328,13 +328,32 @@ impl Network {
         if let Some(lent) = self.clients.lend(client) {
             return Ok(Some(lent));
         }
-        let mut batch = Batch::new(TABLE);
-        for gone in self.clients.forget(Instant::now()) {
-            batch.delete_elements(&Family::of(gone).name(CLIENTS), &[clients::element(gone)]);
+        self.forget_clients();
+        if self.clients.is_full() {
+            let full = io::Error::from_raw_os_error(libc::ENOBUFS);
+            return Err(Error::system(format!("know {client} with all the others"), full));
         }
+        let mut batch = Batch::new(TABLE);
         batch.add_elements(&family.name(CLIENTS), &[clients::element(client)]);
         batch.commit(&self.netfilter)?;
         Ok(Some(self.clients.add(client)))
+    }
+
+    /// Those that have had no flow for long. Should it fail, they are known until it is tried again.
+    fn forget_clients(&mut self) {
+        let gone = self.clients.idle(Instant::now());
+        let mut batch = Batch::new(TABLE);
+        for family in [Family::V4, Family::V6] {
+            let own = gone.iter().filter(|client| Family::of(**client) == family);
+            let elements: Vec<_> = own.map(|client| clients::element(*client)).collect();
+            batch.delete_elements(&family.name(CLIENTS), &elements);
+        }
+        match batch.commit(&self.netfilter) {
+            Ok(()) => self.clients.forget(&gone),
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "cannot forget clients from outside")
+            }
+        }
     }
 
     /// Whether policies have yet to learn of a pod of this name.

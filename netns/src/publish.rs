@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::attention::stir;
-use crate::clients::{self, Lent};
+use crate::clients::{self, Lent, Seen};
 use crate::network::Network;
 use crate::relay::{Buffer, relay, reset_on_close};
 use crate::ruleset::{MARK_CLIENT, MARK_PUBLISHED};
@@ -46,12 +47,18 @@ pub struct Publication {
     #[serde(default)]
     pub allowed: Option<Vec<Cidr>>,
     /// Whether pods see the addresses of other machines that use it, and policies judge them by those. If not,
-    /// the node stands for them; endpoints are chosen by them all the same.
+    /// the node stands for them; endpoints are chosen by them all the same. Where the node has to stand for one
+    /// although they are to be seen, policies judge it by the node's address, without the node's rights.
     #[serde(default)]
     pub keeps_client: bool,
 }
 
 impl Publication {
+    /// Whether the same port leads to the same place; as whom clients are seen may differ.
+    fn is_like(&self, other: &Self) -> bool {
+        *self == Self { keeps_client: self.keeps_client, ..other.clone() }
+    }
+
     fn allows(&self, client: SocketAddr) -> bool {
         let ranges = self.allowed.as_ref();
         ranges.is_none_or(|ranges| ranges.iter().any(|range| range.contains(client.ip())))
@@ -75,6 +82,8 @@ impl From<io::Error> for Refused {
 
 struct Active {
     publication: Publication,
+    /// Its `keeps_client`, for what comes in from now on.
+    keeps_client: Arc<AtomicBool>,
     token: CancellationToken,
     /// Holds the port while somebody is served.
     task: Option<JoinHandle<()>>,
@@ -149,7 +158,14 @@ impl Publications {
         wanted: &[Publication],
         surroundings: &Surroundings,
     ) -> Vec<Option<Refused>> {
-        let gone = self.active.extract_if(|_, active| !wanted.contains(&active.publication));
+        let gone = self.active.extract_if(|_, active| {
+            let like = wanted.iter().find(|wanted| wanted.is_like(&active.publication));
+            if let Some(Publication { keeps_client, .. }) = like {
+                active.publication.keeps_client = *keeps_client;
+                active.keeps_client.store(*keeps_client, Ordering::Relaxed);
+            }
+            like.is_none()
+        });
         for (_, active) in gone.collect::<Vec<_>>() {
             active.end().await;
         }
@@ -181,7 +197,8 @@ fn begin(publication: Publication, surroundings: &Surroundings) -> io::Result<Ac
     let runtimes = &surroundings.runtimes;
     // Sockets are watched, and connections carried, by the thread that they are given to here.
     let _inside = runtimes.get(usize::from(host.port()) % runtimes.len().max(1)).map(Handle::enter);
-    let own = publication.clone();
+    let keeps_client = Arc::new(AtomicBool::new(publication.keeps_client));
+    let own = (publication.clone(), Arc::clone(&keeps_client));
     let token = surroundings.shutdown.child_token();
     let (mut task, mut reserved) = (None, None);
     match protocol {
@@ -212,7 +229,7 @@ fn begin(publication: Publication, surroundings: &Surroundings) -> io::Result<Ac
             ));
         }
     }
-    Ok(Active { publication, token, task, _reserved: reserved })
+    Ok(Active { publication, keeps_client, token, task, _reserved: reserved })
 }
 
 fn bind(host: SocketAddr, kind: Type, reuse: bool) -> io::Result<Socket> {
@@ -239,7 +256,7 @@ fn spawn(
 
 async fn accept(
     listener: TcpListener,
-    publication: Publication,
+    (publication, keeps_client): (Publication, Arc<AtomicBool>),
     surroundings: Surroundings,
     token: CancellationToken,
 ) {
@@ -250,7 +267,7 @@ async fn accept(
             continue;
         }
         stir();
-        let origin = Origin::of(source, &publication);
+        let origin = Origin::of(source, publication.target, &keeps_client);
         let (node, ahead) = (surroundings.node.clone(), Arc::clone(&surroundings.ahead));
         let target = publication.target;
         spawn(&surroundings, &token, async move {
@@ -261,6 +278,7 @@ async fn accept(
                     drop(lent);
                 }
                 Err(error) => {
+                    origin.tell(&error);
                     tracing::debug!(%target, error = error.chain(), "nobody takes a connection");
                     reset_on_close(&client);
                 }
@@ -272,14 +290,24 @@ async fn accept(
 /// As whom something goes on in the node network.
 #[derive(Clone, Copy)]
 struct Origin {
-    client: Option<IpAddr>,
+    client: Seen,
     kept: bool,
 }
 
 impl Origin {
-    fn of(client: SocketAddr, publication: &Publication) -> Self {
-        let client = clients::outside(client, publication.target);
-        Self { client, kept: publication.keeps_client }
+    fn of(client: SocketAddr, target: SocketAddr, keeps_client: &AtomicBool) -> Self {
+        let kept = keeps_client.load(Ordering::Relaxed);
+        Self { client: clients::seen(client, target), kept }
+    }
+
+    /// What policies always let in is the node itself, and whomever it stands for on purpose.
+    fn mark(self) -> u32 {
+        if self.kept && self.client != Seen::Node { MARK_CLIENT } else { MARK_PUBLISHED }
+    }
+
+    /// Whether a socket of [`Ahead`] does.
+    fn is_as_made_ahead(self) -> bool {
+        !matches!(self.client, Seen::Client(_)) && self.mark() == MARK_PUBLISHED
     }
 
     /// A socket for it.
@@ -288,12 +316,37 @@ impl Origin {
         network: &mut Network,
         target: SocketAddr,
         kind: Type,
-    ) -> io::Result<(Socket, Option<Lent>)> {
-        let socket = Socket::new(Domain::for_address(target), kind.nonblocking().cloexec(), None)?;
-        let lent = self.client.and_then(|client| clients::bind(network, &socket, client));
-        let kept = self.kept && lent.is_some();
-        socket.set_mark(if kept { MARK_CLIENT } else { MARK_PUBLISHED })?;
+    ) -> Result<(Socket, Option<Lent>), Error> {
+        let failed = |e| Error::system(format!("make a socket for {target}"), e);
+        let kind = kind.nonblocking().cloexec();
+        let socket = Socket::new(Domain::for_address(target), kind, None).map_err(failed)?;
+        let lent = match self.client {
+            Seen::Client(client) => match clients::bind(network, &socket, client) {
+                Ok(lent) => lent,
+                // The node would be let in where the client may not be.
+                Err(error) if self.kept => {
+                    clients::tell(client, &error, "it is refused");
+                    return Err(error);
+                }
+                Err(error) => {
+                    clients::tell(client, &error, "it is taken for the node");
+                    None
+                }
+            },
+            Seen::Node | Seen::Stranger => None,
+        };
+        socket.set_mark(self.mark()).map_err(failed)?;
         Ok((socket, lent))
+    }
+
+    /// Tells of an error that only clients with addresses of their own meet: no port is left to theirs.
+    fn tell(self, error: &Error) {
+        let ports = [libc::EADDRNOTAVAIL, libc::EADDRINUSE, libc::EAGAIN];
+        if let Seen::Client(client) = self.client
+            && error.raw_os_error().is_some_and(|errno| ports.contains(&errno))
+        {
+            clients::tell(client, error, "it is refused");
+        }
     }
 }
 
@@ -304,11 +357,11 @@ async fn connect(
     target: SocketAddr,
 ) -> Result<(TcpStream, Option<Lent>), Error> {
     let failed = |e| Error::system(format!("connect to {target}"), e);
-    let (socket, lent) = if origin.client.is_none() && target.is_ipv4() {
+    let (socket, lent) = if origin.is_as_made_ahead() && target.is_ipv4() {
         (ahead.take(node).await?.map_err(failed)?, None)
     } else {
         let make = move |network: &mut Network| origin.socket(network, target, Type::STREAM);
-        node.run(make).await?.map_err(failed)?
+        node.run(make).await??
     };
     let connection = TcpSocket::from_std_stream(socket.into()).connect(target).await;
     Ok((connection.map_err(failed)?, lent))
@@ -318,7 +371,7 @@ type Clients = Arc<Mutex<HashMap<SocketAddr, mpsc::Sender<Vec<u8>>>>>;
 
 async fn receive(
     host: Arc<UdpSocket>,
-    publication: Publication,
+    (publication, keeps_client): (Publication, Arc<AtomicBool>),
     surroundings: Surroundings,
     token: CancellationToken,
 ) {
@@ -350,9 +403,11 @@ async fn receive(
         // Whoever withdraws the port waits for the task that receives, and may have it bound again at once.
         let (host, clients, node) =
             (Arc::downgrade(&host), Arc::clone(&clients), surroundings.node.clone());
-        let (origin, target) = (Origin::of(client, &publication), publication.target);
+        let target = publication.target;
+        let origin = Origin::of(client, target, &keeps_client);
         spawn(&surroundings, &token, async move {
             if let Err(error) = carry(&node, &host, (client, origin), target, queue).await {
+                origin.tell(&error);
                 tracing::debug!(%client, error = error.chain(), "a flow from the host failed");
             }
             clients.lock().expect("never held across a panic").remove(&client);
@@ -367,13 +422,13 @@ async fn carry(
     target: SocketAddr,
     mut queue: mpsc::Receiver<Vec<u8>>,
 ) -> Result<(), Error> {
-    let failed = |e| Error::system(format!("carry datagrams to {target}"), e);
+    let failed = move |e| Error::system(format!("carry datagrams to {target}"), e);
     let make = move |network: &mut Network| {
         let (socket, lent) = origin.socket(network, target, Type::DGRAM)?;
-        socket.connect(&target.into())?;
-        Ok((socket, lent))
+        socket.connect(&target.into()).map_err(failed)?;
+        Ok::<_, Error>((socket, lent))
     };
-    let (inside, _lent) = node.run(make).await?.map_err(failed)?;
+    let (inside, _lent) = node.run(make).await??;
     let inside = UdpSocket::from_std(inside.into()).map_err(failed)?;
     loop {
         tokio::select! {

@@ -41,6 +41,13 @@ pub(crate) fn set_transparent(fd: impl AsFd, family: Family) -> io::Result<()> {
     }
 }
 
+/// `ip(7)`: an address that is bound without a port gets one when the socket connects, so that it is only taken
+/// towards that destination.
+pub(crate) fn choose_port_late(fd: impl AsFd) -> io::Result<()> {
+    // Of IPv6 sockets too.
+    set_int(fd, libc::SOL_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
 /// `splice(2)`: at most `bytes` from one to the other, of which one is a pipe; never waits for the pipe.
 pub(crate) fn splice(from: impl AsFd, to: impl AsFd, bytes: usize) -> io::Result<usize> {
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());

@@ -35,11 +35,15 @@ const TOLD_EVERY: Duration = Duration::from_mins(1);
 
 /// When something was told last.
 #[derive(Default)]
-struct Told(Mutex<Option<Instant>>);
+pub(crate) struct Told(Mutex<Option<Instant>>);
 
 impl Told {
+    pub const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
     /// Whether it is to be told now.
-    fn again(&self, now: Instant) -> bool {
+    pub fn again(&self, now: Instant) -> bool {
         let mut last = self.0.lock().expect("never held across a panic");
         let due = last.is_none_or(|last| now.duration_since(last) >= TOLD_EVERY);
         if due {
@@ -49,8 +53,8 @@ impl Told {
     }
 }
 
-static NOT_ACCEPTED: Told = Told(Mutex::new(None));
-static NO_DESCRIPTORS: Told = Told(Mutex::new(None));
+static NOT_ACCEPTED: Told = Told::new();
+static NO_DESCRIPTORS: Told = Told::new();
 /// A descriptor that is given up for a connection that is then refused.
 static SPARE: Mutex<Option<File>> = Mutex::new(None);
 

@@ -17,6 +17,8 @@ use crate::harness::{Pod, TIMEOUT, run, start};
 const NEAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const FIRST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const SECOND: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
+/// One that the other machine has out of the cluster's own range.
+const WITHIN: Ipv4Addr = Ipv4Addr::new(10, 42, 0, 200);
 const PATIENCE: Duration = Duration::from_millis(400);
 
 fn shell(script: &str) {
@@ -28,14 +30,14 @@ fn machine() -> Pod {
     let machine = Pod::new();
     let mut holder = machine.run(|| Command::new("sleep").arg("60").spawn().unwrap());
     shell(&format!(
-        "ip link add wan type veth peer name wan netns {} && ip address add {NEAR}/24 dev wan && ip link set wan up",
+        "ip link add wan type veth peer name wan netns {} && ip address add {NEAR}/24 dev wan && ip link set wan up && ip route add {WITHIN} dev wan",
         holder.id()
     ));
     holder.kill().unwrap();
     holder.wait().unwrap();
     machine.run(|| {
         shell(&format!(
-            "ip address add {FIRST}/24 dev wan && ip address add {SECOND}/24 dev wan && ip link set wan up"
+            "ip address add {FIRST}/24 dev wan && ip address add {SECOND}/24 dev wan && ip address add {WITHIN}/32 dev wan && ip link set wan up"
         ));
     });
     machine
@@ -225,10 +227,103 @@ fn policies_judge_clients_by_their_addresses() {
         publish(&control, target, Protocol::Tcp, true).await;
         assert_eq!(seen(&machine, FIRST, host), Some(FIRST.to_string()));
         assert_eq!(seen(&machine, SECOND, host), None, "it is not among the allowed");
+        assert_eq!(seen(&machine, WITHIN, host), None, "the node stands for it without its rights");
+        let (free, node) = (Pod::new(), "10.42.0.1".to_owned());
+        let other = free.attach(&control, "b").await.address;
+        free.serve(81, "free");
+        publish(&control, (other, 81).into(), Protocol::Tcp, true).await;
+        assert_eq!(seen(&machine, WITHIN, (NEAR, 81).into()), Some(node), "nothing forbids it");
         publish(&control, target, Protocol::Tcp, false).await;
         assert_eq!(seen(&machine, SECOND, host), Some("10.42.0.1".to_owned()), "as the node");
         mirror(&pod);
         publish(&control, (address, 53).into(), Protocol::Udp, true).await;
         assert_eq!(seen_by_datagram(&machine, (NEAR, 53).into()), FIRST.to_string());
+    });
+}
+
+/// With `ip_nonlocal_bind` every address can be bound.
+#[test]
+fn this_machine_is_known_by_its_routes() {
+    run("clients::this_machine_is_known_by_its_routes", async {
+        shell("echo 1 > /proc/sys/net/ipv4/ip_nonlocal_bind");
+        let (_node, control, _dir) = start().await;
+        let (pod, machine) = (Pod::new(), machine());
+        shell("ip address add 198.51.100.9/24 dev wan");
+        let address = pod.attach(&control, "a").await.address;
+        pod.serve(80, "pod");
+        publish(&control, (address, 80).into(), Protocol::Tcp, true).await;
+        let host = SocketAddr::from((NEAR, 80));
+        assert_eq!(seen(&machine, FIRST, host), Some(FIRST.to_string()));
+        // The second is a secondary address.
+        for own in [NEAR, Ipv4Addr::new(198, 51, 100, 9)] {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::from((own, 0)).into()).unwrap();
+            socket.connect(&host.into()).unwrap();
+            let mut line = [0; 14];
+            TcpStream::from(socket).read_exact(&mut line).unwrap();
+            assert_eq!(&line, b"pod 10.42.0.1\n", "{own}");
+        }
+    });
+}
+
+/// Who is to be seen as whom may change while connections go on.
+#[test]
+fn connections_outlive_a_change_of_traffic_policy() {
+    run("clients::connections_outlive_a_change_of_traffic_policy", async {
+        let (_node, control, _dir) = start().await;
+        let (pod, machine) = (Pod::new(), machine());
+        let target = SocketAddr::from((pod.attach(&control, "a").await.address, 80));
+        pod.serve(80, "pod");
+        let host = SocketAddr::from((NEAR, 80));
+        publish(&control, target, Protocol::Tcp, false).await;
+        let mut stream = machine.run(move || TcpStream::connect(host).unwrap());
+        let mut line = [0; 14];
+        stream.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"pod 10.42.0.1\n");
+        publish(&control, target, Protocol::Tcp, true).await;
+        assert_eq!(seen(&machine, FIRST, host), Some(FIRST.to_string()), "a new one");
+        stream.write_all(b"on").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "on");
+    });
+}
+
+/// The node would be let in; and it is towards one destination only that a client's ports are taken.
+#[test]
+fn clients_without_ports_are_refused() {
+    run("clients::clients_without_ports_are_refused", async {
+        let (_node, control, _dir) = start().await;
+        let (pod, machine) = (Pod::new(), machine());
+        let address = pod.attach(&control, "a").await.address;
+        let published = [80, 81].map(|port| Publication {
+            host: (NEAR, port).into(),
+            protocol: Protocol::Tcp,
+            target: (address, port).into(),
+            served: true,
+            allowed: None,
+            keeps_client: true,
+        });
+        assert_eq!(control.publish(published.to_vec()).await.unwrap(), [None, None]);
+        pod.serve(80, "pod");
+        pod.serve(81, "pod");
+        let within = Pod { namespace: control.node_netns().await.unwrap() };
+        within.run(|| shell("echo 40000 40001 > /proc/sys/net/ipv4/ip_local_port_range"));
+        let first_byte = |port: u16| {
+            machine.run(move || -> std::io::Result<TcpStream> {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.bind(&SocketAddr::from((FIRST, 0)).into())?;
+                socket.connect_timeout(&SocketAddr::from((NEAR, port)).into(), TIMEOUT)?;
+                let mut stream = TcpStream::from(socket);
+                stream.set_read_timeout(Some(TIMEOUT))?;
+                stream.read_exact(&mut [0])?;
+                Ok(stream)
+            })
+        };
+        let _held = [first_byte(80).unwrap(), first_byte(80).unwrap()];
+        assert_eq!(first_byte(80).unwrap_err().kind(), ErrorKind::ConnectionReset);
+        assert_eq!(seen(&machine, FIRST, (NEAR, 81).into()), Some(FIRST.to_string()));
+        assert_eq!(seen(&machine, SECOND, (NEAR, 80).into()), Some(SECOND.to_string()));
     });
 }

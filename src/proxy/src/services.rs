@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Resource, ResourceExt};
-use netns::{Forward, Publication, Refused, ServiceChange};
+use netns::{Forward, Protocol, Publication, Refused, ServiceChange};
 use serde_json::json;
 
 use crate::health::{self, HealthChecks};
@@ -23,6 +23,8 @@ use crate::{Config, RETRY, SETTLE};
 
 /// What the host refused may be had later: a port was given back, an address came with another network.
 const AGAIN: Duration = Duration::from_secs(5);
+/// What is refused again and again is tried this rarely in the end.
+const SELDOM: Duration = Duration::from_mins(1);
 /// The component that events name.
 const COMPONENT: &str = "service-controller";
 /// Of the event about a health check port that could not be had (`pkg/proxy/healthcheck`).
@@ -71,7 +73,9 @@ pub(crate) async fn follow(config: Config) {
                 keeper.forget();
                 lost.set(control.until_lost());
             }
-            () = tokio::time::sleep(AGAIN), if keeper.is_refused() => {}
+            () = tokio::time::sleep(keeper.again), if keeper.may_be_had() => {
+                keeper.again = (keeper.again * 2).min(SELDOM);
+            }
         }
         tokio::time::sleep(SETTLE).await;
         while let Some(Some(changed)) = futures::FutureExt::now_or_never(changes.next()) {
@@ -140,6 +144,8 @@ struct Keeper {
     /// The pods that have host ports.
     hosted: BTreeMap<Key, Arc<Pod>>,
     published: Option<(Vec<Publication>, Vec<Option<Refused>>)>,
+    /// After how long that is tried again which could not be had.
+    again: Duration,
     /// The load balancers, by uid, that could not have their own address. What stands in for it stays in place
     /// while that is tried again.
     homeless: BTreeSet<String>,
@@ -167,6 +173,7 @@ impl Keeper {
             concerned: BTreeMap::new(),
             hosted: BTreeMap::new(),
             published: None,
+            again: AGAIN,
             homeless: BTreeSet::new(),
             forwards: None,
             told: BTreeSet::new(),
@@ -182,10 +189,11 @@ impl Keeper {
         self.forwards = None;
     }
 
-    /// Whether there are ports that could not be had.
-    fn is_refused(&self) -> bool {
-        let answers = self.published.iter().flat_map(|(_, answers)| answers);
-        answers.flatten().next().is_some()
+    /// Whether there are ports that could not be had and may be had later.
+    fn may_be_had(&self) -> bool {
+        self.published
+            .as_ref()
+            .is_some_and(|(wanted, answers)| !refusals(wanted, answers).is_empty())
     }
 
     /// Takes up a change. The store is what counts: it may be further than the change that is told.
@@ -291,12 +299,16 @@ impl Keeper {
         let wanted: Vec<_> = entries.iter().map(|entry| entry.publication.clone()).collect();
         if let Some((published, answers)) = &self.published
             && *published == wanted
-            && answers.iter().all(Option::is_none)
+            && refusals(published, answers).is_empty()
         {
             return Ok(answers.clone());
         }
         // Ports that could not be had are tried again, whenever anything changes and now and then.
         let answers = self.config.control.publish(wanted.clone()).await?;
+        let before = self.published.as_ref().map(|(wanted, answers)| refusals(wanted, answers));
+        if before.is_none_or(|before| before != refusals(&wanted, &answers)) {
+            self.again = AGAIN;
+        }
         self.published = Some((wanted, answers.clone()));
         Ok(answers)
     }
@@ -412,9 +424,44 @@ impl Keeper {
     }
 }
 
+/// The ports that could not be had and may be had later, with the reasons. What has no error number is refused
+/// for good.
+fn refusals(
+    wanted: &[Publication],
+    answers: &[Option<Refused>],
+) -> Vec<(SocketAddr, Protocol, i32)> {
+    let refused = |(port, answer): (&Publication, &Option<Refused>)| {
+        let errno = answer.as_ref().map(|refused| refused.errno).filter(|errno| *errno != 0)?;
+        Some((port.host, port.protocol, errno))
+    };
+    wanted.iter().zip(answers).filter_map(refused).collect()
+}
+
 /// Where a load balancer is reached, for people.
 fn place_of(ingress: &[LoadBalancerIngress]) -> Option<String> {
     let first = ingress.first()?;
     let port = first.ports.as_ref()?.first()?.port;
     Some(format!("{}:{port}", first.ip.as_ref()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_for_good_is_not_tried_again() {
+        let port = |protocol| Publication {
+            host: "192.0.2.1:80".parse().unwrap(),
+            protocol,
+            target: "10.42.0.2:80".parse().unwrap(),
+            served: true,
+            allowed: None,
+            keeps_client: false,
+        };
+        let refused = |errno| Some(Refused { errno, message: String::new() });
+        let wanted = [port(Protocol::Tcp), port(Protocol::Udp), port(Protocol::Sctp)];
+        let later = (wanted[1].host, Protocol::Udp, 98);
+        assert_eq!(refusals(&wanted, &[None, refused(98), refused(0)]), [later]);
+        assert_eq!(refusals(&wanted, &[None, None, refused(0)]), []);
+    }
 }
