@@ -126,8 +126,11 @@ fn servers_of_grpc_are_probed() {
     cluster.kubectl_ok(&["exec", "serves", "--", "rm", "/tmp/up"]);
     cluster
         .pod("serves", "not Ready", |pod| pod["status"]["containerStatuses"][0]["ready"] == false);
-    let told = cluster.event("serves", "Unhealthy");
-    assert!(told.contains("responded with \"NOT_SERVING\""), "{told}");
+    // The first probe may have come before the server.
+    eventually("the server's answer in an event", || {
+        let events = cluster.get(&["events", "--field-selector", "reason=Unhealthy"])?.to_string();
+        if events.contains("responded with \\\"NOT_SERVING\\\"") { Ok(()) } else { Err(events) }
+    });
     cluster.kubectl_ok(&["exec", "serves", "--", "touch", "/tmp/up"]);
     cluster.pod_ready("serves");
     cluster.pod("silent", "restarted", |pod| {

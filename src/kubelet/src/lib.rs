@@ -249,11 +249,14 @@ struct Parts {
     listen: server::Listen,
     periods: Periods,
     workers: pods::Workers,
+    /// Its informers end with it.
+    informers: Informers,
 }
 
 /// Runs the kubelet until `shutdown`. Containers are left running; the next kubelet finds them.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
-    let (context, Parts { settings, listen, periods, workers }) = context(config).await?;
+    let (context, parts) = context(config).await?;
+    let Parts { settings, listen, periods, workers, informers } = parts;
     tokio::join!(
         node::run(context.clone(), settings, shutdown.clone()),
         pods::run(context.clone(), workers.clone(), shutdown.clone()),
@@ -264,6 +267,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Erro
         server::run(context.clone(), workers.clone(), listen, shutdown.clone()),
         shutdown::run(context, workers, periods, shutdown.clone()),
     );
+    drop(informers);
     Ok(())
 }
 
@@ -358,6 +362,7 @@ async fn context(config: Config) -> Result<(Arc<Context>, Parts), Error> {
         ending: config.ending,
         clock: Clock::System,
     };
-    let parts = Parts { settings, listen, periods: config.shutdown_periods, workers };
+    let informers = config.informers;
+    let parts = Parts { settings, listen, periods: config.shutdown_periods, workers, informers };
     Ok((Arc::new(context), parts))
 }

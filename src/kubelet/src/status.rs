@@ -116,7 +116,10 @@ pub fn generate(pod: &Pod, input: &Input<'_>) -> PodStatus {
         status.reason.clone_from(&input.old.reason);
         status.message.clone_from(&input.old.message);
     }
-    if let Some(failure) = input.failure {
+    // As long as something of it runs, what it has is not for others (`mergePodStatus` of
+    // `pkg/kubelet/status/status_manager.go`).
+    let ended = input.ending || input.view.running().next().is_none();
+    if let Some(failure) = input.failure.filter(|_| ended) {
         phase = "Failed";
         status.reason = Some(failure.reason.clone());
         status.message = (!failure.message.is_empty()).then(|| failure.message.clone());

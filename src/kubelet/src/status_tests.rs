@@ -280,6 +280,21 @@ fn a_refused_pod_has_failed() {
 }
 
 #[test]
+fn a_pod_whose_containers_still_run_has_not_failed_yet() {
+    let mut world = World::new(vec![observed("a", State::Running, 0)]);
+    world.old = world.status(&one("Always"));
+    world.failure = Some(Waiting { reason: "Evicted".into(), message: "little memory".into() });
+    let status = world.status(&one("Always"));
+    assert_eq!((status.phase.as_deref(), status.reason), (Some("Running"), None));
+    world.view.containers = vec![observed("a", State::Exited, 7)];
+    let status = world.status(&one("Always"));
+    assert_eq!(
+        (status.phase.as_deref(), status.reason.as_deref()),
+        (Some("Failed"), Some("Evicted"))
+    );
+}
+
+#[test]
 fn a_pod_that_ends_before_it_has_begun_has_failed() {
     let with =
         |init: Value| pod(json!({"spec": {"initContainers": init, "containers": [{"name": "a"}]}}));
