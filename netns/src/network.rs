@@ -351,7 +351,7 @@ impl Network {
         match batch.commit(&self.netfilter) {
             Ok(()) => self.clients.forget(&gone),
             Err(error) => {
-                tracing::warn!(error = error.chain(), "cannot forget clients from outside")
+                tracing::warn!(error = error.chain(), "cannot forget clients from outside");
             }
         }
     }

@@ -390,7 +390,7 @@ impl Controller {
                 let free = api.replace(&volume.name_any(), &parameters, &freed(volume)).await?;
                 self.tell_volume(&free, "Available", "").await?;
             }
-            Fate::Released => return self.reclaim(volume).await,
+            Fate::Released => return Box::pin(self.reclaim(volume)).await,
         }
         Ok(Next::Done)
     }
@@ -420,7 +420,7 @@ impl Controller {
             volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
         match policy {
             Some("Delete") => {}
-            Some("Recycle") => return self.recycle(volume).await,
+            Some("Recycle") => return Box::pin(self.recycle(volume)).await,
             _ => return Ok(Next::Done),
         }
         if !provision::is_ours(volume) {
@@ -604,14 +604,14 @@ pub async fn run(client: Client, informers: Informers, base: PathBuf, shutdown: 
                     Some(claim) => Box::pin(controller.sync_claim(&claim)).await,
                     None => Ok(Next::Done),
                 },
-                Key::Volume(name) => match controller.volumes.get("", &name) {
-                    Some(volume) => Box::pin(controller.sync_volume(&volume)).await,
-                    None => {
-                        let told = &controller.told_users;
-                        told.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
-                        Ok(Next::Done)
+                Key::Volume(name) => {
+                    if let Some(volume) = controller.volumes.get("", &name) {
+                        return Box::pin(controller.sync_volume(&volume)).await;
                     }
-                },
+                    let told = &controller.told_users;
+                    told.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                    Ok(Next::Done)
+                }
             }
         })
     })
