@@ -9,7 +9,7 @@ use k8s_cri::v1;
 use crate::apparmor;
 use crate::cdi;
 use crate::error::Error;
-use crate::oci::launch::{LAUNCH, Launch, ROOTFS, Root, STATE, UserRequest, Volume};
+use crate::oci::launch::{LAUNCH, Launch, PID, ROOTFS, Root, UserRequest, Volume};
 use crate::runtime::Runtime;
 use crate::sandbox::{namespaces, selected};
 use crate::shim::SHM;
@@ -399,8 +399,8 @@ impl Runtime {
 
     /// Kills the process of a container that nobody looks after, also when its start was cut short.
     fn kill_left(&self, record: &ContainerRecord) {
-        let state = self.bundle(&record.id).join(STATE).join(&record.id).join("state.json");
-        if let Some(process) = record.process.or_else(|| Process::of_state(&state)) {
+        let file = self.bundle(&record.id).join(PID);
+        if let Some(process) = record.process.or_else(|| Process::of_file(&file)) {
             process.kill();
         }
     }

@@ -285,10 +285,13 @@ impl Runtime {
             std::io::Result::Ok(())
         });
         let gone = matches!(stop.await, Ok(Ok(())));
-        if let Some(shim) = record.shim
-            && !gone
-        {
-            shim.kill();
+        if !gone {
+            if let Some(shim) = record.shim {
+                shim.kill();
+            }
+            if let Some(pid) = record.pod_pid {
+                crate::oci::kill_init(pid);
+            }
         }
         if !node_network(&record.config)
             && let Err(error) = self.network().detach(&record.id).await

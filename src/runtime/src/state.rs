@@ -42,11 +42,10 @@ impl Process {
         Some(Self { pid, started: fields.split_whitespace().nth(19)?.parse().ok()? })
     }
 
-    /// The process that libcontainer's `state.json` names. One that began after the file was written has the number
-    /// of another that is gone.
-    pub fn of_state(file: &Path) -> Option<Self> {
-        let state: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
-        let process = Self::now(state["pid"].as_i64()?.try_into().ok()?)?;
+    /// The process whose number is in a file. One that began after the file was written has the number of another
+    /// that is gone.
+    pub fn of_file(file: &Path) -> Option<Self> {
+        let process = Self::now(std::fs::read_to_string(file).ok()?.parse().ok()?)?;
         let written = std::fs::metadata(file).ok()?.modified().ok()?.elapsed().unwrap_or_default();
         let booted = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
         let began = process.started / rustix::param::clock_ticks_per_second();
@@ -285,16 +284,16 @@ mod tests {
     #[test]
     fn a_process_is_the_one_its_file_tells_of() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("state.json");
+        let file = folder.path().join("pid");
         let own = i32::try_from(std::process::id()).unwrap();
-        assert_eq!(Process::of_state(&file), None, "no file");
-        std::fs::write(&file, format!("{{\"pid\":{own}}}")).unwrap();
-        assert_eq!(Process::of_state(&file), Process::now(own));
+        assert_eq!(Process::of_file(&file), None, "no file");
+        std::fs::write(&file, own.to_string()).unwrap();
+        assert_eq!(Process::of_file(&file), Process::now(own));
         let before = std::time::SystemTime::now() - std::time::Duration::from_hours(10_000);
         std::fs::File::open(&file).unwrap().set_modified(before).unwrap();
-        assert_eq!(Process::of_state(&file), None, "the number is used again");
-        std::fs::write(&file, "{\"pid\":null}").unwrap();
-        assert_eq!(Process::of_state(&file), None, "it never had one");
+        assert_eq!(Process::of_file(&file), None, "the number is used again");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(Process::of_file(&file), None, "it was not written to the end");
     }
 
     #[test]

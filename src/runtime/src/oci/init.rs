@@ -37,6 +37,15 @@ pub fn become_init(control: &Socket) -> ExitCode {
     if control.send(&reply, &[]).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Kills a pod's init whose shim is gone; it would look after nothing for ever. Whoever else has the number now is
+/// left alone.
+pub fn kill_left(pid: i32) {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if command.starts_with(format!("/proc/self/exe\0container\0{ARGUMENT}\0").as_bytes()) {
+        let _ = crate::sys::kill(pid, libc::SIGKILL);
+    }
+}
+
 /// Whether this process was started as the pod's init.
 pub fn is_init() -> bool {
     std::env::args_os().nth(2).is_some_and(|argument| argument == ARGUMENT)

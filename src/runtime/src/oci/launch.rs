@@ -15,6 +15,9 @@ pub const ROOTFS: &str = "rootfs";
 pub const STAGE: &str = "mounts";
 /// libcontainer's own state.
 pub const STATE: &str = "state";
+/// The number of the container's first process, there before it runs. libcontainer writes its state anew after that,
+/// and who kills it then leaves a file that nobody can read.
+pub const PID: &str = "pid";
 
 /// A container to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]

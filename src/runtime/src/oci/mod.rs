@@ -10,6 +10,8 @@ mod stage;
 mod trace;
 mod user;
 
+pub use init::kill_left as kill_init;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -23,7 +25,7 @@ use serde_json::Value;
 
 use crate::shim::protocol::{Identity, Reply, Task};
 use executor::BpfExecutor;
-use launch::{CONFIG, LAUNCH, Launch, ROOTFS, STATE};
+use launch::{CONFIG, LAUNCH, Launch, PID, ROOTFS, STATE};
 
 /// What kept a container process from starting, in the words a user will read.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +112,9 @@ fn create(bundle: &Path, stdio: Vec<OwnedFd>, tty: bool) -> Result<Started, Erro
     at("make the state directory", std::fs::create_dir_all(&state))?;
 
     let console = if tty { Some(Console::listen(bundle, "console")?) } else { None };
-    let builder = builder(&launch, &state, stdio, console.as_ref())?;
+    let builder = builder(&launch, &state, stdio, console.as_ref())?
+        .with_pid_file(Some(bundle.join(PID)))
+        .map_err(|error| Error::Start(error.to_string()))?;
     let mut container = builder
         .as_init(bundle)
         .with_systemd(false)

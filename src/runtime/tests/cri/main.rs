@@ -497,7 +497,40 @@ async fn shared_processes(runtime: &Runtime, dir: &Path) {
     let second = run(runtime, &pod, script("second", "sleep 1000", shared)).await;
     assert_eq!(exec(runtime, &first, "cat /proc/1/comm").await.0, "pause\n");
     assert_eq!(exec(runtime, &second, "ps -o args | grep -c '^sleep 1234'").await.0, "1\n");
+
+    // Whose shim is killed is not left to itself.
+    let (shim, init) = shim_and_init();
+    nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
+    let began = std::time::Instant::now();
+    let lives = || !std::fs::read(format!("/proc/{init}/cmdline")).unwrap_or_default().is_empty();
+    while lives() {
+        assert!(began.elapsed() < DEADLINE, "the pod's init is left");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(ended(runtime, &second).await.exit_code, 255);
     remove(runtime, &pod).await;
+}
+
+/// The only shim of this process with an init of a pod, and that.
+fn shim_and_init() -> (nix::unistd::Pid, i32) {
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let is_init = |pid: &i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.ends_with(b"\0container\0init\0")
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let own = i32::try_from(std::process::id()).unwrap();
+    numbers
+        .filter(is_init)
+        .find_map(|init| {
+            let shim = parent(init).filter(|shim| parent(*shim) == Some(own))?;
+            Some((nix::unistd::Pid::from_raw(shim), init))
+        })
+        .expect("there is one")
 }
 
 fn leaves_nothing(dir: &Path) {
