@@ -249,6 +249,7 @@ fn the_runtime_runs_alone() {
     assert!(within(port), "the one that lives on is there");
     let gone = client.pods().into_iter().find(|of| of.state() != v1::PodSandboxState::SandboxReady);
     client.remove(&gone.expect("it is known").id);
+    assert_eq!(processes("httpd -p 80 -h"), BTreeSet::new(), "nobody would look after it");
     client.remove(&web);
     assert!(get(port).is_err(), "the port is free");
     server.end(Signal::SIGINT);

@@ -237,7 +237,8 @@ providerID: test://here",
     let some = json!({"resources": {"requests": {"memory": "1Mi"}}});
     let script = "trap 'sleep 2; exit 7' TERM; while :; do sleep 0.1; done";
     let bears = json!([{"key": "node.kubernetes.io/memory-pressure", "operator": "Exists"}]);
-    let spec = json!({"containers": [container("c", script, &some)], "tolerations": bears});
+    let spec = json!({"containers": [container("c", script, &some)], "tolerations": bears,
+        "terminationGracePeriodSeconds": 30});
     cluster.apply_all(&[pod("held", &spec)]);
     cluster.pod_ready("held");
     let node = format!("rootlet-{}", cluster.name);

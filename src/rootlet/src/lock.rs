@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -107,7 +108,14 @@ pub fn end_holder(path: &Path, grace: Duration) -> io::Result<()> {
     Err(io::Error::other(format!("the process named in {} does not end", path.display())))
 }
 
-fn wait_exit(process: &impl std::os::fd::AsFd, patience: Duration) -> io::Result<bool> {
+/// The process that holds the lock, to be waited for: it gives the lock up a little before it ends.
+pub fn process(path: &Path) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(holder(path)? as i32)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// Waits for the end of a process; whether it came in time.
+pub fn wait_exit(process: &impl std::os::fd::AsFd, patience: Duration) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let until = Instant::now() + patience;
     loop {

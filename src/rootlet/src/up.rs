@@ -348,11 +348,15 @@ pub fn down(paths: &Paths) -> anyhow::Result<()> {
         lock::end_holder(&paths.lock("agent"), Duration::from_mins(1))
             .context("the agent cannot be stopped")?;
     }
+    let ending = ["daemon", "runtime"].map(|role| lock::process(&paths.lock(role)));
     let pods = stop_pods(paths);
     // Whatever came of that, the processes end: with them go every mount and namespace.
     let daemon = lock::end_holder(&paths.lock("daemon"), Duration::from_mins(1));
     let agent = lock::end_holder(&paths.lock("agent"), Duration::from_mins(1));
     let runtime = lock::end_holder(&paths.lock("runtime"), Duration::from_mins(1));
+    for process in ending.iter().flatten() {
+        let _ = lock::wait_exit(process, Duration::from_secs(10));
+    }
     let node = lock::end_holder(&paths.lock("node"), Duration::from_secs(10));
     let sockets = [
         paths.daemon_socket(),
