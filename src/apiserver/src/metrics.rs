@@ -30,7 +30,7 @@ const SECONDS: [f64; 16] =
 
 /// What a request was about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Labels {
+pub struct About {
     /// `LIST`, `GET`, `POST`, …
     pub verb: &'static str,
     /// API group.
@@ -45,58 +45,29 @@ pub struct Labels {
     pub scope: &'static str,
     /// Always `apiserver`.
     pub component: &'static str,
+}
+
+/// A request as it is told where dry runs are told apart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Labels {
+    /// What it was about.
+    #[prometheus(flatten)]
+    pub about: About,
     /// `All` for a dry run.
     pub dry_run: &'static str,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Answered {
-    verb: &'static str,
-    group: String,
-    version: String,
-    resource: String,
-    subresource: String,
-    scope: &'static str,
-    component: &'static str,
-    dry_run: &'static str,
+    #[prometheus(flatten)]
+    labels: Labels,
     code: u16,
-}
-
-/// A request as it is told where dry runs are not told apart.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Plain {
-    verb: &'static str,
-    group: String,
-    version: String,
-    resource: String,
-    subresource: String,
-    scope: &'static str,
-    component: &'static str,
-}
-
-impl From<&Labels> for Plain {
-    fn from(labels: &Labels) -> Self {
-        Self {
-            verb: labels.verb,
-            group: labels.group.clone(),
-            version: labels.version.clone(),
-            resource: labels.resource.clone(),
-            subresource: labels.subresource.clone(),
-            scope: labels.scope,
-            component: labels.component,
-        }
-    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Terminated {
-    verb: &'static str,
-    group: String,
-    version: String,
-    resource: String,
-    subresource: String,
-    scope: &'static str,
-    component: &'static str,
+    #[prometheus(flatten)]
+    about: About,
     code: u16,
 }
 
@@ -167,7 +138,7 @@ pub struct Metrics {
     registry: Registry,
     requests: Family<Answered, Counter<u64, AtomicU64>>,
     durations: Family<Labels, Histogram, Buckets>,
-    long_running: Family<Plain, Gauge<i64, AtomicI64>>,
+    long_running: Family<About, Gauge<i64, AtomicI64>>,
     terminated: Family<Terminated, Counter<u64, AtomicU64>>,
     authenticated: Family<Found, Counter<u64, AtomicU64>>,
     authorized: Family<Found, Counter<u64, AtomicU64>>,
@@ -175,7 +146,7 @@ pub struct Metrics {
     authentication: Configuration,
     authorization: Configuration,
     encryption: Configuration,
-    sli: Family<Plain, Histogram, Buckets>,
+    sli: Family<About, Histogram, Buckets>,
     store: observed::Durations,
 }
 
@@ -290,33 +261,18 @@ impl Metrics {
 
     /// A request was answered after it had `waited` for its turn; watches are not timed.
     pub fn answered(&self, labels: Labels, code: u16, took: Duration, waited: Duration) {
-        if labels.verb != "WATCH" {
+        if labels.about.verb != "WATCH" {
             self.durations.get_or_create(&labels).observe(took.as_secs_f64());
             let own = took.saturating_sub(waited);
-            self.sli.get_or_create(&Plain::from(&labels)).observe(own.as_secs_f64());
+            self.sli.get_or_create(&labels.about).observe(own.as_secs_f64());
         }
-        let Labels { verb, group, version, resource, subresource, scope, component, dry_run } =
-            labels;
-        let answered = Answered {
-            verb,
-            group,
-            version,
-            resource,
-            subresource,
-            scope,
-            component,
-            dry_run,
-            code,
-        };
-        self.requests.get_or_create(&answered).inc();
+        self.requests.get_or_create(&Answered { labels, code }).inc();
     }
 
     /// The server ended a request in its own defence.
     pub fn terminated(&self, labels: &Labels, code: u16) {
-        let Plain { verb, group, version, resource, subresource, scope, component } = labels.into();
-        let terminated =
-            Terminated { verb, group, version, resource, subresource, scope, component, code };
-        self.terminated.get_or_create(&terminated).inc();
+        let about = labels.about.clone();
+        self.terminated.get_or_create(&Terminated { about, code }).inc();
     }
 
     /// A request was found to be somebody's, or was not.
@@ -332,7 +288,7 @@ impl Metrics {
 
     /// A watch or another request that lasts begins; it ends when the guard is dropped.
     pub fn lasting(&self, labels: &Labels) -> Guard {
-        let gauge = self.long_running.get_or_create(&labels.into()).clone();
+        let gauge = self.long_running.get_or_create(&labels.about).clone();
         gauge.inc();
         Guard(gauge)
     }

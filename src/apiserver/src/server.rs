@@ -21,7 +21,7 @@ use crate::body::{Body, Request, Response};
 use crate::flow::{Flow, Turn};
 use crate::gate::Gate;
 use crate::health::Health;
-use crate::metrics::{self, Labels, Metrics};
+use crate::metrics::{self, About, Labels, Metrics};
 use crate::negotiate::{self, Endpoint};
 use crate::object::Object;
 use crate::options::Query;
@@ -105,7 +105,7 @@ pub fn labels_of(ctx: &RequestContext) -> Labels {
     // Paths and unknown resources come from anybody; they must not grow the metrics.
     let known = ctx.resource.is_some();
     let text = |text: &str| if known { text.to_owned() } else { String::new() };
-    Labels {
+    let about = About {
         verb: metrics::verb(ctx.verb),
         group: text(&ctx.group),
         version: text(&ctx.version),
@@ -124,8 +124,8 @@ pub fn labels_of(ctx: &RequestContext) -> Labels {
             _ => "cluster",
         },
         component: "apiserver",
-        dry_run: "",
-    }
+    };
+    Labels { about, dry_run: "" }
 }
 
 impl Server {
@@ -145,7 +145,10 @@ impl Server {
             parts.uri = uri;
         }
         let mut way = Way {
-            labels: Labels { component: "apiserver", ..Labels::default() },
+            labels: Labels {
+                about: About { component: "apiserver", ..About::default() },
+                ..Labels::default()
+            },
             ..Way::default()
         };
         if let Peer::Tls { address, .. } = peer {
